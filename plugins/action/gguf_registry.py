@@ -1,0 +1,71 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Show how far a long scan is: calls of the module of a few seconds each, of which a quick scan needs one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+display = Display()
+
+MODULE = "magi.llama.gguf_registry"
+# A quick scan is over within the first. Later ones are longer, so that connecting again costs little of the time.
+FIRST_SECONDS = 4.0
+NEXT_SECONDS = 10.0
+
+
+class ActionModule(ActionBase):
+    """Runs magi.llama.gguf_registry until the scan is complete."""
+
+    _supports_check_mode = True
+    _supports_async = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        super().run(tmp, task_vars)
+        arguments = dict(self._task.args)
+        if arguments.get("manifest_file") and not arguments.get("manifest"):
+            arguments["manifest"] = self._manifest(arguments.pop("manifest_file"))
+        # In check mode nothing may be kept between calls, and an async task is one call.
+        if self._task.check_mode or self._task.async_val or arguments.get("time_limit") is not None:
+            return self._call(arguments, task_vars)
+        seconds = FIRST_SECONDS
+        while True:
+            result = self._call({**arguments, "time_limit": seconds}, task_vars)
+            if result.get("failed") or result.get("complete", True):
+                return result
+            host = (task_vars or {}).get("inventory_hostname", "")
+            display.display(f"{host}: {progress_line(result['progress'])}")
+            arguments["resume"] = result["resume"]
+            seconds = NEXT_SECONDS
+
+    def _call(self, arguments: dict[str, Any], task_vars: dict[str, Any] | None) -> dict[str, Any]:
+        result: dict[str, Any] = self._execute_module(
+            module_name=MODULE, module_args=arguments, task_vars=task_vars, wrap_async=self._task.async_val
+        )
+        # As for setup: a registry on the screen only with -vvv.
+        result["_ansible_verbose_override"] = True
+        return result
+
+    def _manifest(self, name: str) -> dict[str, Any]:
+        path = self._find_needle("files", name)
+        manifest = self._loader.load_from_file(path)
+        if not isinstance(manifest, dict):
+            raise AnsibleActionFail(f"{path} is not a manifest: it holds no mapping. Write it with lock.yml.")
+        return manifest
+
+
+def progress_line(progress: dict[str, int]) -> str:
+    """How far a scan is, in a few words."""
+    if progress.get("checksums_total"):
+        sizes = f"{_gigabytes(progress['checksums_bytes'])} of {_gigabytes(progress['checksums_total_bytes'])} GB"
+        return f"checksums of {progress['checksums_done']} of {progress['checksums_total']} files ({sizes})"
+    return f"{progress['done']} of {progress['total']} files read"
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f}"

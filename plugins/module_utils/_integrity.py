@@ -1,0 +1,185 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Checksums of model files, and the manifest that says what they ought to be."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import _pool
+from ._errors import MagiError
+from ._gguf import GgufError, open_regular
+
+MANIFEST_VERSION = 1
+_BLOCK = 1 << 20
+
+
+class ManifestError(MagiError):
+    """A manifest that is not one."""
+
+
+def sha256_of(path: str, size: int) -> str | None:
+    """The file's checksum; None where it cannot be read or is not of that size for as long as it takes."""
+    try:
+        descriptor, status = open_regular(path.encode("utf-8", "surrogateescape"))
+    except GgufError:
+        return None
+    digest = hashlib.sha256()
+    try:
+        while block := os.read(descriptor, _BLOCK):
+            digest.update(block)
+        after = os.fstat(descriptor)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    unchanged = (status.st_size, status.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
+    return digest.hexdigest() if unchanged and size == status.st_size else None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Files and bytes of which the checksum is known, of how many."""
+
+    files: int
+    total_files: int
+    size: int
+    total_size: int
+
+    @property
+    def complete(self) -> bool:
+        return self.files == self.total_files
+
+
+def _sizes(record: Mapping[str, Any]) -> list[int]:
+    """The size of each of a record's files."""
+    shards = record["fingerprint"].get("shards")
+    return [shard[0] for shard in shards] if shards else [record["fingerprint"]["size"]]
+
+
+def add_checksums(
+    records: Sequence[dict[str, Any]], *, deadline: float | None = None, workers: int | None = None
+) -> Progress:
+    """Set sha256 of every record, in the order of its files, where it is not known yet.
+
+    Stops at the deadline, with None for those that are missing. A file that cannot be read keeps None.
+    """
+    pending: list[tuple[dict[str, Any], int, int]] = []
+    known: list[tuple[dict[str, Any], int, int]] = []
+    for record in records:
+        record["sha256"] = list(record.get("sha256") or [None] * len(record["files"]))
+        for number, size in enumerate(_sizes(record)):
+            (known if record["sha256"][number] else pending).append((record, number, size))
+    # The largest first, so that no core is left with it at the end.
+    pending.sort(key=lambda item: -item[2])
+
+    def work(index: int) -> str | None:
+        record, number, size = pending[index]
+        return sha256_of(record["files"][number], size)
+
+    outcome = _pool.run(len(pending), work, workers=workers, deadline=deadline, serial_seconds=0.0)
+    for index, digest in outcome.results.items():
+        record, number, _size = pending[index]
+        record["sha256"][number] = digest
+    done = [*known, *(pending[index] for index in (*outcome.results, *outcome.lost))]
+    return Progress(
+        len(done),
+        len(known) + len(pending),
+        sum(size for _record, _number, size in done),
+        sum(size for _record, _number, size in (*known, *pending)),
+    )
+
+
+def _relative(path: str, scan_paths: Sequence[str]) -> str:
+    """The path below the innermost scan path that holds it."""
+    inside = [root.rstrip("/") + "/" for root in scan_paths if path.startswith(root.rstrip("/") + "/")]
+    return path[len(max(inside, key=len)) :] if inside else os.path.basename(path)
+
+
+def manifest_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest that a registry with checksums stands for: {"schema_version", "files": {relative path: …}}."""
+    files: dict[str, Any] = {}
+    for record in (*content["models"], *content["companions"]):
+        sizes = _sizes(record)
+        for number, path in enumerate(record["files"]):
+            digest = (record.get("sha256") or [None] * len(sizes))[number]
+            if digest:
+                entry = {"sha256": digest, "size": sizes[number], "source": record.get("source")}
+                files[_relative(path, content["scan_paths"])] = entry
+    return {"schema_version": MANIFEST_VERSION, "files": dict(sorted(files.items()))}
+
+
+def merge_manifests(manifests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One manifest of several hosts'. Raises ManifestError where two have other contents under one relative path."""
+    files: dict[str, Any] = {}
+    for manifest in manifests:
+        for name, entry in manifest["files"].items():
+            if files.setdefault(name, entry)["sha256"] != entry["sha256"]:
+                raise ManifestError(
+                    f"{name} is another file on one host than on another (sha256 {files[name]['sha256'][:12]}… and "
+                    f"{entry['sha256'][:12]}…): bring the right one to all, or lock these hosts apart with --limit."
+                )
+    return {"schema_version": MANIFEST_VERSION, "files": dict(sorted(files.items()))}
+
+
+def check_manifest(manifest: Any) -> dict[str, dict[str, Any]]:
+    """The manifest's files. Raises ManifestError that names the key."""
+    if not isinstance(manifest, Mapping) or not isinstance(manifest.get("files"), Mapping):
+        raise ManifestError("The manifest has no mapping `files`. Write it anew with lock.yml.")
+    if manifest.get("schema_version") != MANIFEST_VERSION:
+        found = str(manifest.get("schema_version"))[:40]
+        raise ManifestError(f"The manifest's schema_version is {found}, not {MANIFEST_VERSION}. Write it anew.")
+    for name, entry in manifest["files"].items():
+        digest = entry.get("sha256") if isinstance(entry, Mapping) else None
+        if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+            raise ManifestError(f"The manifest's files.{name}.sha256 is not a SHA-256 in 64 hexadecimal digits.")
+        size = entry.get("size")
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int)):
+            raise ManifestError(f"The manifest's files.{name}.size is not a number of bytes.")
+    return dict(manifest["files"])
+
+
+@dataclass
+class Differences:
+    """Between a host's files and a manifest: sentences about files that differ, and names of the others."""
+
+    differing: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unlisted: list[str] = field(default_factory=list)
+
+
+def differences(content: Mapping[str, Any], manifest: Any) -> Differences:
+    """Hold a registry with checksums against a manifest. Raises ManifestError."""
+    listed = check_manifest(manifest)
+    result = Differences()
+    seen = set()
+    for record in (*content["models"], *content["companions"]):
+        sizes = _sizes(record)
+        digests = record.get("sha256") or [None] * len(sizes)
+        for path, size, digest in zip(record["files"], sizes, digests):
+            name = _relative(path, content["scan_paths"])
+            seen.add(name)
+            entry = listed.get(name)
+            if entry is None:
+                result.unlisted.append(path)
+            elif entry.get("size") not in (None, size):
+                result.differing.append(f"{path} has {size} bytes, the manifest says {entry['size']}")
+            elif digest is None:
+                result.differing.append(f"{path} could not be read to its end, or was written to meanwhile")
+            elif digest != entry["sha256"]:
+                result.differing.append(f"{path} has the sha256 {digest}, the manifest says {entry['sha256']}")
+    for record in content["rejected"]:
+        # Broken files are on the manifest too, by the name that they should have.
+        for path in record.get("files") or [record["path"]]:
+            name = _relative(path, content["scan_paths"])
+            if name in listed and name not in seen:
+                seen.add(name)
+                result.differing.append(f"{path} is rejected: {record['reason']}")
+    result.missing = sorted(listed.keys() - seen)
+    return result

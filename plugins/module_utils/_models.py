@@ -1,0 +1,507 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From GGUF headers to the registry's records: what a file is, what it is called, and what belongs together.
+
+A record's own part comes from its files alone and can be reused while they do not change. Ids and mmproj pairs depend
+on what else is there and are made anew in every scan.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ._errors import MagiError
+from ._gguf import GGML_TYPES, Header, Tensor
+from ._memory import memory_shape
+
+SERVABLE = ("model", "embedding", "reranker")
+TIERS = ("Q1", "Q2", "Q3", "Q4", "Q5", "Q6", "Q8", "F16", "F32")
+
+MAX_ID = 128
+MAX_TEXT = 256
+# llama.cpp itself stops at 512 layers.
+MAX_BLOCKS = 1024
+
+# Architectures that compute embeddings and nothing else.
+_ENCODERS = {
+    "bert", "eurobert", "gemma-embedding", "jina-bert-v2", "jina-bert-v3", "llama-embed", "modern-bert", "neo-bert",
+    "nomic-bert", "nomic-bert-moe", "t5encoder",
+}  # fmt: skip
+# Architectures that only guess ahead for another model.
+_DRAFTS = {"dflash", "eagle", "eagle3", "gemma4-assistant"}
+_POOLING_NONE, _POOLING_RANK = 0, 4
+
+# general.file_type, as llama.cpp numbers it; 1024 is a flag for "guessed".
+_FILE_TYPES = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
+    13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS",
+    21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S",
+    29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE", 39: "NVFP4",
+    40: "Q1_0",
+}  # fmt: skip
+_GUESSED = 1024
+
+_SPLIT = re.compile(r"^(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<total>[0-9]{5})\.gguf$")
+# A quantization as people write it in file names: UD-Q4_K_XL, IQ2_XXS, q4_0, MXFP4, BF16, …
+_QUANT_TOKEN = re.compile(
+    r"(?:^|(?<=[-._ ]))(?:UD[-_])?"
+    r"(?:I?Q[1-8]_(?:K_)?(?:XXS|XXL|XS|XL|NL|S|M|L|P)|Q[1-8]_(?:K|[01](?:_[48]_[48])?)|I?Q[1-8]|TQ[12]_0"
+    r"|MXFP4(?:_MOE)?|NVFP4|BF16|FP?16|FP?32)(?=$|[-._ ])",
+    re.IGNORECASE,
+)
+_DRAFT_TOKEN = re.compile(r"(?:^|[-._ ])draft(?:$|[-._ ])", re.IGNORECASE)
+_ARCHITECTURE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+
+# Where only the bits per weight are known.
+_BANDS = ((3.0, "Q2"), (4.0, "Q3"), (5.2, "Q4"), (6.0, "Q5"), (7.5, "Q6"), (9.0, "Q8"), (20.0, "F16"))
+# What honest files of a tier measure: a small model's embeddings and outer layers weigh more, a dynamic quant's less.
+_PLAUSIBLE = {
+    "Q1": (1.0, 3.4), "Q2": (1.8, 4.6), "Q3": (2.6, 5.5), "Q4": (3.7, 6.6), "Q5": (4.8, 7.4), "Q6": (5.8, 8.6),
+    "Q8": (7.3, 12.0), "F16": (14.0, 20.0), "F32": (28.0, 32.5),
+}  # fmt: skip
+
+# Where a file says that it comes from.
+_SOURCES = ("general.repo_url", "general.url", "general.source.repo_url", "general.source.url")
+
+# Warnings of a record begin with their topic. Those of this topic depend on a file's neighbours.
+_PAIRING = "mmproj: "
+
+
+class ModelError(MagiError):
+    """A sound GGUF file of which llama-server could make nothing; the text is the reason."""
+
+
+class SourceFile(NamedTuple):
+    """A file as the scan found it."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    inode: int
+
+
+class SplitName(NamedTuple):
+    stem: str
+    number: int
+    total: int
+
+
+def split_name(name: str) -> SplitName | None:
+    """What a shard's file name says; None where it is not a shard's."""
+    match = _SPLIT.match(name)
+    return SplitName(match["stem"], int(match["number"]), int(match["total"])) if match else None
+
+
+def stem_of(path: str) -> str:
+    """The file's name without folder, extension and shard number."""
+    name = os.path.basename(path)
+    shard = split_name(name)
+    if shard:
+        return shard.stem
+    return name[: -len(".gguf")] if name.lower().endswith(".gguf") else name
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+def slug(path: str) -> str:
+    """An id from a file's name: lower case, [a-z0-9._-], a letter or digit first; empty where nothing is left."""
+    plain = unicodedata.normalize("NFKD", stem_of(path)).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9._]+", "-", plain).strip("-._")[:MAX_ID].rstrip("-._")
+
+
+def assign_ids(paths: Iterable[str], known: Mapping[str, str]) -> dict[str, str]:
+    """An id for every path, whatever their order.
+
+    A path keeps the id that it had (known). A new one gets its slug where it is the only one of that slug, else the
+    slug and a suffix made of the path, which no other file's coming or going changes.
+    """
+    ordered = sorted(set(paths))
+    slugs = {path: slug(path) for path in ordered}
+    files_of: dict[str, int] = {}
+    for base in slugs.values():
+        files_of[base] = files_of.get(base, 0) + 1
+    ids: dict[str, str] = {}
+    taken: set[str] = set()
+
+    def give(path: str, name: str) -> bool:
+        if path in ids or not name or name in taken:
+            return False
+        ids[path] = name
+        taken.add(name)
+        return True
+
+    for path in ordered:
+        if path in known and (known[path] == slugs[path] or known[path] in _suffixed(path, slugs[path])):
+            give(path, known[path])
+    for path in ordered:
+        if files_of[slugs[path]] == 1:
+            give(path, slugs[path])
+    for path in ordered:
+        for name in _suffixed(path, slugs[path]):
+            if path in ids or give(path, name):
+                break
+    return ids
+
+
+def _suffixed(path: str, base: str) -> list[str]:
+    """The slug with longer and longer suffixes of the path's hash."""
+    digest = hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()
+    return [f"{base or 'model'}-{digest[:length]}" for length in (6, 12, 24, 64)]
+
+
+def clean_text(text: str, limit: int = MAX_TEXT) -> str:
+    """One printable line: no control, formatting (bidirectional overrides too), private or unassigned characters."""
+    kept = "".join(" " if unicodedata.category(character)[0] in "CZ" else character for character in text[: 4 * limit])
+    return " ".join(kept.split())[:limit].rstrip()
+
+
+def _display_name(path: str, metadata: Mapping[str, Any], quantization: str) -> str:
+    stem = stem_of(path)
+    name = clean_text(_text(metadata, "general.name") or "", 80)
+    # Converters leave the name of a folder or of a temporary file where the model's card gave none.
+    if not re.search(r"[^\W\d_]{2}", name) or name.lower() in ("model", "models", "ggml-model", "tmp", "checkpoint"):
+        name = clean_text(_QUANT_TOKEN.sub("", stem), 80).strip("-._ ") or clean_text(stem, 80)
+    if " " not in name:
+        name = re.sub(r"[-_]+", " ", name).strip()
+    if quantization and quantization.lower() not in name.lower():
+        name = f"{name} ({quantization})"
+    return name
+
+
+# --- values of stranger's metadata -----------------------------------------------------------------------------------
+
+
+def _text(metadata: Mapping[str, Any], key: str) -> str | None:
+    value = metadata.get(key)
+    return value if isinstance(value, str) else None
+
+
+def _short(metadata: Mapping[str, Any], *keys: str) -> str | None:
+    """The first of the keys that holds a text, on one printable line."""
+    for key in keys:
+        text = clean_text(_text(metadata, key) or "")
+        if text:
+            return text
+    return None
+
+
+def _counts(metadata: Mapping[str, Any], key: str) -> list[int]:
+    """A count in any integer width, or one for each layer; empty where there is none, or something else."""
+    value = metadata.get(key)
+    values = value if isinstance(value, tuple) else (value,)
+    sound = [item for item in values if isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 1 << 63]
+    return sound if len(sound) == len(values) else []
+
+
+def _whole(metadata: Mapping[str, Any], key: str) -> int | None:
+    """A count; where there is one for each layer, the largest."""
+    return max(_counts(metadata, key), default=None)
+
+
+def _per_layer(metadata: Mapping[str, Any], key: str) -> int | list[int] | None:
+    """A count, or the list of them where the layers differ."""
+    counts = _counts(metadata, key)
+    return counts if len(set(counts)) > 1 else (counts[0] if counts else None)
+
+
+# --- quantization and tier -------------------------------------------------------------------------------------------
+
+
+class Quantization(NamedTuple):
+    name: str
+    tier: str | None
+    bits_per_weight: float | None
+    warnings: list[str]
+
+
+def tier_of(quantization: str) -> str | None:
+    """The tier of a quantization's name."""
+    name = quantization.upper()
+    if re.search(r"F?P?32$", name) and "F" in name:
+        return "F32"
+    if name.endswith("16") and "F" in name:
+        return "F16"
+    if "FP4" in name:
+        return "Q4"
+    match = re.search(r"Q([1-8])", name)
+    if not match:
+        return None
+    return f"Q{match[1]}" if match[1] != "7" else "Q6"
+
+
+def tier_of_bits(bits_per_weight: float) -> str:
+    """The tier where nothing but the measured bits per weight is known."""
+    return next((tier for limit, tier in _BANDS if bits_per_weight < limit), "F32")
+
+
+def quantization_of(path: str, metadata: Mapping[str, Any], tensors: Sequence[Tensor]) -> Quantization:
+    """The file name's word first, then the measured bits per weight, then general.file_type, which lies at times."""
+    parameters = sum(tensor.elements for tensor in tensors)
+    bits = round(sum(tensor.n_bytes for tensor in tensors) * 8 / parameters, 2) if parameters else None
+    number = _whole(metadata, "general.file_type")
+    said = _FILE_TYPES.get(number & ~_GUESSED) if number is not None else None
+    said_tier = tier_of(said) if said else None
+    tokens = [match.group(0) for match in _QUANT_TOKEN.finditer(stem_of(path))]
+    warnings = []
+    if tokens:
+        name = re.sub(r"^UD_", "UD-", tokens[-1].upper()).replace("FP16", "F16").replace("FP32", "F32")
+        tier = tier_of(name)
+        if tier and bits is not None and not _PLAUSIBLE[tier][0] <= bits <= _PLAUSIBLE[tier][1]:
+            warnings.append(f"tier: the file name says {name}, the tensors measure {bits} bits per weight")
+        if said and said_tier != tier:
+            warnings.append(f"tier: the file name says {name}, general.file_type says {said}")
+    elif bits is not None:
+        tier = tier_of_bits(bits)
+        plausible = said_tier is not None and _PLAUSIBLE[said_tier][0] <= bits <= _PLAUSIBLE[said_tier][1]
+        name = said if said and plausible else _main_type(tensors)
+        if said and said_tier != tier:
+            warnings.append(f"tier: the tensors measure {bits} bits per weight, general.file_type says {said}")
+    else:
+        name, tier = said or "", said_tier
+    return Quantization(name, tier, bits, warnings)
+
+
+def _main_type(tensors: Sequence[Tensor]) -> str:
+    """The type that most weights have."""
+    weights: dict[int, int] = {}
+    for tensor in tensors:
+        weights[tensor.type] = weights.get(tensor.type, 0) + tensor.elements
+    return GGML_TYPES[max(weights, key=lambda kind: weights[kind])].name if weights else ""
+
+
+# --- what a file is --------------------------------------------------------------------------------------------------
+
+
+def kind_of(path: str, metadata: Mapping[str, Any], tensors: Sequence[Tensor]) -> str:
+    """model, embedding, reranker, or a companion: mmproj, adapter, imatrix, vocab, draft, vocoder."""
+    declared = _text(metadata, "general.type")
+    architecture = _text(metadata, "general.architecture") or ""
+    if declared == "mmproj" or architecture == "clip":
+        return "mmproj"
+    if declared == "adapter" or "adapter.type" in metadata or architecture == "controlvector":
+        return "adapter"
+    if declared == "imatrix" or architecture == "imatrix" or "imatrix.chunk_count" in metadata:
+        return "imatrix"
+    if not tensors or declared == "vocab":
+        return "vocab"
+    if architecture == "wavtokenizer-dec":
+        return "vocoder"
+    if architecture in _DRAFTS or _DRAFT_TOKEN.search(stem_of(path)):
+        return "draft"
+    pooling = _whole(metadata, f"{architecture}.pooling_type")
+    if pooling == _POOLING_RANK:
+        return "reranker"
+    if architecture in _ENCODERS or (pooling is not None and pooling != _POOLING_NONE):
+        return "embedding"
+    return "model"
+
+
+def _joined(files: Sequence[SourceFile], headers: Sequence[Header]) -> tuple[Header, tuple[Tensor, ...]]:
+    """The header that speaks for all shards, and the tensors of all of them. Raises ModelError."""
+    first = headers[0]
+    count = _whole(first.metadata, "split.count") or 0
+    if len(files) == 1 and count > 1:
+        raise ModelError(
+            f"one of {count} shards, but its name is not NAME-{1:05}-of-{count:05}.gguf, so llama-server cannot find "
+            "the others: give the shards their names back"
+        )
+    if len(files) == 1:
+        return first, first.tensors
+    if count != len(files):
+        says = f"split.count {count}" if count else "no split.count"
+        raise ModelError(f"{os.path.basename(files[0].path)} has {says}, its name says {len(files)} shards")
+    for index, (file, header) in enumerate(zip(files, headers)):
+        number = _whole(header.metadata, "split.no")
+        if number != index:
+            raise ModelError(f"{os.path.basename(file.path)} has split.no {number}, its name says {index}")
+    tensors = tuple(tensor for header in headers for tensor in header.tensors)
+    expected = _whole(first.metadata, "split.tensors.count")
+    if expected is not None and expected != len(tensors):
+        raise ModelError(f"its {len(files)} shards hold {len(tensors)} tensors, split.tensors.count says {expected}")
+    if len({tensor.name for tensor in tensors}) != len(tensors):
+        raise ModelError("two of its shards have a tensor of the same name")
+    return first, tensors
+
+
+def fingerprint_of(files: Sequence[SourceFile]) -> dict[str, Any]:
+    """What tells whether files are still the same: for shards the sum, the newest, the first, and each one's own."""
+    fingerprint: dict[str, Any] = {
+        "size": sum(file.size for file in files),
+        "mtime_ns": max(file.mtime_ns for file in files),
+        "inode": files[0].inode,
+    }
+    if len(files) > 1:
+        fingerprint["shards"] = [[file.size, file.mtime_ns, file.inode] for file in files]
+    return fingerprint
+
+
+def describe(files: Sequence[SourceFile], headers: Sequence[Header]) -> dict[str, Any]:
+    """The record of a model, or of a companion, made of one file or of all its shards in order.
+
+    Raises ModelError where llama-server could make nothing of it.
+    """
+    first, tensors = _joined(files, headers)
+    metadata = first.metadata
+    path = files[0].path
+    architecture = _text(metadata, "general.architecture")
+    kind = kind_of(path, metadata, tensors)
+    if architecture is None and kind not in ("imatrix", "adapter"):
+        raise ModelError("it has no key general.architecture, so it is not a model")
+    if architecture is not None and not _ARCHITECTURE.match(architecture):
+        raise ModelError(f"general.architecture is {clean_text(architecture, 40)!r}, which is no architecture's name")
+    quantization = quantization_of(path, metadata, tensors)
+    common = {
+        "kind": kind,
+        "path": path,
+        "files": [file.path for file in files],
+        "size_bytes": sum(file.size for file in files),
+        "shards": len(files),
+        "architecture": architecture,
+        "name": _short(metadata, "general.name"),
+        "source": _short(metadata, *_SOURCES),
+    }
+    if kind not in SERVABLE:
+        return {
+            **common,
+            "quantization": quantization.name,
+            "parameter_count": sum(tensor.elements for tensor in tensors),
+            "embedding_length": _projection(metadata) if kind == "mmproj" else _embedding(metadata, architecture),
+            "fingerprint": fingerprint_of(files),
+        }
+    prefix = f"{architecture}."
+    sizes = {}
+    for key in ("context_length", "embedding_length", "block_count"):
+        sizes[key] = _whole(metadata, prefix + key)
+        if sizes[key] is None:
+            raise ModelError(f"it has no key {prefix}{key}, so llama-server cannot load it: no language model")
+    if (sizes["block_count"] or 0) > MAX_BLOCKS:
+        raise ModelError(f"{prefix}block_count is {sizes['block_count']}; llama.cpp has no model of that many layers")
+    warnings = list(quantization.warnings)
+    try:
+        memory = memory_shape(metadata, first.array_lengths, tensors)
+    except MagiError as error:
+        raise ModelError(str(error)) from None
+    heads = _per_layer(metadata, prefix + "attention.head_count")
+    heads_kv = _per_layer(metadata, prefix + "attention.head_count_kv")
+    template = _text(metadata, "tokenizer.chat_template")
+    if "tokenizer.chat_template" in first.text_lengths:
+        warnings.append("chat template: it is longer than 1 MiB and was not read")
+    return {
+        "id": "",
+        "display_name": _display_name(path, metadata, quantization.name),
+        **common,
+        "size_label": _short(metadata, "general.size_label"),
+        "parameter_count": sum(tensor.elements for tensor in tensors),
+        "quantization": quantization.name,
+        "tier": quantization.tier,
+        "bits_per_weight": quantization.bits_per_weight,
+        **sizes,
+        "head_count": heads if heads is not None else 0,
+        # As llama.cpp takes it where the file says nothing.
+        "head_count_kv": heads_kv if heads_kv is not None else (heads if heads is not None else 0),
+        "expert_count": _whole(metadata, prefix + "expert_count") or 0,
+        "expert_used_count": _whole(metadata, prefix + "expert_used_count") or 0,
+        "sliding_window": _whole(metadata, prefix + "attention.sliding_window") or 0,
+        "tokenizer": _short(metadata, "tokenizer.ggml.model"),
+        "chat_template_sha256": hashlib.sha256(template.encode("utf-8")).hexdigest() if template is not None else None,
+        "base_model": _base_model(metadata),
+        "license": _short(metadata, "general.license", "general.license.name"),
+        "mmproj": None,
+        "memory": memory,
+        "fingerprint": fingerprint_of(files),
+        "warnings": warnings,
+    }
+
+
+def _base_model(metadata: Mapping[str, Any]) -> str | None:
+    """The first base model: its repository where given, else organization and name."""
+    prefix = "general.base_model.0."
+    name, owner = _short(metadata, prefix + "name"), _short(metadata, prefix + "organization")
+    return _short(metadata, prefix + "repo_url") or (f"{owner}/{name}" if owner and name else name)
+
+
+def _embedding(metadata: Mapping[str, Any], architecture: str | None) -> int | None:
+    return _whole(metadata, f"{architecture}.embedding_length")
+
+
+def _projection(metadata: Mapping[str, Any]) -> int | None:
+    """The embedding length of the models that a projector speaks to."""
+    for key in ("clip.vision.projection_dim", "clip.audio.projection_dim", "clip.projection_dim"):
+        value = _whole(metadata, key)
+        if value:
+            return value
+    return None
+
+
+# --- what belongs together -------------------------------------------------------------------------------------------
+
+
+def pair_projectors(models: Sequence[dict[str, Any]], companions: Sequence[dict[str, Any]]) -> None:
+    """Set every model's mmproj and its warnings about it, from the projectors in the same folder."""
+    projectors: dict[str, list[dict[str, Any]]] = {}
+    for companion in sorted(companions, key=lambda record: str(record["path"])):
+        if companion["kind"] == "mmproj":
+            projectors.setdefault(os.path.dirname(companion["path"]), []).append(companion)
+    neighbours: dict[str, list[dict[str, Any]]] = {}
+    for model in models:
+        if projectors:
+            neighbours.setdefault(os.path.dirname(model["path"]), []).append(model)
+    for model in models:
+        folder = os.path.dirname(model["path"])
+        own = [warning for warning in model["warnings"] if not warning.startswith(_PAIRING)]
+        chosen, warning = _projector_for(model, neighbours.get(folder, []), projectors.get(folder, []))
+        model["mmproj"] = chosen
+        model["warnings"] = own + ([_PAIRING + warning] if warning else [])
+
+
+def _projector_for(
+    model: dict[str, Any], neighbours: Sequence[dict[str, Any]], projectors: Sequence[dict[str, Any]]
+) -> tuple[str | None, str | None]:
+    fitting = [projector for projector in projectors if _fits(projector, model)]
+    named = [projector for projector in fitting if _related(projector, model)]
+    remedy = "name the right one as mmproj in the profile's parameters"
+    if named:
+        fitting = named
+    else:
+        # Those that carry another model's name are that one's.
+        fitting = [item for item in fitting if not any(_related(item, other) for other in neighbours)]
+        others = {_family(other) for other in neighbours if any(_fits(item, other) for item in fitting)}
+        if fitting and len(others) > 1:
+            names = ", ".join(os.path.basename(item["path"]) for item in fitting)
+            return None, f"{names} fits several models in this folder, none is taken: {remedy}"
+    if len(fitting) < 2:
+        return (fitting[0]["path"] if fitting else None), None
+    names = ", ".join(os.path.basename(item["path"]) for item in fitting)
+    if len({frozenset(_words(item)) for item in fitting}) > 1:
+        return None, f"{names} fit, none is taken: {remedy}"
+    # The same projector in several precisions.
+    order = ("F16", "BF16", "Q8_0", "F32")
+    best = min(fitting, key=lambda item: order.index(item["quantization"]) if item["quantization"] in order else 9)
+    return best["path"], f"{names} fit, {os.path.basename(best['path'])} is taken: {remedy} if it is another"
+
+
+def _fits(projector: Mapping[str, Any], model: Mapping[str, Any]) -> bool:
+    return projector["embedding_length"] in (None, model["embedding_length"])
+
+
+def _words(record: Mapping[str, Any]) -> set[str]:
+    """The words of a file's name, without those for its quantization and purpose."""
+    stem = _QUANT_TOKEN.sub("", stem_of(record["path"])).lower()
+    return set(re.findall(r"[a-z0-9]+", stem)) - {"mmproj", "model", "ggml", "vision", "audio", "projector"}
+
+
+def _related(projector: Mapping[str, Any], model: Mapping[str, Any]) -> bool:
+    words, others = _words(projector), _words(model)
+    return bool(words) and bool(others) and (words <= others or others <= words)
+
+
+def _family(model: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The same for all quantizations of one model."""
+    return (model["architecture"], model["block_count"], model["embedding_length"], frozenset(_words(model)))

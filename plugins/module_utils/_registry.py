@@ -1,0 +1,527 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The registry of a host's models: finding GGUF files, reading those that are new or changed, keeping the result."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+import re
+import stat
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from . import _pool
+from ._errors import MagiError
+from ._files import write_atomic
+from ._gguf import GgufError, open_regular, read_open_header
+from ._integrity import Progress, add_checksums
+from ._models import (
+    SERVABLE,
+    ModelError,
+    SourceFile,
+    assign_ids,
+    describe,
+    fingerprint_of,
+    pair_projectors,
+    split_name,
+)
+
+SCHEMA_VERSION = 1
+# Raised whenever the same file gives another record than before, so that kept records are not reused.
+READER_VERSION = 1
+
+_RECORD_KEYS = {
+    "models": {
+        "id", "display_name", "kind", "path", "files", "size_bytes", "architecture", "quantization", "tier",
+        "context_length", "embedding_length", "block_count", "mmproj", "memory", "fingerprint", "warnings",
+    },
+    "companions": {"path", "files", "kind", "embedding_length", "quantization", "fingerprint"},
+    "rejected": {"path", "reason"},
+}  # fmt: skip
+_KEY_TYPES = {"id": str, "path": str, "reason": str, "files": list, "fingerprint": dict, "warnings": list}
+
+# Characters that a path in a unit file, a log line or a table does not survive, and bytes that are not UTF-8.
+_UNFIT = re.compile("[\x00-\x1f\x7f-\x9f'\"`\\\\\u2028\u2029\ud800-\udfff]")
+
+
+_ID = re.compile(r"[a-z0-9][a-z0-9._-]*")
+
+
+class RegistryError(MagiError):
+    """A scan that cannot be done, or a registry that cannot be written."""
+
+
+def printable(path: str) -> str:
+    """The path with what cannot be shown, or is not UTF-8, as escapes."""
+    text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
+
+
+# --- finding files ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Listing:
+    """Groups of files that make one model or companion (one file, or all its shards), and what was refused unread."""
+
+    groups: list[tuple[SourceFile, ...]] = field(default_factory=list)
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def reject(self, path: str, reason: str) -> None:
+        self.rejected.append({"path": printable(path), "reason": reason})
+
+
+class _Entry(NamedTuple):
+    file: SourceFile
+    real: str
+    is_link: bool
+
+
+def _encode(path: str) -> bytes:
+    return path.encode("utf-8", "surrogateescape")
+
+
+def _decode(path: bytes) -> str:
+    # Not os.fsdecode: names on disk are UTF-8 whatever the locale of the connecting user.
+    return path.decode("utf-8", "surrogateescape")
+
+
+def _is_within(path: bytes, roots: Iterable[bytes]) -> bool:
+    return any(path == root or path.startswith(root.rstrip(b"/") + b"/") for root in roots)
+
+
+def list_files(scan_paths: Sequence[str], *, follow_links: bool = False) -> Listing:
+    """Every *.gguf below the folders, grouped. Raises RegistryError where none of the folders can be searched."""
+    listing = Listing()
+    roots = []
+    for path in scan_paths:
+        absolute = os.path.abspath(_encode(path))
+        if os.path.isdir(absolute):
+            roots.append(absolute)
+        else:
+            what = "is not a folder" if os.path.lexists(absolute) else "does not exist"
+            listing.warnings.append(f"The scan path {printable(path)} {what}.")
+    if not roots:
+        looked = ", ".join(printable(path) for path in scan_paths) or "nowhere"
+        raise RegistryError(
+            f"There is no folder to scan (looked at: {looked}). Create it, or set scan_paths (the role's "
+            "registry_scan_paths, or MODEL_SCAN_PATH) to where the models are."
+        )
+    # A folder's own name comes before a link to it, so that the paths do not depend on the order of the scan paths.
+    roots.sort(key=lambda root: (os.path.realpath(root) != root, root))
+    entries = _walk(roots, listing, follow_links)
+    listing.groups = _group(entries, listing)
+    listing.rejected.sort(key=lambda record: str(record["path"]))
+    return listing
+
+
+def _walk(roots: Sequence[bytes], listing: Listing, follow_links: bool) -> list[_Entry]:
+    real_roots = [os.path.realpath(root) for root in roots]
+    entries: list[_Entry] = []
+    seen: set[tuple[int, int]] = set()
+    pending = [(root, real, root, False) for root, real in zip(reversed(roots), reversed(real_roots))]
+    while pending:
+        folder, real_folder, root, linked = pending.pop()
+        try:
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as iterator:
+                found = list(iterator)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                listing.reject(_decode(folder), f"the folder cannot be searched: {error.strerror}")
+            continue
+        for item in found:
+            path = os.path.join(folder, item.name)
+            real = os.path.join(real_folder, item.name)
+            is_link = item.is_symlink()
+            if not is_link and item.is_dir(follow_symlinks=False):
+                # Where file systems keep what they found after a crash; root's own.
+                if item.name != b"lost+found":
+                    pending.append((path, real, root, linked))
+                continue
+            is_gguf = item.name[-5:].lower() == b".gguf"
+            if not is_gguf and not is_link:
+                continue
+            try:
+                status = os.stat(path)
+            except OSError as error:
+                # A file that went away between listing and looking is no news; a link that leads nowhere is.
+                if is_gguf and (is_link or error.errno != errno.ENOENT):
+                    listing.reject(_decode(path), f"cannot be opened: {error.strerror}")
+                continue
+            is_folder = stat.S_ISDIR(status.st_mode)
+            if not is_folder and not is_gguf:
+                continue
+            if is_link:
+                real = os.path.realpath(path)
+                inside = _is_within(real, real_roots)
+                if is_folder and inside:
+                    continue  # its files are found under their own name
+                if not inside and not follow_links:
+                    listing.reject(
+                        _decode(path),
+                        f"a symlink to {printable(_decode(real))}, which is outside the scanned folders: "
+                        "scan that folder too, or set follow_links",
+                    )
+                    continue
+                if is_folder:
+                    pending.append((path, real, root, True))
+                    continue
+            reason = _unfit(path[len(root) :])
+            if reason:
+                listing.reject(_decode(path), reason)
+                continue
+            source = SourceFile(_decode(path), status.st_size, status.st_mtime_ns, status.st_ino)
+            entries.append(_Entry(source, _decode(real), is_link or linked))
+    return entries
+
+
+def _unfit(path: bytes) -> str | None:
+    """Why no launch config could name this path."""
+    text = _decode(path)
+    if _UNFIT.search(text):
+        return "its path has a control character, quote, backslash or byte that is not UTF-8: rename it"
+    if "/-" in text:
+        return "a name in its path begins with a dash: rename it"
+    return None
+
+
+def _group(entries: Sequence[_Entry], listing: Listing) -> list[tuple[SourceFile, ...]]:
+    """Shards together, in order; aliases of the same files dropped."""
+    singles: list[list[_Entry]] = []
+    shards: dict[tuple[str, str, int], dict[int, _Entry]] = {}
+    for entry in entries:
+        folder, name = os.path.split(entry.file.path)
+        shard = split_name(name)
+        if shard:
+            shards.setdefault((folder, shard.stem, shard.total), {})[shard.number] = entry
+        else:
+            singles.append([entry])
+    groups = singles
+    for (folder, stem, total), numbered in shards.items():
+        missing = total - sum(1 <= number <= total for number in numbered)
+        first = os.path.join(folder, f"{stem}-{1:05}-of-{total:05}.gguf")
+        extra = sorted(number for number in numbered if not 1 <= number <= total)
+        if missing > 0:
+            absent = (number for number in range(1, total + 1) if number not in numbered)
+            names = ", ".join(f"{stem}-{number:05}-of-{total:05}.gguf" for number in itertools.islice(absent, 3))
+            more = f" and {missing - 3} more" if missing > 3 else ""
+            there = numbered[min(numbered)].file.path
+            listing.reject(first if 1 in numbered else there, f"{missing} of {total} shards missing: {names}{more}")
+        elif extra:
+            listing.reject(numbered[extra[0]].file.path, f"its name says shard {extra[0]} of {total}")
+        else:
+            groups.append([numbered[number] for number in range(1, total + 1)])
+
+    def order(group: list[_Entry]) -> tuple[bool, int, str]:
+        path = group[0].file.path
+        return any(entry.is_link for entry in group), path.count("/"), path
+
+    groups.sort(key=order)
+    # A link to a file that is there under its own name, and a second link to the same file, are not further models.
+    unique: dict[tuple[str, ...], list[_Entry]] = {}
+    for group in groups:
+        unique.setdefault(tuple(entry.real for entry in group), group)
+    return [tuple(entry.file for entry in group) for group in unique.values()]
+
+
+# --- reading files ---------------------------------------------------------------------------------------------------
+
+
+def read_group(files: Sequence[SourceFile]) -> dict[str, Any]:
+    """{"models": record}, {"companions": record} or {"rejected": record} for the files of one group. Never raises.
+
+    A rejection carries a fingerprint where it holds for as long as the file stays the same.
+    """
+    current = []
+    headers = []
+    try:
+        for number, file in enumerate(files):
+            where = f"{os.path.basename(file.path)}: " if number else ""
+            descriptor = -1
+            try:
+                descriptor, status = open_regular(_encode(file.path))
+            except GgufError as error:
+                return _rejection(files, where + str(error), lasting=False)
+            try:
+                header = read_open_header(descriptor, status.st_size)
+                reason = None
+            except GgufError as error:
+                reason = where + str(error)
+            finally:
+                after = os.fstat(descriptor)
+                os.close(descriptor)
+            current.append(SourceFile(file.path, status.st_size, status.st_mtime_ns, status.st_ino))
+            if (after.st_size, after.st_mtime_ns) != (status.st_size, status.st_mtime_ns):
+                return _rejection(files, f"{where}it was written to while it was read: scan again later", lasting=False)
+            if reason:
+                return _rejection([*current, *files[len(current) :]], reason, lasting=True)
+            headers.append(header)
+        # By way of JSON, so that a record is the same whether just made or read from the registry file.
+        record = json.loads(json.dumps(describe(current, headers), allow_nan=False))
+        return {"models" if record["kind"] in SERVABLE else "companions": record}
+    except ModelError as error:
+        return _rejection(current, str(error), lasting=True)
+    except Exception as error:
+        # Whatever a stranger's metadata may provoke, the rest of the scan goes on.
+        return _rejection(files, f"its metadata makes no sense ({type(error).__name__}: {error})"[:300], lasting=False)
+
+
+def _rejection(files: Sequence[SourceFile], reason: str, *, lasting: bool) -> dict[str, Any]:
+    record: dict[str, Any] = {"path": files[0].path, "reason": reason}
+    if len(files) > 1:
+        record["files"] = [file.path for file in files]
+    if lasting:
+        record["fingerprint"] = fingerprint_of(files)
+    return {"rejected": record}
+
+
+# --- the registry file -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A registry file as it was found: its content, and what of it can be reused."""
+
+    content: dict[str, Any] | None = None
+    records: dict[tuple[str, ...], tuple[str, dict[str, Any]]] = field(default_factory=dict)
+    warning: str | None = None
+
+    @property
+    def ids(self) -> dict[str, str]:
+        models = (self.content or {}).get("models", [])
+        return {model["path"]: model["id"] for model in models}
+
+
+def load(path: str) -> Kept:
+    """The registry at path; without content and with a warning where there is none, or it is damaged."""
+    try:
+        with open(_encode(path), "rb") as stream:
+            content = json.loads(stream.read())
+        _validate(content)
+    except FileNotFoundError:
+        return Kept(warning=f"There is no registry at {printable(path)} yet: every file is read.")
+    except OSError as error:
+        return Kept(warning=f"The registry {printable(path)} cannot be read ({error.strerror}): every file is read.")
+    except (ValueError, RecursionError, RegistryError) as error:
+        return Kept(warning=f"The registry {printable(path)} is damaged ({error}): every file is read.")
+    return Kept(content, _reusable(content))
+
+
+def _validate(content: Any) -> None:
+    """Raise RegistryError where the content is not a registry."""
+    if not isinstance(content, dict):
+        raise RegistryError("it is not a JSON object")
+    if content.get("schema_version") != SCHEMA_VERSION:
+        raise RegistryError(f"its schema_version is {content.get('schema_version')!r:.40}, not {SCHEMA_VERSION}")
+    for part, keys in _RECORD_KEYS.items():
+        records = content.get(part)
+        if not isinstance(records, list):
+            raise RegistryError(f"{part} is not a list")
+        for record in records:
+            if not isinstance(record, dict) or not keys <= record.keys():
+                raise RegistryError(f"a record of {part} lacks keys")
+            for key, kind in _KEY_TYPES.items():
+                if key in record and not isinstance(record[key], kind):
+                    raise RegistryError(f"{key} of a record of {part} has a wrong type")
+    _check_places(content)
+
+
+def _check_places(content: Mapping[str, Any]) -> None:
+    """Raise RegistryError where a path leads out of the scanned folders, or an id out of a folder of launch configs."""
+    roots = [os.path.abspath(_encode(str(path))) for path in content.get("scan_paths") or []]
+    projectors = {record["path"] for record in content["companions"]}
+    for record in [*content["models"], *content["companions"]]:
+        paths = [str(path) for path in record["files"]]
+        if not paths or record["path"] != paths[0]:
+            raise RegistryError("the path of a record is not its first file")
+        for path in paths:
+            encoded = _encode(path)
+            if os.path.normpath(encoded) != encoded or not _is_within(encoded, roots):
+                raise RegistryError(f"{printable(path)} is not in the scanned folders")
+    for model in content["models"]:
+        if not _ID.fullmatch(model["id"]):
+            raise RegistryError(f"{model['id']!r:.40} is no id")
+        if model["mmproj"] is not None and model["mmproj"] not in projectors:
+            raise RegistryError(f"the projector of {model['id']} is not among the companions")
+
+
+def _reusable(content: Mapping[str, Any]) -> dict[tuple[str, ...], tuple[str, dict[str, Any]]]:
+    if content.get("reader_version") != READER_VERSION:
+        return {}
+    records = {}
+    for part in _RECORD_KEYS:
+        for record in content[part]:
+            if "fingerprint" in record:
+                records[tuple(map(str, record.get("files") or [record["path"]]))] = (part, record)
+    return records
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a scan found. complete is False where the time limit came first: done of total groups are known then.
+
+    checksums tells how far they are, where they were asked for and all headers are read.
+    """
+
+    content: dict[str, Any]
+    warnings: list[str]
+    changes: dict[str, list[str]]
+    done: int
+    total: int
+    read: int
+    checksums: Progress | None = None
+
+    @property
+    def complete(self) -> bool:
+        return self.done == self.total and (self.checksums is None or self.checksums.complete)
+
+
+def scan(
+    scan_paths: Sequence[str],
+    kept: Kept,
+    *,
+    partial: Kept | None = None,
+    force: bool = False,
+    follow_links: bool = False,
+    checksums: bool = False,
+    deadline: float | None = None,
+    workers: int | None = None,
+    now: float | None = None,
+) -> Scan:
+    """Scan the folders, reading only what is not in kept (unless forced) or in the partial result of a scan before.
+
+    Raises RegistryError where no folder can be searched or no GGUF file is in any.
+    """
+    listing = list_files(scan_paths, follow_links=follow_links)
+    if not listing.groups and not any(record["path"].lower().endswith(".gguf") for record in listing.rejected):
+        looked = ", ".join(printable(path) for path in scan_paths)
+        refused = "".join(f" {record['path']}: {record['reason']}." for record in listing.rejected[:5])
+        raise RegistryError(
+            f"There is no GGUF file in {looked} or below.{refused} "
+            "Put *.gguf files there, or set scan_paths to where they are."
+        )
+    records = {} if force else dict(kept.records)
+    records.update(partial.records if partial else {})
+    parts: dict[str, list[dict[str, Any]]] = {"models": [], "companions": [], "rejected": list(listing.rejected)}
+    pending = []
+    for files in listing.groups:
+        part, record = records.get(tuple(file.path for file in files), ("", {}))
+        if part and record["fingerprint"] == fingerprint_of(files):
+            parts[part].append(dict(record))
+        else:
+            pending.append(files)
+    outcome = _pool.run(len(pending), lambda index: read_group(pending[index]), workers=workers, deadline=deadline)
+    for result in outcome.results.values():
+        for part, record in result.items():
+            parts[part].append(record)
+    for index in outcome.lost:
+        parts["rejected"].append({"path": pending[index][0].path, "reason": "the process that read it died"})
+    done = len(listing.groups) - len(pending) + len(outcome.results) + len(outcome.lost)
+    hashed = None
+    if checksums and done == len(listing.groups):
+        hashed = add_checksums([*parts["models"], *parts["companions"]], deadline=deadline, workers=workers)
+    content = _content(scan_paths, parts, kept, now)
+    changes = changes_between(kept.content, content)
+    return Scan(content, listing.warnings, changes, done, len(listing.groups), len(outcome.results), hashed)
+
+
+def _content(
+    scan_paths: Sequence[str], parts: Mapping[str, list[dict[str, Any]]], kept: Kept, now: float | None
+) -> dict[str, Any]:
+    models = parts["models"]
+    ids = assign_ids((model["path"] for model in models), kept.ids)
+    for model in models:
+        model["id"] = ids[model["path"]]
+    models.sort(key=lambda model: str(model["id"]))
+    pair_projectors(models, parts["companions"])
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "reader_version": READER_VERSION,
+        "scan_paths": list(scan_paths),
+        "updated_at": "",
+        "total": len(models),
+        "models": models,
+        "companions": sorted(parts["companions"], key=lambda record: str(record["path"])),
+        "rejected": sorted(parts["rejected"], key=lambda record: (str(record["path"]), str(record["reason"]))),
+    }
+    old = kept.content
+    if old is not None and {**old, "updated_at": ""} == content:
+        content["updated_at"] = old.get("updated_at", "")
+    else:
+        content["updated_at"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
+    return content
+
+
+def changes_between(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The ids of the models that are new, gone, or other files than before."""
+    old = {model["id"]: model for model in (before or {}).get("models", [])}
+    new = {model["id"]: model for model in after["models"]}
+    return {
+        "added": sorted(new.keys() - old.keys()),
+        "removed": sorted(old.keys() - new.keys()),
+        "replaced": sorted(
+            name
+            for name in new.keys() & old.keys()
+            if (new[name]["path"], new[name]["fingerprint"]) != (old[name]["path"], old[name]["fingerprint"])
+        ),
+    }
+
+
+# What a fact of thousands of models says of each: every task of a run copies all facts several times.
+_SHORT_KEYS = (
+    "id", "kind", "path", "size_bytes", "architecture", "quantization", "tier", "parameter_count", "context_length",
+)  # fmt: skip
+
+
+def short_content(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The registry with the few values of each model that choosing and showing it takes."""
+    return {**content, "models": [{key: model[key] for key in _SHORT_KEYS} for model in content["models"]]}
+
+
+def diff_lines(content: Mapping[str, Any] | None) -> str:
+    """A registry for people: a line for each model, companion and rejected file."""
+    if content is None:
+        return ""
+    lines = [
+        f"{model['id']}  {model['tier'] or '-'}  {model['size_bytes']}  {printable(model['path'])}"
+        for model in content["models"]
+    ]
+    lines += [f"{record['kind']}  {printable(record['path'])}" for record in content["companions"]]
+    lines += [f"rejected  {printable(record['path'])}: {record['reason']}" for record in content["rejected"]]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def serialize(content: Mapping[str, Any]) -> bytes:
+    """The registry file's bytes: a line for each record, so that it can be read, searched and compared."""
+    lines = []
+    for key, value in content.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            body = ",\n".join("  " + json.dumps(record) for record in value)
+            lines.append(f"{json.dumps(key)}: [\n{body}\n]")
+        else:
+            lines.append(f"{json.dumps(key)}: {json.dumps(value)}")
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode("ascii")
+
+
+def save(path: str, content: Mapping[str, Any]) -> None:
+    """Write the registry file. Raises RegistryError."""
+    try:
+        write_atomic(path, serialize(content), 0o644)
+    except OSError as error:
+        raise RegistryError(
+            f"The registry {printable(path)} cannot be written: {error.strerror or error}. "
+            "Make its folder writable for the connecting user, or set another registry_path."
+        ) from error

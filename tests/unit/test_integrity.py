@@ -1,0 +1,174 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Checksums and manifests."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.magi.llama.plugins.module_utils import _integrity
+from ansible_collections.magi.llama.plugins.module_utils._integrity import (
+    ManifestError,
+    check_manifest,
+    differences,
+    manifest_of,
+    merge_manifests,
+    sha256_of,
+)
+from ansible_collections.magi.llama.plugins.module_utils._registry import Kept, load, save, scan
+from support import gguf_files as make
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    make.small_model(tmp_path / "models/sub/a.gguf", general__repo_url="https://example.org/a")
+    make.write_tiny_llama(tmp_path / "models/tiny.gguf", split_max_tensors=8)
+    (tmp_path / "models/mmproj.gguf").write_bytes(make.model_bytes({"general.architecture": "clip"}))
+    (tmp_path / "models/broken.gguf").write_bytes(b"GGUF")
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def content(models: Path) -> dict[str, Any]:
+    return scan([str(models)], Kept(), checksums=True).content
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_checksums_of_every_file(models: Path, content: dict[str, Any]) -> None:
+    records = [*content["models"], *content["companions"]]
+    assert len(records) == 3
+    for record in records:
+        assert record["sha256"] == [digest(Path(path)) for path in record["files"]]
+        assert record["sha256"][0]
+
+
+def test_checksums_are_kept_for_as_long_as_the_file_stays(
+    models: Path, tmp_path: Path, content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "registry.json")
+    save(path, content)
+    hashed = []
+
+    def counting(name: str, size: int) -> str | None:
+        hashed.append(Path(name).name)
+        return sha256_of(name, size)
+
+    monkeypatch.setattr(_integrity, "sha256_of", counting)
+    assert scan([str(models)], load(path), checksums=True, workers=1).content == content
+    assert scan([str(models)], load(path)).content == content
+    assert hashed == []
+    make.small_model(models / "sub/a.gguf", general__name="Other")
+    changed = scan([str(models)], load(path), checksums=True, workers=1)
+    assert hashed == ["a.gguf"]
+    assert changed.content["models"][0]["sha256"] == [digest(models / "sub/a.gguf")]
+
+
+def test_checksums_in_slices(models: Path, tmp_path: Path, content: dict[str, Any]) -> None:
+    path = str(tmp_path / "registry.json")
+    calls = 0
+    while True:
+        result = scan([str(models)], load(path), checksums=True, workers=1, deadline=time.monotonic(), now=0)
+        save(path, result.content)
+        calls += 1
+        if result.complete:
+            break
+        assert result.done < result.total or (result.checksums and result.checksums.files < 5)
+    assert calls > 5
+    assert result.checksums is not None
+    assert (result.checksums.files, result.checksums.total_files) == (5, 5)
+    assert (
+        result.checksums.size
+        == result.checksums.total_size
+        == sum(
+            Path(name).stat().st_size
+            for record in [*content["models"], *content["companions"]]
+            for name in record["files"]
+        )
+    )
+    assert {**result.content, "updated_at": ""} == {**content, "updated_at": ""}
+
+
+def test_a_file_of_another_size_has_no_checksum(models: Path) -> None:
+    path = models / "sub/a.gguf"
+    assert sha256_of(str(path), path.stat().st_size) == digest(path)
+    assert sha256_of(str(path), 1) is None
+    assert sha256_of(str(models / "none"), 1) is None
+    assert sha256_of(str(models), 1) is None
+
+
+def test_manifest(models: Path, content: dict[str, Any]) -> None:
+    manifest = manifest_of(content)
+    assert list(manifest["files"]) == [
+        "mmproj.gguf",
+        "sub/a.gguf",
+        "tiny-00001-of-00003.gguf",
+        "tiny-00002-of-00003.gguf",
+        "tiny-00003-of-00003.gguf",
+    ]
+    assert manifest["files"]["sub/a.gguf"] == {
+        "sha256": digest(models / "sub/a.gguf"),
+        "size": (models / "sub/a.gguf").stat().st_size,
+        "source": "https://example.org/a",
+    }
+    found = differences(content, manifest)
+    assert (found.differing, found.missing, found.unlisted) == ([], [], [])
+
+
+def test_differences(models: Path, content: dict[str, Any]) -> None:
+    manifest = copy.deepcopy(manifest_of(content))
+    files = manifest["files"]
+    files["tiny-00002-of-00003.gguf"]["sha256"] = "0" * 64
+    files["sub/a.gguf"]["size"] = 5
+    files["gone.gguf"] = files.pop("mmproj.gguf")
+    files["broken.gguf"] = {"sha256": "1" * 64}
+    found = differences(content, manifest)
+    assert len(found.differing) == 3
+    assert found.differing[0].startswith(f"{models}/sub/a.gguf has ")
+    assert found.differing[0].endswith(" bytes, the manifest says 5")
+    assert found.differing[1].startswith(f"{models}/tiny-00002-of-00003.gguf has the sha256 ")
+    assert found.differing[2].startswith(f"{models}/broken.gguf is rejected: ")
+    assert found.missing == ["gone.gguf"]
+    assert found.unlisted == [f"{models}/mmproj.gguf"]
+
+
+def test_a_file_that_could_not_be_read_differs(content: dict[str, Any]) -> None:
+    manifest = manifest_of(content)
+    content = copy.deepcopy(content)
+    content["companions"][0]["sha256"] = [None]
+    assert "could not be read" in differences(content, manifest).differing[0]
+
+
+@pytest.mark.parametrize(
+    ("manifest", "reason"),
+    [
+        (None, "no mapping `files`"),
+        ([], "no mapping `files`"),
+        ({"files": []}, "no mapping `files`"),
+        ({"files": {}}, "schema_version is None"),
+        ({"schema_version": 2, "files": {}}, "schema_version is 2"),
+        ({"schema_version": 1, "files": {"x": None}}, r"files.x.sha256 is not"),
+        ({"schema_version": 1, "files": {"x": {"sha256": "abc"}}}, r"files.x.sha256 is not"),
+        ({"schema_version": 1, "files": {"x": {"sha256": "a" * 64, "size": "5"}}}, r"files.x.size is not"),
+    ],
+)
+def test_what_is_no_manifest(manifest: Any, reason: str) -> None:
+    with pytest.raises(ManifestError, match=reason):
+        check_manifest(manifest)
+
+
+def test_manifests_of_hosts_become_one() -> None:
+    one = {"schema_version": 1, "files": {"b.gguf": {"sha256": "b" * 64, "size": 1, "source": None}}}
+    two = {"schema_version": 1, "files": {"a.gguf": {"sha256": "a" * 64, "size": 1, "source": None}, **one["files"]}}
+    assert list(merge_manifests([one, two])["files"]) == ["a.gguf", "b.gguf"]
+    other = {"schema_version": 1, "files": {"b.gguf": {"sha256": "c" * 64, "size": 1, "source": None}}}
+    with pytest.raises(ManifestError, match=r"b\.gguf is another file on one host than on another"):
+        merge_manifests([one, other])

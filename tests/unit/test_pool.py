@@ -1,0 +1,71 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Work over several processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import pytest
+from ansible_collections.magi.llama.plugins.module_utils import _pool
+
+
+@pytest.mark.parametrize(("workers", "count"), [(1, 5), (2, 0), (2, 1), (3, 5), (2, 20_000)])
+def test_every_piece_is_done_once(workers: int, count: int) -> None:
+    outcome = _pool.run(count, lambda index: [index, os.getpid()], workers=workers, serial_seconds=0.0)
+    assert sorted(outcome.results) == list(range(count))
+    assert all(index == result[0] for index, result in outcome.results.items())
+    assert outcome.lost == []
+    processes = {result[1] for result in outcome.results.values()}
+    assert len(processes) <= max(1, workers)
+    assert (os.getpid() in processes) == (workers == 1 or count == 1)
+
+
+def test_little_work_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fork", lambda: pytest.fail("forked"))
+    assert len(_pool.run(10, lambda index: index, workers=4).results) == 10
+
+
+def test_a_process_that_dies_loses_only_what_killed_it() -> None:
+    def work(index: int) -> int:
+        if index == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return index
+
+    outcome = _pool.run(10, work, workers=2, serial_seconds=0.0)
+    assert sorted(outcome.results) == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+    assert outcome.lost == [3]
+
+
+def test_without_further_processes_this_one_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> int:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", refuse)
+    outcome = _pool.run(10, lambda index: index, workers=2, serial_seconds=0.0)
+    assert sorted(outcome.results) == list(range(10))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_deadline_ends_it_but_something_is_done(workers: int) -> None:
+    def work(index: int) -> Any:
+        time.sleep(0.01)
+        return index
+
+    over = _pool.run(1000, work, workers=workers, deadline=time.monotonic(), serial_seconds=0.0)
+    assert sorted(over.results) == [0]
+    soon = _pool.run(1000, work, workers=workers, deadline=time.monotonic() + 0.2, serial_seconds=0.0)
+    assert 2 <= len(soon.results) < 100
+    assert soon.lost == []
+
+
+def test_no_process_and_no_descriptor_is_left() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    _pool.run(50, lambda index: "x" * 100_000, workers=3, serial_seconds=0.0)
+    assert len(os.listdir("/proc/self/fd")) == before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
