@@ -1,0 +1,50 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Loads and validates a profile on the controller; documented in the module of the same name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._profile import nearest, validate
+
+
+class ActionModule(ActionBase):
+    _supports_check_mode = True
+    _requires_connection = False
+    TRANSFERS_FILES = False
+
+    def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        _result, arguments = self.validate_argument_spec(
+            argument_spec={
+                "name": {"type": "str", "required": True},
+                "search_paths": {"type": "list", "elements": "path", "required": True},
+            }
+        )
+        name = arguments["name"]
+        folders = [Path(folder) for folder in arguments["search_paths"]]
+        source = next((folder / f"{name}.yml" for folder in folders if (folder / f"{name}.yml").is_file()), None)
+        if source is None or "/" in name:
+            raise AnsibleActionFail(_not_found(name, folders))
+        # The user's own vars file: it may use templates, as any vars file may.
+        content = self._loader.load_from_file(str(source), trusted_as_template=True)
+        try:
+            profile = validate(name, str(source), self._templar.template(content))
+        except MagiError as error:
+            raise AnsibleActionFail(str(error)) from error
+        return {**result, "changed": False, "ansible_facts": {"llama_profile": profile}}
+
+
+def _not_found(name: str, folders: list[Path]) -> str:
+    found = sorted({path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yml")})
+    looked = " and ".join(str(folder) for folder in folders)
+    return (
+        f'There is no profile "{name}": {nearest(name, found)} Looked for {name}.yml in {looked}; '
+        f"there are: {', '.join(found) or 'none'}."
+    )
