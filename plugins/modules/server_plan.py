@@ -1,0 +1,286 @@
+#!/usr/bin/python
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: server_plan
+short_description: Compare the servers that a profile wants with those that run
+version_added: 0.1.0
+description:
+  - Computes every server of a host, with name, port, command line, memory and one action, and says why.
+  - Reads the registry, the record of what was deployed last, the running processes (C(/proc)), the ports in use, the
+    host's memory and its GPUs. Changes nothing, in check mode or not.
+  - A server keeps its port for as long as it exists. A port that a foreign process holds is passed over for a new
+    server and is an error for an existing one.
+  - Unknown models and flags, too many servers for the port range and too little memory are errors here, before
+    anything is touched.
+author: The magi.llama developers (@magi-llama)
+options:
+  registry_path:
+    description: The registry file on the host, as written by M(magi.llama.gguf_registry).
+    type: path
+    required: true
+  registry:
+    description:
+      - The registry itself. For check mode, where the file may not have been written.
+      - Without it O(registry_path) is read.
+    type: dict
+  profile:
+    description: The fact C(llama_profile) of M(magi.llama.profile).
+    type: dict
+    required: true
+  runtime:
+    description: The fact C(llama_runtime) of M(magi.llama.runtime).
+    type: dict
+    required: true
+  state_dir:
+    description: Where the record of the deployed servers lies.
+    type: path
+    required: true
+  service_manager:
+    description: What runs the servers on this host.
+    type: str
+    choices: [systemd, supervisor]
+    required: true
+  port_range_start:
+    description: First port of the range.
+    type: int
+    default: 8080
+  port_range_end:
+    description: Last port of the range.
+    type: int
+    default: 8099
+  host:
+    description: Address that the servers listen on.
+    type: str
+    default: 127.0.0.1
+  api_key_file:
+    description: File on the host that holds the servers' API keys, one a line.
+    type: path
+  stop_timeout:
+    description: Seconds that a server gets between SIGTERM and SIGKILL.
+    type: int
+    default: 30
+  memory_overcommit:
+    description: Plan servers that need more memory than there is.
+    type: bool
+    default: false
+  move_on_conflict:
+    description: Give a server a new port when a foreign process holds its own, instead of failing.
+    type: bool
+    default: false
+  launch:
+    description:
+      - Whatever else the launch configs are rendered from, such as user and limits.
+      - A change of it restarts the servers.
+    type: dict
+    default: {}
+  stray_variables:
+    description: Names of variables that every service of the host gets and llama-server would obey, to warn of.
+    type: list
+    elements: str
+    default: []
+  known_elsewhere:
+    description: >-
+      Ids of models that other hosts have. A profile that names one of them gets a warning on a host that lacks it,
+      not an error. The action plugin fills it in.
+    type: list
+    elements: str
+    default: []
+attributes:
+  check_mode:
+    support: full
+    description: Can run in check_mode and return changed status prediction without modifying target.
+  diff_mode:
+    support: full
+    description: Will return details on what has changed (or possibly needs changing in check_mode), when in diff mode.
+  idempotent:
+    support: full
+    description: When run twice in a row with the same arguments, the second run changes nothing.
+seealso:
+  - module: magi.llama.server_state
+  - module: magi.llama.wait_for_health
+"""
+
+EXAMPLES = r"""
+- name: Plan the servers
+  magi.llama.server_plan:
+    registry_path: /var/lib/magi-llama/registry.json
+    profile: "{{ ansible_facts.llama_profile }}"
+    runtime: "{{ ansible_facts.llama_runtime }}"
+    state_dir: /var/lib/magi-llama
+    service_manager: systemd
+"""
+
+RETURN = r"""
+changed:
+  description: Whether any server has to be started, restarted or stopped.
+  returned: always
+  type: bool
+ansible_facts:
+  description: The fact C(llama_plan).
+  returned: success
+  type: dict
+  contains:
+    llama_plan:
+      description: The plan.
+      type: dict
+      contains:
+        profile:
+          description: Name of the profile.
+          type: str
+          sample: production
+        servers:
+          description: >-
+            Every server with C(name), C(model_id), C(display_name), C(tier), C(kind), C(instance), C(generation),
+            C(host), C(port), C(argv), C(env), C(revision), C(memory) (bytes), C(memory_max_bytes), C(action) (one of
+            keep, start, restart, stop) and C(reason).
+          type: list
+          elements: dict
+        memory:
+          description: >-
+            Bytes needed by all servers (C(needed_bytes), C(ram_bytes), C(vram_bytes)) and what there is
+            (C(budget_bytes), C(host_ram_bytes), C(host_available_bytes), C(host_vram_bytes)).
+          type: dict
+        warnings:
+          description: What is not as the profile wants it, without being an error.
+          type: list
+          elements: str
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._gpu import parse_devices, read_gpus
+from ansible_collections.magi.llama.plugins.module_utils._managers import unwatched
+from ansible_collections.magi.llama.plugins.module_utils._plan import Host, Settings, make_plan, plan_lines
+from ansible_collections.magi.llama.plugins.module_utils._proc import listeners, memory, processes
+from ansible_collections.magi.llama.plugins.module_utils._record import DamagedRecordError, empty_record, read_record
+from ansible_collections.magi.llama.plugins.module_utils._registry import RegistryError, load
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "registry_path": {"type": "path", "required": True},
+            "registry": {"type": "dict"},
+            "profile": {"type": "dict", "required": True},
+            "runtime": {"type": "dict", "required": True},
+            "state_dir": {"type": "path", "required": True},
+            "service_manager": {"type": "str", "choices": ["systemd", "supervisor"], "required": True},
+            "port_range_start": {"type": "int", "default": 8080},
+            "port_range_end": {"type": "int", "default": 8099},
+            "host": {"type": "str", "default": "127.0.0.1"},
+            "api_key_file": {"type": "path", "no_log": False},
+            "stop_timeout": {"type": "int", "default": 30},
+            "memory_overcommit": {"type": "bool", "default": False},
+            "move_on_conflict": {"type": "bool", "default": False},
+            "launch": {"type": "dict", "default": {}},
+            "stray_variables": {"type": "list", "elements": "str", "default": []},
+            "known_elsewhere": {"type": "list", "elements": "str", "default": []},
+        },
+        supports_check_mode=True,
+    )
+    given = module.params
+    try:
+        registry = given["registry"] or _registry(given["registry_path"])
+        try:
+            record = read_record(given["state_dir"])
+        except DamagedRecordError as error:
+            module.warn(str(error))
+            record = empty_record()
+        settings = Settings(
+            state_dir=given["state_dir"],
+            service_manager=given["service_manager"],
+            port_first=given["port_range_start"],
+            port_last=given["port_range_end"],
+            host=given["host"],
+            api_key_file=given["api_key_file"],
+            stop_timeout=given["stop_timeout"],
+            memory_overcommit=given["memory_overcommit"],
+            move_on_conflict=given["move_on_conflict"],
+            launch=given["launch"],
+        )
+        running = processes(given["state_dir"])
+        host = Host(
+            memory=memory(),
+            gpus=_gpus(module, given["runtime"]),
+            record=record["servers"],
+            running=running,
+            listeners=listeners(range(settings.port_first, settings.port_last + 1)),
+            unwatched=unwatched(running, record, given["state_dir"], settings.service_manager),
+        )
+        plan = make_plan(
+            registry,
+            given["profile"],
+            given["runtime"],
+            settings,
+            host,
+            given["known_elsewhere"],
+        )
+    except MagiError as error:
+        module.fail_json(msg=str(error))
+    if given["stray_variables"]:
+        stray = ", ".join(given["stray_variables"])
+        plan["warnings"].append(f"systemd sets {stray} for every service; our servers do not get that.")
+    for warning in plan["warnings"]:
+        module.warn(warning)
+    changed = any(server["action"] != "keep" for server in plan["servers"])
+    before = {name: list(process.argv) for name, process in host.running.items()}
+    after = {server["name"]: server["argv"] for server in plan["servers"] if server["action"] != "stop"}
+    module.exit_json(
+        changed=changed,
+        msg="\n".join(plan_lines(plan)),
+        ansible_facts={"llama_plan": plan},
+        diff={"before": _text(before), "after": _text(after), "before_header": "running", "after_header": "planned"},
+    )
+
+
+def _registry(path: str) -> dict:
+    kept = load(path)
+    if kept.content is None:
+        raise RegistryError(f"{kept.warning} Run scan.yml or site.yml to make it.")
+    return kept.content
+
+
+def _gpus(module: AnsibleModule, runtime: dict) -> list:
+    """The GPUs that llama-server will use: a build that does not see them serves on the CPU without a word."""
+    gpus = read_gpus(lambda command: _output(module, command))
+    if gpus and "list_devices" in runtime["flags"]:
+        devices = _output(module, [runtime["path"], "--list-devices"])
+        if devices is not None and not parse_devices(devices):
+            module.warn(
+                f"This host has {len(gpus)} GPUs ({gpus[0].name} …) and {runtime['path']} sees none of them: its "
+                "servers run on the CPU. Install a build for these GPUs, or their driver."
+            )
+            return []
+    return gpus
+
+
+def _output(module: AnsibleModule, command: list) -> str | None:
+    """What a program prints, or None where it is not there or fails: a host without GPUs has no such program."""
+    path = module.get_bin_path(command[0])
+    if path is None:
+        return None
+    status, stdout, _stderr = module.run_command([path, *command[1:]])
+    return stdout if status == 0 else None
+
+
+def _text(servers: dict) -> str:
+    """Servers as text for the diff, a line for each flag."""
+    lines = []
+    for name in sorted(servers):
+        lines.append(f"{name}:")
+        for word in servers[name]:
+            if word.startswith("--") or len(lines) == 0 or lines[-1].endswith(":"):
+                lines.append(f"  {word}")
+            else:
+                lines[-1] += f" {word}"
+    return "\n".join(lines) + "\n" if lines else ""
+
+
+if __name__ == "__main__":
+    main()
