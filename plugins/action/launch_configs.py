@@ -1,0 +1,68 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Renders the launch configs of all servers on the controller; documented in the module of the same name."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+from ansible.template import trust_as_template
+from ansible_collections.magi.llama.plugins.action.run_lock import this_run
+from ansible_collections.magi.llama.plugins.module_utils._launch import common_config_path, config_path
+
+TEMPLATES = {
+    "systemd": ("systemd.service.j2", "magi-llama.target.j2"),
+    "supervisor": ("supervisor.program.conf.j2", "supervisord.conf.j2"),
+}
+MANAGED = "Ansible managed (magi.llama): changes made here are lost in the next run"
+
+
+class ActionModule(ActionBase):
+    _supports_check_mode = True
+    TRANSFERS_FILES = False
+
+    def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        task_vars = task_vars or {}
+        _result, arguments = self.validate_argument_spec(
+            argument_spec={
+                "service_manager": {"type": "str", "choices": list(TEMPLATES), "required": True},
+                # Of the host: a ~ is the home there, so it is not expanded here.
+                "state_dir": {"type": "str", "required": True},
+                "plan": {"type": "dict", "required": True},
+                "template": {"type": "str"},
+                "common_template": {"type": "str"},
+            }
+        )
+        manager, state_dir = arguments["service_manager"], arguments["state_dir"]
+        servers = [server for server in arguments["plan"]["servers"] if server["action"] != "stop"]
+        template = self._template(arguments["template"] or TEMPLATES[manager][0])
+        common = self._template(arguments["common_template"] or TEMPLATES[manager][1])
+        paths = [config_path(manager, state_dir, server["name"]) for server in servers]
+        contents = self._render_all(template, servers, task_vars)
+        configs = [{"path": path, "content": content} for path, content in zip(paths, contents, strict=True)]
+        configs.append({"path": common_config_path(manager, state_dir), "content": self._render(common, task_vars)})
+        module_args = {**self._task.args, "configs": configs, "run_id": this_run()["id"]}
+        result.update(self._execute_module(module_args=module_args, task_vars=task_vars))
+        return result
+
+    def _template(self, name: str) -> str:
+        path = self._find_needle("templates", name)
+        # The role's own file: the one text here that may hold expressions. What is filled in is never templated again.
+        return trust_as_template(self._loader.get_text_file_contents(os.fspath(path)))
+
+    def _render_all(self, template: str, servers: list[dict[str, Any]], variables: dict[str, Any]) -> list[str]:
+        """Render the template for each server, in one pass: to compile it takes longer than to fill it in."""
+        boundary = f"\n{uuid.uuid4()}\n"
+        looped = trust_as_template(f"{{% for server in __servers %}}{template}{boundary}{{% endfor %}}")
+        texts = self._render(looped, {**variables, "__servers": servers}).split(boundary)[: len(servers)]
+        return [text.rstrip("\n") + "\n" for text in texts]
+
+    def _render(self, template: str, variables: dict[str, Any]) -> str:
+        templar = self._templar.copy_with_new_env(available_variables={"ansible_managed": MANAGED, **variables})
+        overrides = {"trim_blocks": True, "lstrip_blocks": True}
+        return str(templar.template(template, escape_backslashes=False, overrides=overrides)).rstrip("\n") + "\n"

@@ -1,0 +1,185 @@
+#!/usr/bin/python
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: launch_configs
+short_description: Write the launch configs of all servers of a plan
+version_added: 0.1.0
+description:
+  - Renders one launch config for each server of a plan from a template of the calling role, and writes them and the
+    record of what is deployed in one call, whatever the number of servers.
+  - Either all files are written or none. Launch configs of servers that are no longer in the plan are removed.
+  - A deployment whose servers have all been ready is kept when another takes its place; M(magi.llama.rollback) returns
+    to it.
+  - Nothing is started or stopped. M(magi.llama.server_state) does that.
+author: The magi.llama developers (@magi-llama)
+options:
+  service_manager:
+    description: What runs the servers on this host.
+    type: str
+    choices: [systemd, supervisor]
+    required: true
+  state_dir:
+    description: Folder on the host in which the record and, with supervisor, the launch configs lie.
+    type: path
+    required: true
+  plan:
+    description:
+      - The fact C(llama_plan) of M(magi.llama.server_plan).
+      - The templates see each of its servers as C(server), besides the role's own variables.
+    type: dict
+    required: true
+  template:
+    description:
+      - Template for a server, looked for in the role's C(templates).
+      - By default C(systemd.service.j2) or C(supervisor.program.conf.j2).
+    type: str
+  common_template:
+    description:
+      - Template for the config that the servers share.
+      - By default C(magi-llama.target.j2) or C(supervisord.conf.j2).
+    type: str
+  configs:
+    description: The rendered launch configs. The action plugin fills it in.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path:
+        description: Where the config is written.
+        type: path
+        required: true
+      content:
+        description: Its text.
+        type: str
+        required: true
+      mode:
+        description: Its permission bits.
+        type: str
+        default: '0644'
+  run_id:
+    description:
+      - The run that calls. Its lock (M(magi.llama.run_lock)) is renewed; another run's is an error. The action plugin
+        fills it in.
+    type: str
+attributes:
+  check_mode:
+    support: full
+    description: Can run in check_mode and return changed status prediction without modifying target.
+  diff_mode:
+    support: full
+    description: Will return details on what has changed (or possibly needs changing in check_mode), when in diff mode.
+  idempotent:
+    support: full
+    description: When run twice in a row with the same arguments, the second run changes nothing.
+  action:
+    support: full
+    description: Renders the templates on the controller.
+seealso:
+  - module: magi.llama.server_plan
+  - module: magi.llama.server_state
+  - module: magi.llama.rollback
+"""
+
+EXAMPLES = r"""
+- name: Write the launch configs
+  magi.llama.launch_configs:
+    service_manager: systemd
+    state_dir: /var/lib/magi-llama
+    plan: "{{ llama_plan }}"
+"""
+
+RETURN = r"""
+changed:
+  description: Whether any file was written or removed.
+  returned: always
+  type: bool
+written:
+  description: Paths of the files that were written; in check mode, that would be.
+  returned: success
+  type: list
+  elements: str
+  sample: [/etc/systemd/system/magi-llama-qwen3-8b-q4_k_m.service]
+removed:
+  description: Paths of the launch configs that were removed; in check mode, that would be.
+  returned: success
+  type: list
+  elements: str
+  sample: []
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._launch import (
+    File,
+    Managed,
+    current_text,
+    differing,
+    managed_files,
+    record_file,
+    record_of,
+    refuse_foreign,
+    superfluous,
+    write_all,
+)
+from ansible_collections.magi.llama.plugins.module_utils._lock import keep
+from ansible_collections.magi.llama.plugins.module_utils._rollback import kept
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "service_manager": {"type": "str", "choices": ["systemd", "supervisor"], "required": True},
+            "state_dir": {"type": "path", "required": True},
+            "run_id": {"type": "str"},
+            "plan": {"type": "dict", "required": True},
+            "template": {"type": "str"},
+            "common_template": {"type": "str"},
+            "configs": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "path": {"type": "path", "required": True},
+                    "content": {"type": "str", "required": True},
+                    "mode": {"type": "str", "default": "0644"},
+                },
+            },
+        },
+        supports_check_mode=True,
+    )
+    given = module.params
+    configs = [File(entry["path"], entry["content"].encode(), int(entry["mode"], 8)) for entry in given["configs"]]
+    planned = record_of(given["plan"], given["service_manager"])
+    record = record_file(given["state_dir"], planned)
+    managed = [Managed(**entry) for entry in managed_files(given["state_dir"])]
+    # The record comes first: a run that dies after it is known by it.
+    write = differing([record, *configs])
+    remove = superfluous(managed, [file.path for file in configs])
+    try:
+        refuse_foreign(configs, managed)
+    except MagiError as error:
+        module.fail_json(msg=str(error))
+    diff = [_diff(file.path, file.content.decode()) for file in write if file is not record]
+    diff += [_diff(path, "") for path in remove]
+    if not module.check_mode and (write or remove):
+        try:
+            keep(given["state_dir"], given["run_id"])
+            before = kept(given["state_dir"], planned, [file for file in write if file is not record], remove)
+            write_all([*([before] if before else []), *write], remove)
+        except MagiError as error:
+            module.fail_json(msg=str(error))
+    module.exit_json(changed=bool(write or remove), written=[file.path for file in write], removed=remove, diff=diff)
+
+
+def _diff(path: str, after: str) -> dict:
+    return {"before": current_text(path), "after": after, "before_header": path, "after_header": path}
+
+
+if __name__ == "__main__":
+    main()

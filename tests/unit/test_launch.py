@@ -1,0 +1,173 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+from ansible_collections.magi.llama.plugins.module_utils import _launch
+from ansible_collections.magi.llama.plugins.module_utils._launch import File, Managed
+
+
+def server(**changes):
+    return {
+        "argv": ["/usr/bin/llama-server", "--model", "/models/a/x.gguf", "--mmproj", "/models/b c/y.gguf"],
+        "host": "127.0.0.1",
+        "memory": {"vram_bytes": 0},
+        "memory_max_bytes": 1000,
+        **changes,
+    }
+
+
+def test_a_server_on_the_cpu_sees_no_devices_and_no_network():
+    assert _launch.systemd_sandbox(server()) == {
+        "MemoryMax": 1000,
+        "NUMAPolicy": "",
+        "NUMAMask": "",
+        "ReadOnlyPaths": ["-/models/a", '"-/models/b c"'],
+        "ProtectHome": True,
+        "PrivateDevices": True,
+        "DeviceAllow": [],
+        "MemoryDenyWriteExecute": True,
+        "IPAddressDeny": "any",
+        "IPAddressAllow": "localhost",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "expected"),
+    [
+        ({"memory": {"vram_bytes": 1}}, {}, {"PrivateDevices": False, "MemoryDenyWriteExecute": False}),
+        ({"memory": {"vram_bytes": 1}}, {"gpu_access": False}, {"PrivateDevices": True, "DeviceAllow": []}),
+        (
+            {},
+            {"gpu_access": "true"},
+            {"PrivateDevices": False, "DeviceAllow": [f"{d} rw" for d in _launch.GPU_DEVICES]},
+        ),
+        ({}, {"gpu_access": "no"}, {"PrivateDevices": True}),
+        ({"argv": ["/home/me/llama-server"]}, {}, {"ProtectHome": "read-only", "ReadOnlyPaths": []}),
+        ({"argv": ["/x", "--model", "/root/m/x.gguf"]}, {}, {"ProtectHome": "read-only"}),
+        ({"argv": ["/x", "--alias", "/homeless"]}, {}, {"ProtectHome": True}),
+        ({"host": "0.0.0.0"}, {}, {"IPAddressDeny": None, "IPAddressAllow": None}),
+        ({"host": "::1"}, {}, {"IPAddressDeny": "any"}),
+        ({"argv": ["/x", "--rpc", "10.0.0.1:50052"]}, {}, {"IPAddressDeny": None}),
+        ({"memory_max_bytes": 0}, {}, {"MemoryMax": None}),
+        ({}, {"numa_policy": "bind", "numa_mask": "0"}, {"NUMAPolicy": "bind", "NUMAMask": "0"}),
+    ],
+)
+def test_the_sandbox_follows_the_server(changes, options, expected):
+    found = _launch.systemd_sandbox(server(**changes), **options)
+    assert {key: found[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "after", "wants"),
+    [
+        ({}, ["network.target"], None),
+        ({"host": "::1"}, ["network.target"], None),
+        ({"host": "0.0.0.0"}, ["network.target"], None),
+        ({"host": "10.0.0.5"}, ["network.target", "network-online.target"], "network-online.target"),
+        ({"memory": {"vram_bytes": 1}}, ["network.target", "nvidia-persistenced.service"], None),
+    ],
+)
+def test_a_unit_waits_for_what_its_server_needs(changes, after, wants):
+    assert _launch.systemd_dependencies(server(**changes)) == {
+        "After": after,
+        "Wants": wants,
+        "RequiresMountsFor": ["/models/a", '"/models/b c"'],
+    }
+
+
+@pytest.mark.parametrize(("version", "grows"), [(247, False), (252, False), (254, True), (262, True), (None, True)])
+def test_restarts_are_paced_as_far_as_systemd_can(version, grows):
+    settings = _launch.systemd_restart(version)
+    assert settings["RestartSec"] > 0
+    assert ("RestartSteps" in settings) == ("RestartMaxDelaySec" in settings) == grows
+
+
+def test_the_record_is_the_plan_less_what_is_to_stop():
+    plan = {
+        "profile": "p",
+        "start": {"concurrent": True},
+        "servers": [
+            {"name": "a", "port": 1, "action": "keep", "reason": "runs"},
+            {"name": "b", "port": 2, "action": "stop", "reason": "gone"},
+        ],
+    }
+    assert _launch.record_of(plan, "systemd") == {
+        "schema_version": 1,
+        "profile": "p",
+        "service_manager": "systemd",
+        "start": {"concurrent": True},
+        "servers": [{"name": "a", "port": 1}],
+    }
+
+
+def test_files_are_written_once(tmp_path):
+    files = [File(str(tmp_path / "new" / "a"), b"A"), File(str(tmp_path / "b"), b"B", 0o640)]
+    assert _launch.differing(files) == files
+    _launch.write_all(files)
+    assert _launch.differing(files) == []
+    assert (tmp_path / "new" / "a").read_bytes() == b"A"
+    assert (tmp_path / "b").stat().st_mode & 0o777 == 0o640
+    (tmp_path / "b").chmod(0o644)
+    assert _launch.differing(files) == files[1:]
+
+
+def test_only_ours_is_superfluous(tmp_path):
+    for name, text in {
+        "magi-llama-a.service": "mine\n",
+        "magi-llama-b.service": "mine\n",
+        "magi-llama-c.service": "another state directory's",
+        "other.service": "mine\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "magi-llama-d.service").mkdir()
+    managed = [Managed(str(tmp_path), "magi-llama-*.service", "mine"), Managed(str(tmp_path / "none"), "*", "")]
+    keep = [str(tmp_path / "magi-llama-a.service")]
+    assert _launch.superfluous(managed, keep) == [str(tmp_path / "magi-llama-b.service")]
+
+
+def test_a_full_disk_leaves_all_as_it_was(tmp_path, monkeypatch):
+    for name in "abc":
+        (tmp_path / name).write_text("old")
+    calls = []
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    files = [File(str(tmp_path / name), b"new") for name in "abc"]
+    with pytest.raises(_launch.LaunchConfigError, match=r"/c could not be written: No space left on device"):
+        _launch.write_all(files, [str(tmp_path / "d")])
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys("abc", "old")
+
+
+def test_a_read_only_folder_is_named(tmp_path, monkeypatch):
+    def read_only(*args, **kwargs):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(_launch.tempfile, "mkstemp", read_only)
+    with pytest.raises(_launch.LaunchConfigError, match="/a could not be written: Read-only file system"):
+        _launch.write_all([File(str(tmp_path / "a"), b"new")])
+
+
+def test_leftovers_of_a_killed_run_are_removed(tmp_path):
+    (tmp_path / ".magi-llama-x.tmp").write_text("half")
+    (tmp_path / ".other.tmp").write_text("not ours")
+    _launch.write_all([File(str(tmp_path / "a"), b"new")])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.tmp", "a"]
+
+
+@pytest.mark.parametrize("state_dir", ["/var/lib/magi-llama", "/srv/my 50% state"])
+def test_a_written_config_bears_the_marker_of_its_state_dir(state_dir):
+    from ansible_collections.magi.llama.plugins.module_utils import _quote
+
+    env = {"MAGI_LLAMA_STATE": state_dir, "MAGI_LLAMA_SERVER": "a"}
+    units, programs = _launch.managed_files(state_dir)
+    assert units["marker"] in _quote.systemd_environment(env).splitlines()
+    assert programs["marker"] in _quote.supervisor_environment(env)
