@@ -1,0 +1,151 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Asks every server for a token, as a client would; documented in the module of the same name."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+try:
+    import httpx
+except ImportError:
+    httpx = None
+
+LOOPBACK = ("127.", "::1", "localhost")
+ANY = ("0.0.0.0", "::", "")
+
+
+class ActionModule(ActionBase):
+    _supports_check_mode = True
+    TRANSFERS_FILES = False
+
+    def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        task_vars = task_vars or {}
+        _result, arguments = self.validate_argument_spec(
+            argument_spec={
+                # Of the host: a ~ is the home there, so it is not expanded here.
+                "state_dir": {"type": "str", "required": True},
+                "timeout": {"type": "float", "default": 60.0},
+                "api_key": {"type": "str", "no_log": True},
+            }
+        )
+        if httpx is None:
+            raise AnsibleActionFail("verify needs httpx on the controller: pip install httpx.")
+        servers = self._record(arguments["state_dir"], task_vars)
+        local = self._connection.transport == "local"
+        asked, behind = [], []
+        for server in servers:
+            address = server["host"] if not _is_loopback(server["host"]) or local else None
+            if address in ANY:
+                address = "127.0.0.1" if local else str(task_vars.get("ansible_host", task_vars["inventory_hostname"]))
+            if address is None:
+                behind.append(server)
+            else:
+                asked.append((server, address, self._key(server, arguments["api_key"], local)))
+        answers = asyncio.run(_ask_all(asked, arguments["timeout"]))
+        if behind:
+            # They listen on the host's loopback address, so the host itself asks.
+            answers += self._ask_from_host(behind, arguments, task_vars)
+        result["servers"] = sorted(answers, key=lambda answer: int(answer["port"]))
+        failed = [answer for answer in answers if not answer["ok"]]
+        display = Display()
+        for answer in result["servers"]:
+            outcome = f"ok in {answer['seconds']:.2f} s" if answer["ok"] else f"FAILED: {answer['error']}"
+            display.display(f"{task_vars['inventory_hostname']} | {answer['name']} port {answer['port']}: {outcome}")
+        result["msg"] = f"{len(answers) - len(failed)} of {len(answers)} servers answered with a token"
+        if failed:
+            result["failed"] = True
+            result["msg"] += "".join(f"; {answer['name']}: {answer['error']}" for answer in failed)
+        return result
+
+    def _record(self, state_dir: str, task_vars: dict[str, Any]) -> list[dict[str, Any]]:
+        path = f"{state_dir}/servers.json"
+        answer = self._execute_module("ansible.builtin.slurp", {"src": path}, task_vars=task_vars)
+        if answer.get("failed"):
+            raise AnsibleActionFail(f"No servers are deployed here: {path} cannot be read. Run site.yml first.")
+        return list(json.loads(base64.b64decode(answer["content"]))["servers"])
+
+    def _key(self, server: dict[str, Any], given: str | None, local: bool) -> str | None:
+        if given or not server.get("api_key_file"):
+            return given
+        reason = ""
+        if local:
+            try:
+                return Path(server["api_key_file"]).read_text(encoding="utf-8").split()[0]
+            except (OSError, IndexError) as error:
+                # The connecting user may be another than the one that it becomes.
+                reason = f", as {server['api_key_file']} could not be read ({error})"
+        raise AnsibleActionFail(
+            f"{server['name']} wants an API key: give one of its keys in verify_api_key (vaulted){reason}."
+        )
+
+    def _ask_from_host(
+        self, servers: list[dict[str, Any]], arguments: dict[str, Any], task_vars: dict[str, Any]
+    ) -> list[dict[str, Any]]:
+        answer = self._execute_module(
+            "magi.llama.wait_for_health",
+            {
+                "state_dir": arguments["state_dir"],
+                "servers": [server["name"] for server in servers],
+                "timeout": arguments["timeout"],
+                "deep": True,
+                "allow_degraded": True,
+            },
+            task_vars=task_vars,
+        )
+        if "servers" not in answer:
+            raise AnsibleActionFail(answer.get("msg", "the host did not answer"))
+        return [
+            {
+                "name": state["name"],
+                "port": state["port"],
+                "ok": state["is_ready"],
+                "via": "host",
+                "seconds": state.get("seconds") or 0.0,
+                "error": None if state["is_ready"] else state.get("detail") or state["state"],
+            }
+            for state in answer["servers"]
+        ]
+
+
+def _is_loopback(host: str) -> bool:
+    return host.startswith(LOOPBACK)
+
+
+async def _ask_all(servers: list[tuple[dict[str, Any], str, str | None]], timeout: float) -> list[dict[str, Any]]:
+    async with httpx.AsyncClient(timeout=timeout, trust_env=False) as client:
+        return list(await asyncio.gather(*(_ask(client, *server) for server in servers)))
+
+
+async def _ask(client: Any, server: dict[str, Any], address: str, key: str | None) -> dict[str, Any]:
+    """One token, one embedding or one ranking, by the server's kind."""
+    host = f"[{address}]" if ":" in address else address
+    base = f"http://{host}:{server['port']}"
+    path, body, field = {
+        "embedding": ("/v1/embeddings", {"input": "hello"}, "data"),
+        "reranker": ("/v1/rerank", {"query": "hello", "documents": ["hello"]}, "results"),
+    }.get(server["kind"], ("/completion", {"prompt": "Hello", "n_predict": 1}, "content"))
+    answer: dict[str, Any] = {"name": server["name"], "port": server["port"], "via": "controller", "ok": False}
+    began = time.monotonic()
+    try:
+        response = await client.post(base + path, json=body, headers={"Authorization": f"Bearer {key}"} if key else {})
+        response.raise_for_status()
+        answer.update(ok=field in response.json(), error=None)
+        if not answer["ok"]:
+            answer["error"] = f"{path} answered without {field}: {response.text[:200]}"
+    except httpx.HTTPStatusError as error:
+        answer["error"] = f"{path} answered {error.response.status_code}: {error.response.text[:200]}"
+    except (httpx.HTTPError, ValueError) as error:
+        answer["error"] = f"{base}{path}: {type(error).__name__} {error}"
+    return {**answer, "seconds": time.monotonic() - began}

@@ -1,0 +1,197 @@
+#!/usr/bin/python
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: host_facts
+short_description: Tell what runs servers on a host, and as whom
+version_added: 0.1.0
+description:
+  - Finds the host's service manager, whether the connecting user may use it, and whether the servers' user exists.
+  - One short call in place of gathering all facts.
+author: The magi.llama developers (@magi-llama)
+options:
+  service_manager:
+    description: What to use. V(auto) is systemd where it is PID 1, else supervisor.
+    type: str
+    choices: [auto, systemd, supervisor]
+    default: auto
+  user:
+    description: User that the servers shall run as. Without root it is always the connecting user.
+    type: str
+    required: true
+  state_dir:
+    description: The servers' state directory, in which a supervisor of our own may be.
+    type: path
+    required: true
+  supervisord_path:
+    description: A C(supervisord) to use in place of the one found in O(state_dir) or C(PATH).
+    type: path
+  api_key_file:
+    description:
+      - File with the servers' API keys.
+      - That it is missing, empty, or cannot be read by the servers' user is an error, in check mode a warning.
+    type: path
+  user_groups:
+    description: Further groups that the servers' user has or will have.
+    type: list
+    elements: str
+    default: []
+attributes:
+  check_mode:
+    support: full
+    description: Can run in check_mode and return changed status prediction without modifying target.
+  diff_mode:
+    support: none
+    description: Will return details on what has changed (or possibly needs changing in check_mode), when in diff mode.
+  idempotent:
+    support: full
+    description: When run twice in a row with the same arguments, the second run changes nothing.
+  facts:
+    support: full
+    description: Action returns an C(ansible_facts) dictionary that will update existing host facts.
+"""
+
+EXAMPLES = r"""
+- name: Look at the host
+  magi.llama.host_facts:
+    user: llama
+    state_dir: /var/lib/magi-llama
+"""
+
+RETURN = r"""
+ansible_facts:
+  description: The fact C(llama_host).
+  returned: always
+  type: dict
+  contains:
+    llama_host:
+      description: What the roles need to know of the host.
+      type: dict
+      contains:
+        service_manager:
+          description: C(systemd) or C(supervisor).
+          type: str
+          sample: systemd
+        systemd:
+          description: Whether PID 1 is systemd.
+          type: bool
+        systemd_version:
+          description: Version of systemd, V(null) where it is not PID 1.
+          type: int
+          sample: 257
+        supervisord:
+          description: Path of C(supervisord), V(null) where there is none.
+          type: str
+          sample: /usr/bin/supervisord
+        root:
+          description: Whether the module runs as root.
+          type: bool
+        user:
+          description: User that the servers run as.
+          type: str
+          sample: llama
+        group:
+          description: That user's primary group, or the user's name where the user does not exist yet.
+          type: str
+          sample: llama
+        user_exists:
+          description: Whether that user exists.
+          type: bool
+        user_is_ours:
+          description: Whether that user was made by the role servers, which says so in the user's comment.
+          type: bool
+        api_key_stamp:
+          description: A text that changes when the file with the API keys does, empty where there is none.
+          type: str
+          sample: "65.1795322818849461308.2179077"
+        stray_variables:
+          description: Names of variables that systemd sets for every service, and that llama-server would obey.
+          type: list
+          elements: str
+          sample: [LLAMA_ARG_CTX_SIZE]
+"""
+
+import grp
+import os
+import pwd
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._secrets import check_key_file
+from ansible_collections.magi.llama.plugins.module_utils._supervisor import SupervisorManager
+from ansible_collections.magi.llama.plugins.module_utils._systemd import SystemdManager
+
+# What the role servers writes as the comment of a user that it makes.
+USER_COMMENT = "magi.llama"
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "service_manager": {"type": "str", "choices": ["auto", "systemd", "supervisor"], "default": "auto"},
+            "user": {"type": "str", "required": True},
+            "state_dir": {"type": "path", "required": True},
+            "supervisord_path": {"type": "path"},
+            "api_key_file": {"type": "path", "no_log": False},
+            "user_groups": {"type": "list", "elements": "str", "default": []},
+        },
+        supports_check_mode=True,
+    )
+    given = module.params
+    with open("/proc/1/comm", encoding="utf-8") as stream:
+        systemd = stream.read().strip() == "systemd"
+    manager = given["service_manager"]
+    if manager == "auto":
+        manager = "systemd" if systemd else "supervisor"
+    if manager == "supervisor":
+        # A folder that it cannot use is said here, before anything is touched.
+        try:
+            SupervisorManager(given["state_dir"])
+        except MagiError as error:
+            module.fail_json(msg=str(error))
+    root = os.geteuid() == 0
+    user = given["user"] if root else pwd.getpwuid(os.geteuid()).pw_name
+    try:
+        entry = pwd.getpwnam(user)
+        group, comment = grp.getgrgid(entry.pw_gid).gr_name, entry.pw_gecos
+        user_exists = True
+    except KeyError:
+        group, comment, user_exists = user, "", False
+    stamp = ""
+    if given["api_key_file"]:
+        try:
+            stamp = check_key_file(given["api_key_file"], user, given["user_groups"])
+        except MagiError as error:
+            if not module.check_mode:
+                module.fail_json(msg=str(error))
+            # It may be put there in the real run.
+            module.warn(str(error))
+    own = os.path.join(given["state_dir"], "supervisor", "venv", "bin", "supervisord")
+    candidates = [given["supervisord_path"], own, module.get_bin_path("supervisord")]
+    module.exit_json(
+        changed=False,
+        ansible_facts={
+            "llama_host": {
+                "service_manager": manager,
+                "systemd": systemd,
+                "systemd_version": SystemdManager().version() if systemd else None,
+                "supervisord": next((path for path in candidates if path and os.access(path, os.X_OK)), None),
+                "root": root,
+                "user": user,
+                "group": group,
+                "user_exists": user_exists,
+                "user_is_ours": root and comment == USER_COMMENT,
+                "api_key_stamp": stamp,
+                "stray_variables": SystemdManager().stray_variables() if systemd else [],
+            }
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+#!/usr/bin/python
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: server_info
+short_description: Tell the state of all servers on a host
+version_added: 0.1.0
+description:
+  - Reads the record of what is deployed, asks the service manager and every server, and returns their status.
+  - Works for servers that are loading, stopped or failed, and on a host on which nothing is deployed.
+author: The magi.llama developers (@magi-llama)
+options:
+  state_dir:
+    description: The servers' state directory.
+    type: path
+    required: true
+  servers:
+    description: Names of the servers to tell about, by default all.
+    type: list
+    elements: str
+    default: []
+  deep:
+    description: Also ask each server for one token. A server that hangs can otherwise still be V(ready).
+    type: bool
+    default: false
+attributes:
+  check_mode:
+    support: full
+    description: Can run in check_mode and return changed status prediction without modifying target.
+  diff_mode:
+    support: none
+    description: Will return details on what has changed (or possibly needs changing in check_mode), when in diff mode.
+  idempotent:
+    support: full
+    description: When run twice in a row with the same arguments, the second run changes nothing.
+seealso:
+  - module: magi.llama.wait_for_health
+"""
+
+EXAMPLES = r"""
+- name: Ask the host for its servers
+  magi.llama.server_info:
+    state_dir: /var/lib/magi-llama
+  register: llama
+"""
+
+RETURN = r"""
+status:
+  description: The status of the servers.
+  returned: success
+  type: dict
+  contains:
+    total_servers:
+      description: How many servers are deployed.
+      type: int
+      sample: 4
+    ready_servers:
+      description: How many of them are ready.
+      type: int
+      sample: 4
+    servers:
+      description: Each server.
+      type: list
+      elements: dict
+      contains:
+        name:
+          description: The server's name.
+          type: str
+          sample: qwen3-8b-q4_k_m
+        model_id:
+          description: Id of its model in the registry.
+          type: str
+          sample: qwen3-8b-q4_k_m
+        display_name:
+          description: Its model's name for people.
+          type: str
+          sample: Qwen3 8B (Q4_K_M)
+        port:
+          description: Its port.
+          type: int
+          sample: 8080
+        pid:
+          description: Its process, V(null) where it has none.
+          type: int
+          sample: 12345
+        is_ready:
+          description: Whether its state is V(ready).
+          type: bool
+        tier:
+          description: Its model's quality tier.
+          type: str
+          sample: Q4
+        state:
+          description: >-
+            One of V(ready), V(starting), V(loading), V(hung), V(unhealthy), V(wrong_identity) (another process or model
+            answers on its port), V(stopping), V(restarting) (it died and is about to be tried again), V(stopped),
+            V(failed), V(absent) (the service manager does not know it).
+          type: str
+          sample: ready
+        uptime_seconds:
+          description: Age of its process in seconds, 0 where it has none.
+          type: int
+          sample: 3600
+        rss_bytes:
+          description: Memory that its process holds, in bytes, 0 where it has none.
+          type: int
+          sample: 5368709120
+        restarts:
+          description: How often it was restarted after a crash since it was started on purpose.
+          type: int
+          sample: 0
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._health import probe_all, status_json
+from ansible_collections.magi.llama.plugins.module_utils._managers import chosen, manager_for
+from ansible_collections.magi.llama.plugins.module_utils._proc import processes
+from ansible_collections.magi.llama.plugins.module_utils._record import read_record
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "state_dir": {"type": "path", "required": True},
+            "servers": {"type": "list", "elements": "str", "default": []},
+            "deep": {"type": "bool", "default": False},
+        },
+        supports_check_mode=True,
+    )
+    state_dir = module.params["state_dir"]
+    try:
+        record = read_record(state_dir)
+        servers = chosen(record, module.params["servers"])
+        statuses = manager_for(record, state_dir).status([server["name"] for server in servers])
+        running = [server for server in servers if statuses[server["name"]].state == "running"]
+        pids = {name: status.pid for name, status in statuses.items()}
+        probes = probe_all(running, pids, deep=module.params["deep"])
+        status = status_json(servers, statuses, probes, processes(state_dir))
+    except MagiError as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(changed=False, status=status)
+
+
+if __name__ == "__main__":
+    main()

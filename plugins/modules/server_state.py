@@ -1,0 +1,214 @@
+#!/usr/bin/python
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: server_state
+short_description: Start, stop and restart servers in bulk
+version_added: 0.1.0
+description:
+  - Stops what is to stop or restart, all servers at the same time, then starts what is to run, all at the same time,
+    each with one call of the host's service manager.
+  - A stop is graceful, SIGTERM first and SIGKILL after the server's deadline. The result says which was needed.
+  - A started server is not yet ready. M(magi.llama.wait_for_health) waits for that.
+  - Touches servers of the state directory only. A process of one that its service manager has lost is ended before
+    the server is started anew.
+author: The magi.llama developers (@magi-llama)
+options:
+  state_dir:
+    description: The servers' state directory.
+    type: path
+    required: true
+  state:
+    description: >-
+      State to bring O(servers) into. V(started) and V(stopped) leave alone what is so already, V(restarted) restarts
+      all of them.
+    type: str
+    choices: [started, stopped, restarted]
+  servers:
+    description: Names of the servers that O(state) is for, by default all that are deployed.
+    type: list
+    elements: str
+    default: []
+  actions:
+    description:
+      - A server's name to V(start), V(restart) or V(stop), in place of O(state).
+      - A server that is no longer in the record is forgotten by the service manager when it is stopped.
+    type: dict
+  concurrent:
+    description: >-
+      Start all servers at the same time. Otherwise one is started and awaited, then the next.
+    type: bool
+    default: true
+  timeout:
+    description: >-
+      Seconds that each server has to become healthy where O(concurrent=false), by default its own C(max_startup_time).
+    type: float
+  supervisord_path:
+    description: The C(supervisord) to start, by default the one in O(state_dir) or C(PATH).
+    type: path
+  run_id:
+    description:
+      - The run that calls. Its lock (M(magi.llama.run_lock)) is renewed; another run's is an error. The action plugin
+        fills it in.
+    type: str
+attributes:
+  check_mode:
+    support: full
+    description: Can run in check_mode and return changed status prediction without modifying target.
+  diff_mode:
+    support: none
+    description: Will return details on what has changed (or possibly needs changing in check_mode), when in diff mode.
+  idempotent:
+    support: partial
+    description: When run twice in a row with the same arguments, the second run changes nothing.
+    details:
+      - A restart is done each time.
+  action:
+    support: full
+    description: Runs partly on the controller, which takes the servers one by one where O(concurrent=false).
+seealso:
+  - module: magi.llama.server_plan
+  - module: magi.llama.wait_for_health
+"""
+
+EXAMPLES = r"""
+- name: Do what the plan says
+  magi.llama.server_state:
+    state_dir: /var/lib/magi-llama
+    actions:
+      qwen3-8b-q4_k_m: restart
+      qwen3-8b-q2_k: stop
+
+- name: Stop every server
+  magi.llama.server_state:
+    state_dir: /var/lib/magi-llama
+    state: stopped
+"""
+
+RETURN = r"""
+changed:
+  description: Whether any server was started, restarted or stopped.
+  returned: always
+  type: bool
+msg:
+  description: What was done, a line for each server.
+  returned: success
+  type: str
+  sample: "qwen3-8b-q2_k: stopped, pid 4242 ended by SIGTERM in 0.2 s"
+servers:
+  description: What was done to each server that needed it; in check mode, what would be.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: The server's name.
+      type: str
+      sample: qwen3-8b-q4_k_m
+    action:
+      description: What was done, V(start), V(restart) or V(stop).
+      type: str
+      sample: restart
+    pid_before:
+      description: Its process before, V(null) where it had none.
+      type: int
+      sample: 4242
+    pid_after:
+      description: Its process afterwards, V(null) where it has none.
+      type: int
+      sample: 4343
+    signal:
+      description: The signal that ended its process, V(SIGTERM) or V(SIGKILL), V(null) where none ended.
+      type: str
+      sample: SIGTERM
+    seconds:
+      description: How many seconds its process took to end, V(null) where none ended.
+      type: float
+      sample: 0.2
+    error:
+      description: Why it could not be started, V(null) where it could.
+      type: str
+"""
+
+from dataclasses import asdict
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._lock import keep
+from ansible_collections.magi.llama.plugins.module_utils._managers import chosen, manager_for, retire_other
+from ansible_collections.magi.llama.plugins.module_utils._record import read_record
+from ansible_collections.magi.llama.plugins.module_utils._service import strays, terminate
+from ansible_collections.magi.llama.plugins.module_utils._state import (
+    actions_for,
+    apply,
+    check_actions,
+    needed,
+    result_lines,
+)
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "state_dir": {"type": "path", "required": True},
+            "run_id": {"type": "str"},
+            "state": {"type": "str", "choices": ["started", "stopped", "restarted"]},
+            "servers": {"type": "list", "elements": "str", "default": []},
+            "actions": {"type": "dict"},
+            "concurrent": {"type": "bool", "default": True},
+            "timeout": {"type": "float"},
+            "supervisord_path": {"type": "path"},
+        },
+        mutually_exclusive=[("state", "actions")],
+        required_one_of=[("state", "actions")],
+        supports_check_mode=True,
+    )
+    given = module.params
+    state_dir = given["state_dir"]
+    try:
+        record = read_record(state_dir)
+        manager = manager_for(record, state_dir, given["supervisord_path"])
+        if given["actions"] is None:
+            names = [server["name"] for server in chosen(record, given["servers"])]
+            actions = actions_for(given["state"], manager.status(names))
+        else:
+            actions = check_actions(given["actions"], record["servers"])
+        statuses = manager.status(list(actions))
+        found = strays(state_dir, statuses)
+        todo = needed(actions, statuses, [process.name for process in found], record["servers"])
+        if module.check_mode:
+            results = [{"name": name, "action": action} for name, action in todo.items()]
+            module.exit_json(changed=bool(todo), msg=_planned(todo), servers=results)
+        if todo:
+            keep(state_dir, given["run_id"])
+        retire_other(record, state_dir)
+        results = apply(
+            todo,
+            record["servers"],
+            manager,
+            lambda statuses: strays(state_dir, statuses),
+            lambda processes, timeout: terminate(processes, state_dir, timeout),
+        )
+    except MagiError as error:
+        module.fail_json(msg=str(error))
+    for result in results:
+        if result.error is not None:
+            module.warn(f"{result.name} could not be started: {result.error}")
+    module.exit_json(
+        changed=bool(results),
+        msg="\n".join(result_lines(results)) or "nothing to do",
+        servers=[asdict(result) for result in results],
+    )
+
+
+def _planned(todo: dict) -> str:
+    return "\n".join(f"{name}: would {action}" for name, action in todo.items()) or "nothing to do"
+
+
+if __name__ == "__main__":
+    main()

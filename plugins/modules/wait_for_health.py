@@ -1,0 +1,282 @@
+#!/usr/bin/python
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: wait_for_health
+short_description: Wait until servers are healthy
+version_added: 0.1.0
+description:
+  - Asks all servers at the same time and again until each is ready, has died or has run out of time. While it waits, it
+    shows a line for each server as it becomes ready or fails.
+  - Ready means that C(/health) is 200, that the process which listens on the port is the server's own, and that
+    C(/props) names the planned model.
+  - A server that dies is told at once, with its exit code and its last log lines.
+  - A server that ended with exit code 1, a configuration error, is not left to the service manager to be tried again.
+author: The magi.llama developers (@magi-llama)
+options:
+  state_dir:
+    description: The servers' state directory.
+    type: path
+    required: true
+  servers:
+    description: Names of the servers to wait for, by default all that are deployed.
+    type: list
+    elements: str
+    default: []
+  timeout:
+    description: Seconds that each server has, by default its own C(max_startup_time).
+    type: float
+  interval:
+    description: Most seconds between two looks. The first looks follow each other faster.
+    type: float
+    default: 2.0
+  deep:
+    description: Also ask each server for one token, or what its kind gives.
+    type: bool
+    default: false
+  allow_degraded:
+    description: Succeed even where a server is not ready.
+    type: bool
+    default: false
+  slice:
+    description: Return after so many seconds even when not all servers are settled. The action plugin sets it.
+    type: float
+  elapsed:
+    description: Seconds waited in earlier slices. The action plugin sets it.
+    type: float
+    default: 0.0
+  baseline:
+    description: Restarts of each server that earlier slices saw first. The action plugin sets it.
+    type: dict
+    default: {}
+  release:
+    description:
+      - Give the run's lock back once every server is settled, which saves a call of M(magi.llama.run_lock).
+    type: bool
+    default: false
+  run_id:
+    description:
+      - The run that calls, whose lock (M(magi.llama.run_lock)) is renewed. The action plugin fills it in.
+    type: str
+attributes:
+  check_mode:
+    support: full
+    description: Can run in check_mode and return changed status prediction without modifying target.
+  diff_mode:
+    support: none
+    description: Will return details on what has changed (or possibly needs changing in check_mode), when in diff mode.
+  idempotent:
+    support: full
+    description: When run twice in a row with the same arguments, the second run changes nothing.
+  action:
+    support: full
+    description: Runs partly on the controller, which shows the progress.
+seealso:
+  - module: magi.llama.server_state
+"""
+
+EXAMPLES = r"""
+- name: Wait until every server is healthy
+  magi.llama.wait_for_health:
+    state_dir: /var/lib/magi-llama
+
+- name: Wait until one server gives tokens, whatever becomes of it
+  magi.llama.wait_for_health:
+    state_dir: /var/lib/magi-llama
+    servers: [qwen3-8b-q4_k_m]
+    deep: true
+    timeout: 300
+    allow_degraded: true
+"""
+
+RETURN = r"""
+msg:
+  description: >-
+    How many servers are ready, and for each other one its end, the likely cause with its fix, and its last log lines.
+  returned: always
+  type: str
+  sample: 4 of 4 servers are ready
+ready:
+  description: How many servers are ready.
+  returned: when the servers were asked
+  type: int
+  sample: 4
+failed_servers:
+  description: Names of the servers that are not ready.
+  returned: when the servers were asked
+  type: list
+  elements: str
+  sample: []
+complete:
+  description: Whether every server is ready, dead or out of time.
+  returned: when the servers were asked
+  type: bool
+released:
+  description: Whether the run's lock was given back.
+  returned: when the servers were asked
+  type: bool
+servers:
+  description: Each server.
+  returned: when the servers were asked
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: The server's name.
+      type: str
+      sample: qwen3-8b-q4_k_m
+    port:
+      description: Its port.
+      type: int
+      sample: 8080
+    tier:
+      description: Its model's quality tier.
+      type: str
+      sample: Q4
+    pid:
+      description: Its process, V(null) where it has none.
+      type: int
+      sample: 12345
+    state:
+      description: >-
+        V(ready), V(failed) (it died), or the state in which it ran out of time, one of V(loading), V(not_listening),
+        V(hung), V(unhealthy), V(wrong_identity).
+      type: str
+      sample: ready
+    is_ready:
+      description: Whether it is ready.
+      type: bool
+    is_settled:
+      description: Whether there is nothing more to wait for.
+      type: bool
+    became_ready:
+      description: Whether this was the first time that the process was seen to be ready.
+      type: bool
+    seconds_to_ready:
+      description: >-
+        Seconds from the start of its process until it was seen to be ready, V(null) where nobody looked in time.
+      type: float
+      sample: 1.8
+    restarts:
+      description: How often it was restarted after a crash since it was started on purpose.
+      type: int
+      sample: 0
+    exit_code:
+      description: How its process ended, 128 and the signal's number for a signal, V(null) where it did not.
+      type: int
+    exit_text:
+      description: The same for people.
+      type: str
+      sample: exit code 1
+    detail:
+      description: What is wrong.
+      type: str
+      sample: exit code 1
+    fix:
+      description: The likely cause and what to do, V(null) where nothing is recognised.
+      type: str
+    log_tail:
+      description: Its last log lines, where it is not ready.
+      type: list
+      elements: str
+      sample: []
+"""
+
+import contextlib
+import time
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._health import (
+    DEEP_TIMEOUT,
+    given_up,
+    summary,
+    wait,
+    with_holders,
+)
+from ansible_collections.magi.llama.plugins.module_utils._lock import LockError, keep, release
+from ansible_collections.magi.llama.plugins.module_utils._managers import Machine, chosen, manager_for
+from ansible_collections.magi.llama.plugins.module_utils._proc import all_processes, listeners
+from ansible_collections.magi.llama.plugins.module_utils._readiness import remember
+from ansible_collections.magi.llama.plugins.module_utils._record import read_record
+from ansible_collections.magi.llama.plugins.module_utils._rollback import note_good
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "state_dir": {"type": "path", "required": True},
+            "run_id": {"type": "str"},
+            "release": {"type": "bool", "default": False},
+            "servers": {"type": "list", "elements": "str", "default": []},
+            "timeout": {"type": "float"},
+            "interval": {"type": "float", "default": 2.0},
+            "deep": {"type": "bool", "default": False},
+            "allow_degraded": {"type": "bool", "default": False},
+            "slice": {"type": "float"},
+            "elapsed": {"type": "float", "default": 0.0},
+            "baseline": {"type": "dict", "default": {}},
+        },
+        supports_check_mode=True,
+    )
+    given = module.params
+    try:
+        record = read_record(given["state_dir"])
+        servers = chosen(record, given["servers"])
+        manager = manager_for(record, given["state_dir"])
+        outcomes = wait(
+            servers,
+            Machine(manager, given["state_dir"], given["deep"], min(DEEP_TIMEOUT, given["timeout"] or DEEP_TIMEOUT)),
+            clock=time.monotonic,
+            sleep=time.sleep,
+            interval=given["interval"],
+            timeout=given["timeout"],
+            # In check mode nothing was started that could become ready.
+            slice_seconds=0.0 if module.check_mode else given["slice"],
+            elapsed=given["elapsed"],
+            baseline=given["baseline"],
+        )
+        failed = [outcome.port for outcome in outcomes if outcome.state == "failed"]
+        if failed:
+            outcomes = with_holders(outcomes, listeners(failed))
+        if given["run_id"] is not None and not module.check_mode:
+            # Looking on needs no lock.
+            with contextlib.suppress(LockError):
+                keep(given["state_dir"], given["run_id"])
+        if not module.check_mode:
+            misconfigured = given_up(outcomes, manager.status([outcome.name for outcome in outcomes]))
+            if misconfigured:
+                manager.stop(misconfigured, 1.0)
+        result = remember(
+            given["state_dir"], outcomes, _launched(given["state_dir"], outcomes), write=not module.check_mode
+        )
+        if not module.check_mode:
+            note_good(given["state_dir"], record)
+    except MagiError as error:
+        module.fail_json(msg=str(error))
+    answer = {"changed": False, "servers": result, **summary(result)}
+    answer["released"] = (
+        given["release"]
+        and answer["complete"]
+        and not module.check_mode
+        and release(given["state_dir"], given["run_id"])
+    )
+    if answer["complete"] and answer["failed_servers"] and not given["allow_degraded"]:
+        module.fail_json(**answer)
+    module.exit_json(**answer)
+
+
+def _launched(state_dir: str, outcomes: list) -> dict:
+    """The revision that each ready server's process was launched with."""
+    pids = [outcome.pid for outcome in outcomes if outcome.is_ready and outcome.pid]
+    found = all_processes(state_dir, pids=pids) if pids else []
+    return {process.name: process.env.get("MAGI_LLAMA_REVISION", "") for process in found}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+import os
+import stat
+
+import pytest
+from ansible_collections.magi.llama.plugins.module_utils import _readiness, _state
+from ansible_collections.magi.llama.plugins.module_utils._health import Outcome
+from ansible_collections.magi.llama.plugins.module_utils._proc import Process
+from ansible_collections.magi.llama.plugins.module_utils._service import ServiceStatus, Stopped
+
+
+class FakeManager:
+    """Keeps the states of servers and what it was told, in order."""
+
+    def __init__(self, states, errors=()):
+        self.states, self.errors, self.calls, self.pids = dict(states), dict(errors), [], iter(range(100, 200))
+
+    def status(self, names):
+        return {name: self.states.get(name, ServiceStatus(name, "absent")) for name in names}
+
+    def reload(self, names):
+        self.calls.append(("reload", list(names)))
+
+    def start(self, names):
+        self.calls.append(("start", list(names)))
+        for name in names:
+            if name not in self.errors:
+                self.states[name] = ServiceStatus(name, "running", next(self.pids))
+        return self.errors
+
+    def stop(self, names, timeout):
+        self.calls.append(("stop", list(names), timeout))
+        stopped = {name: Stopped(name, self.states[name].pid, "SIGTERM", 0.2) for name in names}
+        for name in names:
+            self.states[name] = ServiceStatus(name, "stopped")
+        return stopped
+
+    def forget(self, names):
+        self.calls.append(("forget", list(names)))
+
+    def shutdown_if_idle(self):
+        self.calls.append(("shutdown_if_idle",))
+        return True
+
+    def log_tail(self, name, lines):
+        return []
+
+
+RECORD = [{"name": name, "stop_timeout": timeout} for name, timeout in (("a", 30), ("b", 5), ("c", 40))]
+
+
+def running(name, pid):
+    return ServiceStatus(name, "running", pid)
+
+
+def apply(manager, actions, strays=(), ended=None):
+    return _state.apply(actions, RECORD, manager, lambda statuses: list(strays), lambda found, timeout: ended or {})
+
+
+def test_all_stop_at_once_and_then_all_start_at_once():
+    manager = FakeManager({"a": running("a", 1), "b": running("b", 2), "old": running("old", 3)})
+    results = apply(manager, {"a": "restart", "b": "stop", "c": "start", "old": "stop"})
+    assert manager.calls == [
+        ("stop", ["a", "b", "old"], 40.0),
+        ("forget", ["old"]),
+        ("reload", ["a", "b", "c"]),
+        ("start", ["a", "c"]),
+    ]
+    assert [(r.name, r.action, r.pid_before, r.pid_after, r.signal, r.seconds) for r in results] == [
+        ("a", "restart", 1, 100, "SIGTERM", 0.2),
+        ("b", "stop", 2, None, "SIGTERM", 0.2),
+        ("c", "start", None, 101, None, None),
+        ("old", "stop", 3, None, "SIGTERM", 0.2),
+    ]
+
+
+def test_a_start_leaves_a_running_server_but_not_one_that_waits_for_its_retry():
+    manager = FakeManager({"a": running("a", 1), "b": ServiceStatus("b", "restarting")})
+    apply(manager, {"a": "start", "b": "start"})
+    assert manager.calls[0][:2] == ("stop", ["b"])
+
+
+def test_nothing_left_to_run_ends_the_manager():
+    manager = FakeManager({"a": running("a", 1)})
+    apply(manager, {"a": "stop"})
+    assert manager.calls[-1] == ("shutdown_if_idle",)
+
+
+def test_a_stray_is_ended_and_told():
+    stray = Process(9, 1, "a", (), {}, 0, 0.0, 0.0, 0)
+    [result] = apply(FakeManager({}), {"a": "start"}, [stray], {9: Stopped("a", 9, "SIGKILL", 30.1)})
+    assert (result.pid_before, result.signal, result.pid_after) == (9, "SIGKILL", 100)
+
+
+def test_a_start_that_cannot_be_is_told():
+    [result] = apply(FakeManager({}, {"a": "no such program"}), {"a": "start"})
+    assert (result.error, result.pid_after) == ("no such program", None)
+    assert _state.result_lines([result]) == ["a: no such program"]
+
+
+STATUSES = {
+    "a": running("a", 1),
+    "b": ServiceStatus("b", "failed"),
+    "c": ServiceStatus("c", "restarting"),
+    "d": ServiceStatus("d", "stopped"),
+}
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        ("started", {"b": "start", "c": "start", "d": "start"}),
+        ("stopped", {"a": "stop", "c": "stop"}),
+        ("restarted", dict.fromkeys("abcd", "restart")),
+    ],
+)
+def test_a_state_asks_for_actions(state, expected):
+    assert _state.actions_for(state, STATUSES) == expected
+
+
+@pytest.mark.parametrize(
+    ("actions", "strays", "expected"),
+    [
+        ({"a": "start", "b": "start", "c": "start", "d": "start"}, [], "bcd"),
+        (dict.fromkeys("abcd", "stop"), [], "ac"),
+        (dict.fromkeys("abcd", "stop"), ["d"], "acd"),
+        (dict.fromkeys("abcd", "restart"), [], "abcd"),
+    ],
+)
+def test_what_is_so_already_is_left_alone(actions, strays, expected):
+    record = [{"name": name} for name in "abcd"]
+    assert "".join(_state.needed(actions, STATUSES, strays, record)) == expected
+
+
+def test_a_server_out_of_the_record_is_forgotten_once():
+    statuses = {"b": ServiceStatus("b", "failed"), "x": ServiceStatus("x", "absent")}
+    assert _state.needed({"b": "stop", "x": "stop"}, statuses, [], []) == {"b": "stop"}
+
+
+@pytest.mark.parametrize(
+    ("actions", "message"),
+    [
+        ({"a": "kill"}, "actions: a: 'kill' is not one of start, restart, stop"),
+        ({"x": "start"}, "actions: x is not deployed here and cannot start: run site.yml"),
+    ],
+)
+def test_actions_are_checked(actions, message):
+    with pytest.raises(_state.ActionError, match=message):
+        _state.check_actions(actions, RECORD)
+    assert _state.check_actions({"a": "start", "x": "stop"}, RECORD) == {"a": "start", "x": "stop"}
+
+
+def test_the_lines_say_which_signal_was_needed():
+    results = [
+        _state.Result("a", "restart", 1, 2, "SIGTERM", 0.2),
+        _state.Result("b", "stop", 3, None, "SIGKILL", 30.04),
+        _state.Result("c", "start", None, 4, None, None),
+    ]
+    assert _state.result_lines(results) == [
+        "a: restarted, pid 1 ended by SIGTERM in 0.2 s, pid 2",
+        "b: stopped, pid 3 ended by SIGKILL in 30.0 s, which its deadline made necessary",
+        "c: started, pid 4",
+    ]
+
+
+def ready(pid, seconds):
+    return Outcome("a", 8080, "Q4", pid, "ready", True, True, seconds)
+
+
+def test_the_seconds_to_ready_are_those_seen_first(tmp_path):
+    assert _readiness.remember(str(tmp_path), [ready(5, 1.2)], {"a": "r1"})[0]["became_ready"]
+    [entry] = _readiness.remember(str(tmp_path), [ready(5, 77.0)], {"a": "r1"})
+    assert (entry["became_ready"], entry["seconds_to_ready"]) == (False, 1.2)
+    [entry] = _readiness.remember(str(tmp_path), [ready(6, 2.0)], {"a": "r2"})
+    assert (entry["became_ready"], entry["seconds_to_ready"]) == (True, 2.0)
+    assert stat.S_IMODE(os.stat(tmp_path / "ready.json").st_mode) == 0o644
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"a": {}}'])
+def test_a_damaged_memory_is_only_a_memory(tmp_path, text):
+    (tmp_path / "ready.json").write_text(text)
+    assert _readiness.remember(str(tmp_path), [ready(5, 1.2)], {"a": "r1"})[0]["seconds_to_ready"] == 1.2
+
+
+def test_a_look_in_check_mode_writes_nothing(tmp_path):
+    _readiness.remember(str(tmp_path), [ready(5, 1.2)], {"a": "r1"}, write=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_that_is_known_gets_the_revision_that_it_was_ready_with(tmp_path):
+    _readiness.remember(str(tmp_path), [ready(5, 1.2)], {})
+    assert _readiness.ready_revisions(str(tmp_path)) == {"a": None}
+    _readiness.remember(str(tmp_path), [ready(5, 1.2)], {"a": "r1"})
+    assert _readiness.ready_revisions(str(tmp_path)) == {"a": "r1"}
+    died = Outcome("a", 8080, "Q4", None, "failed", False, True, None)
+    _readiness.remember(str(tmp_path), [died], {})
+    assert _readiness.ready_revisions(str(tmp_path)) == {"a": "r1"}
