@@ -1,0 +1,148 @@
+#!/usr/bin/python
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: run_lock
+short_description: Let one run at a time change a host
+version_added: 0.1.0
+description:
+  - Takes a host's lock for the run, or waits for the run that has it. The lock is a file in the state directory.
+  - A run that has ended, however it ended, does not hold others up. A second run on the same controller sees at once
+    that its process is gone, a restart of the host ends a lock, and otherwise it expires after O(lease) seconds without
+    a sign of the run.
+  - The modules of this collection that change a host renew the lock of their run, and refuse to work while another
+    run has it.
+author: The magi.llama developers (@magi-llama)
+options:
+  state_dir:
+    description: The servers' state directory.
+    type: path
+    required: true
+  state:
+    description: Take the lock or give it back. Taking it again in the same run is no error.
+    type: str
+    choices: [held, released]
+    default: held
+  create:
+    description: Make the state directory where it is missing. Otherwise there is nothing to lock then.
+    type: bool
+    default: true
+  wait:
+    description: Seconds to wait for another run; 0 is to fail at once.
+    type: float
+    default: 300
+  take_over:
+    description: Take the lock from another run, which then fails at its next step.
+    type: bool
+    default: false
+  lease:
+    description: Seconds that the lock counts without being renewed.
+    type: float
+    default: 900
+  run:
+    description: This run. The action plugin fills it in.
+    type: dict
+  dead:
+    description: Id of a run that is known to have ended. The action plugin fills it in.
+    type: str
+attributes:
+  check_mode:
+    support: full
+    description: Can run in check_mode and return changed status prediction without modifying target.
+    details:
+      - Takes no lock and waits for none.
+  diff_mode:
+    support: none
+    description: Will return details on what has changed (or possibly needs changing in check_mode), when in diff mode.
+  idempotent:
+    support: full
+    description: When run twice in a row with the same arguments, the second run changes nothing.
+  action:
+    support: full
+    description: Runs partly on the controller, which knows what the run is and waits.
+"""
+
+EXAMPLES = r"""
+- name: Change a host while no other run does
+  block:
+    - name: Wait for other runs
+      magi.llama.run_lock:
+        state_dir: /var/lib/magi-llama
+    - name: Restart the servers
+      magi.llama.server_state:
+        state_dir: /var/lib/magi-llama
+        state: restarted
+  always:
+    - name: Let other runs go on
+      magi.llama.run_lock:
+        state_dir: /var/lib/magi-llama
+        state: released
+"""
+
+RETURN = r"""
+holder:
+  description: The run that has the lock, V(null) where it is this one or none.
+  returned: always
+  type: dict
+  sample:
+    id: "4f1c/4711/98124"
+    controller: deploy.example.org
+    user: anna
+    pid: 4711
+    playbook: site.yml
+    since: "2026-11-22 02:00:00 UTC"
+    text: "site.yml by anna on deploy.example.org (pid 4711, since 2026-11-22 02:00:00 UTC)"
+    seconds_left: 893.0
+"""
+
+import os
+from dataclasses import asdict
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._lock import LEASE_SECONDS, Run, acquire, holder, release
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "state_dir": {"type": "path", "required": True},
+            "state": {"type": "str", "choices": ["held", "released"], "default": "held"},
+            "create": {"type": "bool", "default": True},
+            "wait": {"type": "float", "default": 300.0},
+            "take_over": {"type": "bool", "default": False},
+            "lease": {"type": "float", "default": LEASE_SECONDS},
+            "run": {"type": "dict"},
+            "dead": {"type": "str"},
+        },
+        supports_check_mode=True,
+    )
+    given = module.params
+    if given["run"] is None:
+        module.fail_json(msg="run is filled in by the action plugin of this module: call it from a playbook.")
+    run = Run(**given["run"])
+    try:
+        if module.check_mode:
+            found = holder(given["state_dir"])
+        elif not given["create"] and not os.path.isdir(given["state_dir"]):
+            found = None
+        elif given["state"] == "released":
+            release(given["state_dir"], run.id)
+            found = None
+        else:
+            found = acquire(given["state_dir"], run, lease=given["lease"], dead=given["dead"])
+    except MagiError as error:
+        module.fail_json(msg=str(error))
+    if found is None or found.run.id == run.id:
+        module.exit_json(changed=False, holder=None)
+    text = {"text": str(found.run), "seconds_left": round(found.seconds_left, 1)}
+    module.exit_json(changed=False, holder={**asdict(found.run), **text})
+
+
+if __name__ == "__main__":
+    main()
