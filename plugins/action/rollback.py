@@ -1,0 +1,22 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Says which run it is that returns to the deployment before; documented in the module of the same name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+from ansible_collections.magi.llama.plugins.action.run_lock import this_run
+
+
+class ActionModule(ActionBase):
+    _supports_check_mode = True
+    TRANSFERS_FILES = False
+
+    def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        arguments = {**self._task.args, "run_id": this_run()["id"]}
+        result.update(self._execute_module(module_args=arguments, task_vars=task_vars))
+        return result

@@ -1,0 +1,178 @@
+#!/usr/bin/python
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: rollback
+short_description: Return to the last good deployment before this one
+version_added: 0.1.0
+description:
+  - Brings back the launch configs, the record and the llama-server of the last deployment before this one whose servers
+    were all ready, from what M(magi.llama.launch_configs) and M(magi.llama.runtime) have kept on the host.
+  - Where the deployment is there already, nothing changes.
+  - Nothing is started or stopped. The fact C(llama_plan) says what M(magi.llama.server_state) has to do.
+author: The magi.llama developers (@magi-llama)
+options:
+  state_dir:
+    description: The servers' state directory.
+    type: path
+    required: true
+  keep_binary:
+    description: Return to the launch configs alone, whatever llama-server is there.
+    type: bool
+    default: false
+  run_id:
+    description:
+      - The run that calls. Its lock (M(magi.llama.run_lock)) is renewed; another run's is an error. The action plugin
+        fills it in.
+    type: str
+attributes:
+  check_mode:
+    support: full
+    description: Can run in check_mode and return changed status prediction without modifying target.
+  diff_mode:
+    support: full
+    description: Will return details on what has changed (or possibly needs changing in check_mode), when in diff mode.
+  idempotent:
+    support: full
+    description: When run twice in a row with the same arguments, the second run changes nothing.
+  action:
+    support: full
+    description: Tells the host which run it is.
+seealso:
+  - module: magi.llama.launch_configs
+  - module: magi.llama.runtime
+  - module: magi.llama.server_state
+"""
+
+EXAMPLES = r"""
+- name: Return to the deployment before
+  magi.llama.rollback:
+    state_dir: /var/lib/magi-llama
+"""
+
+RETURN = r"""
+restored:
+  description: Prefixes in which the llama-server before is back; in check mode, that would be.
+  returned: success
+  type: list
+  elements: str
+  sample: [/opt/magi-llama/runtime]
+written:
+  description: Paths of the files that were written; in check mode, that would be.
+  returned: success
+  type: list
+  elements: str
+  sample: [/etc/systemd/system/magi-llama-qwen3-8b-q4_k_m.service]
+removed:
+  description: Paths of the launch configs that were removed; in check mode, that would be.
+  returned: success
+  type: list
+  elements: str
+  sample: []
+ansible_facts:
+  description: The facts C(llama_plan) and C(llama_profile).
+  returned: success
+  type: dict
+  contains:
+    llama_plan:
+      description: The servers of the deployment, each with C(action) and C(reason) as of M(magi.llama.server_plan).
+      type: dict
+    llama_profile:
+      description: The name of the deployment's profile and how it starts its servers.
+      type: dict
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._launch import (
+    Managed,
+    current_text,
+    differing,
+    managed_files,
+    record_file,
+    superfluous,
+    write_all,
+)
+from ansible_collections.magi.llama.plugins.module_utils._lock import keep
+from ansible_collections.magi.llama.plugins.module_utils._proc import processes
+from ansible_collections.magi.llama.plugins.module_utils._record import (
+    DamagedRecordError,
+    empty_record,
+    read_record,
+    record_path,
+)
+from ansible_collections.magi.llama.plugins.module_utils._rollback import (
+    planned,
+    prefixes_to_restore,
+    read_previous,
+    starting,
+)
+from ansible_collections.magi.llama.plugins.module_utils._runtime_install import restore_previous
+from ansible_collections.magi.llama.plugins.module_utils._runtime_probe import ProbeError, probe
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "state_dir": {"type": "path", "required": True},
+            "keep_binary": {"type": "bool", "default": False},
+            "run_id": {"type": "str"},
+        },
+        supports_check_mode=True,
+    )
+    given = module.params
+    state_dir = given["state_dir"]
+    try:
+        before = read_previous(state_dir)
+        restored = prefixes_to_restore(before, _identity, given["keep_binary"])
+        servers = planned(before, _deployed(state_dir), processes(state_dir))
+        write = differing([record_file(state_dir, before.record), *before.files])
+        managed = [Managed(**entry) for entry in managed_files(state_dir)]
+        remove = superfluous(managed, [file.path for file in before.files])
+        diff = [_diff(file.path, file.content.decode()) for file in write if file.path != record_path(state_dir)]
+        diff += [_diff(path, "") for path in remove]
+        if not module.check_mode and (restored or write or remove):
+            keep(state_dir, given["run_id"])
+            for prefix in restored:
+                restore_previous(prefix)
+            write_all(write, remove)
+    except MagiError as error:
+        module.fail_json(msg=str(error))
+    name = before.record["profile"]
+    plan = {"profile": name, "servers": servers, "memory": {}, "warnings": []}
+    profile = {"name": name, "description": "the deployment before", "source": "", "start": starting(before)}
+    module.exit_json(
+        changed=bool(restored or write or remove or any(server["action"] != "keep" for server in servers)),
+        restored=restored,
+        written=[file.path for file in write],
+        removed=remove,
+        diff=diff,
+        ansible_facts={"llama_plan": plan, "llama_profile": profile},
+    )
+
+
+def _deployed(state_dir: str) -> list:
+    try:
+        return read_record(state_dir)["servers"]
+    except DamagedRecordError:
+        return empty_record()["servers"]
+
+
+def _identity(path: str) -> str | None:
+    try:
+        return probe(path)["identity"]
+    except ProbeError:
+        return None
+
+
+def _diff(path: str, after: str) -> dict:
+    return {"before": current_text(path), "after": after, "before_header": path, "after_header": path}
+
+
+if __name__ == "__main__":
+    main()
