@@ -1,0 +1,102 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Shows on the controller how far a run is; documented in the module of the same name."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+from ansible_collections.magi.llama.plugins.module_utils import _report
+
+STEPS = ("begin", "discovery", "registry", "profile", "enabled", "launch", "health", "summary", "status", "text")
+
+
+class ActionModule(ActionBase):
+    _supports_check_mode = True
+    _requires_connection = False
+    TRANSFERS_FILES = False
+
+    def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        task_vars = task_vars or {}
+        _result, arguments = self.validate_argument_spec(
+            argument_spec={
+                "step": {"type": "str", "choices": list(STEPS), "required": True},
+                "health": {"type": "dict"},
+                "status": {"type": "dict"},
+                "changes": {"type": "dict", "default": {}},
+                "warnings": {"type": "list", "elements": "str", "default": []},
+                "text": {"type": "str"},
+                "format": {"type": "str", "choices": ["table", "json"], "default": "table"},
+                "path": {"type": "path"},
+            }
+        )
+        result["changed"] = False
+        step = arguments["step"]
+        if step == "begin":
+            result["ansible_facts"] = {"llama_run_started": time.time()}
+            return result
+        if step in ("health", "summary") and "ready" not in arguments["health"]:
+            # Where an unreachable host is ignored, as in a rollout, this is how it is seen.
+            raise AnsibleActionFail(arguments["health"].get("msg") or "The host did not tell its servers' health.")
+        warnings = _warnings(step, arguments, task_vars["ansible_facts"])
+        show(task_vars, self._lines(arguments, task_vars) + [f"      warning  {warning}" for warning in warnings])
+        if arguments["path"] and arguments["status"] is not None and not self._task.check_mode:
+            path = Path(arguments["path"])
+            if _several_hosts(task_vars):
+                path = path.with_name(f"{path.stem}-{task_vars['inventory_hostname']}{path.suffix}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(arguments["status"], indent=2) + "\n", encoding="utf-8")
+        return result
+
+    def _lines(self, arguments: dict[str, Any], task_vars: dict[str, Any]) -> list[str]:
+        step, found = arguments["step"], task_vars["ansible_facts"]
+        if step == "text":
+            return [str(arguments["text"])]
+        if step == "status" and arguments["format"] == "json":
+            return [json.dumps(arguments["status"], indent=2)]
+        if step == "status":
+            return _report.status_lines(arguments["status"])
+        if step == "health":
+            return _report.health_lines(arguments["health"])
+        if step == "summary":
+            started = found.get("llama_run_started")
+            seconds = time.time() - started if started else None
+            return _report.summary_lines(found.get("llama_registry"), found["llama_plan"], arguments["health"], seconds)
+        if step == "discovery":
+            return _report.discovery_lines(found["llama_registry"], arguments["changes"])
+        if step == "registry":
+            return _report.registry_lines(found["llama_registry"], found["llama_profile"])
+        facts = {
+            "profile": (_report.profile_lines, "llama_profile"),
+            "enabled": (_report.enabled_lines, "llama_plan"),
+            "launch": (_report.launch_lines, "llama_plan"),
+        }
+        lines, fact = facts[step]
+        return lines(found[fact])
+
+
+def _warnings(step: str, arguments: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """What modules warned of: Ansible hides it with a task that changed nothing."""
+    if step == "discovery":
+        return [*found.get("llama_runtime", {}).get("warnings", []), *arguments["warnings"]]
+    return found["llama_plan"]["warnings"] if step == "launch" else []
+
+
+def show(task_vars: dict[str, Any], lines: list[str]) -> None:
+    """Print lines, each behind the host's name where the run has several hosts."""
+    prefix = f"{task_vars['inventory_hostname']} | " if _several_hosts(task_vars) else ""
+    display = Display()
+    for line in "\n".join(lines).splitlines():
+        display.display(f"{prefix}{line}")
+
+
+def _several_hosts(task_vars: dict[str, Any]) -> bool:
+    return len(task_vars.get("ansible_play_hosts_all") or []) > 1

@@ -1,0 +1,104 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Keeps what a rollout has done to each host, and tells it at the end; documented in the module of the same name."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ansible import context
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+from ansible_collections.magi.llama.plugins.module_utils import _rollout
+
+STEPS = ("begin", "update", "updated", "failed", "summary")
+
+
+class ActionModule(ActionBase):
+    _supports_check_mode = True
+    _requires_connection = False
+    TRANSFERS_FILES = False
+
+    def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        task_vars = task_vars or {}
+        _result, arguments = self.validate_argument_spec(
+            argument_spec={
+                "step": {"type": "str", "choices": list(STEPS), "required": True},
+                "health": {"type": "dict", "default": {}},
+                "verified": {"type": "dict", "default": {}},
+                "task": {"type": "str", "default": ""},
+                "error": {"type": "str", "default": ""},
+                "format": {"type": "str", "choices": ["table", "json"], "default": "table"},
+                "path": {"type": "path"},
+            }
+        )
+        result["changed"] = False
+        if arguments["step"] == "summary":
+            return {**result, **self._summary(arguments, task_vars)}
+        return {**result, "ansible_facts": {"llama_rollout": self._host(arguments, task_vars)}}
+
+    def _host(self, arguments: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
+        step, found = arguments["step"], task_vars["ansible_facts"]
+        if step == "begin":
+            return {**_rollout.begin(), "began": time.time()}
+        host = dict(found["llama_rollout"])
+        if step == "update":
+            return {**host, "state": "updating", "began": time.time()}
+        is_touched = host["state"] != "untouched"
+        host["seconds"] = round(time.time() - host["began"], 1) if is_touched else None
+        plan = found.get("llama_plan") or {}
+        if step == "failed":
+            command = _rollback_command(task_vars) if is_touched and not _is_check() else None
+            host = _rollout.failed(host, plan, arguments["health"], arguments["task"], arguments["error"], command)
+            return {**host, "message": _rollout.failure_text(task_vars["inventory_hostname"], host)}
+        if not _is_check() and "servers" not in arguments["verified"]:
+            raise AnsibleActionFail("The host was lost before its servers had answered.")
+        return _rollout.updated(host, plan, arguments["health"], _is_check())
+
+    def _summary(self, arguments: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
+        names = task_vars["ansible_play_hosts_all"]
+        hosts = {name: dict(task_vars["hostvars"][name]["ansible_facts"]["llama_rollout"]) for name in names}
+        answer = _rollout.summary(hosts, time.time() - task_vars["ansible_facts"]["llama_run_started"])
+        text = json.dumps(answer, indent=2)
+        lines = text.splitlines() if arguments["format"] == "json" else _rollout.summary_lines(answer)
+        for line in lines:
+            Display().display(line)
+        if arguments["path"]:
+            path = Path(arguments["path"])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text + "\n", encoding="utf-8")
+        return {"rollout": answer}
+
+
+def _is_check() -> bool:
+    """Whether the whole run is a check; a play or task of it may be one besides."""
+    return bool(context.CLIARGS.get("check"))
+
+
+def _rollback_command(task_vars: dict[str, Any]) -> str:
+    """As this run was started, for this host alone."""
+    given = context.CLIARGS
+    playbook = Path(task_vars["playbook_dir"]) / "rollback.yml"
+    by_name = "magi.llama.rollout" in sys.argv or not playbook.exists()
+    return _rollout.rollback_command(
+        "magi.llama.rollback" if by_name else _short(str(playbook)),
+        [_short(path) for path in given.get("inventory") or ()],
+        task_vars["inventory_hostname"],
+        [str(text) for text in given.get("extra_vars") or ()],
+        bool(given.get("become")),
+    )
+
+
+def _short(path: str) -> str:
+    """A path from the working directory, where that is shorter."""
+    if not os.path.isabs(path):
+        return path
+    return min(path, os.path.relpath(path), key=len)

@@ -1,0 +1,80 @@
+#!/usr/bin/python
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: report
+short_description: Show how far a run is
+version_added: 0.1.0
+description:
+  - Prints the five steps of a start-up as they happen, the summary at its end, and tables of registry and status.
+  - Reads the facts that the earlier steps have set; computes and changes nothing on the host.
+author: The magi.llama developers (@magi-llama)
+options:
+  step:
+    description:
+      - What to show. V(begin) shows nothing and notes the time, from which V(summary) tells how long the run took.
+    type: str
+    choices: [begin, discovery, registry, profile, enabled, launch, health, summary, status, text]
+    required: true
+  health:
+    description: What M(magi.llama.wait_for_health) returned, for V(health) and V(summary).
+    type: dict
+  status:
+    description: C(status) of M(magi.llama.server_info), for V(status).
+    type: dict
+  changes:
+    description: C(changes) of M(magi.llama.gguf_registry), for V(discovery).
+    type: dict
+    default: {}
+  warnings:
+    description:
+      - C(warned) of M(magi.llama.gguf_registry), for V(discovery). What runtime and plan warn of is shown with it, as
+        Ansible may hide the warnings of a task that changed nothing.
+    type: list
+    elements: str
+    default: []
+  text:
+    description: Text to show, for V(text).
+    type: str
+  format:
+    description: How to show the status.
+    type: str
+    choices: [table, json]
+    default: table
+  path:
+    description:
+      - File on the controller to write the status to, as JSON.
+      - In a run over several hosts each has a file of its own, with C(-) and its name before the suffix.
+    type: path
+attributes:
+  check_mode:
+    support: full
+    description: Can run in check_mode and return changed status prediction without modifying target.
+  diff_mode:
+    support: none
+    description: Will return details on what has changed (or possibly needs changing in check_mode), when in diff mode.
+  idempotent:
+    support: full
+    description: When run twice in a row with the same arguments, the second run changes nothing.
+  action:
+    support: full
+    description: Runs on the controller alone, no connection to the host is made.
+"""
+
+EXAMPLES = r"""
+- name: Show what was found
+  magi.llama.report:
+    step: discovery
+"""
+
+RETURN = r"""
+ansible_facts:
+  description: With O(step=begin) the fact C(llama_run_started), in seconds since the epoch.
+  returned: O(step=begin)
+  type: dict
+"""

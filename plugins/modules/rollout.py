@@ -1,0 +1,136 @@
+#!/usr/bin/python
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: rollout
+short_description: Tell how a rollout goes
+version_added: 0.1.0
+description:
+  - Keeps for each host what a rollout has done to it, and shows all hosts at the end.
+  - Changes nothing on the hosts.
+author: The magi.llama developers (@magi-llama)
+options:
+  step:
+    description:
+      - V(begin) and V(update) note that the host is part of the rollout and that its turn has come, V(updated) and
+        V(failed) how that ended, all in the fact C(llama_rollout).
+      - V(summary) shows every host of the play.
+    type: str
+    choices: [begin, update, updated, failed, summary]
+    required: true
+  health:
+    description: What M(magi.llama.wait_for_health) returned, for V(updated) and V(failed).
+    type: dict
+    default: {}
+  verified:
+    description: What M(magi.llama.verify) returned, for V(updated), which without it is an error.
+    type: dict
+    default: {}
+  task:
+    description: The task that failed, for V(failed).
+    type: str
+    default: ''
+  error:
+    description: Its message, for V(failed).
+    type: str
+    default: ''
+  format:
+    description: How V(summary) shows the hosts.
+    type: str
+    choices: [table, json]
+    default: table
+  path:
+    description: File on the controller to write the summary to, as JSON.
+    type: path
+attributes:
+  check_mode:
+    support: full
+    description: Can run in check_mode and return changed status prediction without modifying target.
+  diff_mode:
+    support: none
+    description: Will return details on what has changed (or possibly needs changing in check_mode), when in diff mode.
+  idempotent:
+    support: full
+    description: When run twice in a row with the same arguments, the second run changes nothing.
+  action:
+    support: full
+    description: Runs on the controller alone, no connection to the host is made.
+seealso:
+  - module: magi.llama.rollback
+"""
+
+EXAMPLES = r"""
+- name: Tell how the rollout went
+  magi.llama.rollout:
+    step: summary
+    path: rollout.json
+  run_once: true
+"""
+
+RETURN = r"""
+rollout:
+  description: The rollout.
+  returned: O(step=summary)
+  type: dict
+  contains:
+    is_complete:
+      description: Whether no host failed and none is left untouched.
+      type: bool
+    updated:
+      description: Hosts on which something was changed and all is well. Likewise C(unchanged), C(failed), C(untouched),
+        and in check mode C(planned).
+      type: int
+      sample: 3
+    seconds:
+      description: How long all of it took.
+      type: float
+      sample: 42.0
+    hosts:
+      description: Each host in the order of the rollout.
+      type: list
+      elements: dict
+      contains:
+        name:
+          description: Its name in the inventory.
+          type: str
+          sample: gpu1
+        state:
+          description: V(updated), V(unchanged), V(planned), V(failed) or V(untouched).
+          type: str
+          sample: updated
+        seconds:
+          description: How long its turn took, V(null) where it had none.
+          type: float
+          sample: 8.1
+        total_servers:
+          description: How many servers it has, V(null) where nobody looked.
+          type: int
+          sample: 4
+        ready_servers:
+          description: How many of them are ready, V(null) where nobody looked.
+          type: int
+          sample: 4
+        actions:
+          description: How many servers were started, restarted and stopped.
+          type: dict
+          sample: {"restart": 4}
+        task:
+          description: The task that failed, V(null) where none has.
+          type: str
+        error:
+          description: Its message, V(null) where none has failed.
+          type: str
+        rollback:
+          description: The command that returns a failed host to what it ran before, V(null) where it was not touched.
+          type: str
+          sample: ansible-playbook -i inventories/fleet playbooks/rollback.yml --limit gpu1
+ansible_facts:
+  description: The fact C(llama_rollout), a host's part of the above.
+  returned: O(step) is not V(summary)
+  type: dict
+"""

@@ -1,0 +1,99 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a rollout tells of its hosts."""
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.magi.llama.plugins.module_utils import _rollout
+
+PLAN = {"servers": [{"action": "restart"}, {"action": "restart"}, {"action": "stop"}, {"action": "keep"}]}
+SAME = {"servers": [{"action": "keep"}]}
+HEALTH = {"servers": [{}, {}, {}], "ready": 3}
+BEGUN = _rollout.begin()
+
+
+@pytest.mark.parametrize(
+    ("plan", "check", "health", "state", "ready"),
+    [
+        (PLAN, False, HEALTH, "updated", 3),
+        (SAME, False, HEALTH, "unchanged", 3),
+        # In check mode the looks at health are skipped.
+        (PLAN, True, {"skipped": True}, "planned", None),
+        (SAME, True, {}, "unchanged", None),
+    ],
+)
+def test_a_host_that_is_well(plan, check, health, state, ready):
+    host = _rollout.updated(BEGUN, plan, health, check)
+    assert (host["state"], host["ready_servers"]) == (state, ready)
+    assert host["actions"] == ({"restart": 2, "stop": 1} if plan is PLAN else {})
+
+
+def test_a_failed_host_offers_its_way_back():
+    host = _rollout.failed(BEGUN, PLAN, {"servers": [{}], "ready": 0}, "Check", "0 of 1\nlog", "ansible-playbook back")
+    assert (host["state"], host["ready_servers"], host["actions"]) == ("failed", 0, {"restart": 2, "stop": 1})
+    assert _rollout.failure_text("h", host) == (
+        'h failed at the task "Check": 0 of 1\n'
+        "The rollout stopped here. Mend the cause and run it again, or return h to what it ran before:\n"
+        "  ansible-playbook back"
+    )
+
+
+def test_a_host_that_was_not_touched_needs_no_way_back():
+    host = _rollout.failed(BEGUN, PLAN, {}, "Plan", "", None)
+    assert host["actions"] == {}
+    text = _rollout.failure_text("h", host)
+    assert text.startswith('h failed at the task "Plan":\nNothing was touched.')
+
+
+def test_the_summary():
+    hosts = {
+        "b": {**_rollout.updated(BEGUN, PLAN, HEALTH, False), "seconds": 8.14, "began": 1.0},
+        "a": {**_rollout.failed(BEGUN, PLAN, {}, "Check", "no", "back"), "message": "…"},
+        # Lost without a word, for example by a handler that failed.
+        "d": {**BEGUN, "state": "updating"},
+        "c": BEGUN,
+    }
+    result = _rollout.summary(hosts, 61.26)
+    assert [entry["name"] for entry in result["hosts"]] == ["b", "a", "d", "c"]
+    assert set(result["hosts"][1]) == {"name", *BEGUN}
+    assert {key: value for key, value in result.items() if key != "hosts"} == {
+        "is_complete": False,
+        "updated": 1,
+        "unchanged": 0,
+        "planned": 0,
+        "failed": 2,
+        "untouched": 1,
+        "seconds": 61.3,
+    }
+    assert _rollout.summary_lines(result) == [
+        "rollout: 1 updated, 2 failed, 1 untouched, 1 min 01 s in all",
+        "HOST  STATE      SECONDS  SERVERS READY  SERVERS",
+        "b     updated        8.1  3 of 3         2 restarted, 1 stopped",
+        "a     failed           -  -              2 restarted, 1 stopped",
+        "d     failed           -  -              -",
+        "c     untouched        -  -              -",
+    ]
+
+
+def test_a_complete_rollout():
+    well = {"a": _rollout.updated(BEGUN, SAME, HEALTH, False), "b": _rollout.updated(BEGUN, PLAN, {}, True)}
+    result = _rollout.summary(well, 1.0)
+    assert result["is_complete"]
+    assert _rollout.summary_lines(result)[-1].endswith("2 to restart, 1 to stop")
+
+
+@pytest.mark.parametrize(
+    ("extra_vars", "expected"),
+    [
+        ((), ""),
+        (["profile=production", "output=json", "output_file=x", "rollout_serial=[1]"], ""),
+        (["api_key=1", "ansible_become_PASSWORD=x", '{"hf_token": 1}'], ""),
+        (["servers_state_dir=/a b", "@v.yml"], " -e 'servers_state_dir=/a b' -e @v.yml"),
+    ],
+)
+def test_the_command_that_returns_a_host(extra_vars, expected):
+    command = _rollout.rollback_command("rollback.yml", ["inv", "h,"], "gpu1", extra_vars, become=False)
+    assert command == f"ansible-playbook -i inv -i h, rollback.yml --limit gpu1{expected}"
+    assert "--become" in _rollout.rollback_command("r", [], "h", [], become=True)
