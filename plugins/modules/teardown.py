@@ -1,0 +1,131 @@
+#!/usr/bin/python
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: teardown
+short_description: Stop all servers of a host and remove all that was made for them
+version_added: 0.1.0
+description:
+  - Stops every server of the state directory gracefully, ends its supervisord, and removes launch configs, record,
+    logs, registry file and, where it is named, the prefix with llama-server.
+  - Models, distribution packages, and servers that are not ours are never touched.
+author: The magi.llama developers (@magi-llama)
+options:
+  state_dir:
+    description: The servers' state directory.
+    type: path
+    required: true
+  registry_path:
+    description: The registry file.
+    type: path
+    required: true
+  runtime_prefix:
+    description: Prefix with a llama-server that the module M(magi.llama.runtime) put there; without it, it is kept.
+    type: path
+  runtime_cache_path:
+    description: The cache of M(magi.llama.runtime); without it, it is kept.
+    type: path
+  stop_timeout:
+    description: Seconds that a server gets between SIGTERM and SIGKILL.
+    type: float
+    default: 30.0
+attributes:
+  check_mode:
+    support: full
+    description: Can run in check_mode and return changed status prediction without modifying target.
+  diff_mode:
+    support: full
+    description: Will return details on what has changed (or possibly needs changing in check_mode), when in diff mode.
+  idempotent:
+    support: full
+    description: When run twice in a row with the same arguments, the second run changes nothing.
+seealso:
+  - module: magi.llama.server_state
+"""
+
+EXAMPLES = r"""
+- name: Take everything down
+  magi.llama.teardown:
+    state_dir: /var/lib/magi-llama
+    registry_path: /var/lib/magi-llama/registry.json
+    runtime_prefix: /opt/magi-llama/runtime
+"""
+
+RETURN = r"""
+stopped:
+  description: Names of the servers that ran and were stopped; in check mode, that would be.
+  returned: success
+  type: list
+  elements: str
+  sample: [qwen3-8b-q4_k_m]
+removed:
+  description: Paths that were removed; in check mode, that would be.
+  returned: success
+  type: list
+  elements: str
+  sample: [/var/lib/magi-llama/servers.json]
+"""
+
+import os
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._proc import all_processes
+from ansible_collections.magi.llama.plugins.module_utils._service import terminate
+from ansible_collections.magi.llama.plugins.module_utils._supervisor import SupervisorManager
+from ansible_collections.magi.llama.plugins.module_utils._systemd import SystemdManager
+from ansible_collections.magi.llama.plugins.module_utils._teardown import ours, remove, target_path, unit_servers
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "state_dir": {"type": "path", "required": True},
+            "registry_path": {"type": "path", "required": True},
+            "runtime_prefix": {"type": "path"},
+            "runtime_cache_path": {"type": "path"},
+            "stop_timeout": {"type": "float", "default": 30.0},
+        },
+        supports_check_mode=True,
+    )
+    given = module.params
+    state_dir = given["state_dir"]
+    paths = (given["registry_path"], given["runtime_prefix"], given["runtime_cache_path"])
+    stopped = sorted({process.name for process in all_processes(state_dir)})
+    try:
+        removed = ours(state_dir, *paths)
+        if not module.check_mode:
+            removed = _take_down(state_dir, removed, given["stop_timeout"])
+    except MagiError as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(
+        changed=bool(stopped or removed),
+        msg=f"{len(stopped)} servers stopped, {len(removed)} paths removed",
+        stopped=stopped,
+        removed=removed,
+        diff={"before": "".join(f"{path}\n" for path in removed), "after": ""},
+    )
+
+
+def _take_down(state_dir: str, paths: list[str], timeout: float) -> list[str]:
+    """Stop the servers, remove the paths, and let systemd forget what is gone; returns all that was removed."""
+    units, systemd = unit_servers(state_dir), SystemdManager()
+    systemd.stop(units, timeout)
+    if target_path() in paths:
+        systemd.stop_target()
+    if os.path.exists(os.path.join(state_dir, "supervisor")):
+        SupervisorManager(state_dir).end(timeout)
+    # What no manager knows any more.
+    terminate(all_processes(state_dir), state_dir, timeout)
+    removed = remove(paths, state_dir)
+    systemd.forget(units)
+    return removed
+
+
+if __name__ == "__main__":
+    main()
