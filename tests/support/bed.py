@@ -1,0 +1,194 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A host of one's own for a test: real servers of tiny real models under supervisor on this machine, in one folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ansible_collections.magi.llama.plugins.module_utils._proc import Process, all_processes
+
+PROJECT = Path(__file__).parents[2]
+BINARIES = Path(os.environ.get("MAGI_LLAMA_BIN_DIR", PROJECT / ".cache/bin"))
+MODELS = PROJECT / ".cache/models"
+PARAMETERS = {"ctx_size": 1024, "parallel": 1, "threads": 1}
+
+PROFILES: dict[str, dict[str, Any]] = {
+    "pair": {"enabled_models": [{"tier": "Q4"}, {"tier": "Q3"}], "parameters": PARAMETERS},
+    # Against pair one server goes, one comes, and one is restarted.
+    "other": {
+        "enabled_models": [
+            {"model": "tiny-llama-q3_k_m", "parameters": {"ctx_size": 2048}},
+            "tiny-llama-q2_k",
+        ],
+        "parameters": PARAMETERS,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended, and all that the user saw."""
+
+    code: int
+    output: str
+
+    def expect(self, *texts: str) -> None:
+        """Fails where the user did not see these; Ansible breaks lines, also behind dashes."""
+        seen = "".join(self.output.split())
+        missing = [text for text in texts if "".join(text.split()) not in seen]
+        assert not missing, f"missing: {missing} in:\n{self.output}"
+
+    @property
+    def changed(self) -> int:
+        return sum(int(number) for number in re.findall(r"\bchanged=(\d+)", self.output))
+
+
+def free_ports(count: int) -> int:
+    """The first of so many ports in a row that nobody listens on."""
+    for first in range(18300 + os.getpid() % 97 * 20, 32000, count):
+        try:
+            for port in range(first, first + count):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return first
+    raise RuntimeError("there are no free ports")
+
+
+class Bed:
+    """A state directory, models and an inventory below root."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.state = root / "s"
+        self.models = root / "models"
+        self.inventory = root / "inventory"
+        self.registry = self.state / "registry.json"
+        self.port = free_ports(6)
+        self.models.mkdir(parents=True)
+        for kind in ("Q2_K", "Q3_K_M", "Q4_K_M"):
+            shutil.copy(MODELS / f"tiny-llama-{kind}.gguf", self.models)
+        self.variables: dict[str, Any] = {
+            "ansible_connection": "local",
+            "ansible_python_interpreter": sys.executable,
+            "profile": "pair",
+            "registry_scan_paths": [str(self.models)],
+            "registry_path": str(self.registry),
+            "runtime_install_method": "existing",
+            "runtime_binary_path": str(BINARIES / "llama-server"),
+            "runtime_cache_path": str(root / "runtime.json"),
+            "servers_state_dir": str(self.state),
+            "servers_service_manager": "supervisor",
+            "servers_supervisord_path": str(Path(sys.executable).parent / "supervisord"),
+            "servers_user": subprocess.check_output(["id", "-un"], text=True).strip(),
+            "servers_port_range_start": self.port,
+            "servers_port_range_end": self.port + 5,
+            "servers_keep_runtime": True,
+            "servers_lock_wait": 0,
+            "servers_stop_timeout": 3,
+        }
+        (self.inventory / "profiles").mkdir(parents=True)
+        for name, content in PROFILES.items():
+            (self.inventory / "profiles" / f"{name}.yml").write_text(json.dumps(content))
+        self.write_inventory()
+
+    def write_inventory(self) -> None:
+        text = yaml.safe_dump({"all": {"hosts": {"bed": self.variables}}})
+        (self.inventory / "hosts.yml").write_text(text)
+
+    def command(self, playbook: str, *arguments: str) -> list[str]:
+        name = f"{PROJECT}/playbooks/{playbook}.yml"
+        program = str(Path(sys.executable).parent / "ansible-playbook")
+        return [program, "-i", str(self.inventory), name, *arguments]
+
+    def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
+        return {
+            **os.environ,
+            "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"),
+            "ANSIBLE_COLLECTIONS_PATH": str(PROJECT / "collections"),
+            "ANSIBLE_NOCOLOR": "1",
+            **(more or {}),
+        }
+
+    def start(self, playbook: str, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+        """A run in a session of its own, so that it can be killed with all that it started here."""
+        return subprocess.Popen(
+            self.command(playbook, *arguments),
+            cwd=PROJECT,
+            env=self.environment(env),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, playbook: str, *arguments: str, env: Mapping[str, str] | None = None, code: int = 0) -> Outcome:
+        """A run to its end; fails where it does not end as it should."""
+        process = self.start(playbook, *arguments, env=env)
+        output, _ = process.communicate(timeout=120)
+        outcome = Outcome(process.returncode, output)
+        assert (outcome.code == 0) == (code == 0), outcome.output
+        return outcome
+
+    def module(self, name: str, *, env: Mapping[str, str] | None = None, **arguments: Any) -> dict[str, Any]:
+        """What a module answers on the host, called as Ansible calls it."""
+        done = subprocess.run(
+            [sys.executable, "-m", f"ansible_collections.magi.llama.plugins.modules.{name}"],
+            input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
+            env={**os.environ, "PYTHONPATH": str(PROJECT / "collections"), **(env or {})},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.stdout.strip(), done.stderr
+        answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+        return answer
+
+    def status(self) -> dict[str, dict[str, Any]]:
+        """The status of every server by name."""
+        answer = self.module("server_info", state_dir=str(self.state))
+        return {server["name"]: server for server in answer["status"]["servers"]}
+
+    def processes(self) -> dict[str, Process]:
+        return {process.name: process for process in all_processes(str(self.state))}
+
+    def pids(self) -> dict[str, int]:
+        return {name: process.pid for name, process in self.processes().items()}
+
+    def supervisord(self) -> int:
+        return int((self.state / "supervisor/supervisord.pid").read_text())
+
+    def wait_ready(self, count: int = 2, seconds: float = 20.0) -> dict[str, dict[str, Any]]:
+        """The status once so many servers are ready."""
+        deadline = time.monotonic() + seconds
+        while True:
+            status = self.status()
+            if sum(server["is_ready"] for server in status.values()) == count:
+                return status
+            assert time.monotonic() < deadline, status
+            time.sleep(0.2)
+
+    def remove(self) -> None:
+        """End what still runs, whatever state a test has left it in."""
+        pids = [process.pid for process in all_processes(str(self.state))]
+        daemon = self.state / "supervisor/supervisord.pid"
+        if daemon.exists() and Path(f"/proc/{daemon.read_text().strip()}").exists():
+            pids.insert(0, int(daemon.read_text()))
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,85 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Runs playbooks as a user does, away from this checkout's environment, and tells what they said."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .pythons import ROOT, search_path
+
+BIN = Path(sys.executable).parent
+# All that may have been set for other runs.
+NOT_PASSED_ON = re.compile(r"(ANSIBLE|MAGI|MODEL|LLAMA)_|REGISTRY_PATH$|VIRTUAL_ENV$|PYTHONPATH$")
+# Ansible's own words about the Python that it chose on a host.
+ABOUT_PYTHON = "using the discovered Python interpreter"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run of ansible-playbook said: by host the recap's numbers, the warnings, the output."""
+
+    recap: dict[str, dict[str, int]]
+    warnings: list[str]
+    output: str
+
+    def changed(self) -> int:
+        return sum(numbers["changed"] for numbers in self.recap.values())
+
+
+def execute(command: Sequence[str | Path], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a program with a home of its own and none of our settings but those that are given."""
+    kept = {name: value for name, value in os.environ.items() if not NOT_PASSED_ON.match(name)}
+    kept |= {"HOME": str(cwd), "PATH": search_path(), "NO_COLOR": "1", **environment}
+    return subprocess.run(command, cwd=cwd, env=kept, capture_output=True, text=True, timeout=300, check=False)
+
+
+def play(arguments: Sequence[str | Path], cwd: Path, bin_dir: Path = BIN, **environment: str) -> Run:
+    """Run ansible-playbook to its end, which has to be a good one."""
+    done = execute([bin_dir / "ansible-playbook", *arguments], cwd, **environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = re.findall(r"^(\S+)\s+: (ok=.*)$", done.stdout, re.MULTILINE)
+    recap = {host: {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", row)} for host, row in rows}
+    assert recap, done.stdout + done.stderr
+    return Run(recap, [line for line in done.stderr.splitlines() if line and ABOUT_PYTHON not in line], done.stdout)
+
+
+def host_variables(folder: Path, first_port: int, last_port: int) -> dict[str, object]:
+    """Variables of a host on this machine that keep all that a run makes below a folder."""
+    return {
+        "registry_scan_paths": [str(ROOT / ".cache/models")],
+        "registry_path": f"{folder}/state/registry.json",
+        "runtime_install_method": "existing",
+        "runtime_binary_path": str(server_path()),
+        "runtime_prefix": f"{folder}/runtime",
+        "runtime_cache_path": f"{folder}/runtime.json",
+        "servers_state_dir": f"{folder}/state",
+        "servers_service_manager": "supervisor",
+        "servers_supervisord_path": str(BIN / "supervisord"),
+        "servers_user": subprocess.check_output(["id", "-un"], text=True).strip(),
+        "servers_port_range_start": first_port,
+        "servers_port_range_end": last_port,
+    }
+
+
+def write_inventory(path: Path, hosts: dict[str, dict[str, object]]) -> None:
+    """An inventory of hosts that all are this machine. JSON is YAML."""
+    local = {name: {"ansible_connection": "local", **variables} for name, variables in hosts.items()}
+    path.write_text(json.dumps({"all": {"hosts": local}}), encoding="utf-8")
+
+
+def server_path() -> Path:
+    return Path(os.environ.get("MAGI_LLAMA_BIN_DIR", ROOT / ".cache/bin"), "llama-server")
+
+
+def no_registry(folder: Path) -> str:
+    """The warning of a first scan."""
+    return f"[WARNING]: There is no registry at {folder}/state/registry.json yet: every file is read."
