@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Starts a run with INVENTORY and PROFILE, and restarts its host BED as soon as the run has written the record there.
+set -euo pipefail
+inventory=$1 profile=$2 bed=$3
+look() { podman exec "magi-$bed-1" stat -c %Y.%i /var/lib/magi-llama/servers.json; }
+before=$(look)
+ansible-playbook -i "$inventory" playbooks/site.yml -e "profile=$profile" &
+run=$!
+for _ in $(seq 600); do
+  now=$(look)
+  if [ "$now" != "$before" ]; then
+    python3 tests/nodes/nodes.py restart --name "$bed"
+    code=0
+    wait "$run" || code=$?
+    echo "the run ended with $code"
+    exit 0
+  fi
+  sleep 0.05
+done
+echo "the run wrote no record" >&2
+exit 1

@@ -1,0 +1,63 @@
+#!/usr/bin/env python3
+"""Three release archives in a folder, made of this host's own llama-server; prints the role's settings for each.
+
+older is what Debian has. fake-newer is the same with another version and --ctx-size renamed to --ctx-span, both changed
+in copies of its libraries. fake-broken ends with an abort as soon as it is to serve a model.
+"""
+
+import glob
+import gzip
+import hashlib
+import io
+import json
+import os
+import sys
+import tarfile
+
+LIBRARIES = {
+    "libllama-common.so.0": (b"--ctx-size", b"--ctx-span"),
+    "libllama.so.0": (b"\x000.7.0\x00", b"\x000.8.0\x00"),
+}
+LAUNCHER = """#!/bin/bash
+# {name}
+export LD_LIBRARY_PATH="$(dirname "$(readlink -f "$0")")"
+{broken}exec -a "$0" /usr/bin/llama-server "$@"
+"""
+BROKEN = 'case "$*" in *--model*) echo "GGML_ASSERT(fake) failed" >&2; kill -ABRT $$ ;; esac\n'
+
+
+def changed(library):
+    found = glob.glob(f"/usr/lib/*/{library}")[0]
+    with open(found, "rb") as stream:
+        content = stream.read()
+    before, after = LIBRARIES[library]
+    assert before in content, f"{found} holds no {before!r} any more"
+    return content.replace(before, after)
+
+
+def archive(name):
+    newer = {library: changed(library) for library in LIBRARIES} if name == "fake-newer" else {}
+    launcher = LAUNCHER.format(name=name, broken=BROKEN if name == "fake-broken" else "")
+    data = io.BytesIO()
+    # The same on every host, so that one sum is right for all: no times in it.
+    with gzip.GzipFile(fileobj=data, mode="wb", mtime=0) as stream, tarfile.open(fileobj=stream, mode="w") as tar:
+        for member, content in {**newer, "llama-server": launcher.encode()}.items():
+            info = tarfile.TarInfo(f"llama-{name}/{member}")
+            info.size, info.mode = len(content), 0o755
+            tar.addfile(info, io.BytesIO(content))
+    return data.getvalue()
+
+
+def main(folder):
+    os.makedirs(folder, exist_ok=True)
+    settings = {}
+    for name in ("older", "fake-newer", "fake-broken"):
+        data, path = archive(name), f"{folder}/{name}.tar.gz"
+        with open(path, "wb") as stream:
+            stream.write(data)
+        sha256 = hashlib.sha256(data).hexdigest()
+        settings[name] = {"runtime_release_url": f"file://{path}", "runtime_release_sha256": sha256}
+    print(json.dumps(settings))
+
+
+main(sys.argv[1])
