@@ -1,0 +1,118 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Real servers on this machine from every ansible-core, and on every Python of a host, that the collection promises."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.pythons import ROOT, UV, find_pythons
+from support.runs import BIN, Run, host_variables, no_registry, play, server_path, write_inventory
+
+CACHE = ROOT / ".cache/compat"
+# Each ansible-core with the controllers' Pythons that it runs on, the wanted one first.
+CORES = {"2.19": ("3.11", "3.12"), "2.20": ("3.12", "3.13"), "2.21": ("3.14", "3.13", "3.12")}
+TARGETS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
+# Nobody else's: the demo, molecule and the test of the artifact have theirs.
+FIRST_PORT = 19100
+
+pytestmark = pytest.mark.skipif(not server_path().exists(), reason="no llama-server: run make binaries")
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A short path: supervisord's socket lies in it."""
+    with tempfile.TemporaryDirectory(prefix="magi-") as path:
+        yield Path(path)
+
+
+@pytest.fixture(scope="session")
+def pythons() -> dict[str, Path]:
+    return find_pythons(TARGETS)
+
+
+def checkout(folder: Path, *playbooks: str, bin_dir: Path = BIN, profile: str = "fast-only") -> Run:
+    """Playbooks of this checkout, with its own ansible.cfg."""
+    environment = {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_COLLECTIONS_PATH": str(ROOT / "collections")}
+    files = ["--check" if book == "--check" else ROOT / f"{book}.yml" for book in playbooks]
+    arguments = ["-i", folder / "hosts.yml", *files, "-e", f"profile={profile}"]
+    return play(arguments, folder, bin_dir, **environment)
+
+
+def controller(core: str, pythons: dict[str, Path]) -> Path:
+    """The bin folder of a virtual environment with this ansible-core, kept in .cache/compat."""
+    version = next((version for version in CORES[core] if version in pythons), None)
+    if version is None:
+        pytest.skip(f"ansible-core {core} runs on Python {' or '.join(CORES[core])}, and none is here")
+    folder = CACHE / f"core-{core}-python-{version}"
+    if not (folder / ".ready").exists():
+        subprocess.run(
+            [UV, "venv", "--quiet", "--clear", "--no-project", "--python", pythons[version], folder], check=True
+        )
+        packages = [f"ansible-core=={core}.*", "httpx"]
+        subprocess.run([UV, "pip", "install", "--quiet", "--python", folder / "bin/python", *packages], check=True)
+        (folder / ".ready").touch()
+    return folder / "bin"
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_each_ansible_core_runs_servers(core: str, pythons: dict[str, Path], folder: Path) -> None:
+    bin_dir = controller(core, pythons)
+    python = {"ansible_python_interpreter": "{{ ansible_playbook_python }}"}
+    write_inventory(
+        folder / "hosts.yml", {"localhost": {**host_variables(folder, FIRST_PORT, FIRST_PORT + 9), **python}}
+    )
+    try:
+        run = checkout(folder, "site", "--check", bin_dir=bin_dir, profile="development")
+        assert "4 to start" in run.output
+        assert run.warnings == [no_registry(folder)]
+        assert not (folder / "state").exists()
+
+        run = checkout(folder, "site", bin_dir=bin_dir, profile="development")
+        assert "4 launched, 4 ready" in run.output
+        assert run.warnings == [no_registry(folder)]
+
+        again = ("site", "playbooks/status", "playbooks/verify", "playbooks/scan")
+        run = checkout(folder, *again, bin_dir=bin_dir, profile="development")
+        assert (run.changed(), run.warnings) == (0, []), run.output
+        assert run.output.count(": ok in ") == 4
+    finally:
+        run = checkout(folder, "playbooks/teardown", bin_dir=bin_dir)
+    assert run.warnings == []
+    assert not (folder / "state").exists()
+
+
+def test_each_python_of_a_host_runs_servers(pythons: dict[str, Path], folder: Path) -> None:
+    """All at once: a host is a state directory, an interpreter and a port of its own."""
+    hosts = {
+        f"python{version}": {
+            **host_variables(folder / version, FIRST_PORT + 10 + at, FIRST_PORT + 10 + at),
+            "ansible_python_interpreter": str(path),
+        }
+        for at, (version, path) in enumerate(pythons.items())
+    }
+    write_inventory(folder / "hosts.yml", hosts)
+    try:
+        run = checkout(folder, "site")
+        assert run.output.count("1 launched, 1 ready") == len(hosts)
+        assert sorted(run.warnings) == sorted(no_registry(folder / version) for version in pythons)
+        run = checkout(folder, "site", "playbooks/status", "playbooks/restart")
+        assert {numbers["changed"] for numbers in run.recap.values()} == {1}, run.output
+        assert run.output.count("0 launched, 1 ready") == len(hosts)
+        assert run.warnings == []
+    finally:
+        run = checkout(folder, "playbooks/teardown")
+    assert run.warnings == []
+    assert not any((folder / version / "state").exists() for version in pythons)
+
+
+@pytest.mark.parametrize("version", TARGETS)
+def test_this_python_is_here(version: str, pythons: dict[str, Path]) -> None:
+    """So that a Python that was not tested shows in the report."""
+    if version not in pythons:
+        pytest.skip(f"no Python {version} on this machine: not tested on hosts that have it")

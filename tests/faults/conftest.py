@@ -1,0 +1,45 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One host with two servers for all faults; whatever a fault breaks is healed before the next."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.bed import Bed
+
+
+@pytest.fixture(scope="session")
+def deployed() -> Iterator[Bed]:
+    # A short path: a socket lies below it.
+    with tempfile.TemporaryDirectory(prefix="magi-faults-") as folder:
+        # A disk of its own, so that it can be filled.
+        mounted = os.geteuid() == 0 and _run("mount", "-t", "tmpfs", "-o", "size=64m,mode=0755", "tmpfs", folder)
+        bed = Bed(Path(folder))
+        try:
+            bed.run("site")
+            yield bed
+        finally:
+            bed.remove()
+            if mounted:
+                _run("umount", "--lazy", folder)
+
+
+def _run(*command: str) -> bool:
+    return subprocess.run(command, check=False, stderr=subprocess.DEVNULL).returncode == 0
+
+
+@pytest.fixture
+def bed(deployed: Bed) -> Bed:
+    """Two healthy servers of the profile pair, and no run of another test's."""
+    (deployed.state / "run.lock").unlink(missing_ok=True)
+    status = deployed.status()
+    if {name for name, server in status.items() if server["is_ready"]} != {"tiny-llama-q3_k_m", "tiny-llama-q4_k_m"}:
+        deployed.run("site")
+    return deployed

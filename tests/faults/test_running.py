@@ -1,0 +1,119 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What happens to servers that run: they crash, hang, lose their port; the clock and the environment change."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from support import hang
+from support.bed import Bed
+
+Q3, Q4 = "tiny-llama-q3_k_m", "tiny-llama-q4_k_m"
+
+
+def test_a_server_that_is_killed_or_crashes_comes_back_by_itself_and_is_counted(bed: Bed) -> None:
+    before = bed.status()
+    for number, crash in enumerate((signal.SIGKILL, signal.SIGSEGV), start=1):
+        was = bed.pids()[Q4]
+        os.kill(was, crash)
+        deadline = time.monotonic() + 20
+        while bed.pids().get(Q4) in (was, None):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        status = bed.wait_ready()
+        assert status[Q4]["restarts"] == before[Q4]["restarts"] + number
+    assert status[Q3]["pid"] == before[Q3]["pid"]
+    assert status[Q3]["restarts"] == before[Q3]["restarts"]
+
+
+def test_a_server_that_hangs_while_its_health_is_well_is_found_by_verify(bed: Bed) -> None:
+    victim = bed.status()[Q4]
+    command = [sys.executable, hang.__file__, str(victim["pid"]), "60"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        if process.stdout.readline().strip() != "hangs":
+            pytest.skip("processes may not be traced here")
+        with urllib.request.urlopen(f"http://127.0.0.1:{victim['port']}/health", timeout=5) as answer:
+            assert answer.status == 200
+        assert bed.status()[Q4]["state"] == "ready"
+        asked = {"state_dir": str(bed.state), "deep": True, "timeout": 2.0, "interval": 0.2}
+        deep = bed.module("wait_for_health", **asked)
+        states = {server["name"]: server["state"] for server in deep["servers"]}
+        assert deep["failed"] and states == {Q3: "ready", Q4: "hung"}
+        assert (
+            f"{Q4} (port {victim['port']}): not ready after 2 s: /health is 200, but /completion gave no answer"
+            in deep["msg"]
+        )
+        bed.run("verify", "-e", "verify_timeout=2", code=2).expect(
+            f"{Q4} port {victim['port']}: FAILED", "ReadTimeout", f"{Q3} port", ": ok in"
+        )
+        bed.run("restart", "-e", f"servers={Q4}").expect(f"{Q4}: restarted", "ended by SIGKILL")
+    assert bed.wait_ready()[Q4]["pid"] != victim["pid"]
+
+
+def test_a_port_that_is_stolen_before_the_start_is_told_with_its_holder(bed: Bed) -> None:
+    port, other = bed.status()[Q4]["port"], bed.pids()[Q3]
+    bed.module("server_state", state_dir=str(bed.state), actions={Q4: "stop"})
+    with socket.create_server(("127.0.0.1", port)) as thief:
+        failed = bed.run("start", code=2)
+        failed.expect(
+            f"{Q4} (port {port}): exit code 1", f"port {port} is held by pid {os.getpid()}", "its last lines:"
+        )
+        assert bed.pids() == {Q3: other}
+        # A plan made now says it before anything is started.
+        bed.run("plan", code=2).expect(f"Port {port} of server {Q4} is held by pid {os.getpid()}")
+        assert thief.fileno() >= 0
+    bed.run("start")
+    assert bed.wait_ready()[Q3]["pid"] == other
+
+
+def test_a_clock_that_was_set_back_changes_nothing(bed: Bed, tmp_path: Path) -> None:
+    # The machine's own clock is not ours to set: every Python of the run, and of its modules, sees another.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import time\n"
+        "ago = 400 * 86400\n"
+        "real, real_ns, gmtime, localtime = time.time, time.time_ns, time.gmtime, time.localtime\n"
+        "time.time = lambda: real() - ago\n"
+        "time.time_ns = lambda: real_ns() - ago * 10**9\n"
+        "time.gmtime = lambda s=None: gmtime(time.time() if s is None else s)\n"
+        "time.localtime = lambda s=None: localtime(time.time() if s is None else s)\n"
+    )
+    before, uptime = bed.pids(), bed.status()[Q3]["uptime_seconds"]
+    bed.module("server_state", state_dir=str(bed.state), actions={Q4: "stop"})
+    healed = bed.run("site", env={"PYTHONPATH": str(tmp_path)})
+    healed.expect("1 launched, 2 ready")
+    assert bed.pids()[Q3] == before[Q3]
+    assert bed.status()[Q3]["uptime_seconds"] >= uptime
+
+
+def test_no_setting_of_the_caller_s_or_the_user_s_reaches_a_server(bed: Bed, tmp_path: Path) -> None:
+    config = tmp_path / "home/.config/llama.cpp/config.ini"
+    config.parent.mkdir(parents=True)
+    config.write_text("[*]\nthreads-http = 3\nctx-size = 512\n")
+    bed.module("server_state", state_dir=str(bed.state), state="stopped")
+    meddling = {
+        "HOME": str(tmp_path / "home"),
+        "LLAMA_ARG_ALIAS": "meddled",
+        "LLAMA_ARG_THREADS_HTTP": "3",
+        "LLAMA_API_KEY": "meddled",
+        "AIP_MODE": "PREDICTION",
+        "AIP_HTTP_PORT": str(bed.port + 5),
+    }
+    started = bed.module("server_state", env=meddling, state_dir=str(bed.state), state="started")
+    assert not started.get("failed"), started
+    bed.wait_ready()
+    for name, process in bed.processes().items():
+        environ = Path(f"/proc/{process.pid}/environ").read_bytes().decode()
+        assert not [word for word in environ.split("\0") if word.startswith(("LLAMA_", "AIP_"))]
+        log = (bed.state / f"log/{name}.log").read_text(errors="replace")
+        assert str(config) not in log

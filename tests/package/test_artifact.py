@@ -1,0 +1,122 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The artifact: what is in it, and that it works where there is nothing else of this repository."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.pythons import ROOT
+from support.runs import BIN, execute, host_variables, no_registry, play, server_path, write_inventory
+
+# What a user of the collection gets.
+PAPERS = {"README.md", "LICENSE", "CHANGELOG.md"}
+FOLDERS = ("changelogs", "docs", "meta", "playbooks", "plugins", "roles")
+
+NEEDS_SERVER = pytest.mark.skipif(not server_path().exists(), reason="no llama-server: run make binaries")
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("artifact")
+    done = execute([BIN / "ansible-galaxy", "collection", "build", ROOT, "--output-path", folder], folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    [path] = folder.glob("magi-llama-*.tar.gz")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(artifact: Path) -> Iterator[Path]:
+    """A folder with the collection, and nothing else. Its path is short: supervisord's socket lies in it."""
+    with tempfile.TemporaryDirectory(prefix="magi-") as name:
+        folder = Path(name)
+        install(artifact, folder)
+        yield folder
+
+
+def install(artifact: Path, folder: Path) -> None:
+    command = [BIN / "ansible-galaxy", "collection", "install", "--offline", "-p", folder / "collections", artifact]
+    done = execute(command, folder, **environment(folder))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def environment(installed: Path) -> dict[str, str]:
+    return {"ANSIBLE_COLLECTIONS_PATH": str(installed / "collections")}
+
+
+def members(artifact: Path) -> dict[str, tarfile.TarInfo]:
+    with tarfile.open(artifact) as archive:
+        return {member.name: member for member in archive}
+
+
+def test_the_artifact_holds_files_and_folders_only(artifact: Path) -> None:
+    others = [name for name, member in members(artifact).items() if not (member.isfile() or member.isdir())]
+    assert others == []
+
+
+def test_the_artifact_holds_what_users_need_and_nothing_else(artifact: Path) -> None:
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *FOLDERS, *PAPERS]
+    listed = subprocess.check_output(command, cwd=ROOT, text=True).splitlines()
+    # docs/generate.py makes the documents; it is none.
+    expected = {name for name in listed if (ROOT / name).exists() and not re.fullmatch(r"docs/.*\.py", name)}
+    found = {name for name, member in members(artifact).items() if member.isfile()}
+    assert found - {"MANIFEST.json", "FILES.json"} == expected
+
+
+def test_the_links_of_the_readme_lead_somewhere(artifact: Path) -> None:
+    with tarfile.open(artifact) as archive:
+        readme = archive.extractfile("README.md").read().decode()
+    links = {link for link in re.findall(r"\]\(([^)#]+)", readme) if "://" not in link}
+    assert links
+    assert links <= members(artifact).keys()
+
+
+def test_every_module_and_playbook_can_be_found(installed: Path) -> None:
+    done = execute([BIN / "ansible-doc", "--json", "--list", "magi.llama"], installed, **environment(installed))
+    modules = {f"magi.llama.{path.stem}" for path in (ROOT / "plugins/modules").glob("*.py")}
+    assert json.loads(done.stdout).keys() == modules, done.stderr
+    playbooks = [f"magi.llama.{path.stem}" for path in (ROOT / "playbooks").glob("*.yml")]
+    command = [BIN / "ansible-playbook", "-i", "localhost,", "--syntax-check", *playbooks]
+    done = execute(command, installed, **environment(installed))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@NEEDS_SERVER
+def test_a_check_with_nothing_but_defaults_runs_to_the_end(installed: Path) -> None:
+    (installed / "hosts").write_text("localhost ansible_connection=local\n", encoding="utf-8")
+    # One of our state directories may be in use on this machine already.
+    arguments = ["-i", "hosts", "magi.llama.site", "--check", "--diff", "-e", "profile=development"]
+    arguments += ["-e", f"servers_state_dir={installed}/none"]
+    given = {"MODEL_SCAN_PATH": str(ROOT / ".cache/models"), "LLAMA_SERVER_PATH": str(server_path())}
+    run = play(arguments, installed, **environment(installed), **given)
+    assert "4 to start" in run.output
+    assert [line for line in run.warnings if "There is no registry" not in line] == []
+
+
+@NEEDS_SERVER
+def test_the_installed_collection_runs_servers(installed: Path) -> None:
+    # The ports are nobody else's: the demo, molecule and the compatibility matrix have theirs.
+    variables = host_variables(installed, 19120, 19129)
+    # As one without root may write it; the home is the folder here.
+    variables |= {"servers_state_dir": "~/state", "registry_path": "~/state/registry.json"}
+    write_inventory(installed / "hosts.yml", {"localhost": variables})
+    common = {"cwd": installed, **environment(installed)}
+    try:
+        run = play(["-i", "hosts.yml", "magi.llama.site", "-e", "profile=production"], **common)
+        assert "2 launched, 2 ready" in run.output
+        assert run.warnings == [no_registry(installed)]
+        again = ["magi.llama.site", "magi.llama.status", "magi.llama.verify"]
+        run = play(["-i", "hosts.yml", *again, "-e", "profile=production"], **common)
+        assert (run.changed(), run.warnings) == (0, []), run.output
+    finally:
+        run = play(["-i", "hosts.yml", "magi.llama.teardown"], **common)
+    assert run.warnings == []
+    assert not (installed / "state").exists()
