@@ -1,0 +1,48 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`python -m bench [headers] [runs] [fleet]`: measure, print a table and write bench.json. Goals only inform."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import signal
+import sys
+
+from bench.measure import ROOT, BenchError, Row, say, table, write_json
+
+PARTS = ("headers", "runs", "fleet")
+USUAL = ("headers", "runs")
+
+
+def main() -> int:
+    # So that servers are removed then, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"{', '.join(PARTS)}; usually {' and '.join(USUAL)}")
+    parts = parser.parse_args().parts or USUAL
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    rows: list[Row] = []
+    failed = False
+    try:
+        for part in parts:
+            say(f"bench: {part}")
+            try:
+                rows += importlib.import_module(f"bench.{part}").measure()
+            except BenchError as error:
+                failed = True
+                print(f"bench {part}: {error}", file=sys.stderr)
+            print(f"\n{part}\n{table([row for row in rows if row.part == part])}\n", flush=True)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    finally:
+        if rows:
+            write_json(ROOT / "bench.json", rows)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,291 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Over SSH, on systemd nodes in podman: site.yml against the loop role, and one host against many."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+import yaml
+from bench.measure import (
+    CACHE,
+    ROOT,
+    BenchError,
+    Row,
+    Run,
+    alternate,
+    faster,
+    figure,
+    playbook,
+    say,
+    spread,
+    unchanged,
+    within,
+    write_yaml,
+)
+from bench.runs import FLAGS, MANY, MODEL, MODELS, all_of, need_binaries, profile, profiled, seconds
+from support.gguf_files import small_model
+
+PART = "fleet"
+BED = "bench"
+NODES = ROOT / "tests" / "nodes" / "nodes.py"
+HOSTS = (1, 2, 5, 10, 20)
+SERVERS_EACH = 4
+MANY_MODELS = 5000
+FOLDER = CACHE / "fleet"
+INVENTORY = FOLDER / "hosts.yml"
+
+
+# --- the bed ---------------------------------------------------------------------------------------------------------
+
+
+def nodes(*arguments: str) -> None:
+    done = subprocess.run([sys.executable, NODES, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BenchError(f"nodes.py {arguments[0]}: {done.stderr.strip()}")
+
+
+@contextmanager
+def bed(count: int, models: Path) -> Iterator[list[str]]:
+    """That many nodes, the names of which are given; none is left afterwards."""
+    try:
+        say(f"bringing up {count} nodes")
+        nodes("up", "--name", BED, f"forky={count}", "--models", str(models))
+        yield write_inventory()
+    finally:
+        nodes("down", "--name", BED)
+
+
+def write_inventory() -> list[str]:
+    """The bed's hosts with the variables of both sides; each host's number of servers is its profile."""
+    content = yaml.safe_load((ROOT / ".cache" / "nodes" / BED / "hosts.yml").read_text())
+    content["all"]["vars"] |= {
+        "runtime_install_method": "existing",
+        "runtime_binary_path": "/usr/bin/llama-server",
+        "servers_keep_runtime": True,
+        "registry_scan_paths": ["/models/few"],
+        "loop_role_binary": "/usr/bin/llama-server",
+        "loop_role_user": "nobody",
+        "loop_role_flags": FLAGS,
+        "loop_role_servers": [
+            {"name": f"loop-{number:02}", "port": 8100 + number, "model": f"/models/few/{MODEL}"}
+            for number in range(MANY)
+        ],
+    }
+    (FOLDER / "profiles").mkdir(parents=True, exist_ok=True)
+    write_yaml(INVENTORY, content)
+    for count in (1, SERVERS_EACH, MANY):
+        write_yaml(FOLDER / "profiles" / f"{count}-servers.yml", profile(count))
+    hosts = content["all"]["children"]["forky"]["hosts"]
+    return sorted(hosts, key=lambda name: int(name.rpartition("-")[2]))
+
+
+def model_folders() -> Path:
+    """What the nodes see as /models: few/, with real models, and many/, with as many as a large registry has."""
+    folder = CACHE / "fleet-models"
+    if not (folder / "many" / f"small-{MANY_MODELS - 1:04}-F16.gguf").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / "few").mkdir(parents=True)
+        (folder / "many").mkdir()
+        for path in MODELS.glob("*.gguf"):
+            shutil.copy(path, folder / "few")
+        sample = small_model(folder / "sample.bin").read_bytes()
+        for number in range(MANY_MODELS):
+            (folder / "many" / f"small-{number:04}-F16.gguf").write_bytes(sample)
+    return folder
+
+
+def site(hosts: list[str], servers: int, *arguments: str) -> Run:
+    limit = ("--limit", ",".join(hosts))
+    return playbook("playbooks/site.yml", INVENTORY, *limit, "-e", f"profile={servers}-servers", *arguments)
+
+
+def teardown(hosts: list[str]) -> None:
+    playbook("playbooks/teardown.yml", INVENTORY, "--limit", ",".join(hosts))
+
+
+def loop(host: str, *arguments: str) -> Run:
+    return playbook("tests/bench/loop.yml", INVENTORY, "--limit", host, *arguments)
+
+
+# --- one node --------------------------------------------------------------------------------------------------------
+
+
+def one_node(first: str, second: str, rounds: int = 3) -> list[Row]:
+    """20 servers on the first node, by both; one server of ours on the second."""
+    runs: dict[str, list[Run]] = {"first": [], "loop first": [], "ours": [], "loop": [], "alone": []}
+
+    def timed(name: str, run: Run) -> float:
+        runs[name].append(run)
+        return run.seconds
+
+    say(f"{MANY} servers on one node: first runs")
+    for again in (True, False):
+        alternate(1, ours=lambda: timed("first", site([first], MANY)), loop=lambda: timed("loop first", loop(first)))
+        if again:
+            teardown([first])
+            loop(first, "-e", "loop_role_state=absent")
+    site([second], 1)
+    say("runs that change nothing")
+    alternate(
+        rounds,
+        ours=lambda: timed("ours", unchanged(site([first], MANY))),
+        loop=lambda: timed("loop", unchanged(loop(first))),
+        alone=lambda: timed("alone", unchanged(site([second], 1))),
+    )
+    teardown([first, second])
+    loop(first, "-e", "loop_role_state=absent")
+    firsts = f"ours {all_of(runs['first'])}; loop role {all_of(runs['loop first'])}; {profiled(runs['first'][-1])}"
+    both = f"ours {all_of(runs['ours'])}; loop role {all_of(runs['loop'])}; {profiled(runs['ours'][-1])}"
+    first_run, loop_first, ours, looped, alone = (seconds(got) for got in runs.values())
+    return [
+        faster(PART, f"first run, {MANY} servers on a host", first_run, loop_first, "loop role", 8, note=firsts),
+        faster(PART, f"nothing to change, {MANY} servers", ours, looped, "loop role", 10, note=both),
+        within(PART, "the same against one server", ours, alone, "1 server", 1.2, note=f"one {all_of(runs['alone'])}"),
+    ]
+
+
+# --- many nodes ------------------------------------------------------------------------------------------------------
+
+
+def machine_busy() -> tuple[float, float]:
+    """Seconds that this machine's processors were busy, and all there were."""
+    with open("/proc/stat", encoding="ascii") as stream:
+        ticks = [int(value) for value in stream.readline().split()[1:9]]
+    hertz = os.sysconf("SC_CLK_TCK")
+    return (sum(ticks) - ticks[3] - ticks[4]) / hertz, sum(ticks) / hertz
+
+
+def bound_by(hosts: list[str], servers: int) -> tuple[Run, str]:
+    """A run that changes nothing, and what it waited for: how busy the machine was, and with whom."""
+    busy, there = machine_busy()
+    run = unchanged(site(hosts, servers))
+    busy, there = machine_busy()[0] - busy, machine_busy()[1] - there
+    share = run.processor / there
+    text = f"processors {busy / there:.0%} busy, {share:.0%} with the controller and its ssh, the rest with the nodes"
+    return run, f"{text}: {'the processors bound it' if busy / there > 0.8 else 'it mostly waits for single steps'}"
+
+
+def many_nodes(hosts: list[str], rounds: int = 2) -> list[Row]:
+    rows: list[Row] = []
+    alone: dict[str, float] = {}
+    for count in [count for count in HOSTS if count <= len(hosts)]:
+        chosen = hosts[:count]
+        say(f"{count} hosts with {SERVERS_EACH} servers each")
+        first = site(chosen, SERVERS_EACH).seconds
+        runs = [bound_by(chosen, SERVERS_EACH) for _ in range(rounds)]
+        teardown(chosen)
+        for kind, took, note in (
+            ("first run", first, ""),
+            ("nothing to change", median(run.seconds for run, _ in runs), runs[-1][1]),
+        ):
+            what = f"{kind}, {count} hosts, {took / count:.2f} s a host"
+            if count == 1:
+                alone[kind] = took
+                rows.append(figure(PART, what, took, "s", note=note))
+            else:
+                rows.append(within(PART, what, took, alone[kind], "1 host", 3 if count == 10 else None, note=note))
+    return rows
+
+
+# --- memory and what travels -----------------------------------------------------------------------------------------
+
+
+class Memory(threading.Thread):
+    """The most memory that the processes below this one had together, shared pages counted once."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        while not self.over.wait(0.3):
+            self.peak = max(self.peak, sum(proportional(pid) for pid in descendants(os.getpid())))
+
+
+def descendants(pid: int) -> Iterator[int]:
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            children = [int(child) for child in task.read_text().split()]
+        except OSError:
+            continue
+        for child in children:
+            yield child
+            yield from descendants(child)
+
+
+def proportional(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+
+
+def travelled(host: str) -> int:
+    """Bytes in and out of a node's network card: all of it is between the controller and the node."""
+    command = ["podman", "exec", host, "sh", "-c", "cat /sys/class/net/eth0/statistics/[rt]x_bytes"]
+    return sum(
+        int(value) for value in subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    )
+
+
+def weight(hosts: list[str]) -> list[Row]:
+    """Controller's memory and the bytes per host, in runs that change nothing, with few and with many models."""
+    rows: list[Row] = []
+    before: dict[str, float] = {}
+    for name, arguments in (
+        ("3 models", ()),
+        (f"{MANY_MODELS:,} models", ("-e", '{"registry_scan_paths": ["/models"]}')),
+    ):
+        say(f"{name} on {len(hosts)} hosts")
+        site(hosts, SERVERS_EACH, *arguments)
+        memory, sent = Memory(), {host: travelled(host) for host in hosts}
+        memory.start()
+        run = unchanged(site(hosts, SERVERS_EACH, *arguments))
+        memory.over.set()
+        memory.join()
+        each = [travelled(host) - sent[host] for host in hosts]
+        values = {
+            "bytes that travel per host": (median(each) / 1000, "kB"),
+            "controller's memory": (memory.peak / 1e6, "MB"),
+        }
+        for what, (value, unit) in values.items():
+            text = f"{what}, {len(hosts)} hosts, {name}"
+            note = (
+                f"{run.seconds:.1f} s; {spread(each)} bytes"
+                if unit == "kB"
+                else f"largest process {run.peak_bytes / 1e6:.0f} MB"
+            )
+            if what in before:
+                rows.append(within(PART, text, value, before[what], "3 models", unit=unit, note=note))
+            else:
+                before[what] = value
+                rows.append(figure(PART, text, value, unit, note=note))
+    return rows
+
+
+def measure() -> list[Row]:
+    need_binaries()
+    checked = subprocess.run([sys.executable, NODES, "check"], capture_output=True, text=True, check=False)
+    if checked.returncode:
+        raise BenchError(f"this machine cannot run nodes: {(checked.stdout + checked.stderr).strip()}")
+    began = time.monotonic()
+    rows: list[Row] = []
+    with bed(max(HOSTS), model_folders()) as hosts:
+        say(f"nodes are up after {time.monotonic() - began:.0f} s")
+        rows += one_node(hosts[0], hosts[1])
+        rows += many_nodes(hosts)
+        rows += weight(hosts[:10])
+    return rows

@@ -1,0 +1,66 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Read one header, or scan one folder, in a process of its own: `python -m bench.one_reader NAME PATH` prints JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def reader(name: str) -> Callable[[str], Any]:
+    if name == "ours":
+        from ansible_collections.magi.llama.plugins.module_utils._gguf import read_header
+
+        return read_header
+    if name == "gguf":
+        from gguf import GGUFReader
+
+        return GGUFReader
+    if name == "gguf-parser":
+        from gguf_parser import GGUFParser
+
+        return lambda path: GGUFParser(path).parse()
+    from ansible_collections.magi.llama.plugins.module_utils._registry import load, scan
+
+    return lambda folder: scan([folder], load(f"{folder}/none.json"))
+
+
+def from_proc(file: str) -> dict[str, int]:
+    text = Path("/proc/self", file).read_text()
+    return {name: int(value) for name, value in re.findall(r"^(\w+):\s+(\d+)", text, re.MULTILINE)}
+
+
+def processor() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
+def main() -> None:
+    name, path = sys.argv[1:]
+    read = reader(name)  # importing is not part of the time
+    first, before = from_proc("io"), from_proc("io")
+    looking = before["syscr"] - first["syscr"]  # the calls that one look takes
+    used, began = processor(), time.perf_counter()
+    read(path)
+    seconds = time.perf_counter() - began
+    after = from_proc("io")
+    result = {
+        "seconds": seconds,
+        "processor": processor() - used,
+        "fetched": after["read_bytes"] - before["read_bytes"],
+        "reads": after["syscr"] - before["syscr"] - looking,
+        "peak_bytes": from_proc("status")["VmHWM"] * 1024,
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
