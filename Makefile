@@ -1,0 +1,107 @@
+# Each target does its own set-up; what it sets up is kept in .venv and .cache, so a second run is fast.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/collections
+# Where tests find llama-server and llama-quantize.
+export MAGI_LLAMA_BIN_DIR := $(CURDIR)/.cache/bin
+
+.PHONY: help
+help: ## Show the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+# The newest Python that ansible-core and this collection support. uv looks on PATH only, so pyenv's
+# interpreters, which hide behind shims, are put there.
+$(VENV)/.ready: pyproject.toml
+	@command -v python3 >/dev/null || { echo "python3 (3.11 or newer) is missing: apt-get install python3 python3-venv"; exit 1; }
+	@python3 -m venv --help >/dev/null 2>&1 || { echo "the venv module is missing: apt-get install python3-venv"; exit 1; }
+	@test -x .cache/uv/bin/uv || { python3 -m venv .cache/uv && .cache/uv/bin/pip install --quiet --disable-pip-version-check uv; }
+	@pyenv=$$(ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/*/bin 2>/dev/null | tr '\n' ':'); \
+	  PATH="$$PATH:$$pyenv" .cache/uv/bin/uv venv --quiet --clear --no-python-downloads --python "$${MAGI_PYTHON:-$$(for v in 3.14 3.13 3.12 3.11; do PATH="$$PATH:$$pyenv" .cache/uv/bin/uv python find --no-python-downloads --no-project $$v 2>/dev/null && break; done)}" $(VENV)
+	@.cache/uv/bin/uv pip install --quiet --python $(BIN)/python --group dev -r pyproject.toml
+	@echo "controller: $$($(BIN)/python --version), ansible-core $$($(BIN)/python -c 'import ansible.release as r; print(r.__version__)')"
+	@touch $@
+
+.PHONY: setup
+setup: $(VENV)/.ready ## Set up the virtual environment of the controller
+
+# llama-server and llama-quantize: LLAMA_SERVER_PATH's, the distribution's, or Debian's signed packages in .cache/runtime.
+.cache/bin/.ready: $(VENV)/.ready
+	@ansible-playbook -i inventories/local tests/support/binaries.yml
+	@touch $@
+
+.PHONY: binaries
+binaries: .cache/bin/.ready ## Provide llama-server and llama-quantize
+
+.cache/models/.ready: .cache/bin/.ready
+	@PYTHONPATH=tests $(BIN)/python -m support.demo_models .cache/models .cache/bin/llama-quantize
+	@touch $@
+
+.PHONY: demo
+demo: .cache/models/.ready ## Run four servers of tiny real models on this machine
+	@ansible-playbook -i inventories/local site.yml -e profile=development
+	@ansible-playbook -i inventories/local playbooks/status.yml
+
+.PHONY: demo-stop
+demo-stop: $(VENV)/.ready ## Stop the demo and remove all that it made
+	@ansible-playbook -i inventories/local playbooks/teardown.yml
+	@rm -rf .cache/demo
+
+.PHONY: lint
+lint: $(VENV)/.ready ## Check the style of everything
+	@ruff check . && ruff format --check --quiet .
+	@mypy
+	@yamllint --strict .
+	@ansible-lint --offline
+	@antsibull-changelog lint
+	@$(BIN)/python docs/generate.py --check
+
+.PHONY: docs
+docs: $(VENV)/.ready ## Write docs/variables.md from the roles' argument specs
+	@$(BIN)/python docs/generate.py
+
+.PHONY: sanity
+sanity: $(VENV)/.ready ## Run ansible-test sanity on a real copy of the collection
+	@$(BIN)/python tests/sanity
+
+.PHONY: unit
+unit: .cache/bin/.ready ## Run the unit tests
+	@$(BIN)/python -m pytest tests/unit
+
+# Units, the artifact, faults and the matrix of ansible-core and Python in one run, which closes with the sum.
+.PHONY: pytest
+pytest: .cache/models/.ready
+	@$(BIN)/python -m pytest
+
+.PHONY: fuzz
+fuzz: $(VENV)/.ready ## Mutate GGUF headers for ten minutes (FUZZ_SECONDS=600)
+	@MAGI_FUZZ_SECONDS=$${FUZZ_SECONDS:-600} $(BIN)/python -m pytest tests/unit/test_gguf_fuzz.py
+
+.PHONY: bench
+bench: .cache/models/.ready ## Measure against the peers, side by side (BENCH="headers runs fleet")
+	@PYTHONPATH=tests:collections $(BIN)/python -m bench $(BENCH)
+
+# A machine that cannot run nodes runs the scenario of this host alone; CI may not leave the others out.
+.PHONY: molecule
+molecule: .cache/models/.ready ## Run the molecule scenarios with real servers and real systemd hosts
+	@if python3 tests/nodes/nodes.py image; then molecule test --all; \
+	  elif [ -n "$${CI:-}" ]; then exit 1; \
+	  else echo "Only the scenario default runs, for what is said above."; molecule test --scenario-name default; fi
+
+# Real systemd hosts in podman, for the molecule scenarios of a fleet; needs root on Debian.
+NODES ?= forky bookworm python39
+.PHONY: nodes
+nodes: ## Bring up systemd nodes in podman (NODES="forky=2 bookworm")
+	@python3 tests/nodes/nodes.py up $(NODES)
+
+.PHONY: nodes-down
+nodes-down: ## Remove every node of this checkout
+	@python3 tests/nodes/nodes.py down --all
+
+.PHONY: test
+test: lint sanity molecule pytest ## Run all tests
