@@ -78,8 +78,10 @@ def managed_files(state_dir: str) -> list[dict[str, str]]:
     """The launch configs of this state directory, under either service manager."""
     env = {STATE_MARKER: state_dir}
     supervisor = os.path.join(state_dir, "supervisor", "conf.d")
+    # A whole line: another state directory's name may begin with this one's. Supervisor's stands in quotes.
+    line = f"\n{systemd_environment(env)}\n"
     return [
-        {"folder": UNIT_FOLDER, "pattern": f"{UNIT_PREFIX}*.service", "marker": systemd_environment(env)},
+        {"folder": UNIT_FOLDER, "pattern": f"{UNIT_PREFIX}*.service", "marker": line},
         {"folder": supervisor, "pattern": "*.conf", "marker": supervisor_environment(env)},
     ]
 
