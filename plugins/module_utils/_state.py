@@ -44,13 +44,31 @@ def check_actions(actions: Mapping[str, Any], record: Sequence[Mapping[str, Any]
     return dict(actions)
 
 
-def actions_for(state: str, statuses: Mapping[str, ServiceStatus]) -> dict[str, str]:
-    """The action by name that brings servers into the state: started, stopped or restarted."""
+def actions_for(state: str, statuses: Mapping[str, ServiceStatus], strays: Iterable[str] = ()) -> dict[str, str]:
+    """The action by name that brings servers into the state: started, stopped or restarted.
+
+    strays are servers that run although their manager does not know it.
+    """
+    stray = set(strays)
     if state == "restarted":
         return dict.fromkeys(statuses, "restart")
     if state == "started":
         return {name: "start" for name, status in statuses.items() if not status.is_alive}
-    return {name: "stop" for name, status in statuses.items() if status.is_alive or status.state == "restarting"}
+    return {
+        name: "stop"
+        for name, status in statuses.items()
+        if status.is_alive or status.state == "restarting" or name in stray
+    }
+
+
+def outdated(record: Sequence[Mapping[str, Any]], running: Mapping[str, Process]) -> set[str]:
+    """Servers that run by another launch config than the recorded one, which their manager has revived them from."""
+    return {
+        str(server["name"])
+        for server in record
+        if server["name"] in running
+        and running[server["name"]].env.get("MAGI_LLAMA_REVISION") != server.get("revision")
+    }
 
 
 def needed(
@@ -58,11 +76,15 @@ def needed(
     statuses: Mapping[str, ServiceStatus],
     strays: Iterable[str],
     record: Sequence[Mapping[str, Any]],
+    outdated: Iterable[str] = (),
 ) -> dict[str, str]:
     """The actions that change something: a server that runs is not started, one that does not is not stopped.
 
-    A server that is no longer in the record has yet to be forgotten where its manager knows it.
+    One that is to be started and runs already, but is outdated, is restarted. A server that is no longer in the record
+    has yet to be forgotten where its manager knows it.
     """
+    old = set(outdated)
+    actions = {name: "restart" if action == "start" and name in old else action for name, action in actions.items()}
     stray = set(strays)
     deployed = {server["name"] for server in record}
 

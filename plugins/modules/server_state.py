@@ -141,6 +141,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
 from ansible_collections.magi.llama.plugins.module_utils._lock import keep
 from ansible_collections.magi.llama.plugins.module_utils._managers import chosen, manager_for, retire_other
+from ansible_collections.magi.llama.plugins.module_utils._proc import processes
 from ansible_collections.magi.llama.plugins.module_utils._record import read_record
 from ansible_collections.magi.llama.plugins.module_utils._service import strays, terminate
 from ansible_collections.magi.llama.plugins.module_utils._state import (
@@ -148,6 +149,7 @@ from ansible_collections.magi.llama.plugins.module_utils._state import (
     apply,
     check_actions,
     needed,
+    outdated,
     result_lines,
 )
 
@@ -174,13 +176,15 @@ def main() -> None:
         record = read_record(state_dir)
         manager = manager_for(record, state_dir, given["supervisord_path"])
         if given["actions"] is None:
-            names = [server["name"] for server in chosen(record, given["servers"])]
-            actions = actions_for(given["state"], manager.status(names))
+            statuses = manager.status([server["name"] for server in chosen(record, given["servers"])])
+            unknown = {process.name for process in strays(state_dir, statuses)}
+            actions = actions_for(given["state"], statuses, unknown)
         else:
             actions = check_actions(given["actions"], record["servers"])
-        statuses = manager.status(list(actions))
-        found = strays(state_dir, statuses)
-        todo = needed(actions, statuses, [process.name for process in found], record["servers"])
+            statuses = manager.status(list(actions))
+            unknown = {process.name for process in strays(state_dir, statuses)}
+        old = outdated(record["servers"], processes(state_dir))
+        todo = needed(actions, statuses, unknown, record["servers"], old)
         if module.check_mode:
             results = [{"name": name, "action": action} for name, action in todo.items()]
             module.exit_json(changed=bool(todo), msg=_planned(todo), servers=results)

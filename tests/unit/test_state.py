@@ -53,6 +53,10 @@ class FakeManager:
 RECORD = [{"name": name, "stop_timeout": timeout} for name, timeout in (("a", 30), ("b", 5), ("c", 40))]
 
 
+def process(name, pid, revision):
+    return Process(pid, 1, name, (), {"MAGI_LLAMA_REVISION": revision}, 0, 0.0, 0.0, 0)
+
+
 def running(name, pid):
     return ServiceStatus(name, "running", pid)
 
@@ -82,6 +86,22 @@ def test_a_start_leaves_a_running_server_but_not_one_that_waits_for_its_retry():
     manager = FakeManager({"a": running("a", 1), "b": ServiceStatus("b", "restarting")})
     apply(manager, {"a": "start", "b": "start"})
     assert manager.calls[0][:2] == ("stop", ["b"])
+
+
+def test_a_server_that_was_revived_by_an_old_config_is_restarted_where_it_was_to_be_started():
+    record = [{"name": "a", "revision": "new"}, {"name": "b", "revision": "same"}, {"name": "c", "revision": "x"}]
+    alive = {name: process(name, 1, revision) for name, revision in (("a", "old"), ("b", "same"))}
+    old = _state.outdated(record, alive)
+    assert old == {"a"}
+    statuses = {"a": running("a", 1), "b": running("b", 2), "c": ServiceStatus("c", "stopped")}
+    actions = dict.fromkeys("abc", "start")
+    assert _state.needed(actions, statuses, [], record, old) == {"a": "restart", "c": "start"}
+    assert _state.needed({"a": "stop"}, statuses, [], record, old) == {"a": "stop"}
+
+
+def test_stop_ends_a_server_that_a_new_manager_does_not_know():
+    statuses = {"a": ServiceStatus("a", "stopped"), "b": ServiceStatus("b", "stopped")}
+    assert _state.actions_for("stopped", statuses, {"b"}) == {"b": "stop"}
 
 
 def test_nothing_left_to_run_ends_the_manager():
