@@ -305,6 +305,11 @@ class Kept:
         return {model["path"]: model["id"] for model in models}
 
 
+def partial_path(path: str) -> str:
+    """Where a scan that is not complete yet lies, beside the registry at path."""
+    return path + ".partial"
+
+
 def load(path: str) -> Kept:
     """The registry at path; without content and with a warning where there is none, or it is damaged."""
     try:

@@ -198,7 +198,9 @@ class SupervisorManager:
         return {name: self._stopped(name, int(infos.get(name, {}).get("pid", 0)), ended[name]) for name in names}
 
     def forget(self, names: Sequence[str]) -> None:
-        if names and self._infos() is not None:
+        if not names:
+            return
+        if self._infos() is not None:
             self._quietly("supervisor.removeProcessGroup", [(name,) for name in names])
         self._write_started({name: pid for name, pid in self._started().items() if name not in names})
 

@@ -11,10 +11,11 @@ import shutil
 from collections.abc import Sequence
 
 from ._errors import MagiError
-from ._launch import TARGET, UNIT_FOLDER, UNIT_PREFIX, Managed, common_config_path, managed_files, superfluous
+from ._launch import TARGET, UNIT_FOLDER, UNIT_PREFIX, Managed, managed_files, superfluous
 from ._lock import lock_path
 from ._readiness import readiness_path
 from ._record import record_path
+from ._registry import partial_path
 from ._rollback import previous_path
 from ._runtime_install import read_manifest
 
@@ -44,10 +45,9 @@ def ours(state_dir: str, registry_path: str, runtime_prefix: str | None, runtime
         # No other state directory on this host has units: the target goes with the last of them.
         units += [os.path.join(UNIT_FOLDER, f"{TARGET}.wants"), target_path()]
         units += [os.path.join(UNIT_FOLDER, "multi-user.target.wants", TARGET)]
-    paths = [*units, record_path(state_dir), readiness_path(state_dir), previous_path(state_dir), registry_path]
-    if os.path.exists(common_config_path("supervisor", state_dir)):
-        paths.append(os.path.join(state_dir, "supervisor"))
-    paths.append(os.path.join(state_dir, "log"))
+    paths = [*units, record_path(state_dir), readiness_path(state_dir), previous_path(state_dir)]
+    paths += [registry_path, partial_path(registry_path)]
+    paths += [os.path.join(state_dir, name) for name in ("supervisor", "log")]
     if runtime_prefix is not None:
         candidates = (runtime_prefix, *(f"{runtime_prefix}.{part}" for part in ("previous", "staged", "new")))
         paths += [path for path in candidates if read_manifest(path)]

@@ -381,6 +381,7 @@ from ansible_collections.magi.llama.plugins.module_utils._registry import (
     Scan,
     diff_lines,
     load,
+    partial_path,
     save,
     scan,
     short_content,
@@ -424,11 +425,11 @@ def run(module: AnsibleModule) -> None:
         check_manifest(manifest)
     checksums = params["checksums"] or manifest is not None
     registry_path = params["registry_path"]
-    partial_path = registry_path + ".partial"
+    unfinished = partial_path(registry_path)
     limit = params["time_limit"]
     started = time.monotonic()
     kept = load(registry_path)
-    partial = load(partial_path)
+    partial = load(unfinished)
     # What an interrupted scan left is as good as the registry, but a forced scan trusts only its own.
     usable = partial.content is not None and (
         not params["force"] or partial.content.get("resume") == (params["resume"] or "")
@@ -444,7 +445,7 @@ def run(module: AnsibleModule) -> None:
     )
     if not result.complete:
         resume = params["resume"] or uuid.uuid4().hex
-        save(partial_path, {**result.content, "resume": resume})
+        save(unfinished, {**result.content, "resume": resume})
         module.exit_json(
             changed=False,
             complete=False,
@@ -459,7 +460,7 @@ def run(module: AnsibleModule) -> None:
     if changed and not module.check_mode:
         save(registry_path, result.content)
     if partial.content is not None and not module.check_mode:
-        os.unlink(partial_path)
+        os.unlink(unfinished)
     finish(module, result, kept.content, changed, checksums, warned)
 
 
@@ -484,8 +485,9 @@ def finish(
     content = result.content
     numbers = [(len(content["models"]), "model"), (len(content["companions"]), "companion")]
     parts = [f"{number} {word}{'' if number == 1 else 's'}" for number, word in numbers]
-    is_large = content["total"] >= SHORT_FROM and not module.check_mode
-    short = module.params["fact"] == "short" or (module.params["fact"] == "auto" and is_large)
+    wanted = module.params["fact"]
+    # In check mode the plan has nothing but the fact to read.
+    short = not module.check_mode and (wanted == "short" or (wanted == "auto" and content["total"] >= SHORT_FROM))
     returned: dict[str, Any] = {
         "changed": changed,
         "complete": True,
