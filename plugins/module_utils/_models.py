@@ -156,6 +156,12 @@ def _suffixed(path: str, base: str) -> list[str]:
     return [f"{base or 'model'}-{digest[:length]}" for length in (6, 12, 24, 64)]
 
 
+def other_quantization(name: str, model_id: str) -> bool:
+    """Whether a name and a model's id are the same but for a whole quantization, such as q8_0 or q4_k_m, in each."""
+    parts = [(_QUANT_TOKEN.split(text), _QUANT_TOKEN.findall(text)) for text in (name, model_id)]
+    return parts[0][0] == parts[1][0] and all("_" in found[-1] or "16" in found[-1] for _rest, found in parts if found)
+
+
 def clean_text(text: str, limit: int = MAX_TEXT) -> str:
     """One printable line: no control, formatting (bidirectional overrides too), private or unassigned characters."""
     kept = "".join(" " if unicodedata.category(character)[0] in "CZ" else character for character in text[: 4 * limit])

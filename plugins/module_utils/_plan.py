@@ -16,10 +16,10 @@ from typing import Any
 
 from ._errors import MagiError
 from ._gpu import Gpu, spread
-from ._memory import estimate
-from ._models import slug
+from ._memory import EstimateError, estimate
+from ._models import other_quantization, slug
 from ._proc import Listener, Memory, Process
-from ._profile import Model, matches, nearest, select
+from ._profile import Model, matches, near, nearest, select
 from ._runtime import FlagError, canonical_parameters, render_flags
 
 # Page tables, threads, allocator slack and what a long prompt adds: a server must not be killed for these.
@@ -161,8 +161,8 @@ def _missing(
 ) -> list[str]:
     """Warnings for named models that this host lacks and of which no server runs.
 
-    A model is lacking, not unknown, when another host has it, a broken file bears its name, or it was deployed here
-    before. Any other name is taken for a typing error.
+    A name that is nearly that of a model which is here is taken for a typing error, unless another host has such a
+    model, a broken file bears its name, it was deployed here before, or it is that model in another quantization.
     """
     warnings: list[str] = []
     where = f'profile "{profile["name"]}" ({profile["source"]})'
@@ -176,8 +176,14 @@ def _missing(
         elif model_id in known_elsewhere:
             why = "other hosts of this run have it, this one does not"
         else:
-            offered = nearest(model_id, [str(model["id"]) for model in registry["models"]])
-            raise PlanError(f'{where}: {key}: unknown model "{model_id}" on this host: {offered}')
+            ids = [str(model["id"]) for model in registry["models"]]
+            others = [name for name in ids if other_quantization(model_id, name)]
+            if others:
+                why = f"it has {', '.join(others)}"
+            elif near(model_id, ids):
+                raise PlanError(f'{where}: {key}: unknown model "{model_id}" on this host: {nearest(model_id, ids)}')
+            else:
+                why = f"nothing here is called so or nearly so ({nearest(model_id, ids)})"
         if not any(server["name"] in host.running for server in deployed):
             warnings.append(
                 f'{where}: {key}: model "{model_id}" is missing on this host: {why}; the others go on without it.'
@@ -219,7 +225,7 @@ def _ports(
     held.update(
         {port: name for name, process in host.running.items() if (port := _flag_port(process.argv)) is not None}
     )
-    ours = {process.pid for process in host.running.values()}
+    ours = {pid for process in host.running.values() for pid in (process.pid, *process.children)}
     current = {name: port for port, name in held.items()}
 
     for name in names:
@@ -233,7 +239,11 @@ def _ports(
                 )
             del current[name]
 
-    foreign = {port for port in valid if port in host.listeners and port not in held}
+    foreign = {
+        port
+        for port in valid
+        if port in host.listeners and not _is_ours(host.listeners[port], held.get(port, ""), ours, host)
+    }
     ports = {name: current[name] for name in names if current.get(name) in valid}
     taken = {*ports.values(), *foreign, *(int(server["port"]) for server in orphans)}
     fresh = [port for port in valid if port not in taken and port not in held]
@@ -265,7 +275,9 @@ def _is_ours(listener: Listener, name: str, ours: set[int], host: Host) -> bool:
     if listener.pid is None:
         # Not permitted to see whose socket it is: it is ours if our server runs there.
         return name in host.running
-    return listener.pid in ours and (name not in host.running or host.running[name].pid == listener.pid)
+    if listener.pid not in ours or name not in host.running:
+        return listener.pid in ours
+    return listener.pid in (host.running[name].pid, *host.running[name].children)
 
 
 def _holder(listener: Listener) -> str:
@@ -293,21 +305,21 @@ def _server(
     try:
         rendered = render_flags({**_kind_parameters(model), **parameters}, flags)
         canonical = canonical_parameters(parameters, flags)
-    except FlagError as error:
+        memory = estimate(
+            model["memory"],
+            canonical,
+            kind=kind,
+            gpus=len(host.gpus),
+            build=runtime.get("build"),
+            companion_bytes=companion_bytes,
+        )
+    except (FlagError, EstimateError) as error:
         raise PlanError(f'profile "{profile["name"]}" ({profile["source"]}), server {name}: {error}') from error
     argv = [str(runtime["path"]), "--model", str(model["path"]), "--alias", str(model["id"])]
     argv += ["--host", settings.host, "--port", str(port), *rendered]
     if settings.api_key_file:
         argv += ["--api-key-file", settings.api_key_file]
 
-    memory = estimate(
-        model["memory"],
-        canonical,
-        kind=kind,
-        gpus=len(host.gpus),
-        build=runtime.get("build"),
-        companion_bytes=companion_bytes,
-    )
     memory_max = int(memory["ram_bytes"] * MEMORY_MAX_MARGIN) + memory["growth_bytes"] + MEMORY_MAX_FLOOR
     memory["gpu_bytes"] = spread(memory["vram_bytes"], memory["gpu_fixed_bytes"], canonical, host.gpus)
     # What a server may grow to can be more than there is; a limit above that limits nothing.
@@ -320,7 +332,11 @@ def _server(
         # A llama.cpp/config.ini of the user's would change the server.
         "XDG_CONFIG_HOME": "/nonexistent",
     }
-    revision = _digest([argv, env, settings.launch, settings.service_manager])
+    launch: list[Any] = [argv, env, settings.launch, settings.service_manager]
+    if settings.service_manager == "supervisor":
+        # systemd takes a new deadline over by itself, supervisor with a new process only.
+        launch.append(settings.stop_timeout)
+    revision = _digest(launch)
     same = previous is not None and previous.get("revision") == revision
     generation = 1 if previous is None else int(previous.get("generation", 1)) + (0 if same else 1)
     return {
@@ -378,9 +394,13 @@ def _with_action(server: Server, previous: Server | None, host: Host) -> Server:
 def _differences(server: Server, process: Process) -> list[str]:
     """How the running process is not the planned one, by its own command line and environment."""
     env = process.env
-    # A wrapper script shows the program that it calls; the revision tells which one was launched.
-    program = server["argv"][:1] if env.get("MAGI_LLAMA_REVISION") == server["revision"] else process.argv[:1]
-    reasons = _argv_differences([*program, *process.argv[1:]], server["argv"])
+    running = list(process.argv)
+    if env.get("MAGI_LLAMA_REVISION") == server["revision"]:
+        # A wrapper script shows the program that it calls, or its interpreter before itself; the revision tells which
+        # one was launched.
+        arguments = server["argv"][1:]
+        running = [*server["argv"][:1], *(arguments if running[-len(arguments) :] == arguments else running[1:])]
+    reasons = _argv_differences(running, server["argv"])
     if env.get("MAGI_LLAMA_RUNTIME") != server["env"]["MAGI_LLAMA_RUNTIME"]:
         reasons.append("llama-server itself changed")
     if env.get("MAGI_LLAMA_MODEL") != server["env"]["MAGI_LLAMA_MODEL"]:

@@ -9,8 +9,8 @@ import os
 import re
 import socket
 import struct
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 STATE_MARKER = "MAGI_LLAMA_STATE"
 NAME_MARKER = "MAGI_LLAMA_SERVER"
@@ -39,7 +39,10 @@ class Listener:
 
 @dataclass(frozen=True)
 class Process:
-    """A server of ours. env holds its MAGI_LLAMA_* variables, stray the names of those that llama-server obeys."""
+    """A server of ours. env holds its MAGI_LLAMA_* variables, stray the names of those that llama-server obeys.
+
+    children are the PIDs of what it has started, as a wrapper script starts llama-server.
+    """
 
     pid: int
     ppid: int
@@ -51,6 +54,7 @@ class Process:
     uptime_seconds: float
     rss_bytes: int
     stray: tuple[str, ...] = ()
+    children: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -162,11 +166,20 @@ def all_processes(state_dir: str, proc: str = "/proc", pids: Iterable[int] | Non
         # A container's processes show here too, with the same state directory in a file system of their own.
         if process is not None and _pid_namespace(str(pid), proc) == own:
             marked[pid] = process
+    families: dict[int, list[int]] = {}
+    for pid in marked:
+        families.setdefault(_eldest(pid, marked), []).append(pid)
     return [
-        process
-        for process in marked.values()
-        if process.ppid not in marked or marked[process.ppid].name != process.name
+        replace(marked[pid], children=tuple(sorted(set(members) - {pid}))) if len(members) > 1 else marked[pid]
+        for pid, members in families.items()
     ]
+
+
+def _eldest(pid: int, marked: Mapping[int, Process]) -> int:
+    """The process that began what pid belongs to: the last ancestor that bears the same server's name."""
+    while (parent := marked.get(marked[pid].ppid)) is not None and parent.name == marked[pid].name:
+        pid = parent.pid
+    return pid
 
 
 def _pid_namespace(pid: str, proc: str) -> str | None:

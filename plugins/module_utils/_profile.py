@@ -45,10 +45,15 @@ class Selection:
     missing: dict[str, str]
 
 
+def near(word: str, valid: Iterable[str]) -> list[str]:
+    """The valid names that word may be a misspelling of, nearest first."""
+    return difflib.get_close_matches(str(word), sorted({str(name) for name in valid}), n=3, cutoff=0.6)
+
+
 def nearest(word: str, valid: Iterable[str]) -> str:
     """A clause that offers the nearest valid names, or lists them all where none is near."""
     names = sorted({str(name) for name in valid})
-    close = difflib.get_close_matches(str(word), names, n=3, cutoff=0.6)
+    close = near(word, names)
     if close:
         return "did you mean " + " or ".join(f'"{name}"' for name in close) + "?"
     shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
@@ -96,9 +101,10 @@ def _check_parameters(value: Any, where: str, prefix: str) -> dict[str, Any]:
         if not isinstance(key, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", key):
             fixed = str(key).lstrip("-").replace("-", "_").lower()
             raise ProfileError(f'{where}: {prefix}.{key}: write the flag in snake_case without dashes: "{fixed}".')
-        values = setting if isinstance(setting, (list, tuple)) else [setting]
+        # A mapping becomes JSON, as chat_template_kwargs takes it.
+        values = setting if isinstance(setting, (list, tuple)) else []
         if any(isinstance(item, (Mapping, list, tuple)) for item in values):
-            raise ProfileError(f"{where}: {prefix}.{key}: a flag takes a scalar or a list of scalars.")
+            raise ProfileError(f"{where}: {prefix}.{key}: a flag takes a scalar, a list of scalars or a mapping.")
     return dict(value)
 
 
@@ -132,10 +138,14 @@ def _check_start(value: Any, where: str) -> dict[str, Any]:
     start = {**START_DEFAULTS, **_check_keys(value or {}, tuple(START_DEFAULTS), where, "start")}
     if not isinstance(start["concurrent"], bool):
         raise ProfileError(f"{where}: start.concurrent must be true or false, not {start['concurrent']!r}.")
-    for key in ("max_startup_time", "readiness_check_interval"):
+    # supervisor counts in whole seconds.
+    for key, kinds, what in (
+        ("max_startup_time", (int,), "a whole number"),
+        ("readiness_check_interval", (int, float), "a number"),
+    ):
         seconds = start[key]
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or seconds <= 0:
-            raise ProfileError(f"{where}: start.{key} must be a number of seconds above 0, not {seconds!r}.")
+        if isinstance(seconds, bool) or not isinstance(seconds, kinds) or seconds <= 0:
+            raise ProfileError(f"{where}: start.{key} must be {what} of seconds above 0, not {seconds!r}.")
     return start
 
 

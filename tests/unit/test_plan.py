@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.magi.llama.plugins.module_utils._gpu import Gpu
+from ansible_collections.magi.llama.plugins.module_utils._memory import EstimateError
 from ansible_collections.magi.llama.plugins.module_utils._plan import (
     Host,
     PlanError,
@@ -207,6 +208,17 @@ def test_a_foreign_process_on_an_existing_server_s_port_is_named() -> None:
     assert ports(moved) == {"a": 8081}
 
 
+def test_a_stolen_port_is_given_to_nobody() -> None:
+    narrow = Settings("/state", "supervisor", port_first=8080, port_last=8081, move_on_conflict=True)
+    first = plan([A, B], profile("a", "b"), settings=narrow)
+    up = deployed(first)
+    on = host(record=up.record, running={"a": up.running["a"]}, listeners={8080: up.listeners[8080], **foreign(8081)})
+    with pytest.raises(PlanError, match="8080 to 8081 has room for 1; 8081 is held by pid 4242"):
+        plan([A, B], profile("a", "b"), on, narrow)
+    with pytest.raises(PlanError, match="8081 is held by pid 4242"):
+        plan([A, C], profile("a", "c"), on, narrow)
+
+
 def test_a_port_outside_of_the_range_moves() -> None:
     first = plan([A], profile("a"))
     second = plan([A], profile("a"), deployed(first), Settings("/state", "supervisor", port_first=9000, port_last=9001))
@@ -274,6 +286,7 @@ def test_an_unknown_model_is_an_error_with_the_nearest() -> None:
             {"rejected": [{"path": "/models/Gone.gguf", "reason": "truncated"}]},
             "/models/Gone.gguf was rejected: truncated",
         ),
+        ({}, "nothing here is called so or nearly so (valid are: b)"),
     ],
 )
 def test_a_model_that_is_missing_here_is_a_warning(more: dict, why: str) -> None:
@@ -338,6 +351,37 @@ def test_a_wrapper_script_that_calls_another_program_is_no_difference() -> None:
     moved = {**wrapped.env, "MAGI_LLAMA_REVISION": "of another path"}
     third = plan([A], profile("a"), host(record=[server], running={"a": dataclasses.replace(wrapped, env=moved)}))
     assert third["servers"][0]["reason"] == "program /opt/llama.cpp/build/bin/llama-server → /usr/bin/llama-server"
+
+
+def test_a_wrapper_script_that_stays_the_parent_of_llama_server_is_no_difference() -> None:
+    first = plan([A], profile("a"))
+    server = first["servers"][0]
+    shell = process(server, 100, argv=("/bin/sh", server["argv"][0], *server["argv"][1:]), children=(101,))
+    held = {server["port"]: Listener(server["port"], ("127.0.0.1",), 101, "llama-server")}
+    second = plan([A], profile("a"), host(record=[server], running={"a": shell}, listeners=held))
+    assert actions(second) == {"a": "keep"}
+
+
+def test_another_quantization_of_a_model_that_is_here_is_missing_not_misspelt() -> None:
+    made = plan([model("alpha-q4_k_m"), B], profile("alpha-q8_0", "b"))
+    assert actions(made) == {"b": "start"}
+    assert '"alpha-q8_0" is missing on this host: it has alpha-q4_k_m' in made["warnings"][0]
+
+
+def test_a_setting_that_makes_no_estimate_names_profile_and_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    def estimate(*_: Any, **__: Any) -> dict[str, Any]:
+        raise EstimateError("ctx_size is '4k': it must be a whole number.")
+
+    monkeypatch.setattr("ansible_collections.magi.llama.plugins.module_utils._plan.estimate", estimate)
+    with pytest.raises(PlanError, match=r"profiles/test\.yml.*server a: ctx_size is '4k'"):
+        plan([A], profile("a"))
+
+
+def test_a_new_deadline_restarts_under_supervisor_only() -> None:
+    for manager, action in (("supervisor", "restart"), ("systemd", "keep")):
+        first = plan([A], profile("a"), settings=Settings("/state", manager))
+        again = plan([A], profile("a"), deployed(first), Settings("/state", manager, stop_timeout=3))
+        assert actions(again) == {"a": action}
 
 
 def test_a_profile_that_enables_nothing_here_is_an_error_that_lists_what_there_is() -> None:

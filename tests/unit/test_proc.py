@@ -114,6 +114,7 @@ def test_processes_are_ours_of_this_state_dir(fake):
             started_at=1700000000 + 90000 / ticks,
             uptime_seconds=1000.5 - 90000 / ticks,
             rss_bytes=2048 * 1024,
+            children=(43,),
         )
     }
 
