@@ -48,7 +48,7 @@ demo: .cache/models/.ready ## Run four servers of tiny real models on this machi
 	@ansible-playbook -i inventories/local playbooks/status.yml
 
 .PHONY: demo-stop
-demo-stop: $(VENV)/.ready ## Stop the demo and remove all that it made
+demo-stop: $(VENV)/.ready ## Stop the demo and remove all that it made but the cached set-up
 	@ansible-playbook -i inventories/local playbooks/teardown.yml
 	@rm -rf .cache/demo
 

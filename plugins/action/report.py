@@ -15,7 +15,10 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.magi.llama.plugins.module_utils import _report
 
-STEPS = ("begin", "discovery", "registry", "profile", "enabled", "launch", "health", "summary", "status", "text")
+STEPS = (
+    *("begin", "runtime", "discovery", "registry", "profile"),
+    *("enabled", "launch", "health", "summary", "status", "text"),
+)
 
 
 class ActionModule(ActionBase):
@@ -29,6 +32,7 @@ class ActionModule(ActionBase):
         _result, arguments = self.validate_argument_spec(
             argument_spec={
                 "step": {"type": "str", "choices": list(STEPS), "required": True},
+                "tried": {"type": "list", "elements": "dict", "default": []},
                 "health": {"type": "dict"},
                 "status": {"type": "dict"},
                 "changes": {"type": "dict", "default": {}},
@@ -60,6 +64,8 @@ class ActionModule(ActionBase):
         step, found = arguments["step"], task_vars["ansible_facts"]
         if step == "text":
             return [str(arguments["text"])]
+        if step == "runtime":
+            return _report.runtime_lines(found["llama_runtime"], arguments["tried"])
         if step == "status" and arguments["format"] == "json":
             return [json.dumps(arguments["status"], indent=2)]
         if step == "status":

@@ -58,6 +58,16 @@ def step_line(step: str, text: str) -> str:
     return f"[{STEPS.index(step) + 1}/{len(STEPS)}] {step:<15} {text}"
 
 
+def runtime_lines(runtime: Mapping[str, Any], tried: Sequence[Mapping[str, str]]) -> list[str]:
+    """Which llama-server is used, by which method, and why by none of those before."""
+    build = f" (build {runtime['build']})" if runtime["build"] else ""
+    what = f"{runtime['version']}{build}" if runtime["installed"] else "not installed yet"
+    lines = [f"llama-server {what}, {runtime['path']}, method {runtime['source']}"]
+    return lines + [
+        f"      not {entry['method']}: {entry['result']}" for entry in tried if entry["method"] != runtime["source"]
+    ]
+
+
 def discovery_lines(registry: Mapping[str, Any], changes: Mapping[str, Sequence[str]]) -> list[str]:
     """What a scan found, and what has come and gone since the last one."""
     rejected, companions = registry["rejected"], registry["companions"]

@@ -29,7 +29,7 @@ from typing import Any
 
 from ._errors import MagiError
 from ._files import write_atomic
-from ._runtime_probe import Completed, Run, absent, probe
+from ._runtime_probe import Completed, ProbeError, Run, absent, probe
 
 METHODS = ("existing", "package", "portable", "release")
 
@@ -131,6 +131,15 @@ def ensure(request: Request, method: str, run: Run, cache_path: str | None = Non
     for candidate in _auto_order(request):
         try:
             return _attempt(request, candidate, run, cache_path, tried)
+        except ProbeError as error:
+            if candidate == "existing":
+                # Somebody put it there to be used, a build for this host's GPU perhaps: another must not take its
+                # place unnoticed.
+                raise ProviderError(
+                    f"{error} Mend or remove it, or set runtime_install_method to package, portable or release to "
+                    "have another."
+                ) from error
+            tried.append({"method": candidate, "result": str(error)})
         except MagiError as error:
             tried.append({"method": candidate, "result": str(error)})
     listed = " ".join(f"{entry['method']}: {entry['result']}" for entry in tried)

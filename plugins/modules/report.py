@@ -19,8 +19,13 @@ options:
     description:
       - What to show. V(begin) shows nothing and notes the time, from which V(summary) tells how long the run took.
     type: str
-    choices: [begin, discovery, registry, profile, enabled, launch, health, summary, status, text]
+    choices: [begin, runtime, discovery, registry, profile, enabled, launch, health, summary, status, text]
     required: true
+  tried:
+    description: C(tried) of M(magi.llama.runtime), for V(runtime).
+    type: list
+    elements: dict
+    default: []
   health:
     description: What M(magi.llama.wait_for_health) returned, for V(health) and V(summary).
     type: dict

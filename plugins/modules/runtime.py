@@ -26,7 +26,7 @@ options:
       - V(release) unpacks the archive at O(release_url) into O(prefix), once its sha256 is right.
       - >-
         V(auto) takes the first of these that works, in this order. What an earlier run put into O(prefix) comes before
-        a package.
+        a package. A binary that is at O(path) and does not run is an error, as it was put there to be used.
     type: str
     choices: [auto, existing, package, portable, release]
     default: auto

@@ -103,18 +103,25 @@ def test_existing_that_is_missing(request_for: Callable[..., Request]) -> None:
     assert "there is no llama-server" in outcome.fact["warnings"][0]
 
 
-def test_auto_says_why_each_method_does_not_work(request_for: Callable[..., Request], tmp_path: Path) -> None:
+def test_auto_says_why_each_method_does_not_work(request_for: Callable[..., Request]) -> None:
+    with pytest.raises(ProviderError, match="No way") as caught:
+        ensure(request_for(check=True), "auto", lambda argv, environment, seconds: Completed(0, "", ""))
+    for part in ("existing: there is no", "package: ", "portable: ", "release: no runtime_release_url"):
+        assert part in str(caught.value)
+
+
+def test_auto_puts_nothing_in_the_place_of_a_binary_that_does_not_run(
+    request_for: Callable[..., Request], tmp_path: Path
+) -> None:
     broken = tmp_path / "llama-server"
     broken.write_text("#!/bin/sh\necho no; exit 1\n")
     broken.chmod(0o755)
-
-    def run(argv: Sequence[str], environment: Mapping[str, str], seconds: float) -> Completed:
-        return run_command(argv, environment, seconds) if argv[0] == str(broken) else Completed(0, "", "")
-
-    with pytest.raises(ProviderError, match="No way") as caught:
-        ensure(request_for(path=str(broken), check=True), "auto", run)
-    for part in ("existing: ", "exit code 1: no", "package: ", "portable: ", "release: no runtime_release_url"):
-        assert part in str(caught.value)
+    archive = tmp_path / "a.tar.gz"
+    request = request_for(path=str(broken), release_url=archive.as_uri(), release_sha256=make_archive(archive))
+    with pytest.raises(
+        ProviderError, match=r"llama-server does not run: .*exit code 1: no\..* set runtime_install_method"
+    ):
+        ensure(request, "auto", run_command)
 
 
 def test_auto_goes_on_to_what_works_and_stays_with_it(request_for: Callable[..., Request], tmp_path: Path) -> None:
