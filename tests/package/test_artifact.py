@@ -91,14 +91,22 @@ def test_every_module_and_playbook_can_be_found(installed: Path) -> None:
 
 @NEEDS_SERVER
 def test_a_check_with_nothing_but_defaults_runs_to_the_end(installed: Path) -> None:
-    (installed / "hosts").write_text("localhost ansible_connection=local\n", encoding="utf-8")
+    """Not even an inventory: then it is about this machine, and profiles lie where the command was called."""
+    (installed / "profiles").mkdir()
+    (installed / "profiles/mine.yml").write_text("enabled_models: [{tier: Q4}]\n", encoding="utf-8")
+    check_with_defaults(installed, "development", "4 to start")
+    check_with_defaults(installed, "mine", "1 to start")
+
+
+def check_with_defaults(installed: Path, profile: str, says: str) -> None:
     # One of our state directories may be in use on this machine already.
-    arguments = ["-i", "hosts", "magi.llama.site", "--check", "--diff", "-e", "profile=development"]
+    arguments = ["magi.llama.site", "--check", "--diff", "-e", f"profile={profile}"]
     arguments += ["-e", f"servers_state_dir={installed}/none"]
     given = {"MODEL_SCAN_PATH": str(ROOT / ".cache/models"), "LLAMA_SERVER_PATH": str(server_path())}
-    run = play(arguments, installed, **environment(installed), **given)
-    assert "4 to start" in run.output
-    assert [line for line in run.warnings if "There is no registry" not in line] == []
+    run = play(arguments, installed, PWD=str(installed), **environment(installed), **given)
+    assert says in run.output
+    expected = ("There is no registry", "provided hosts list is empty", "No inventory was parsed")
+    assert [line for line in run.warnings if not any(text in line for text in expected)] == []
 
 
 @NEEDS_SERVER
