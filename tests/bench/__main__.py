@@ -1,7 +1,10 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`python -m bench [headers] [runs] [fleet]`: measure, print a table and write bench.json. Goals only inform."""
+"""`python -m bench [headers] [runs] [fleet]`: measure all or these, print a table and write bench.json.
+
+Goals only inform.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,14 @@ import sys
 from bench.measure import ROOT, BenchError, Row, say, table, write_json
 
 PARTS = ("headers", "runs", "fleet")
-USUAL = ("headers", "runs")
 
 
 def main() -> int:
     # So that servers are removed then, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="part", help=f"{', '.join(PARTS)}; usually {' and '.join(USUAL)}")
-    parts = parser.parse_args().parts or USUAL
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"{', '.join(PARTS)}; by default all")
+    parts = parser.parse_args().parts or PARTS
     if unknown := set(parts) - set(PARTS):
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     rows: list[Row] = []
