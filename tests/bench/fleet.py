@@ -304,11 +304,10 @@ def weight(hosts: list[str]) -> list[Row]:
 
 def measure() -> list[Row]:
     need_binaries()
-    checked = subprocess.run([sys.executable, NODES, "check"], capture_output=True, text=True, check=False)
-    if checked.returncode:
-        return [
-            skipped(PART, "over SSH", f"this machine cannot run nodes: {(checked.stdout + checked.stderr).strip()}")
-        ]
+    try:
+        nodes("image")
+    except BenchError as error:
+        return [skipped(PART, "over SSH", str(error))]
     began = time.monotonic()
     rows: list[Row] = []
     with bed(max(HOSTS), model_folders()) as hosts:
