@@ -1,0 +1,59 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The molecule scenarios, each a test, so that they run beside the other tests and count with them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+# All but this one run on systemd nodes.
+ON_THIS_HOST = "default"
+# The longest first: they are what the others are run beside.
+SCENARIOS = sorted(
+    (path.parent.name for path in ROOT.glob("molecule/*/molecule.yml")),
+    key=lambda name: (name not in ("faults", "upgrade"), name),
+)
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@pytest.fixture(scope="session")
+def nodes() -> str:
+    """Why this machine cannot run nodes; empty where it can, and then their images are there."""
+    command = [sys.executable, ROOT / "tests/nodes/nodes.py", "image"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stderr.strip() or "nodes.py failed" if done.returncode else ""
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_scenario(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    if name != ON_THIS_HOST and (lacks := request.getfixturevalue("nodes")):
+        # A machine that cannot run nodes goes on without them; CI may not.
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(lacks)
+    log = tmp_path / "log"
+    environment = {
+        **os.environ,
+        "ANSIBLE_COLLECTIONS_PATH": str(ROOT / "collections"),
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "NO_COLOR": "1",
+    }
+    with log.open("w") as output:
+        done = subprocess.run(
+            [BIN / "molecule", "test", "--scenario-name", name],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    shown = COLOURS.sub("", log.read_text(errors="replace"))
+    assert done.returncode == 0, f"molecule test --scenario-name {name}:\n{shown[-12000:]}"
