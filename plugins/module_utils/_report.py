@@ -63,8 +63,11 @@ def runtime_lines(runtime: Mapping[str, Any], tried: Sequence[Mapping[str, str]]
     build = f" (build {runtime['build']})" if runtime["build"] else ""
     what = f"{runtime['version']}{build}" if runtime["installed"] else "not installed yet"
     lines = [f"llama-server {what}, {runtime['path']}, method {runtime['source']}"]
+    # The reason, without the advice that is for those who have no llama-server at all.
     return lines + [
-        f"      not {entry['method']}: {entry['result']}" for entry in tried if entry["method"] != runtime["source"]
+        f"      not {entry['method']}: {entry['result'].partition('. ')[0].rstrip('.')}"
+        for entry in tried
+        if entry["method"] != runtime["source"]
     ]
 
 

@@ -16,10 +16,13 @@ def test_the_runtime_is_told_with_its_method_and_why_not_another() -> None:
         "build": 11669,
         "source": "package",
     }
-    tried = [{"method": "existing", "result": "there is none."}, {"method": "package", "result": "it is installed"}]
+    tried = [
+        {"method": "existing", "result": "there is none at /x/y. Set z."},
+        {"method": "package", "result": "it is installed"},
+    ]
     assert _report.runtime_lines(runtime, tried) == [
         "llama-server 0.7.0 (build 11669), /usr/bin/llama-server, method package",
-        "      not existing: there is none.",
+        "      not existing: there is none at /x/y",
     ]
     absent = {**runtime, "installed": False, "version": None, "build": None}
     assert _report.runtime_lines(absent, [])[0].startswith("llama-server not installed yet, /usr/bin/llama-server")
