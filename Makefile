@@ -21,7 +21,7 @@ $(VENV)/.ready: pyproject.toml
 	@command -v python3 >/dev/null || { echo "python3 (3.11 or newer) is missing: apt-get install python3 python3-venv"; exit 1; }
 	@python3 -m venv --help >/dev/null 2>&1 || { echo "the venv module is missing: apt-get install python3-venv"; exit 1; }
 	@test -x .cache/uv/bin/uv || { python3 -m venv .cache/uv && .cache/uv/bin/pip install --quiet --disable-pip-version-check uv; }
-	@pyenv=$$(ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/*/bin 2>/dev/null | tr '\n' ':'); \
+	@pyenv=$$(printf '%s:' "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/*/bin); \
 	  PATH="$$PATH:$$pyenv" .cache/uv/bin/uv venv --quiet --clear --no-python-downloads --python "$${MAGI_PYTHON:-$$(for v in 3.14 3.13 3.12 3.11; do PATH="$$PATH:$$pyenv" .cache/uv/bin/uv python find --no-python-downloads --no-project $$v 2>/dev/null && break; done)}" $(VENV)
 	@.cache/uv/bin/uv pip install --quiet --python $(BIN)/python --group dev -r pyproject.toml
 	@echo "controller: $$($(BIN)/python --version), ansible-core $$($(BIN)/python -c 'import ansible.release as r; print(r.__version__)')"
