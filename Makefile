@@ -18,11 +18,19 @@ help: ## Show the targets
 # The newest Python that ansible-core and this collection support. uv looks on PATH only, so pyenv's
 # interpreters, which hide behind shims, are put there.
 $(VENV)/.ready: pyproject.toml
-	@command -v python3 >/dev/null || { echo "python3 (3.11 or newer) is missing: apt-get install python3 python3-venv"; exit 1; }
-	@python3 -m venv --help >/dev/null 2>&1 || { echo "the venv module is missing: apt-get install python3-venv"; exit 1; }
+	@python3 -c 'import ensurepip, venv' 2>/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "installing python3 and python3-venv"; \
+	    apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends python3 python3-venv >/dev/null; \
+	  else echo "Python 3.11 or newer with its module venv is missing: apt-get install python3 python3-venv"; exit 1; fi; }
 	@test -x .cache/uv/bin/uv || { python3 -m venv .cache/uv && .cache/uv/bin/pip install --quiet --disable-pip-version-check uv; }
-	@pyenv=$$(printf '%s:' "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/*/bin); \
-	  PATH="$$PATH:$$pyenv" .cache/uv/bin/uv venv --quiet --clear --no-python-downloads --python "$${MAGI_PYTHON:-$$(for v in 3.14 3.13 3.12 3.11; do PATH="$$PATH:$$pyenv" .cache/uv/bin/uv python find --no-python-downloads --no-project $$v 2>/dev/null && break; done)}" $(VENV)
+	@export PATH="$$PATH:$$(printf '%s:' "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/*/bin)"; \
+	  python="$${MAGI_PYTHON:-}"; \
+	  for version in 3.14 3.13 3.12 3.11; do \
+	    test -n "$$python" || python="$$(.cache/uv/bin/uv python find --no-python-downloads --no-project $$version 2>/dev/null || true)"; \
+	  done; \
+	  test -n "$$python" || { echo "Python 3.11, 3.12, 3.13 or 3.14 is missing on this machine; an older one will not do"; exit 1; }; \
+	  .cache/uv/bin/uv venv --quiet --clear --no-python-downloads --python "$$python" $(VENV)
 	@.cache/uv/bin/uv pip install --quiet --python $(BIN)/python --group dev -r pyproject.toml
 	@echo "controller: $$($(BIN)/python --version), ansible-core $$($(BIN)/python -c 'import ansible.release as r; print(r.__version__)')"
 	@touch $@
