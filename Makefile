@@ -11,6 +11,11 @@ export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/collections
 # Where tests find llama-server and llama-quantize.
 export MAGI_LLAMA_BIN_DIR := $(CURDIR)/.cache/bin
 
+# In a network with an authority of its own, the machine knows it and uv does not.
+ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt),)
+export UV_SYSTEM_CERTS := true
+endif
+
 .PHONY: help
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
