@@ -44,6 +44,8 @@ def test_scenario(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> 
         "ANSIBLE_COLLECTIONS_PATH": str(ROOT / "collections"),
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "NO_COLOR": "1",
+        # Molecule's own choice is the same for all checkouts of one name, and what it notes there outlives a run.
+        "MOLECULE_EPHEMERAL_DIRECTORY": str(tmp_path / "ephemeral"),
     }
     with log.open("w") as output:
         done = subprocess.run(
