@@ -17,6 +17,9 @@ description:
   - A broken file is listed under C(rejected) with the reason and harms no other. Nothing but a file's header is read.
   - A model keeps its id for as long as it is in the registry.
 author: The magi.llama developers (@magi-llama)
+extends_documentation_fragment:
+  - magi.llama.attributes
+  - magi.llama.attributes.facts
 options:
   scan_paths:
     description:
@@ -85,16 +88,12 @@ options:
 attributes:
   check_mode:
     support: full
-    description: Can run in check_mode and return changed status prediction without modifying target.
   diff_mode:
     support: full
-    description: Will return details on what has changed (or possibly needs changing in check_mode), when in diff mode.
   idempotent:
     support: full
-    description: When run twice in a row with the same arguments, the second run changes nothing.
   facts:
     support: full
-    description: Action returns an C(ansible_facts) dictionary that will update existing host facts.
 """
 
 EXAMPLES = r"""

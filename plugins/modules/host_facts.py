@@ -14,6 +14,9 @@ description:
   - Finds the host's service manager, whether the connecting user may use it, and whether the servers' user exists.
   - One short call in place of gathering all facts.
 author: The magi.llama developers (@magi-llama)
+extends_documentation_fragment:
+  - magi.llama.attributes
+  - magi.llama.attributes.facts
 options:
   service_manager:
     description: What to use. V(auto) is systemd where it is PID 1, else supervisor.
@@ -44,16 +47,12 @@ options:
 attributes:
   check_mode:
     support: full
-    description: Can run in check_mode and return changed status prediction without modifying target.
   diff_mode:
     support: none
-    description: Will return details on what has changed (or possibly needs changing in check_mode), when in diff mode.
   idempotent:
     support: full
-    description: When run twice in a row with the same arguments, the second run changes nothing.
   facts:
     support: full
-    description: Action returns an C(ansible_facts) dictionary that will update existing host facts.
 """
 
 EXAMPLES = r"""

@@ -18,6 +18,8 @@ description:
     to it.
   - Nothing is started or stopped. M(magi.llama.server_state) does that.
 author: The magi.llama developers (@magi-llama)
+extends_documentation_fragment:
+  - magi.llama.attributes
 options:
   service_manager:
     description: What runs the servers on this host.
@@ -70,13 +72,10 @@ options:
 attributes:
   check_mode:
     support: full
-    description: Can run in check_mode and return changed status prediction without modifying target.
   diff_mode:
     support: full
-    description: Will return details on what has changed (or possibly needs changing in check_mode), when in diff mode.
   idempotent:
     support: full
-    description: When run twice in a row with the same arguments, the second run changes nothing.
   action:
     support: full
     description: Renders the templates on the controller.

@@ -15,6 +15,8 @@ description:
   - It is looked for as C(<name>.yml) in the folders of O(search_paths), in their order.
   - Which models it picks on a host is decided later, by M(magi.llama.server_plan).
 author: The magi.llama developers (@magi-llama)
+extends_documentation_fragment:
+  - magi.llama.attributes
 options:
   name:
     description: Name of the profile, without folder or C(.yml).
@@ -28,13 +30,10 @@ options:
 attributes:
   check_mode:
     support: full
-    description: Can run in check_mode and return changed status prediction without modifying target.
   diff_mode:
     support: none
-    description: Will return details on what has changed (or possibly needs changing in check_mode), when in diff mode.
   idempotent:
     support: full
-    description: When run twice in a row with the same arguments, the second run changes nothing.
   action:
     support: full
     description: Runs on the controller alone, no connection to the host is made.

@@ -14,6 +14,8 @@ description:
   - Prints the five steps of a start-up as they happen, the summary at its end, and tables of registry and status.
   - Reads the facts that the earlier steps have set; computes and changes nothing on the host.
 author: The magi.llama developers (@magi-llama)
+extends_documentation_fragment:
+  - magi.llama.attributes
 options:
   step:
     description:
@@ -59,13 +61,10 @@ options:
 attributes:
   check_mode:
     support: full
-    description: Can run in check_mode and return changed status prediction without modifying target.
   diff_mode:
     support: none
-    description: Will return details on what has changed (or possibly needs changing in check_mode), when in diff mode.
   idempotent:
     support: full
-    description: When run twice in a row with the same arguments, the second run changes nothing.
   action:
     support: full
     description: Runs on the controller alone, no connection to the host is made.

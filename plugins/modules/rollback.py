@@ -16,6 +16,8 @@ description:
   - Where the deployment is there already, nothing changes.
   - Nothing is started or stopped. The fact C(llama_plan) says what M(magi.llama.server_state) has to do.
 author: The magi.llama developers (@magi-llama)
+extends_documentation_fragment:
+  - magi.llama.attributes
 options:
   state_dir:
     description: The servers' state directory.
@@ -33,13 +35,10 @@ options:
 attributes:
   check_mode:
     support: full
-    description: Can run in check_mode and return changed status prediction without modifying target.
   diff_mode:
     support: full
-    description: Will return details on what has changed (or possibly needs changing in check_mode), when in diff mode.
   idempotent:
     support: full
-    description: When run twice in a row with the same arguments, the second run changes nothing.
   action:
     support: full
     description: Tells the host which run it is.

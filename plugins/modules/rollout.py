@@ -14,6 +14,8 @@ description:
   - Keeps for each host what a rollout has done to it, and shows all hosts at the end.
   - Changes nothing on the hosts.
 author: The magi.llama developers (@magi-llama)
+extends_documentation_fragment:
+  - magi.llama.attributes
 options:
   step:
     description:
@@ -50,13 +52,10 @@ options:
 attributes:
   check_mode:
     support: full
-    description: Can run in check_mode and return changed status prediction without modifying target.
   diff_mode:
     support: none
-    description: Will return details on what has changed (or possibly needs changing in check_mode), when in diff mode.
   idempotent:
     support: full
-    description: When run twice in a row with the same arguments, the second run changes nothing.
   action:
     support: full
     description: Runs on the controller alone, no connection to the host is made.

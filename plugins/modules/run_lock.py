@@ -18,6 +18,8 @@ description:
   - The modules of this collection that change a host renew the lock of their run, and refuse to work while another
     run has it.
 author: The magi.llama developers (@magi-llama)
+extends_documentation_fragment:
+  - magi.llama.attributes
 options:
   state_dir:
     description: The servers' state directory.
@@ -53,15 +55,12 @@ options:
 attributes:
   check_mode:
     support: full
-    description: Can run in check_mode and return changed status prediction without modifying target.
     details:
       - Takes no lock and waits for none.
   diff_mode:
     support: none
-    description: Will return details on what has changed (or possibly needs changing in check_mode), when in diff mode.
   idempotent:
     support: full
-    description: When run twice in a row with the same arguments, the second run changes nothing.
   action:
     support: full
     description: Runs partly on the controller, which knows what the run is and waits.

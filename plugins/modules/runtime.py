@@ -15,6 +15,8 @@ description:
   - A build with known remote holes, and settings on the host that change every llama-server, are warnings.
   - No repository is added to the host's package manager and nothing is compiled.
 author: The magi.llama developers (@magi-llama)
+extends_documentation_fragment:
+  - magi.llama.attributes
 options:
   method:
     description:
@@ -76,14 +78,11 @@ options:
 attributes:
   check_mode:
     support: full
-    description: Can run in check_mode and return changed status prediction without modifying target.
     details: Where the binary would be installed first, its version is unknown and its flags are empty, unless O(stage).
   diff_mode:
     support: full
-    description: Will return details on what has changed (or possibly needs changing in check_mode), when in diff mode.
   idempotent:
     support: full
-    description: When run twice in a row with the same arguments, the second run changes nothing.
 """
 
 EXAMPLES = r"""

@@ -14,6 +14,8 @@ description:
   - Reads the record of what is deployed, asks the service manager and every server, and returns their status.
   - Works for servers that are loading, stopped or failed, and on a host on which nothing is deployed.
 author: The magi.llama developers (@magi-llama)
+extends_documentation_fragment:
+  - magi.llama.attributes
 options:
   state_dir:
     description: The servers' state directory.
@@ -31,13 +33,10 @@ options:
 attributes:
   check_mode:
     support: full
-    description: Can run in check_mode and return changed status prediction without modifying target.
   diff_mode:
     support: none
-    description: Will return details on what has changed (or possibly needs changing in check_mode), when in diff mode.
   idempotent:
     support: full
-    description: When run twice in a row with the same arguments, the second run changes nothing.
 seealso:
   - module: magi.llama.wait_for_health
 """

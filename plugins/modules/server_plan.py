@@ -19,6 +19,8 @@ description:
   - Unknown models and flags, too many servers for the port range and too little memory are errors here, before
     anything is touched.
 author: The magi.llama developers (@magi-llama)
+extends_documentation_fragment:
+  - magi.llama.attributes
 options:
   registry_path:
     description: The registry file on the host, as written by M(magi.llama.gguf_registry).
@@ -94,13 +96,10 @@ options:
 attributes:
   check_mode:
     support: full
-    description: Can run in check_mode and return changed status prediction without modifying target.
   diff_mode:
     support: full
-    description: Will return details on what has changed (or possibly needs changing in check_mode), when in diff mode.
   idempotent:
     support: full
-    description: When run twice in a row with the same arguments, the second run changes nothing.
 seealso:
   - module: magi.llama.server_state
   - module: magi.llama.wait_for_health

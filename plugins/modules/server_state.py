@@ -18,6 +18,8 @@ description:
   - Touches servers of the state directory only. A process of one that its service manager has lost is ended before
     the server is started anew.
 author: The magi.llama developers (@magi-llama)
+extends_documentation_fragment:
+  - magi.llama.attributes
 options:
   state_dir:
     description: The servers' state directory.
@@ -59,13 +61,10 @@ options:
 attributes:
   check_mode:
     support: full
-    description: Can run in check_mode and return changed status prediction without modifying target.
   diff_mode:
     support: none
-    description: Will return details on what has changed (or possibly needs changing in check_mode), when in diff mode.
   idempotent:
     support: partial
-    description: When run twice in a row with the same arguments, the second run changes nothing.
     details:
       - A restart is done each time.
   action:

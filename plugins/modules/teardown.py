@@ -15,6 +15,8 @@ description:
     logs, registry file and, where it is named, the prefix with llama-server.
   - Models, distribution packages, and servers that are not ours are never touched.
 author: The magi.llama developers (@magi-llama)
+extends_documentation_fragment:
+  - magi.llama.attributes
 options:
   state_dir:
     description: The servers' state directory.
@@ -37,13 +39,10 @@ options:
 attributes:
   check_mode:
     support: full
-    description: Can run in check_mode and return changed status prediction without modifying target.
   diff_mode:
     support: full
-    description: Will return details on what has changed (or possibly needs changing in check_mode), when in diff mode.
   idempotent:
     support: full
-    description: When run twice in a row with the same arguments, the second run changes nothing.
 seealso:
   - module: magi.llama.server_state
 """

@@ -16,6 +16,8 @@ description:
   - The controller asks with httpx, as a client would. Servers that listen on the loopback address of a remote host are
     asked by that host.
 author: The magi.llama developers (@magi-llama)
+extends_documentation_fragment:
+  - magi.llama.attributes
 options:
   state_dir:
     description: The servers' state directory on the host.
@@ -33,13 +35,10 @@ requirements:
 attributes:
   check_mode:
     support: full
-    description: Can run in check_mode and return changed status prediction without modifying target.
   diff_mode:
     support: none
-    description: Will return details on what has changed (or possibly needs changing in check_mode), when in diff mode.
   idempotent:
     support: full
-    description: When run twice in a row with the same arguments, the second run changes nothing.
   action:
     support: full
     description: Runs mainly on the controller.
