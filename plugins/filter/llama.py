@@ -17,6 +17,7 @@ FUNCTIONS = (
     _launch.systemd_dependencies,
     _launch.systemd_restart,
     _launch.systemd_sandbox,
+    _launch.systemd_start_limit,
     _quote.systemd_argv,
     _quote.systemd_environment,
     _quote.systemd_paths,

@@ -27,6 +27,10 @@ TARGET = "magi-llama.target"
 GPU_DEVICES = ("char-nvidia*", "char-drm", "char-kfd")
 # The first systemd with RestartSteps and RestartMaxDelaySec.
 BACK_OFF_VERSION = 254
+# A server that keeps crashing is given up after so many starts: they last longer than a minute's fault, whose end a
+# restart finds, and, however long each of them takes to crash, not longer than the time in which systemd counts them.
+START_LIMIT_BURST = 10
+START_LIMIT_SPARE = 1800
 HOMES = ("/home/", "/root/", "/run/user/")
 PATH_FLAGS = ("--model", "--mmproj", "--lora", "--model-draft", "--spec-draft-model", "--chat-template-file")
 TEMPORARY_PREFIX = ".magi-llama-"
@@ -117,9 +121,15 @@ def systemd_dependencies(server: Mapping[str, Any], gpu_access: Any = "auto") ->
 
 def systemd_restart(systemd_version: int | None) -> dict[str, Any]:
     """Back-off between the restarts of a server that crashes, as far as this systemd knows it."""
-    if systemd_version is not None and systemd_version < BACK_OFF_VERSION:
-        return {"RestartSec": 5}
+    if systemd_version is None or systemd_version < BACK_OFF_VERSION:
+        return {"RestartSec": 20}
     return {"RestartSec": 1, "RestartSteps": 5, "RestartMaxDelaySec": 60}
+
+
+def systemd_start_limit(max_startup_time: int) -> dict[str, Any]:
+    """When a server that keeps crashing is given up. It may take its whole start-up time to crash."""
+    interval = START_LIMIT_SPARE + START_LIMIT_BURST * int(max_startup_time)
+    return {"StartLimitIntervalSec": interval, "StartLimitBurst": START_LIMIT_BURST}
 
 
 def systemd_sandbox(

@@ -80,11 +80,36 @@ def test_a_unit_waits_for_what_its_server_needs(changes, after, wants):
     }
 
 
-@pytest.mark.parametrize(("version", "grows"), [(247, False), (252, False), (254, True), (262, True), (None, True)])
+VERSIONS = [(None, False), (247, False), (252, False), (253, False), (254, True), (262, True)]
+
+
+@pytest.mark.parametrize(("version", "grows"), VERSIONS)
 def test_restarts_are_paced_as_far_as_systemd_can(version, grows):
     settings = _launch.systemd_restart(version)
-    assert settings["RestartSec"] > 0
     assert ("RestartSteps" in settings) == ("RestartMaxDelaySec" in settings) == grows
+
+
+def starts(version, until_crash, count):
+    """When systemd starts a server that crashes each time, in seconds: its own formula."""
+    settings = _launch.systemd_restart(version)
+    first, steps, most = settings["RestartSec"], settings.get("RestartSteps", 0), settings.get("RestartMaxDelaySec", 0)
+    found = [0.0]
+    for number in range(1, count):
+        delay = first if not steps or number == 1 else most if number > steps else 0
+        found.append(found[-1] + until_crash + (delay or first * (most / first) ** ((number - 1) / steps)))
+    return found
+
+
+@pytest.mark.parametrize("version", [version for version, _grows in VERSIONS])
+@pytest.mark.parametrize("max_startup_time", [1, 120, 150, 600, 3600])
+def test_a_server_that_crashes_whenever_it_is_loaded_is_given_up_and_a_fault_of_minutes_is_outlived(
+    version, max_startup_time
+):
+    limit = _launch.systemd_start_limit(max_startup_time)
+    allowed = limit["StartLimitBurst"]
+    # systemd refuses the start after the last that is allowed, if it is within the interval.
+    assert starts(version, max_startup_time, allowed + 1)[-1] < limit["StartLimitIntervalSec"]
+    assert starts(version, 0, allowed)[-1] >= 150
 
 
 def test_the_record_is_the_plan_less_what_is_to_stop():
