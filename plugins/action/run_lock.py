@@ -16,6 +16,7 @@ from typing import Any
 from ansible.playbook.handler import Handler
 from ansible.plugins.action import ActionBase
 from ansible_collections.magi.llama.plugins.action.report import show
+from ansible_collections.magi.llama.plugins.module_utils._lock import LEASE_SECONDS
 
 MODULE = "magi.llama.run_lock"
 POLL_SECONDS = 2.0
@@ -36,7 +37,7 @@ class ActionModule(ActionBase):
                 "create": {"type": "bool", "default": True},
                 "wait": {"type": "float", "default": 300.0},
                 "take_over": {"type": "bool", "default": False},
-                "lease": {"type": "float", "default": 900.0},
+                "lease": {"type": "float", "default": LEASE_SECONDS},
             }
         )
         arguments = {**self._task.args, "run": this_run()}

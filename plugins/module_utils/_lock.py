@@ -19,8 +19,9 @@ from typing import Any
 
 from ._errors import MagiError
 
-# Longer than any single call that changes a host and does not renew, such as downloading llama-server.
-LEASE_SECONDS = 900.0
+# Longer than any single call that does not renew: to install llama-server may take two downloads, each with a limit of
+# half an hour.
+LEASE_SECONDS = 3900.0
 
 
 class LockError(MagiError):
@@ -68,7 +69,7 @@ def acquire(
             found = _read(descriptor, proc)
             if found is not None and found.run.id not in (run.id, dead):
                 return found
-            since = found.run.since if found is not None and found.run.id == run.id else ""
+            since = found.run.since if found is not None and found.run.id == run.id else run.since
             # For people; nothing depends on the host's clock being right.
             since = since or time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
             boot, now = _clock(proc)
@@ -106,15 +107,26 @@ def holder(state_dir: str, proc: str = "/proc") -> Held | None:
 def keep(state_dir: str, run_id: str | None, lease: float = LEASE_SECONDS) -> None:
     """Renew the lock of this run before it changes the host. Raises LockError where another run has it by now.
 
-    Who took no lock may go on as long as nobody else has.
+    One that has expired is taken again where nobody else has it. Who took no lock may go on as long as nobody else has.
     """
-    found = holder(state_dir)
-    if found is None:
-        return
-    if found.run.id != run_id:
-        raise LockError(f"Another run is changing this host: {found.run}. Run again when it is over.")
-    with contextlib.suppress(LockError):
-        acquire(state_dir, found.run, lease=lease)
+    other = holder(state_dir)
+    if other is None or other.run.id == run_id:
+        mine = _last(state_dir)
+        if mine is None or mine.run.id != run_id:
+            return
+        with contextlib.suppress(LockError):
+            other = acquire(state_dir, mine.run, lease=lease)
+    if other is not None and other.run.id != run_id:
+        raise LockError(f"Another run is changing this host: {other.run}. Run again when it is over.")
+
+
+def _last(state_dir: str) -> Held | None:
+    """Whose the lock was last, also where it has expired; None where it was given back."""
+    try:
+        with _opened(state_dir, os.O_RDONLY) as descriptor:
+            return _read(descriptor, expired=True)
+    except OSError:
+        return None
 
 
 @contextlib.contextmanager
@@ -128,7 +140,7 @@ def _opened(state_dir: str, flags: int) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _read(descriptor: int, proc: str = "/proc") -> Held | None:
+def _read(descriptor: int, proc: str = "/proc", expired: bool = False) -> Held | None:
     try:
         found = json.loads(os.pread(descriptor, 65536, 0))
         run = Run(**{field.name: found[field.name] for field in fields(Run)})
@@ -137,7 +149,7 @@ def _read(descriptor: int, proc: str = "/proc") -> Held | None:
     except (ValueError, KeyError, TypeError):
         # Empty, or its writer met a full disk.
         return None
-    return Held(run, left) if found.get("boot") == boot and left > 0 else None
+    return Held(run, left) if expired or (found.get("boot") == boot and left > 0) else None
 
 
 def _write(descriptor: int, held: Mapping[str, Any]) -> None:

@@ -45,7 +45,7 @@ options:
   lease:
     description: Seconds that the lock counts without being renewed.
     type: float
-    default: 900
+    default: 3900
   run:
     description: This run. The action plugin fills it in.
     type: dict
@@ -96,7 +96,7 @@ holder:
     playbook: site.yml
     since: "2026-11-22 02:00:00 UTC"
     text: "site.yml by anna on deploy.example.org (pid 4711, since 2026-11-22 02:00:00 UTC)"
-    seconds_left: 893.0
+    seconds_left: 3893.0
 """
 
 import os
