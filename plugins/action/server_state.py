@@ -10,6 +10,7 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 from ansible_collections.magi.llama.plugins.action.run_lock import release_after_failed_handler, this_run
 from ansible_collections.magi.llama.plugins.action.wait_for_health import wait_in_slices
+from ansible_collections.magi.llama.plugins.module_utils._service import ended_text
 
 MODULE = "magi.llama.server_state"
 
@@ -38,6 +39,8 @@ class ActionModule(ActionBase):
             result.update(self._execute_module(MODULE, arguments, task_vars=task_vars))
         else:
             result.update(self._one_by_one(arguments, checked, task_vars))
+        signals = {server["name"]: server.get("signal") for server in result.get("servers", [])}
+        result["ended"] = ended_text({name: number for name, number in signals.items() if number})
         if result.get("failed"):
             release_after_failed_handler(self, checked["state_dir"], task_vars)
         return result

@@ -9,6 +9,21 @@ import contextlib
 import os
 import tempfile
 
+# By these a file is known that a run has left which was killed while it wrote.
+TEMPORARY_PREFIX = ".magi-llama-"
+TEMPORARY_SUFFIX = ".tmp"
+
+
+def leftovers(folder: str) -> list[str]:
+    """Paths of the temporary files in a folder; none where it cannot be read."""
+    with contextlib.suppress(OSError):
+        return [
+            os.path.join(folder, name)
+            for name in sorted(os.listdir(folder))
+            if name.startswith(TEMPORARY_PREFIX) and name.endswith(TEMPORARY_SUFFIX)
+        ]
+    return []
+
 
 def write_atomic(path: str, data: bytes, mode: int, owner: tuple[int, int] | None = None) -> None:
     """Put data at path by way of a temporary file beside it, synced and renamed; parent folders are made (0755).
@@ -17,7 +32,7 @@ def write_atomic(path: str, data: bytes, mode: int, owner: tuple[int, int] | Non
     """
     folder = os.path.dirname(path) or "."
     os.makedirs(folder, mode=0o755, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".", suffix=".tmp")
+    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=TEMPORARY_PREFIX, suffix=TEMPORARY_SUFFIX)
     try:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(data)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ._errors import MagiError
+from ._files import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, leftovers
 from ._proc import STATE_MARKER
 from ._quote import supervisor_environment, systemd_environment, systemd_paths
 from ._record import record_path
@@ -33,8 +34,6 @@ START_LIMIT_BURST = 10
 START_LIMIT_SPARE = 1800
 HOMES = ("/home/", "/root/", "/run/user/")
 PATH_FLAGS = ("--model", "--mmproj", "--lora", "--model-draft", "--spec-draft-model", "--chat-template-file")
-TEMPORARY_PREFIX = ".magi-llama-"
-TEMPORARY_SUFFIX = ".tmp"
 
 
 class LaunchConfigError(MagiError):
@@ -246,7 +245,8 @@ def write_all(files: Sequence[File], remove: Sequence[str] = ()) -> None:
         for folder in sorted({os.path.dirname(file.path) for file in files}):
             path = folder
             os.makedirs(folder, mode=0o755, exist_ok=True)
-            _remove_leftovers(folder)
+            for path in leftovers(folder):
+                os.unlink(path)
         for file in files:
             path = file.path
             descriptor, temporary = tempfile.mkstemp(
@@ -275,13 +275,6 @@ def write_all(files: Sequence[File], remove: Sequence[str] = ()) -> None:
         for temporary, _file in staged:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-
-
-def _remove_leftovers(folder: str) -> None:
-    """Remove what a run that was killed while it wrote has left."""
-    for name in os.listdir(folder):
-        if name.startswith(TEMPORARY_PREFIX) and name.endswith(TEMPORARY_SUFFIX):
-            os.unlink(os.path.join(folder, name))
 
 
 def _sync(folder: str) -> None:

@@ -14,7 +14,7 @@ from ._health import DEEP_TIMEOUT, Probe, Server, probe_all
 from ._proc import Process, all_processes
 from ._service import ServiceManager, ServiceStatus
 from ._state import DEFAULT_STOP_TIMEOUT
-from ._supervisor import SupervisorManager, daemon_pid
+from ._supervisor import SupervisorManager, daemon_pid, is_ours
 from ._systemd import SystemdManager, in_unit
 
 
@@ -58,7 +58,7 @@ def unwatched(
 def retire_other(record: Mapping[str, Any], state_dir: str) -> None:
     """End what a host has gone over from, supervisord or units, with its servers: it would start them again."""
     timeout = max((float(server["stop_timeout"]) for server in record["servers"]), default=DEFAULT_STOP_TIMEOUT)
-    if record["service_manager"] == "systemd" and os.path.exists(os.path.join(state_dir, "supervisor")):
+    if record["service_manager"] == "systemd" and is_ours(state_dir):
         SupervisorManager(state_dir).end(timeout)
     if record["service_manager"] == "supervisor" and os.geteuid() == 0:
         SystemdManager().retire(timeout)

@@ -95,6 +95,16 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
+def ended_text(signals: Mapping[str, str]) -> str:
+    """How servers ended, by name, for people: 4 servers stopped (1 by SIGKILL: a); empty where none did."""
+    if not signals:
+        return ""
+    others = sorted({number for number in signals.values() if number != "SIGTERM"})
+    named = {number: sorted(name for name in signals if signals[name] == number) for number in others}
+    more = "; ".join(f"{len(names)} by {number}: {', '.join(names)}" for number, names in named.items())
+    return f"{len(signals)} server{'s' if len(signals) > 1 else ''} stopped{f' ({more})' if more else ''}"
+
+
 def strays(state_dir: str, statuses: Mapping[str, ServiceStatus], proc: str = "/proc") -> list[Process]:
     """Processes of these servers that their manager does not know: one that died or was replaced left them behind."""
     return [

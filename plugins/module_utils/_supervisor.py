@@ -18,16 +18,22 @@ import subprocess
 import sys
 import time
 import xmlrpc.client
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ._files import write_atomic
+from ._files import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, write_atomic
 from ._proc import all_processes, processes
 from ._service import STOP_MARGIN, ServiceError, ServiceStatus, Stopped, exit_text, terminate
 
 # supervisor binds a temporary name, the socket's with its PID behind, before it links the name itself.
 SOCKET_PATH_LIMIT = 107 - len(".4194304")
+# What our supervisord.conf calls its supervisord, and what lies beside that.
+IDENTIFIER = "magi-llama"
+OWN_FILE = re.compile(
+    r"supervisord\.(conf|pid|log(\.\d+)?)|supervisor\.sock(\.\d+)?|started\.json|venv"
+    rf"|{re.escape(TEMPORARY_PREFIX)}.*{re.escape(TEMPORARY_SUFFIX)}"
+)
 START_DEADLINE = 15.0
 POLL = 0.05
 TAIL_BYTES = 65536
@@ -220,12 +226,14 @@ class SupervisorManager:
         self._shutdown()
         return True
 
-    def end(self, timeout: float) -> None:
+    def end(self, timeout: float) -> dict[str, Stopped]:
         """End supervisord and all that it runs, whatever state it is in; nothing where it does not run."""
         infos = self._infos()
-        if infos is not None:
-            self.stop(sorted(infos), timeout)
-            self._shutdown()
+        if infos is None:
+            return {}
+        stopped = self.stop(sorted(infos), timeout)
+        self._shutdown()
+        return stopped
 
     def _shutdown(self) -> None:
         self._call("supervisor.shutdown")
@@ -387,6 +395,43 @@ def daemon_pid(state_dir: str) -> int | None:
             return int(stream.read())
     except (OSError, ValueError):
         return None
+
+
+def is_ours(state_dir: str) -> bool:
+    """Whether a state directory has a supervisord of ours, or what a run that was killed early has left of one.
+
+    A folder of that name may have been there before with somebody else's.
+    """
+    config = os.path.join(state_dir, "supervisor", "supervisord.conf")
+    try:
+        with open(config, encoding="utf-8", errors="replace") as stream:
+            return f"\nidentifier={IDENTIFIER}\n" in stream.read()
+    except OSError:
+        return os.path.isdir(os.path.dirname(config)) and not os.path.lexists(config)
+
+
+def own_files(state_dir: str) -> list[str]:
+    """Paths of what supervisord and we write in a state directory, less the servers' programs and logs."""
+    folder = os.path.join(state_dir, "supervisor")
+    with contextlib.suppress(OSError):
+        if is_ours(state_dir):
+            return [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if OWN_FILE.fullmatch(name)]
+    return []
+
+
+def log_files(state_dir: str, names: Iterable[str]) -> list[str]:
+    """Paths of the logs of these servers and of those that supervisord remembers."""
+    histories: dict[str, History] = {}
+    for path in own_files(state_dir):
+        if os.path.basename(path).startswith("supervisord.log"):
+            with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as stream:
+                parse_log(stream.read(), histories)
+    known = {*names, *histories}
+    folder = os.path.join(state_dir, "log")
+    with contextlib.suppress(OSError):
+        found = [(name, re.fullmatch(r"(.+)\.log(\.\d+)?", name)) for name in sorted(os.listdir(folder))]
+        return [os.path.join(folder, name) for name, match in found if match and match[1] in known]
+    return []
 
 
 def _state(infos: dict[str, dict[str, Any]], name: str) -> int:

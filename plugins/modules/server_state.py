@@ -99,6 +99,11 @@ msg:
   returned: success
   type: str
   sample: "qwen3-8b-q2_k: stopped, pid 4242 ended by SIGTERM in 0.2 s"
+ended:
+  description: How many servers' processes were ended, and which needed another signal than SIGTERM; empty where none.
+  returned: success
+  type: str
+  sample: "2 servers stopped (1 by SIGKILL: qwen3-8b-q2_k)"
 servers:
   description: What was done to each server that needed it; in check mode, what would be.
   returned: success

@@ -13,7 +13,8 @@ version_added: 0.1.0
 description:
   - Stops every server of the state directory gracefully, ends its supervisord, and removes launch configs, record,
     logs, registry file and, where it is named, the prefix with llama-server.
-  - Models, distribution packages, and servers that are not ours are never touched.
+  - Models, distribution packages, servers and files that are not ours are never touched, also where they lie in the
+    state directory. A folder that is not empty then stays.
 author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:
   - magi.llama.attributes
@@ -32,6 +33,9 @@ options:
   runtime_cache_path:
     description: The cache of M(magi.llama.runtime); without it, it is kept.
     type: path
+  user:
+    description: User that the servers ran as, of which it is to be told what else runs as it.
+    type: str
   stop_timeout:
     description: Seconds that a server gets between SIGTERM and SIGKILL.
     type: float
@@ -62,6 +66,17 @@ stopped:
   type: list
   elements: str
   sample: [qwen3-8b-q4_k_m]
+ended:
+  description: The signal by which each server ended that ran, V(SIGTERM) or, where its deadline was over, V(SIGKILL).
+  returned: success, not in check mode
+  type: dict
+  sample: {qwen3-8b-q4_k_m: SIGTERM}
+user_kept_for:
+  description: What else runs as O(user), units and processes; removing the user would break these.
+  returned: with O(user)
+  type: list
+  elements: str
+  sample: [magi-llama-staging-q4_k_m.service]
 removed:
   description: Paths that were removed; in check mode, that would be.
   returned: success
@@ -70,15 +85,20 @@ removed:
   sample: [/var/lib/magi-llama/servers.json]
 """
 
-import os
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
 from ansible_collections.magi.llama.plugins.module_utils._proc import all_processes
-from ansible_collections.magi.llama.plugins.module_utils._service import terminate
-from ansible_collections.magi.llama.plugins.module_utils._supervisor import SupervisorManager
+from ansible_collections.magi.llama.plugins.module_utils._service import ended_text, terminate
+from ansible_collections.magi.llama.plugins.module_utils._supervisor import SupervisorManager, is_ours
 from ansible_collections.magi.llama.plugins.module_utils._systemd import SystemdManager
-from ansible_collections.magi.llama.plugins.module_utils._teardown import ours, remove, target_path, unit_servers
+from ansible_collections.magi.llama.plugins.module_utils._teardown import (
+    ours,
+    remove,
+    target_path,
+    unit_servers,
+    users_of,
+)
 
 
 def main() -> None:
@@ -88,6 +108,7 @@ def main() -> None:
             "registry_path": {"type": "path", "required": True},
             "runtime_prefix": {"type": "path"},
             "runtime_cache_path": {"type": "path"},
+            "user": {"type": "str"},
             "stop_timeout": {"type": "float", "default": 30.0},
         },
         supports_check_mode=True,
@@ -95,35 +116,45 @@ def main() -> None:
     given = module.params
     state_dir = given["state_dir"]
     paths = (given["registry_path"], given["runtime_prefix"], given["runtime_cache_path"])
-    stopped = sorted({process.name for process in all_processes(state_dir)})
+    # Names with the signal that each is thought to end by, and then has ended by.
+    ended = {process.name: "SIGTERM" for process in all_processes(state_dir)}
+    more = {}
     try:
         removed = ours(state_dir, *paths)
         if not module.check_mode:
-            removed = _take_down(state_dir, removed, given["stop_timeout"])
+            signals, removed = _take_down(state_dir, removed, given["stop_timeout"])
+            ended.update(signals)
+            more["ended"] = ended
+        if given["user"] is not None:
+            more["user_kept_for"] = users_of(given["user"], state_dir)
     except MagiError as error:
         module.fail_json(msg=str(error))
     module.exit_json(
-        changed=bool(stopped or removed),
-        msg=f"{len(stopped)} servers stopped, {len(removed)} paths removed",
-        stopped=stopped,
+        changed=bool(ended or removed),
+        msg=f"{ended_text(ended) or 'no server stopped'}, {len(removed)} paths removed",
+        stopped=sorted(ended),
         removed=removed,
+        **more,
         diff={"before": "".join(f"{path}\n" for path in removed), "after": ""},
     )
 
 
-def _take_down(state_dir: str, paths: list[str], timeout: float) -> list[str]:
-    """Stop the servers, remove the paths, and let systemd forget what is gone; returns all that was removed."""
+def _take_down(state_dir: str, paths: list[str], timeout: float) -> tuple[dict[str, str], list[str]]:
+    """Stop the servers, remove the paths, and let systemd forget what is gone.
+
+    Returns the signal by which each server ended, and all that was removed.
+    """
     units, systemd = unit_servers(state_dir), SystemdManager()
-    systemd.stop(units, timeout)
+    stopped = list(systemd.stop(units, timeout).values())
     if target_path() in paths:
         systemd.stop_target()
-    if os.path.exists(os.path.join(state_dir, "supervisor")):
-        SupervisorManager(state_dir).end(timeout)
+    if is_ours(state_dir):
+        stopped += SupervisorManager(state_dir).end(timeout).values()
     # What no manager knows any more.
-    terminate(all_processes(state_dir), state_dir, timeout)
+    stopped += terminate(all_processes(state_dir), state_dir, timeout).values()
     removed = remove(paths, state_dir)
     systemd.forget(units)
-    return removed
+    return {one.name: one.signal for one in stopped if one.signal is not None}, removed
 
 
 if __name__ == "__main__":
