@@ -15,7 +15,7 @@ from ._proc import Process, all_processes
 from ._service import ServiceManager, ServiceStatus
 from ._state import DEFAULT_STOP_TIMEOUT
 from ._supervisor import SupervisorManager, daemon_pid, is_ours
-from ._systemd import SystemdManager, in_unit
+from ._systemd import SystemdManager, in_unit, not_at_boot
 
 
 class UnknownServerError(MagiError):
@@ -53,6 +53,13 @@ def unwatched(
     daemon = daemon_pid(state_dir)
     lost = {name for name, process in running.items() if process.ppid != daemon}
     return dict.fromkeys(lost, "nobody watches over it, as its supervisord has died")
+
+
+def disabled(record: Mapping[str, Any], service_manager: str) -> list[str]:
+    """Deployed servers that run on as they are and would not be started at boot, by name."""
+    if not service_manager == record["service_manager"] == "systemd":
+        return []
+    return not_at_boot([str(server["name"]) for server in record["servers"]])
 
 
 def retire_other(record: Mapping[str, Any], state_dir: str) -> None:

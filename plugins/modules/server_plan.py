@@ -154,7 +154,7 @@ ansible_facts:
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
 from ansible_collections.magi.llama.plugins.module_utils._gpu import parse_devices, read_gpus
-from ansible_collections.magi.llama.plugins.module_utils._managers import unwatched
+from ansible_collections.magi.llama.plugins.module_utils._managers import disabled, unwatched
 from ansible_collections.magi.llama.plugins.module_utils._plan import Host, Settings, make_plan, plan_lines
 from ansible_collections.magi.llama.plugins.module_utils._proc import listeners, memory, processes
 from ansible_collections.magi.llama.plugins.module_utils._record import DamagedRecordError, empty_record, read_record
@@ -225,9 +225,15 @@ def main() -> None:
     if given["stray_variables"]:
         stray = ", ".join(given["stray_variables"])
         plan["warnings"].append(f"systemd sets {stray} for every service; our servers do not get that.")
+    kept = {server["name"] for server in plan["servers"] if server["action"] == "keep"}
+    off = [name for name in disabled(record, settings.service_manager) if name in kept]
+    if off:
+        plan["warnings"].append(
+            f"{', '.join(off)}: disabled by somebody, so not started at boot; enabled again, without a restart."
+        )
     for warning in plan["warnings"]:
         module.warn(warning)
-    changed = any(server["action"] != "keep" for server in plan["servers"])
+    changed = bool(off) or any(server["action"] != "keep" for server in plan["servers"])
     before = {name: list(process.argv) for name, process in host.running.items()}
     after = {server["name"]: server["argv"] for server in plan["servers"] if server["action"] != "stop"}
     module.exit_json(
