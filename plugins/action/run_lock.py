@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ansible import context
 from ansible.playbook.handler import Handler
 from ansible.plugins.action import ActionBase
 from ansible_collections.magi.llama.plugins.action.report import show
@@ -72,13 +73,15 @@ def _refusal(holder: dict[str, Any], waited: float) -> str:
 def this_run() -> dict[str, Any]:
     """What this run of ansible is: the process that the worker of this task was forked from."""
     pid = os.getppid()
-    words = [Path(word).name for word in sys.argv[1:] if word.endswith((".yml", ".yaml")) or word.count(".") == 2]
+    playbooks = context.CLIARGS.get("args") or ()
+    # The program ansible has a pattern of hosts there.
+    names = [] if isinstance(playbooks, str) else [Path(playbook).name for playbook in playbooks]
     return {
         "id": f"{_kernel()}/{pid}/{_started(pid)}",
         "controller": socket.gethostname(),
         "user": getpass.getuser(),
         "pid": pid,
-        "playbook": words[-1] if words else Path(sys.argv[0]).name,
+        "playbook": " ".join(names) or Path(sys.argv[0]).name,
     }
 
 
