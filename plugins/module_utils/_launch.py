@@ -169,7 +169,11 @@ def _uses_gpu(server: Mapping[str, Any], gpu_access: Any) -> bool:
 
 
 def _truth(value: Any) -> bool:
-    return value if isinstance(value, bool) else str(value).lower() in ("true", "yes", "on", "1")
+    truth = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    try:
+        return truth[str(value).lower()]
+    except KeyError:
+        raise LaunchConfigError(f"servers_gpu_access is {value!r}: set it to auto, true or false.") from None
 
 
 def _is_loopback(host: str) -> bool:

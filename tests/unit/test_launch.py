@@ -80,6 +80,13 @@ def test_a_unit_waits_for_what_its_server_needs(changes, after, wants):
     }
 
 
+@pytest.mark.parametrize("given", ["ture", "", None, "Auto "])
+def test_gpu_access_that_is_no_truth_is_refused(given):
+    for make in (_launch.systemd_sandbox, _launch.systemd_dependencies):
+        with pytest.raises(_launch.LaunchConfigError, match="servers_gpu_access"):
+            make(server(), gpu_access=given)
+
+
 VERSIONS = [(None, False), (247, False), (252, False), (253, False), (254, True), (262, True)]
 
 
