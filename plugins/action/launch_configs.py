@@ -12,6 +12,7 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 from ansible.template import trust_as_template
 from ansible_collections.magi.llama.plugins.action.run_lock import this_run
+from ansible_collections.magi.llama.plugins.module_utils._files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._launch import common_config_path, config_path
 
 TEMPLATES = {
@@ -38,7 +39,8 @@ class ActionModule(ActionBase):
                 "common_template": {"type": "str"},
             }
         )
-        manager, state_dir = arguments["service_manager"], arguments["state_dir"]
+        manager, state_dir = arguments["service_manager"], plain_path(arguments["state_dir"])
+        task_vars = {**task_vars, "state_dir": state_dir}
         servers = [server for server in arguments["plan"]["servers"] if server["action"] != "stop"]
         template = self._template(arguments["template"] or TEMPLATES[manager][0])
         common = self._template(arguments["common_template"] or TEMPLATES[manager][1])

@@ -14,6 +14,13 @@ TEMPORARY_PREFIX = ".magi-llama-"
 TEMPORARY_SUFFIX = ".tmp"
 
 
+def plain_path(path: str) -> str:
+    """A path without doubled slashes and one at its end: a state directory is compared with what servers bear."""
+    plain = os.path.normpath(path)
+    # POSIX lets two slashes at the beginning mean something else; nothing here does.
+    return plain[1:] if plain.startswith("//") else plain
+
+
 def leftovers(folder: str) -> list[str]:
     """Paths of the temporary files in a folder; none where it cannot be read."""
     with contextlib.suppress(OSError):

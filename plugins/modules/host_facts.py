@@ -121,6 +121,7 @@ import pwd
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._secrets import check_key_file
 from ansible_collections.magi.llama.plugins.module_utils._supervisor import SupervisorManager
 from ansible_collections.magi.llama.plugins.module_utils._systemd import SystemdManager
@@ -142,6 +143,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     given = module.params
+    given["state_dir"] = plain_path(given["state_dir"])
     with open("/proc/1/comm", encoding="utf-8") as stream:
         systemd = stream.read().strip() == "systemd"
     manager = given["service_manager"]

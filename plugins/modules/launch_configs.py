@@ -33,7 +33,8 @@ options:
   plan:
     description:
       - The fact C(llama_plan) of M(magi.llama.server_plan).
-      - The templates see each of its servers as C(server), besides the role's own variables.
+      - The templates see each of its servers as C(server) and O(state_dir) as C(state_dir), besides the role's own
+        variables.
     type: dict
     required: true
   template:
@@ -114,6 +115,7 @@ removed:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._launch import (
     File,
     Managed,
@@ -153,6 +155,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     given = module.params
+    given["state_dir"] = plain_path(given["state_dir"])
     configs = [File(entry["path"], entry["content"].encode(), int(entry["mode"], 8)) for entry in given["configs"]]
     planned = record_of(given["plan"], given["service_manager"])
     record = record_file(given["state_dir"], planned)

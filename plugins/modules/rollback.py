@@ -88,6 +88,7 @@ ansible_facts:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._launch import (
     Managed,
     current_text,
@@ -125,7 +126,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     given = module.params
-    state_dir = given["state_dir"]
+    state_dir = plain_path(given["state_dir"])
     try:
         before = read_previous(state_dir)
         restored = prefixes_to_restore(before, _identity, given["keep_binary"])

@@ -104,6 +104,7 @@ from dataclasses import asdict
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._lock import LEASE_SECONDS, Run, acquire, holder, release
 
 
@@ -122,6 +123,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     given = module.params
+    given["state_dir"] = plain_path(given["state_dir"])
     if given["run"] is None:
         module.fail_json(msg="run is filled in by the action plugin of this module: call it from a playbook.")
     run = Run(**given["run"])

@@ -117,6 +117,7 @@ status:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._health import probe_all, status_json
 from ansible_collections.magi.llama.plugins.module_utils._managers import chosen, manager_for
 from ansible_collections.magi.llama.plugins.module_utils._proc import processes
@@ -132,7 +133,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    state_dir = module.params["state_dir"]
+    state_dir = plain_path(module.params["state_dir"])
     try:
         record = read_record(state_dir)
         servers = chosen(record, module.params["servers"])

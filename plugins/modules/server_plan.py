@@ -153,6 +153,7 @@ ansible_facts:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._gpu import parse_devices, read_gpus
 from ansible_collections.magi.llama.plugins.module_utils._managers import disabled, unwatched
 from ansible_collections.magi.llama.plugins.module_utils._plan import Host, Settings, make_plan, plan_lines
@@ -184,6 +185,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     given = module.params
+    given["state_dir"] = plain_path(given["state_dir"])
     try:
         registry = given["registry"] or _registry(given["registry_path"])
         try:

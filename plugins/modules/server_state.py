@@ -143,6 +143,7 @@ from dataclasses import asdict
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._lock import keep
 from ansible_collections.magi.llama.plugins.module_utils._managers import chosen, manager_for, retire_other
 from ansible_collections.magi.llama.plugins.module_utils._proc import processes
@@ -175,7 +176,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     given = module.params
-    state_dir = given["state_dir"]
+    state_dir = plain_path(given["state_dir"])
     try:
         record = read_record(state_dir)
         manager = manager_for(record, state_dir, given["supervisord_path"])

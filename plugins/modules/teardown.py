@@ -88,6 +88,7 @@ removed:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._proc import all_processes
 from ansible_collections.magi.llama.plugins.module_utils._service import ended_text, terminate
 from ansible_collections.magi.llama.plugins.module_utils._supervisor import SupervisorManager, is_ours
@@ -114,7 +115,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     given = module.params
-    state_dir = given["state_dir"]
+    state_dir = plain_path(given["state_dir"])
     paths = (given["registry_path"], given["runtime_prefix"], given["runtime_cache_path"])
     # Names with the signal that each is thought to end by, and then has ended by.
     ended = {process.name: "SIGTERM" for process in all_processes(state_dir)}

@@ -191,6 +191,7 @@ import time
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._health import (
     DEEP_TIMEOUT,
     given_up,
@@ -224,6 +225,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     given = module.params
+    given["state_dir"] = plain_path(given["state_dir"])
     try:
         record = read_record(given["state_dir"])
         servers = chosen(record, given["servers"])

@@ -1,0 +1,56 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Variables that make no sense are refused before anything is touched, and a path may be written in several ways."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from support.bed import Bed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "says"),
+    [
+        (["servers_max_startup_time=abc"], {}, "servers_max_startup_time is abc: set it to a whole number"),
+        (["servers_max_startup_time=0.5"], {}, "servers_max_startup_time is 0.5"),
+        ([], {"MODEL_MAX_STARTUP_TIME": "2m"}, "servers_max_startup_time is 2m"),
+        (["servers_stop_timeout=0"], {}, "servers_stop_timeout is 0"),
+        (["servers_port_range_start=80.5"], {}, "servers_port_range_start is 80.5"),
+        (["servers_gpu_access=ture"], {}, "servers_gpu_access is ture: set it to auto, true or false"),
+    ],
+)
+def test_senseless_variables_are_refused(
+    bed: Bed, arguments: list[str], environment: dict[str, str], says: str
+) -> None:
+    pids = bed.pids()
+    given = [word for argument in arguments for word in ("-e", argument)]
+    refused = bed.run("site", "-e", "profile=other", *given, env=environment, code=2)
+    refused.expect(says)
+    assert refused.changed == 0
+    assert bed.pids() == pids
+
+
+def test_a_state_directory_with_needless_slashes_is_the_same(bed: Bed) -> None:
+    pids = bed.pids()
+    same = json.dumps({"servers_state_dir": f"//{str(bed.state).replace('/', '//')}/"})
+    assert bed.run("site", "-e", same).changed == 0
+    bed.run("verify", "-e", same)
+    bed.run("restart", "-e", same, "-e", "servers=tiny-llama-q4_k_m").expect("tiny-llama-q4_k_m: restarted")
+    assert bed.pids()["tiny-llama-q3_k_m"] == pids["tiny-llama-q3_k_m"]
+    assert bed.run("site").changed == 0
+
+
+def test_what_teardown_would_do_is_ours_alone(bed: Bed) -> None:
+    foreign = bed.state / "log/access.log"
+    foreign.write_text("somebody's")
+    removed = bed.module(
+        "teardown", state_dir=f"{bed.state}/", registry_path=str(bed.registry), _ansible_check_mode=True
+    )
+    foreign.unlink()
+    assert removed["stopped"] == ["tiny-llama-q3_k_m", "tiny-llama-q4_k_m"]
+    assert str(foreign) not in removed["removed"]
+    assert str(bed.state / "log/tiny-llama-q4_k_m.log") in removed["removed"]
+    assert str(bed.state / "supervisor/supervisord.conf") in removed["removed"]
