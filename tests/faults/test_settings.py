@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+from pathlib import Path
 
 import pytest
 from support.bed import Bed
+from support.runs import BIN, ROOT, execute
 
 
 @pytest.mark.parametrize(
@@ -54,3 +57,34 @@ def test_what_teardown_would_do_is_ours_alone(bed: Bed) -> None:
     assert str(foreign) not in removed["removed"]
     assert str(bed.state / "log/tiny-llama-q4_k_m.log") in removed["removed"]
     assert str(bed.state / "supervisor/supervisord.conf") in removed["removed"]
+
+
+def test_supervisor_comes_from_pypi_where_its_package_cannot_be_installed(tmp_path: Path) -> None:
+    # What pip would put there.
+    program = tmp_path / "state/supervisor/venv/bin/supervisord"
+    program.parent.mkdir(parents=True)
+    program.touch(0o755)
+    user = getpass.getuser()
+    host = {"user": user, "user_exists": True, "root": True, "service_manager": "supervisor", "supervisord": None}
+    play = {
+        "hosts": "localhost",
+        "connection": "local",
+        "gather_facts": False,
+        "vars": {
+            "servers_state_dir": str(tmp_path / "state"),
+            "servers_user": user,
+            "servers_service_manager": "supervisor",
+            "ansible_package_use": "nonesuch",
+        },
+        "tasks": [
+            {"ansible.builtin.set_fact": {"llama_host": host, "cacheable": True}},
+            {"ansible.builtin.import_role": {"name": "magi.llama.servers", "tasks_from": "install.yml"}},
+            {"ansible.builtin.assert": {"that": f"ansible_facts['llama_host'].supervisord == '{program}'"}},
+        ],
+    }
+    (tmp_path / "play.yml").write_text(json.dumps([play]))
+    settings = {"ANSIBLE_CONFIG": f"{ROOT}/ansible.cfg", "ANSIBLE_COLLECTIONS_PATH": f"{ROOT}/collections"}
+    done = execute([BIN / "ansible-playbook", "-i", "localhost,", "play.yml"], tmp_path, **settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "supervisor is installed from PyPI, as the distribution's package could not be" in done.stdout
+    assert "nonesuch" in done.stdout
