@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
 # Starts a run with INVENTORY and PROFILE, and restarts its host BED as soon as the run has written the record there.
+# Prints what the run said, and ends well where the run did not.
 set -euo pipefail
 inventory=$1 profile=$2 bed=$3
 look() { podman exec "magi-$bed-1" stat -c %Y.%i /var/lib/magi-llama/servers.json; }
+said=$(mktemp)
+trap 'rm -f "$said"' EXIT
 before=$(look)
-ansible-playbook -i "$inventory" playbooks/site.yml -e "profile=$profile" &
+ansible-playbook -i "$inventory" playbooks/site.yml -e "profile=$profile" >"$said" 2>&1 &
 run=$!
 for _ in $(seq 600); do
   now=$(look)
@@ -12,8 +15,10 @@ for _ in $(seq 600); do
     python3 tests/nodes/nodes.py restart --name "$bed"
     code=0
     wait "$run" || code=$?
+    cat "$said"
     echo "the run ended with $code"
-    exit 0
+    [ "$code" -ne 0 ]
+    exit
   fi
   sleep 0.05
 done

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Lists what a host consists of: every path with its kind, mode, owner and target, files in /etc with their content and
 # others with size and time. Left out are what the kernel, the boot, logs and package managers keep for themselves, Ansible's
-# own folder, and the copies that useradd makes of what it changes.
+# own folders, and the copies that useradd makes of what it changes.
 set -euo pipefail
 left_out=(-false)
 for path in /proc /sys /dev /run /tmp /var/tmp /var/log /var/lib/systemd /var/lib/private /var/lib/apt /var/lib/dpkg \
-  /var/cache/apt /var/cache/debconf /var/cache/ldconfig /root/.ansible '/etc/*-' /etc/.updated /var/.updated \
+  /var/cache/apt /var/cache/debconf /var/cache/ldconfig /root/.ansible /root/.ansible_async '/etc/*-' /etc/.updated /var/.updated \
   /etc/ld.so.cache /etc/hosts /etc/hostname /etc/resolv.conf; do
   left_out+=(-o -path "$path")
 done
