@@ -36,6 +36,7 @@ class ActionModule(ActionBase):
                 "verified": {"type": "dict", "default": {}},
                 "task": {"type": "str", "default": ""},
                 "error": {"type": "str", "default": ""},
+                "touched": {"type": "bool", "default": False},
                 "format": {"type": "str", "choices": ["table", "json"], "default": "table"},
                 "path": {"type": "path"},
             }
@@ -52,15 +53,21 @@ class ActionModule(ActionBase):
         host = dict(found["llama_rollout"])
         if step == "update":
             return {**host, "state": "updating", "began": time.time()}
-        is_touched = host["state"] != "untouched"
-        host["seconds"] = round(time.time() - host["began"], 1) if is_touched else None
+        host["seconds"] = round(time.time() - host["began"], 1) if host["state"] != "untouched" else None
         plan = found.get("llama_plan") or {}
         if step == "failed":
-            command = _rollback_command(task_vars) if is_touched and not _is_check() else None
+            command = _rollback_command(task_vars) if arguments["touched"] and not _is_check() else None
             host = _rollout.failed(host, plan, arguments["health"], arguments["task"], arguments["error"], command)
             return {**host, "message": _rollout.failure_text(task_vars["inventory_hostname"], host)}
         if not _is_check() and "servers" not in arguments["verified"]:
             raise AnsibleActionFail("The host was lost before its servers had answered.")
+        # Unreachable hosts are ignored, so that they can be told of: a task that changes servers may have found none.
+        others = _rollout.not_as_planned(plan, arguments["health"].get("running") or {})
+        if others and not _is_check():
+            raise AnsibleActionFail(
+                f"{', '.join(others)}: not running as planned. The connection to the host was lost while its servers "
+                "were started and stopped."
+            )
         return _rollout.updated(host, plan, arguments["health"], _is_check())
 
     def _summary(self, arguments: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:

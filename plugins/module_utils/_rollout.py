@@ -51,6 +51,20 @@ def failed(
     return {**host, **found, "state": "failed", "task": task, "error": error, "rollback": rollback}
 
 
+def not_as_planned(plan: Mapping[str, Any], running: Mapping[str, str]) -> list[str]:
+    """The servers that a plan starts, restarts or stops and that do not run by it.
+
+    running are the revisions of the servers' processes.
+    """
+    wrong = []
+    for server in plan.get("servers", ()):
+        # One that is kept may run by an older launch config, where its model is gone.
+        wanted = None if server["action"] == "stop" else server.get("revision")
+        if server["action"] != "keep" and running.get(server["name"]) != wanted:
+            wrong.append(str(server["name"]))
+    return wrong
+
+
 def actions_of(plan: Mapping[str, Any]) -> dict[str, int]:
     """How many servers a plan starts, restarts and stops."""
     counts = Counter(str(server["action"]) for server in plan.get("servers", ()))

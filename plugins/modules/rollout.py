@@ -41,6 +41,10 @@ options:
     description: Its message, for V(failed).
     type: str
     default: ''
+  touched:
+    description: Whether llama-server, launch configs or servers were changed before it failed, for V(failed).
+    type: bool
+    default: false
   format:
     description: How V(summary) shows the hosts.
     type: str

@@ -127,6 +127,11 @@ tried:
       description: What was found, or why the method does not work here.
       type: str
       sample: there is no llama-server at /usr/local/bin/llama-server.
+placed:
+  description: Whether another binary took the place of the one in O(prefix).
+  returned: success
+  type: bool
+  sample: false
 ansible_facts:
   description: The fact C(llama_runtime).
   returned: success
@@ -234,6 +239,7 @@ def main() -> None:
         module.warn(warning)
     result = {
         "changed": outcome.changed,
+        "placed": outcome.changed and not given["stage"] and not module.check_mode,
         "method": outcome.method,
         "tried": outcome.tried,
         "ansible_facts": {"llama_runtime": outcome.fact},

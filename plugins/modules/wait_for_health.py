@@ -38,7 +38,8 @@ options:
     type: float
     default: 2.0
   deep:
-    description: Also ask each server for one token, or what its kind gives.
+    description:
+      - Also ask each server for one token, or what its kind gives. The answer may take O(timeout), by default 30 seconds.
     type: bool
     default: false
   allow_degraded:
@@ -119,6 +120,11 @@ released:
   description: Whether the run's lock was given back.
   returned: when the servers were asked
   type: bool
+running:
+  description: Each server that has a process on the host, deployed or not, with the revision it was launched with.
+  returned: when RV(complete)
+  type: dict
+  sample: {"qwen3-8b-q4_k_m": "5f1c2d3e4a5b"}
 servers:
   description: Each server.
   returned: when the servers were asked
@@ -161,6 +167,10 @@ servers:
         Seconds from the start of its process until it was seen to be ready, V(null) where nobody looked in time.
       type: float
       sample: 1.8
+    token_seconds:
+      description: Seconds to the answer that O(deep) asks for, V(null) where there was none.
+      type: float
+      sample: 0.12
     restarts:
       description: How often it was restarted after a crash since it was started on purpose.
       type: int
@@ -193,7 +203,6 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
 from ansible_collections.magi.llama.plugins.module_utils._files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._health import (
-    DEEP_TIMEOUT,
     given_up,
     summary,
     wait,
@@ -201,7 +210,7 @@ from ansible_collections.magi.llama.plugins.module_utils._health import (
 )
 from ansible_collections.magi.llama.plugins.module_utils._lock import LockError, keep, release
 from ansible_collections.magi.llama.plugins.module_utils._managers import Machine, chosen, manager_for
-from ansible_collections.magi.llama.plugins.module_utils._proc import all_processes, listeners
+from ansible_collections.magi.llama.plugins.module_utils._proc import all_processes, listeners, processes
 from ansible_collections.magi.llama.plugins.module_utils._readiness import remember
 from ansible_collections.magi.llama.plugins.module_utils._record import read_record
 from ansible_collections.magi.llama.plugins.module_utils._rollback import note_good
@@ -232,7 +241,7 @@ def main() -> None:
         manager = manager_for(record, given["state_dir"])
         outcomes = wait(
             servers,
-            Machine(manager, given["state_dir"], given["deep"], min(DEEP_TIMEOUT, given["timeout"] or DEEP_TIMEOUT)),
+            Machine(manager, given["state_dir"], given["deep"], given["timeout"]),
             clock=time.monotonic,
             sleep=time.sleep,
             interval=given["interval"],
@@ -261,6 +270,9 @@ def main() -> None:
     except MagiError as error:
         module.fail_json(msg=str(error))
     answer = {"changed": False, "servers": result, **summary(result)}
+    if answer["complete"]:
+        running = processes(given["state_dir"])
+        answer["running"] = {name: process.env.get("MAGI_LLAMA_REVISION", "") for name, process in running.items()}
     answer["released"] = (
         given["release"]
         and answer["complete"]

@@ -30,6 +30,27 @@ def test_a_host_that_is_well(plan, check, health, state, ready):
     assert host["actions"] == ({"restart": 2, "stop": 1} if plan is PLAN else {})
 
 
+@pytest.mark.parametrize(
+    ("running", "expected"),
+    [
+        ({"a": "r2", "b": "r2", "d": "r0"}, []),
+        # The connection was lost when a was to be restarted, b to be started, c to be stopped.
+        ({"a": "r1", "d": "r0"}, ["a", "b"]),
+        ({"a": "r2", "b": "r2", "c": "r1", "d": "r0"}, ["c"]),
+        # What was kept, its health tells of.
+        ({"a": "r2", "b": "r2"}, []),
+    ],
+)
+def test_what_does_not_run_as_planned(running, expected):
+    servers = [
+        {"name": "a", "action": "restart", "revision": "r2"},
+        {"name": "b", "action": "start", "revision": "r2"},
+        {"name": "c", "action": "stop", "revision": "r1"},
+        {"name": "d", "action": "keep", "revision": "r1"},
+    ]
+    assert _rollout.not_as_planned({"servers": servers}, running) == expected
+
+
 def test_a_failed_host_offers_its_way_back():
     host = _rollout.failed(BEGUN, PLAN, {"servers": [{}], "ready": 0}, "Check", "0 of 1\nlog", "ansible-playbook back")
     assert (host["state"], host["ready_servers"], host["actions"]) == ("failed", 0, {"restart": 2, "stop": 1})

@@ -1,7 +1,10 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Kills a run at the start of its n-th task (MAGI_AT_TASK), and notes what the host is like at each (MAGI_NOTES)."""
+"""Kills a run at the start of its n-th task (MAGI_AT_TASK), and notes what the host is like at each (MAGI_NOTES).
+
+MAGI_NOW is a file for the name of the task that runs, for the connection plugin flaky.
+"""
 
 from __future__ import annotations
 
@@ -44,6 +47,8 @@ class CallbackModule(CallbackBase):
         if "MAGI_NOTES" in os.environ:
             with open(os.environ["MAGI_NOTES"], "a", encoding="utf-8") as stream:
                 stream.write(json.dumps([task.get_name(), host_state(Path(os.environ["MAGI_STATE"]))]) + "\n")
+        if "MAGI_NOW" in os.environ:
+            Path(os.environ["MAGI_NOW"]).write_text(task.get_name(), encoding="utf-8")
         if self._count == int(os.environ.get("MAGI_AT_TASK", "0")):
             os.killpg(0, signal.SIGKILL)
 

@@ -1,0 +1,71 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A rollout whose host fails, or is out of reach for a moment: what it says is what is so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.bed import PROJECT, Bed, Outcome
+
+OTHER = ("-e", "profile=other")
+
+
+def rollout(bed: Bed, tmp_path: Path, *arguments: str, code: int = 0, **env: str) -> tuple[Outcome, dict[str, Any]]:
+    """A rollout to its end, and what its summary says of the host."""
+    path = tmp_path / "rollout.json"
+    path.unlink(missing_ok=True)
+    run = bed.run("rollout", *arguments, "-e", f"output_file={path}", env=env, code=code)
+    assert path.exists(), run.output
+    host: dict[str, Any] = json.loads(path.read_text())["hosts"][0]
+    return run, host
+
+
+def test_a_host_that_failed_before_its_handlers_runs_none_later(bed: Bed, tmp_path: Path) -> None:
+    """What the plan starts, restarts and stops was notified; the rescue makes the host go on to the play's end."""
+    foreign = bed.state / "supervisor/conf.d/tiny-llama-q2_k.conf"
+    foreign.write_text("[program:not-ours]\ncommand=/bin/true\n")
+    pids = bed.pids()
+    try:
+        run, host = rollout(bed, tmp_path, *OTHER, code=2)
+    finally:
+        foreign.unlink()
+    run.expect("1 failed", 'bed failed at the task "Write the launch configs"', "Nothing was touched")
+    assert (host["state"], host["rollback"]) == ("failed", None)
+    assert bed.pids() == pids
+    bed.wait_ready()
+
+
+@pytest.mark.parametrize(
+    ("task", "changed"),
+    [
+        ("Write the launch configs", False),
+        ("Start, restart and stop the changed servers", False),
+        ("Wait until every server is healthy", True),
+        ("Ask every server for a token", True),
+    ],
+)
+def test_a_host_that_is_lost_during_one_task_is_not_updated(bed: Bed, tmp_path: Path, task: str, changed: bool) -> None:
+    pids = bed.pids()
+    plugins = str(PROJECT / "tests/support")
+    lost = {
+        "ANSIBLE_CONNECTION_PLUGINS": f"{plugins}/connections",
+        "ANSIBLE_CALLBACK_PLUGINS": f"{plugins}/callbacks",
+        "ANSIBLE_CALLBACKS_ENABLED": "at_task",
+        "MAGI_NOW": str(tmp_path / "now"),
+        "MAGI_LOST_AT": task,
+    }
+    try:
+        run, host = rollout(bed, tmp_path, *OTHER, "-e", "ansible_connection=flaky", code=2, **lost)
+        assert "the cable is out" in run.output
+        assert host["state"] == "failed", run.output
+        assert (bed.pids() != pids) == changed
+        again, host = rollout(bed, tmp_path, *OTHER)
+        assert host["state"] in ("updated", "unchanged"), again.output
+        assert sorted(bed.pids()) == ["tiny-llama-q2_k", "tiny-llama-q3_k_m"]
+    finally:
+        bed.run("site")
