@@ -54,6 +54,19 @@ def remember(
     return result
 
 
+def forget_revisions(state_dir: str, names: Sequence[str]) -> None:
+    """Forget with which revision servers were ready."""
+    path = readiness_path(state_dir)
+    known = _read(path)
+    kept = {
+        name: {key: value for key, value in seen.items() if key != "revision"} if name in names else seen
+        for name, seen in known.items()
+    }
+    if kept != known:
+        with contextlib.suppress(OSError):
+            write_atomic(path, json.dumps(kept).encode(), 0o644)
+
+
 def _read(path: str) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as stream:

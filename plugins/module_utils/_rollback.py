@@ -18,7 +18,7 @@ from typing import Any
 from ._errors import MagiError
 from ._launch import File, Managed, common_config_path, managed_files, superfluous
 from ._proc import Process
-from ._readiness import ready_revisions
+from ._readiness import forget_revisions, ready_revisions
 from ._record import DamagedRecordError, read_record
 from ._runtime_install import note_in_manifest, previous_prefix, read_manifest
 
@@ -67,6 +67,22 @@ def note_good(state_dir: str, record: Mapping[str, Any]) -> None:
             note_in_manifest(prefix, good=True)
 
 
+def note_bad(state_dir: str, names: Sequence[str]) -> None:
+    """Note that servers do not work although they are ready: their deployment is not good."""
+    forget_revisions(state_dir, names)
+    try:
+        binaries = Deployment(read_record(state_dir), ()).binaries
+        worked = read_previous(state_dir).binaries
+    except DamagedRecordError:
+        return
+    except RollbackError:
+        worked = {}
+    for path, identity in binaries.items():
+        # With other launch configs it may have worked, and the way back needs it.
+        if worked.get(path) != identity == read_manifest(prefix_of(path)).get("identity"):
+            note_in_manifest(prefix_of(path), good=False)
+
+
 def prefix_of(path: str) -> str:
     """The prefix that a llama-server in it belongs to."""
     return os.path.dirname(os.path.dirname(path))
@@ -85,24 +101,55 @@ def kept(state_dir: str, record: Mapping[str, Any], launch: Sequence[File], remo
         return None
     if not launch and not remove and revisions(now) == revisions(record):
         return None
-    managed = [Managed(**entry) for entry in managed_files(state_dir)]
-    paths = [*superfluous(managed, []), common_config_path(now["service_manager"], state_dir)]
-    files = []
     try:
-        for path in paths:
-            with open(path, encoding="utf-8") as stream:
-                mode = os.fstat(stream.fileno()).st_mode & 0o7777
-                files.append({"path": path, "content": stream.read(), "mode": mode})
+        return previous_file(state_dir, Deployment(now, _deployed_files(state_dir, now)))
     except (OSError, ValueError):
         # Somebody took one away or wrote into it: this is not what was good.
         return None
-    content = {"schema_version": SCHEMA_VERSION, "record": now, "files": files}
+
+
+def previous_file(state_dir: str, deployment: Deployment) -> File:
+    """The file that keeps a deployment."""
+    files = [{"path": file.path, "content": file.content.decode(), "mode": file.mode} for file in deployment.files]
+    content = {"schema_version": SCHEMA_VERSION, "record": deployment.record, "files": files}
     return File(previous_path(state_dir), (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _deployed_files(state_dir: str, record: Mapping[str, Any]) -> list[File]:
+    managed = [Managed(**entry) for entry in managed_files(state_dir)]
+    files = []
+    for path in [*superfluous(managed, []), common_config_path(record["service_manager"], state_dir)]:
+        with open(path, "rb") as stream:
+            files.append(File(path, stream.read(), os.fstat(stream.fileno()).st_mode & 0o7777))
+    return files
 
 
 def revisions(record: Mapping[str, Any]) -> dict[str, Any]:
     """Each server's revision."""
     return {server["name"]: server.get("revision") for server in record["servers"]}
+
+
+def deployment_before(state_dir: str) -> Deployment:
+    """The deployment to return to. Raises RollbackError.
+
+    Where only the llama-server of the one that is here was replaced, as by a run that ended there, it is this one.
+    """
+    try:
+        now = read_record(state_dir)
+        if is_good(state_dir, now):
+            deployment = Deployment(now, _deployed_files(state_dir, now))
+            if any(_was_replaced(path, identity) for path, identity in deployment.binaries.items()):
+                return deployment
+    except (DamagedRecordError, OSError):
+        pass
+    return read_previous(state_dir)
+
+
+def _was_replaced(path: str, identity: str) -> bool:
+    """Whether a llama-server was in its prefix before, and another is there now."""
+    prefix = prefix_of(path)
+    before = read_manifest(previous_prefix(prefix))
+    return before.get("identity") == identity != read_manifest(prefix).get("identity")
 
 
 def read_previous(state_dir: str) -> Deployment:

@@ -104,11 +104,12 @@ from ansible_collections.magi.llama.plugins.module_utils._record import (
     DamagedRecordError,
     empty_record,
     read_record,
-    record_path,
 )
 from ansible_collections.magi.llama.plugins.module_utils._rollback import (
+    deployment_before,
     planned,
     prefixes_to_restore,
+    previous_file,
     read_previous,
     starting,
 )
@@ -128,13 +129,14 @@ def main() -> None:
     given = module.params
     state_dir = plain_path(given["state_dir"])
     try:
-        before = read_previous(state_dir)
+        before = read_previous(state_dir) if given["keep_binary"] else deployment_before(state_dir)
         restored = prefixes_to_restore(before, _identity, given["keep_binary"])
         servers = planned(before, _deployed(state_dir), processes(state_dir))
-        write = differing([record_file(state_dir, before.record), *before.files])
+        notes = [previous_file(state_dir, before), record_file(state_dir, before.record)]
+        write = differing([*notes, *before.files])
         managed = [Managed(**entry) for entry in managed_files(state_dir)]
         remove = superfluous(managed, [file.path for file in before.files])
-        diff = [_diff(file.path, file.content.decode()) for file in write if file.path != record_path(state_dir)]
+        diff = [_diff(file.path, file.content.decode()) for file in write if file not in notes]
         diff += [_diff(path, "") for path in remove]
         if not module.check_mode and (restored or write or remove):
             keep(state_dir, given["run_id"])

@@ -71,6 +71,9 @@ class Host:
         Path(file.path).write_bytes(file.content)
         return _rollback.read_previous(self.state_dir)
 
+    def kept_files(self) -> list[File]:
+        return list(_rollback.read_previous(self.state_dir).files)
+
     def manifest(self, part: str = "", **entries: object) -> None:
         folder = Path(f"{self.prefix}{part}")
         folder.mkdir(parents=True, exist_ok=True)
@@ -202,6 +205,56 @@ def test_a_prefix_is_noted_as_good(host: Host, ready: dict, identity: str, expec
     host.manifest(identity=identity)
     _rollback.note_good(host.state_dir, host.record(a="r1"))
     assert json.loads((host.prefix / "manifest.json").read_text()).get("good") == expected
+
+
+@pytest.mark.parametrize(
+    ("ready", "now", "before", "expected"),
+    [
+        # The run ended between the new llama-server and the launch configs for it.
+        ({"a": "r2"}, {"identity": "3"}, {"identity": RUNTIME}, "r2"),
+        ({"a": "r2"}, {}, {"identity": RUNTIME}, "r2"),
+        # All of it went well, or r2 never worked, or its llama-server is not kept.
+        ({"a": "r2"}, {"identity": RUNTIME}, {"identity": "0"}, "r1"),
+        ({"a": "r1"}, {"identity": "3"}, {"identity": RUNTIME}, "r1"),
+        ({"a": "r2"}, {"identity": "3"}, {"identity": "0"}, "r1"),
+    ],
+)
+def test_where_the_llama_server_alone_was_replaced_it_alone_comes_back(
+    host: Host, ready: dict, now: dict, before: dict, expected: str
+) -> None:
+    host.deploy(a="r1")
+    host.ready(a="r1")
+    assert host.kept(a="r2") is not None
+    host.deploy(a="r2")
+    host.ready(**ready)
+    host.manifest("", **now)
+    host.manifest(".previous", **before)
+    deployment = _rollback.deployment_before(host.state_dir)
+    assert _rollback.revisions(deployment.record) == {"a": expected}
+    assert [file.path for file in deployment.files] == [file.path for file in host.kept_files()]
+    # Written as what was before, so that a second rollback stays here.
+    file = _rollback.previous_file(host.state_dir, deployment)
+    Path(file.path).write_bytes(file.content)
+    assert _rollback.read_previous(host.state_dir) == deployment
+
+
+@pytest.mark.parametrize(("same_binary", "good"), [(False, False), (True, True)])
+def test_what_gives_no_token_is_not_good(host: Host, same_binary: bool, good: bool) -> None:
+    host.deploy(a="r1")
+    host.ready(a="r1")
+    if same_binary:
+        # The llama-server of what worked before stays good, whatever was launched with it since.
+        assert host.kept(a="r2") is not None
+    host.deploy(a="r2")
+    host.ready(a="r2")
+    host.manifest(identity=RUNTIME)
+    _rollback.note_good(host.state_dir, host.record(a="r2"))
+    _rollback.note_bad(host.state_dir, ["a"])
+    assert not _rollback.is_good(host.state_dir, host.record(a="r2"))
+    assert host.kept(a="r3") is None
+    assert json.loads((host.prefix / "manifest.json").read_text())["good"] == good
+    # The seconds that it took stay known.
+    assert json.loads(Path(host.state_dir, "ready.json").read_text()) == {"a": {"pid": 1, "seconds": 1.0}}
 
 
 def process(name: str, revision: str) -> Process:
