@@ -44,18 +44,11 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail("verify needs httpx on the controller: pip install httpx.")
         servers = self._record(arguments["state_dir"], task_vars)
         local = self._connection.transport == "local"
-        asked, behind = [], []
-        for server in servers:
-            address = server["host"] if not _is_loopback(server["host"]) or local else None
-            if address in ANY:
-                address = "127.0.0.1" if local else str(task_vars.get("ansible_host", task_vars["inventory_hostname"]))
-            if address is None:
-                behind.append(server)
-            else:
-                asked.append((server, address, self._key(server, arguments["api_key"], local)))
+        host = str(task_vars.get("ansible_host", task_vars["inventory_hostname"]))
+        asked, behind = who_asks(servers, "127.0.0.1" if local else host, arguments["api_key"], local)
         answers = asyncio.run(_ask_all(asked, arguments["timeout"]))
         if behind:
-            # They listen on the host's loopback address, so the host itself asks.
+            # The host itself asks those that listen on its loopback address, or whose keys only it can read.
             answers += self._ask_from_host(behind, arguments, task_vars)
         result["servers"] = sorted(answers, key=lambda answer: int(answer["port"]))
         failed = [answer for answer in answers if not answer["ok"]]
@@ -66,6 +59,8 @@ class ActionModule(ActionBase):
         result["msg"] = f"{len(answers) - len(failed)} of {len(answers)} servers answered with a token"
         if failed:
             result["failed"] = True
+            note = {"state_dir": arguments["state_dir"], "failed": [answer["name"] for answer in failed]}
+            self._execute_module("magi.llama.verify", note, task_vars=task_vars)
             result["msg"] += "".join(f"; {answer['name']}: {answer['error']}" for answer in failed)
         return result
 
@@ -75,20 +70,6 @@ class ActionModule(ActionBase):
         if answer.get("failed"):
             raise AnsibleActionFail(f"No servers are deployed here: {path} cannot be read. Run site.yml first.")
         return list(json.loads(base64.b64decode(answer["content"]))["servers"])
-
-    def _key(self, server: dict[str, Any], given: str | None, local: bool) -> str | None:
-        if given or not server.get("api_key_file"):
-            return given
-        reason = ""
-        if local:
-            try:
-                return Path(server["api_key_file"]).read_text(encoding="utf-8").split()[0]
-            except (OSError, IndexError) as error:
-                # The connecting user may be another than the one that it becomes.
-                reason = f", as {server['api_key_file']} could not be read ({error})"
-        raise AnsibleActionFail(
-            f"{server['name']} wants an API key: give one of its keys in verify_api_key (vaulted){reason}."
-        )
 
     def _ask_from_host(
         self, servers: list[dict[str, Any]], arguments: dict[str, Any], task_vars: dict[str, Any]
@@ -112,11 +93,37 @@ class ActionModule(ActionBase):
                 "port": state["port"],
                 "ok": state["is_ready"],
                 "via": "host",
-                "seconds": state.get("seconds") or 0.0,
+                "seconds": state["token_seconds"] or 0.0,
                 "error": None if state["is_ready"] else state.get("detail") or state["state"],
             }
             for state in answer["servers"]
         ]
+
+
+def who_asks(
+    servers: list[dict[str, Any]], host: str, key: str | None, local: bool
+) -> tuple[list[tuple[dict[str, Any], str, str | None]], list[dict[str, Any]]]:
+    """The servers that can be asked from here, each with address and key, and those that the host has to ask.
+
+    host is the host's address from here, key one that was given.
+    """
+    asked, behind = [], []
+    for server in servers:
+        path = server.get("api_key_file")
+        found = key or (_key(path) if path and local else None)
+        if (_is_loopback(server["host"]) and not local) or (path and not found):
+            behind.append(server)
+        else:
+            asked.append((server, host if server["host"] in ANY else server["host"], found))
+    return asked, behind
+
+
+def _key(path: str) -> str | None:
+    """A key of the file, None where this user, who may be another than the one that it becomes, cannot read it."""
+    try:
+        return Path(path).read_text(encoding="utf-8").split()[0]
+    except (OSError, IndexError):
+        return None
 
 
 def _is_loopback(host: str) -> bool:

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -88,6 +89,8 @@ class Probe:
 
     state: str
     detail: str | None = None
+    # To the answer that the deep check asks for.
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ class Outcome:
     is_ready: bool = False
     is_settled: bool = False
     seconds_to_ready: float | None = None
+    token_seconds: float | None = None
     restarts: int = 0
     exit_code: int | None = None
     exit_text: str | None = None
@@ -174,7 +178,10 @@ def _health(server: Server, timeout: float) -> Probe:
 def _works(server: Server, token_timeout: float | None, timeout: float) -> Probe:
     try:
         other = _other_model(server, timeout)
-        return other or (_no_token(server, token_timeout) if token_timeout is not None else None) or Probe("ready")
+        if other or token_timeout is None:
+            return other or Probe("ready")
+        began = time.monotonic()
+        return _no_token(server, token_timeout) or Probe("ready", seconds=round(time.monotonic() - began, 3))
     except (OSError, http.client.HTTPException, ValueError) as error:
         return Probe("hung", f"/health is 200, but asked for more it does not answer: {type(error).__name__} {error}")
 
@@ -340,7 +347,7 @@ def _outcome(
     if answer is not None and answer.state == "ready" and not crashed:
         uptime = host.uptime(status.pid) if status.pid else None
         seconds = round(uptime, 2) if uptime is not None and (watched or uptime <= FRESH_SECONDS) else None
-        return Outcome(name, port, tier, status.pid, "ready", True, True, seconds, status.restarts)
+        return Outcome(name, port, tier, status.pid, "ready", True, True, seconds, answer.seconds, status.restarts)
     detail: str | None
     if answer is None or crashed:
         state, detail = "failed", _death(status, crashed)

@@ -75,12 +75,12 @@ class Machine:
     """The machine as waiting sees it."""
 
     def __init__(
-        self, manager: ServiceManager, state_dir: str, deep: bool = False, deep_timeout: float = DEEP_TIMEOUT
+        self, manager: ServiceManager, state_dir: str, deep: bool = False, deep_timeout: float | None = None
     ) -> None:
         self._manager = manager
         self._state_dir = state_dir
         self._deep = deep
-        self._deep_timeout = deep_timeout
+        self._deep_timeout = deep_timeout or DEEP_TIMEOUT
 
     def status(self, names: Sequence[str]) -> dict[str, ServiceStatus]:
         return self._manager.status(names)

@@ -14,7 +14,8 @@ description:
   - A server's C(/health) says that its model is loaded, not that it works. This asks each for one token, an embedding
     server for an embedding and a reranker for a ranking.
   - The controller asks with httpx, as a client would. Servers that listen on the loopback address of a remote host are
-    asked by that host.
+    asked by that host, and so are those whose API key is not known on the controller.
+  - A deployment of which a server fails here is not one that M(magi.llama.rollback) returns to.
 author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:
   - magi.llama.attributes
@@ -28,8 +29,15 @@ options:
     type: float
     default: 60.0
   api_key:
-    description: An API key for servers that want one. On a local connection it is read from the servers' own key file.
+    description:
+      - An API key for servers that want one.
+      - Without it the host asks them, with a key from the servers' own key file.
     type: str
+  failed:
+    description: Names of the servers that gave no answer. The action plugin fills it in.
+    type: list
+    elements: str
+    default: []
 requirements:
   - httpx (on the controller)
 attributes:
@@ -80,3 +88,30 @@ servers:
       description: What went wrong, V(null) if nothing did.
       type: str
 """
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._rollback import note_bad
+
+
+def main() -> None:
+    """The host's part: keep in mind who failed."""
+    module = AnsibleModule(
+        argument_spec={
+            "state_dir": {"type": "path", "required": True},
+            "timeout": {"type": "float", "default": 60.0},
+            "api_key": {"type": "str", "no_log": True},
+            "failed": {"type": "list", "elements": "str", "default": []},
+        },
+        supports_check_mode=True,
+    )
+    if not module.check_mode:
+        try:
+            note_bad(module.params["state_dir"], module.params["failed"])
+        except MagiError as error:
+            module.fail_json(msg=str(error))
+    module.exit_json(changed=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -352,7 +352,16 @@ def test_the_deep_check_asks_for_what_the_kind_gives(kind, path, answer):
         found = _health.probe(server(port=answering.http.server_port, kind=kind), None, deep=True)
     finally:
         answering.close()
-    assert found == Probe("ready")
+    assert (found.state, found.detail) == ("ready", None)
+    assert 0 < found.seconds < 5
+
+
+@pytest.mark.parametrize(("given", "patience"), [(300.0, 300.0), (2.0, 2.0), (None, _health.DEEP_TIMEOUT)])
+def test_the_answer_may_take_what_the_caller_allows(monkeypatch, given, patience):
+    seen = {}
+    monkeypatch.setattr(_managers, "probe_all", lambda servers, pids, **options: seen.update(options))
+    _managers.Machine(None, "/s", True, given).probe([], {})
+    assert seen == {"deep": True, "deep_timeout": patience}
 
 
 def test_another_process_on_the_port_is_no_health():
