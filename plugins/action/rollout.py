@@ -12,12 +12,34 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ansible import context
+from ansible import constants, context
 from ansible.errors import AnsibleActionFail
+from ansible.parsing.splitter import split_args
+from ansible.parsing.utils.yaml import from_yaml
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.magi.llama.plugins.module_utils import _rollout
 
+# How hosts are reached and secrets are found: the option, and what it is where nobody gave it.
+OPTIONS = {
+    "remote_user": ("--user", constants.DEFAULT_REMOTE_USER),
+    "private_key_file": ("--private-key", constants.DEFAULT_PRIVATE_KEY_FILE),
+    "connection": ("--connection", constants.DEFAULT_TRANSPORT),
+    "ssh_common_args": ("--ssh-common-args", None),
+    "ssh_extra_args": ("--ssh-extra-args", None),
+    "sftp_extra_args": ("--sftp-extra-args", None),
+    "scp_extra_args": ("--scp-extra-args", None),
+    "ask_pass": ("--ask-pass", False),
+    "connection_password_file": ("--connection-password-file", constants.CONNECTION_PASSWORD_FILE),
+    "become": ("--become", constants.DEFAULT_BECOME),
+    "become_user": ("--become-user", constants.DEFAULT_BECOME_USER),
+    "become_method": ("--become-method", constants.DEFAULT_BECOME_METHOD),
+    "become_ask_pass": ("--ask-become-pass", False),
+    "become_password_file": ("--become-password-file", constants.BECOME_PASSWORD_FILE),
+    "vault_ids": ("--vault-id", None),
+    "vault_password_files": ("--vault-password-file", None),
+    "ask_vault_pass": ("--ask-vault-pass", False),
+}
 STEPS = ("begin", "update", "updated", "failed", "summary")
 
 
@@ -99,9 +121,27 @@ def _rollback_command(task_vars: dict[str, Any]) -> str:
         "magi.llama.rollback" if by_name else _short(str(playbook)),
         [_short(path) for path in given.get("inventory") or ()],
         task_vars["inventory_hostname"],
-        [str(text) for text in given.get("extra_vars") or ()],
-        bool(given.get("become")),
+        [part for text in given.get("extra_vars") or () for part in _parts(str(text))],
+        [word for name, option in OPTIONS.items() for word in _option(given.get(name), *option)],
     )
+
+
+def _parts(text: str) -> list[Any]:
+    """One -e as key=value pairs, a file's name or a mapping."""
+    if text.startswith("@"):
+        return [text]
+    if text.startswith(("{", "[")):
+        return [from_yaml(text)]
+    return list(split_args(text))
+
+
+def _option(value: Any, name: str, default: Any) -> list[str]:
+    if not value or value == default:
+        return []
+    if value is True:
+        return [name]
+    # With =, as the value may begin with a dash.
+    return [f"{name}={one}" for one in (value if isinstance(value, (list, tuple)) else [value])]
 
 
 def _short(path: str) -> str:

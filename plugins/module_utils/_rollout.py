@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections import Counter
@@ -16,8 +17,10 @@ from ._report import format_seconds, table
 # A host is untouched until its turn comes. What was being updated when the run ended is counted as failed.
 STATES = ("updated", "unchanged", "planned", "failed", "untouched")
 _DONE = {"start": "started", "restart": "restarted", "stop": "stopped"}
-# Not for a rollback, or not for the screen.
-_LEFT_OUT = re.compile(r"(profile|output|output_file|rollout_\w+)=|.*(pass|secret|token|key)", re.IGNORECASE)
+# Variables that are not for a rollback, or not for the screen; where a secret lies is none.
+_LEFT_OUT = re.compile(
+    r"(profile|output|output_file|rollout_\w+)$|(?!\w+_(file|path|dir)$).*(pass|secret|token|key)", re.IGNORECASE
+)
 
 Host = Mapping[str, Any]
 
@@ -133,15 +136,21 @@ def _actions(entry: Host) -> str:
 
 
 def rollback_command(
-    playbook: str, inventories: Sequence[str], host: str, extra_vars: Sequence[str], become: bool
+    playbook: str, inventories: Sequence[str], host: str, extra_vars: Sequence[Any], options: Sequence[str] = ()
 ) -> str:
-    """The command that returns a host; extra variables of the rollout go along, less what a rollback has no use for."""
+    """The command that returns a host, in words of the command line.
+
+    extra_vars are those of the rollout, each key=value, @file or a mapping; they go along, less what a rollback has no
+    use for and secrets. options say how the hosts are reached.
+    """
     words = ["ansible-playbook"]
     for inventory in inventories:
         words += ["-i", inventory]
-    words += [playbook, "--limit", host]
-    words += ["--become"] if become else []
-    for text in extra_vars:
-        if not _LEFT_OUT.match(text):
-            words += ["-e", text]
+    words += [playbook, "--limit", host, *options]
+    for given in extra_vars:
+        if isinstance(given, Mapping):
+            kept = {key: value for key, value in given.items() if not _LEFT_OUT.match(str(key))}
+            words += ["-e", json.dumps(kept)] if kept else []
+        elif given.startswith("@") or not _LEFT_OUT.match(given.partition("=")[0].strip()):
+            words += ["-e", given]
     return shlex.join(words)

@@ -39,7 +39,8 @@ options:
     default: 2.0
   deep:
     description:
-      - Also ask each server for one token, or what its kind gives. The answer may take O(timeout), by default 30 seconds.
+      - Also ask each server for one token, or what its kind gives.
+      - The answer may take O(timeout), by default 30 seconds.
     type: bool
     default: false
   allow_degraded:

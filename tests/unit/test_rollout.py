@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import pytest
+from ansible.cli.playbook import PlaybookCLI
+from ansible_collections.magi.llama.plugins.action import rollout as action
 from ansible_collections.magi.llama.plugins.module_utils import _rollout
 
 PLAN = {"servers": [{"action": "restart"}, {"action": "restart"}, {"action": "stop"}, {"action": "keep"}]}
@@ -110,11 +112,31 @@ def test_a_complete_rollout():
     [
         ((), ""),
         (["profile=production", "output=json", "output_file=x", "rollout_serial=[1]"], ""),
-        (["api_key=1", "ansible_become_PASSWORD=x", '{"hf_token": 1}'], ""),
-        (["servers_state_dir=/a b", "@v.yml"], " -e 'servers_state_dir=/a b' -e @v.yml"),
+        (["api_key=1", "ansible_become_PASSWORD=x", {"hf_token": 1, "profile": "x"}], ""),
+        (["servers_state_dir='/a b'", "@v.yml"], """ -e 'servers_state_dir='"'"'/a b'"'"'' -e @v.yml"""),
+        # A word in a value or in a file's name makes no secret.
+        (
+            ["registry_path=/srv/monkeys", "@keys.yml", "ansible_ssh_private_key_file=/k"],
+            " -e registry_path=/srv/monkeys -e @keys.yml -e ansible_ssh_private_key_file=/k",
+        ),
+        ([{"servers_user": "x", "api_key": "y"}], """ -e '{"servers_user": "x"}'"""),
     ],
 )
 def test_the_command_that_returns_a_host(extra_vars, expected):
-    command = _rollout.rollback_command("rollback.yml", ["inv", "h,"], "gpu1", extra_vars, become=False)
+    command = _rollout.rollback_command("rollback.yml", ["inv", "h,"], "gpu1", extra_vars)
     assert command == f"ansible-playbook -i inv -i h, rollback.yml --limit gpu1{expected}"
-    assert "--become" in _rollout.rollback_command("r", [], "h", [], become=True)
+
+
+def test_the_command_reaches_the_host_as_the_rollout_did(monkeypatch):
+    given = ["-i", "h,", "-u", "deploy", "--private-key", "/k", "-b", "-K", "--vault-id", "a@p", "--vault-id", "b@q"]
+    given += ["--ssh-common-args=-J bastion", "-e", "profile=x servers_state_dir=/srv/llama", "-e", '{"a": 1}', "r.yml"]
+    cli = PlaybookCLI(["ansible-playbook", *given])
+    cli.init_parser()
+    arguments = vars(cli.parser.parse_args(given))
+    monkeypatch.setattr(action.context, "CLIARGS", arguments)
+    monkeypatch.setattr(action.sys, "argv", ["magi.llama.rollout"])
+    assert action._rollback_command({"playbook_dir": "/p", "inventory_hostname": "gpu1"}) == (
+        "ansible-playbook -i h, magi.llama.rollback --limit gpu1 --user=deploy --private-key=/k "
+        "'--ssh-common-args=-J bastion' --become --ask-become-pass --vault-id=a@p --vault-id=b@q "
+        """-e servers_state_dir=/srv/llama -e '{"a": 1}'"""
+    )
