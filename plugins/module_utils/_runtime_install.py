@@ -77,6 +77,7 @@ class Request:
     release_sha256: str | None = None
     upgrade: bool = False
     stage: bool = False
+    first: bool = True
     check: bool = False
     etc: str = "/etc"
     keyrings: Sequence[str] = _KEYRINGS
@@ -214,7 +215,7 @@ def package(request: Request, run: Run) -> Provided:
         raise ProviderError(f"{manager} has no llama.cpp in the host's repositories.")
     after = {"method": "package", "packages": {found[0]: found[1]}}
     note = f"{found[0]} {found[1]} from the host's repositories"
-    if request.check:
+    if request.check or not request.first:
         return Provided(request.package_path, note, installed=False, changed=True, after=after)
     if os.geteuid() != 0:
         raise ProviderError(f"{manager} has {found[0]}, but only root may install it. Set become, or another method.")
@@ -618,7 +619,7 @@ def _link_programs(new: str, url: str) -> None:
 def _provide(
     request: Request, wanted: Mapping[str, Any], fill: Callable[[str], dict[str, Any]], notes: tuple[str, str]
 ) -> Provided:
-    """Have in the prefix what is wanted, or beside it where the request says stage.
+    """Have in the prefix what is wanted, or beside it where the request says stage and there is one already.
 
     fill lays it into an empty folder and returns its manifest. notes are for a prefix that has it and one that gets it.
     """
@@ -640,9 +641,10 @@ def _provide(
             raise
         return Provided(path, notes[1], False, True, folder, discard=True, before=before, after=after)
     staged = staged_prefix(prefix)
-    if _is_current(staged, wanted) and not request.stage:
+    places = not request.stage or (request.first and not before)
+    if _is_current(staged, wanted) and places:
         return Provided(path, notes[1], changed=_put_staged(prefix), before=before, after=_summary(wanted))
-    place = staged if request.stage and before else prefix
+    place = prefix if places else staged
     with _new_prefix(prefix, place, wanted) as new:
         if new is not None:
             _write_manifest(new, fill(new))

@@ -70,6 +70,12 @@ options:
       - In check mode it is laid into a temporary folder and removed.
     type: bool
     default: false
+  first:
+    description:
+      - Whether to install a binary where there is none yet. Otherwise O(stage) lays that one beside too, and a package
+        is only looked for.
+    type: bool
+    default: true
   cache_path:
     description:
       - File on the host that keeps what the binary said, so that an unchanged one is only asked for its version.
@@ -214,6 +220,7 @@ def main() -> None:
             "release_sha256": {"type": "str"},
             "upgrade": {"type": "bool", "default": False},
             "stage": {"type": "bool", "default": False},
+            "first": {"type": "bool", "default": True},
             "cache_path": {"type": "path"},
         },
         required_by={"release_url": ["release_sha256"]},
@@ -229,6 +236,7 @@ def main() -> None:
         release_sha256=given["release_sha256"],
         upgrade=given["upgrade"],
         stage=given["stage"],
+        first=given["first"],
         check=module.check_mode,
     )
     try:

@@ -178,9 +178,15 @@ def test_an_installed_package_is_taken(tmp_path: Path, request_for: Callable[...
     assert (outcome.fact["path"], outcome.fact["source"], outcome.changed) == (str(binary), "package", False)
 
 
-@pytest.mark.parametrize("check", [True, False])
-def test_the_package_is_installed_but_not_in_check_mode(
-    tmp_path: Path, request_for: Callable[..., Request], monkeypatch: pytest.MonkeyPatch, check: bool
+@pytest.mark.parametrize(
+    ("how", "installs"), [({}, True), ({"stage": True}, True), ({"check": True}, False), ({"first": False}, False)]
+)
+def test_the_package_is_installed_unless_it_is_only_looked_for(
+    tmp_path: Path,
+    request_for: Callable[..., Request],
+    monkeypatch: pytest.MonkeyPatch,
+    how: dict[str, bool],
+    installs: bool,
 ) -> None:
     monkeypatch.setattr("shutil.which", lambda name, path: name if name == "apt-get" else None)
     monkeypatch.setattr("os.geteuid", lambda: 0)
@@ -198,11 +204,11 @@ def test_the_package_is_installed_but_not_in_check_mode(
             return Completed(0, "", "")
         return run_command(argv, environment, seconds)
 
-    outcome = ensure(request_for(check=check), "package", run)
+    outcome = ensure(request_for(**how), "package", run)
     assert outcome.changed
-    assert outcome.fact["installed"] is not check
+    assert outcome.fact["installed"] is installs
     assert outcome.fact["path"] == str(target)
-    assert any(argv[:2] == ["apt-get", "install"] for argv in ran) is not check
+    assert any(argv[:2] == ["apt-get", "install"] for argv in ran) is installs
 
 
 def test_only_root_installs_a_package(request_for: Callable[..., Request], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -539,6 +545,19 @@ def _builds(prefix: Path) -> dict[str, str]:
     """Which build lies where, by the archives' names."""
     found = {part: read_manifest(f"{prefix}{part}").get("url", "") for part in ("", ".previous", ".staged", ".new")}
     return {part: Path(url).name.partition(".")[0] for part, url in found.items() if url}
+
+
+def test_a_first_release_is_laid_beside_too_where_nothing_is_to_be_touched(
+    tmp_path: Path, request_for: Callable[..., Request]
+) -> None:
+    prefix, release = tmp_path / "prefix", _release(tmp_path, "1")
+    for changed in (True, False):
+        planned = ensure(request_for(**release, stage=True, first=False), "release", run_command)
+        assert (planned.changed, planned.fact["staged"], _builds(prefix)) == (changed, True, {".staged": "1"})
+    # Fetched once.
+    (tmp_path / "1.tar.gz").unlink()
+    placed = ensure(request_for(**release, stage=True), "release", run_command)
+    assert (placed.changed, placed.fact["staged"], _builds(prefix)) == (True, False, {"": "1"})
 
 
 def test_a_staged_release_waits_and_then_takes_its_place(tmp_path: Path, request_for: Callable[..., Request]) -> None:
