@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from ansible import context
-from ansible.playbook.handler import Handler
 from ansible.plugins.action import ActionBase
 from ansible_collections.magi.llama.plugins.action.report import show
 from ansible_collections.magi.llama.plugins.module_utils._lock import LEASE_SECONDS
@@ -98,13 +97,6 @@ def has_ended(holder: dict[str, Any]) -> bool:
         pass
     # The number may have been given to another process since.
     return _started(int(process)) != holder["id"].rpartition("/")[2]
-
-
-def release_after_failed_handler(action: ActionBase, state_dir: str, task_vars: dict[str, Any]) -> None:
-    """Give the lock back where a handler fails: Ansible runs no `always` then."""
-    if isinstance(action._task, Handler):
-        arguments = {"state_dir": state_dir, "state": "released", "run": this_run()}
-        action._execute_module(MODULE, arguments, task_vars=task_vars)
 
 
 def _kernel() -> str:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from ansible.plugins.action import ActionBase
-from ansible_collections.magi.llama.plugins.action.run_lock import release_after_failed_handler, this_run
+from ansible_collections.magi.llama.plugins.action.report import show
+from ansible_collections.magi.llama.plugins.action.run_lock import this_run
 from ansible_collections.magi.llama.plugins.action.wait_for_health import wait_in_slices
-from ansible_collections.magi.llama.plugins.module_utils._service import ended_text
 
 MODULE = "magi.llama.server_state"
 
@@ -30,28 +30,40 @@ class ActionModule(ActionBase):
                 "state": {"type": "str", "choices": ["started", "stopped", "restarted"]},
                 "servers": {"type": "list", "elements": "str", "default": []},
                 "actions": {"type": "dict"},
-                "concurrent": {"type": "bool", "default": True},
+                "concurrent": {"type": "bool"},
                 "timeout": {"type": "float"},
                 "supervisord_path": {"type": "str"},
             }
         )
-        if checked["concurrent"] or self._task.check_mode or checked["state"] == "stopped":
+        at_once = checked["concurrent"] or self._task.check_mode or checked["state"] == "stopped"
+        deployed: dict[str, Any] = {}
+        if not at_once and (checked["concurrent"] is None or checked["actions"] is None):
+            asking = {"state_dir": checked["state_dir"], "servers": checked["servers"]}
+            deployed = self._execute_module("magi.llama.server_info", asking, task_vars=task_vars)
+            if deployed.get("failed"):
+                return {**result, **deployed}
+            at_once = checked["concurrent"] is None and deployed["start"]["concurrent"]
+        if at_once:
             result.update(self._execute_module(MODULE, arguments, task_vars=task_vars))
         else:
-            result.update(self._one_by_one(arguments, checked, task_vars))
-        signals = {server["name"]: server.get("signal") for server in result.get("servers", [])}
-        result["ended"] = ended_text({name: number for name, number in signals.items() if number})
-        if result.get("failed"):
-            release_after_failed_handler(self, checked["state_dir"], task_vars)
+            actions = checked["actions"]
+            if actions is None:
+                action = {"started": "start", "restarted": "restart"}[checked["state"]]
+                actions = {server["name"]: action for server in deployed["status"]["servers"]}
+            result.update(self._one_by_one(actions, arguments, checked, task_vars))
+        if checked["actions"] is not None and not self._task.check_mode:
+            # In a handler, whose result nobody sees.
+            show(task_vars, [f"      {line}" for line in stop_lines(result)])
         return result
 
     def _one_by_one(
-        self, arguments: dict[str, Any], checked: dict[str, Any], task_vars: dict[str, Any]
+        self,
+        actions: dict[str, str],
+        arguments: dict[str, Any],
+        checked: dict[str, Any],
+        task_vars: dict[str, Any],
     ) -> dict[str, Any]:
         """Stop what is to stop, then start each server and wait for it before the next."""
-        actions, failure = self._actions(checked, task_vars)
-        if failure:
-            return failure
         common = {key: value for key, value in arguments.items() if key in ("state_dir", "supervisord_path", "run_id")}
         stops = {name: action for name, action in actions.items() if action == "stop"}
         rounds = [stops] if stops or not actions else []
@@ -75,14 +87,12 @@ class ActionModule(ActionBase):
         total["msg"] = total["msg"] or "nothing to do"
         return total
 
-    def _actions(
-        self, checked: dict[str, Any], task_vars: dict[str, Any]
-    ) -> tuple[dict[str, str], dict[str, Any] | None]:
-        if checked["actions"] is not None:
-            return checked["actions"], None
-        arguments = {"state_dir": checked["state_dir"], "servers": checked["servers"]}
-        answer = self._execute_module("magi.llama.server_info", arguments, task_vars=task_vars)
-        if answer.get("failed"):
-            return {}, answer
-        action = {"started": "start", "restarted": "restart"}[checked["state"]]
-        return {server["name"]: action for server in answer["status"]["servers"]}, None
+
+def stop_lines(result: dict[str, Any]) -> list[str]:
+    """The lines of a result about servers that were stopped, or that only SIGKILL has ended."""
+    lines = str(result.get("msg", "")).splitlines()
+    return [
+        line
+        for server, line in zip(result.get("servers", ()), lines)
+        if server["action"] == "stop" or server["signal"] == "SIGKILL"
+    ]

@@ -10,7 +10,7 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 from ansible_collections.magi.llama.plugins.action.report import show
-from ansible_collections.magi.llama.plugins.action.run_lock import release_after_failed_handler, this_run
+from ansible_collections.magi.llama.plugins.action.run_lock import this_run
 from ansible_collections.magi.llama.plugins.module_utils._health import summary
 
 # Long enough that most servers are ready within the first call, short enough that the lines come while one looks.
@@ -39,8 +39,6 @@ class ActionModule(ActionBase):
         answer = wait_in_slices(self, arguments, task_vars or {})
         if "failed_servers" in answer and answer["failed_servers"] and not self._task.check_mode:
             answer["failed"] = not checked["allow_degraded"]
-        if answer.get("failed"):
-            release_after_failed_handler(self, checked["state_dir"], task_vars or {})
         return {**result, **answer}
 
 

@@ -49,6 +49,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+start:
+  description: How the profile of the deployment starts its servers.
+  returned: success
+  type: dict
+  sample: {"concurrent": true, "max_startup_time": 120, "readiness_check_interval": 2}
 status:
   description: The status of the servers.
   returned: success
@@ -122,6 +127,7 @@ from ansible_collections.magi.llama.plugins.module_utils._health import probe_al
 from ansible_collections.magi.llama.plugins.module_utils._managers import chosen, manager_for
 from ansible_collections.magi.llama.plugins.module_utils._proc import processes
 from ansible_collections.magi.llama.plugins.module_utils._record import read_record
+from ansible_collections.magi.llama.plugins.module_utils._rollback import Deployment, starting
 
 
 def main() -> None:
@@ -144,7 +150,7 @@ def main() -> None:
         status = status_json(servers, statuses, probes, processes(state_dir))
     except MagiError as error:
         module.fail_json(msg=str(error))
-    module.exit_json(changed=False, status=status)
+    module.exit_json(changed=False, status=status, start=starting(Deployment(record, ())))
 
 
 if __name__ == "__main__":

@@ -43,9 +43,9 @@ options:
     type: dict
   concurrent:
     description: >-
-      Start all servers at the same time. Otherwise one is started and awaited, then the next.
+      Start all servers at the same time. Otherwise one is started and awaited, then the next. By default as the profile
+      of the deployment says.
     type: bool
-    default: true
   timeout:
     description: >-
       Seconds that each server has to become healthy where O(concurrent=false), by default its own C(max_startup_time).
@@ -99,11 +99,6 @@ msg:
   returned: success
   type: str
   sample: "qwen3-8b-q2_k: stopped, pid 4242 ended by SIGTERM in 0.2 s"
-ended:
-  description: How many servers' processes were ended, and which needed another signal than SIGTERM; empty where none.
-  returned: success
-  type: str
-  sample: "2 servers stopped (1 by SIGKILL: qwen3-8b-q2_k)"
 servers:
   description: What was done to each server that needed it; in check mode, what would be.
   returned: success
@@ -167,7 +162,7 @@ def main() -> None:
             "state": {"type": "str", "choices": ["started", "stopped", "restarted"]},
             "servers": {"type": "list", "elements": "str", "default": []},
             "actions": {"type": "dict"},
-            "concurrent": {"type": "bool", "default": True},
+            "concurrent": {"type": "bool"},
             "timeout": {"type": "float"},
             "supervisord_path": {"type": "path"},
         },

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.pythons import ROOT, UV, find_pythons
-from support.runs import BIN, Run, host_variables, no_registry, play, server_path, write_inventory
+from support.runs import BIN, Run, execute, host_variables, no_registry, play, server_path, write_inventory
 
 CACHE = ROOT / ".cache/compat"
 # Each ansible-core with the controllers' Pythons that it runs on, the wanted one first.
@@ -85,6 +85,31 @@ def test_each_ansible_core_runs_servers(core: str, pythons: dict[str, Path], fol
         run = checkout(folder, "playbooks/teardown", bin_dir=bin_dir)
     assert run.warnings == []
     assert not (folder / "state").exists()
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_each_ansible_core_goes_on_with_always_where_a_handler_fails(
+    core: str, pythons: dict[str, Path], folder: Path
+) -> None:
+    """By this the lock is given back. The files are put together as those of the playbooks and roles are."""
+    tasks = folder / "roles/r/tasks"
+    tasks.mkdir(parents=True)
+    (folder / "roles/r/handlers").mkdir()
+    (tasks / "main.yml").write_text(
+        "- {name: Change, command: /bin/true, notify: Apply}\n- {name: Launch, import_tasks: flush.yml}\n"
+    )
+    (tasks / "flush.yml").write_text("- {name: Flush, meta: flush_handlers}\n")
+    (tasks / "unlock.yml").write_text("- {name: Unlock, debug: {msg: unlocked}}\n")
+    (folder / "roles/r/handlers/main.yml").write_text("- {name: Fail, command: /bin/false, listen: Apply}\n")
+    (folder / "deploy.yml").write_text(
+        "- block: [{import_role: {name: r}}]\n  always: [{import_role: {name: r, tasks_from: unlock.yml}}]\n"
+    )
+    (folder / "play.yml").write_text(
+        "- hosts: localhost\n  gather_facts: false\n  tasks: [{import_tasks: deploy.yml}]\n"
+    )
+    command = [controller(core, pythons) / "ansible-playbook", "-i", "localhost,", "-c", "local", folder / "play.yml"]
+    done = execute(command, folder)
+    assert (done.returncode, "unlocked" in done.stdout) == (2, True), done.stdout + done.stderr
 
 
 def test_each_python_of_a_host_runs_servers(pythons: dict[str, Path], folder: Path) -> None:

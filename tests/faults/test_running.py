@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -117,3 +118,19 @@ def test_no_setting_of_the_caller_s_or_the_user_s_reaches_a_server(bed: Bed, tmp
         assert not [word for word in environ.split("\0") if word.startswith(("LLAMA_", "AIP_"))]
         log = (bed.state / f"log/{name}.log").read_text(errors="replace")
         assert str(config) not in log
+
+
+def test_a_restart_takes_servers_one_by_one_where_the_profile_says_so(bed: Bed) -> None:
+    path = bed.state / "servers.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "start": {**record["start"], "concurrent": False}}))
+    try:
+        one_by_one = bed.run("restart").output
+        at_once = bed.run("restart", "-e", "servers_concurrent_starts=true").output
+    finally:
+        path.write_text(json.dumps(record, indent=2) + "\n")
+    # Each is awaited before the next is started.
+    assert ["ready" in output.partition("Wait until they are healthy")[0] for output in (one_by_one, at_once)] == [
+        True,
+        False,
+    ]

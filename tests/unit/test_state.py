@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import asdict
 
 import pytest
+from ansible_collections.magi.llama.plugins.action.server_state import stop_lines
 from ansible_collections.magi.llama.plugins.module_utils import _readiness, _state
 from ansible_collections.magi.llama.plugins.module_utils._health import Outcome
 from ansible_collections.magi.llama.plugins.module_utils._proc import Process
@@ -219,3 +221,18 @@ def test_a_process_that_is_known_gets_the_revision_that_it_was_ready_with(tmp_pa
     died = Outcome("a", 8080, "Q4", None, "failed", False, True, None)
     _readiness.remember(str(tmp_path), [died], {})
     assert _readiness.ready_revisions(str(tmp_path)) == {"a": "r1"}
+
+
+def test_a_run_tells_how_servers_were_ended_that_were_stopped_or_would_not_stop():
+    results = [
+        _state.Result("a", "start", None, 1, None, None),
+        _state.Result("b", "restart", 2, 3, "SIGTERM", 0.1),
+        _state.Result("c", "restart", 4, 5, "SIGKILL", 30.0),
+        _state.Result("d", "stop", 6, None, "SIGTERM", 0.2),
+    ]
+    answer = {"servers": [asdict(result) for result in results], "msg": "\n".join(_state.result_lines(results))}
+    assert stop_lines(answer) == [
+        "c: restarted, pid 4 ended by SIGKILL in 30.0 s, which its deadline made necessary, pid 5",
+        "d: stopped, pid 6 ended by SIGTERM in 0.2 s",
+    ]
+    assert stop_lines({"failed": True, "msg": "no"}) == []

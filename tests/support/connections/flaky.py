@@ -16,7 +16,7 @@ DOCUMENTATION = """
 name: flaky
 short_description: Loses the host during one task
 description: For tests alone.
-extends_documentation_fragment: [connection_pipeline]
+extends_documentation_fragment: [connection_pipelining]
 """
 
 
