@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Three release archives in a folder, made of this host's own llama-server; prints the role's settings for each.
+"""Four release archives in a folder, made of this host's own llama-server; prints the role's settings for each.
 
 older is what Debian has. fake-newer is the same with another version and --ctx-size renamed to --ctx-span, both changed
 in copies of its libraries. fake-broken ends with an abort as soon as it is to serve a model.
+fake-mute is healthy and gives nobody a token.
 """
 
 import glob
@@ -21,8 +22,9 @@ LIBRARIES = {
 LAUNCHER = """#!/bin/bash
 # {name}
 export LD_LIBRARY_PATH="$(dirname "$(readlink -f "$0")")"
-{broken}exec -a "$0" /usr/bin/llama-server "$@"
+{broken}exec -a "$0" /usr/bin/llama-server "$@"{mute}
 """
+MUTE = " --api-key nobody-has-it"
 BROKEN = 'case "$*" in *--model*) echo "GGML_ASSERT(fake) failed" >&2; kill -ABRT $$ ;; esac\n'
 
 
@@ -37,7 +39,9 @@ def changed(library):
 
 def archive(name):
     newer = {library: changed(library) for library in LIBRARIES} if name == "fake-newer" else {}
-    launcher = LAUNCHER.format(name=name, broken=BROKEN if name == "fake-broken" else "")
+    launcher = LAUNCHER.format(
+        name=name, broken=BROKEN if name == "fake-broken" else "", mute=MUTE if name == "fake-mute" else ""
+    )
     data = io.BytesIO()
     # The same on every host, so that one sum is right for all: no times in it.
     with gzip.GzipFile(fileobj=data, mode="wb", mtime=0) as stream, tarfile.open(fileobj=stream, mode="w") as tar:
@@ -51,7 +55,7 @@ def archive(name):
 def main(folder):
     os.makedirs(folder, exist_ok=True)
     settings = {}
-    for name in ("older", "fake-newer", "fake-broken"):
+    for name in ("older", "fake-newer", "fake-mute", "fake-broken"):
         data, path = archive(name), f"{folder}/{name}.tar.gz"
         with open(path, "wb") as stream:
             stream.write(data)
