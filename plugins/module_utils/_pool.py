@@ -97,6 +97,9 @@ def _forked(indexes: Sequence[int], work: Callable[[int], Any], workers: int, de
             os.close(results_in)
             break
         if child == 0:
+            # With these open it would never learn that the process which reads them has died.
+            for descriptor in (results_out, *children):
+                os.close(descriptor)
             _serve(chunks, work, claims, results_in, deadline)
         os.close(results_in)
         children[results_out] = child

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,6 +64,31 @@ def test_the_deadline_ends_it_but_something_is_done(workers: int) -> None:
     soon = _pool.run(1000, work, workers=workers, deadline=time.monotonic() + 0.2, serial_seconds=0.0)
     assert 2 <= len(soon.results) < 100
     assert soon.lost == []
+
+
+def test_orphans_end_when_there_is_nobody_left_to_read(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; sys.path.insert(0, 'collections')\n"
+        "from ansible_collections.magi.llama.plugins.module_utils import _pool\n"
+        "def work(index):\n"
+        "    open(f'{sys.argv[1]}/{os.getpid()}', 'w').close()\n"
+        "    return 'x' * 100_000\n"
+        "_pool._collect = lambda children: os.kill(os.getpid(), 9)\n"
+        "_pool.run(1000, work, workers=3, serial_seconds=0.0)\n"
+    )
+    repository = Path(__file__).resolve().parents[2]
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=repository, check=False, timeout=60)
+    ends_at = time.monotonic() + 10
+    while any(is_alive(int(path.name)) for path in tmp_path.iterdir()):
+        assert time.monotonic() < ends_at
+        time.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_no_process_and_no_descriptor_is_left() -> None:
