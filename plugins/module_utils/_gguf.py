@@ -44,6 +44,10 @@ class GgufError(MagiError):
     """The file is not a GGUF file that llama.cpp could load; the text is the reason."""
 
 
+class ReadError(GgufError):
+    """The file could not be read this time; that says nothing about what is in it."""
+
+
 class GgmlType(NamedTuple):
     """A tensor type: block_size elements are stored in type_size bytes."""
 
@@ -188,7 +192,7 @@ class _Reader:
         while have < count:
             piece = os.pread(self._descriptor, max(BLOCK, count - have), self._start + have)
             if not piece:
-                raise GgufError("truncated: the file became shorter while it was read")
+                raise ReadError("truncated: the file became shorter while it was read")
             pieces.append(piece)
             have += len(piece)
         self._buffer = b"".join(pieces)
@@ -253,12 +257,28 @@ def _printable(name: str) -> str:
     return repr(name if len(name) <= 80 else name[:77] + "...")
 
 
-class _Kept:
-    """Counts what stays in memory."""
+class Budget:
+    """What reading one model may take, however many shards it has: processor time, and what stays in memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = 2.0) -> None:
+        self._seconds = seconds
+        # Processor time, so that a slow disk does not condemn a good file.
+        self._ends_at = time.thread_time() + seconds
         self._text = 0
         self._values = 0
+        self._keys = 0
+        self._tensors = 0
+
+    def time(self) -> None:
+        if time.thread_time() > self._ends_at:
+            raise GgufError(f"broken: reading the header takes more than {self._seconds:g} s of processor time")
+
+    def counts(self, keys: int, tensors: int) -> None:
+        self._keys += keys
+        self._tensors += tensors
+        for count, limit, what in ((self._keys, MAX_KEYS, "keys"), (self._tensors, MAX_TENSORS, "tensors")):
+            if count > limit:
+                raise GgufError(f"broken: the header announces {count} {what}; no model has more than {limit}")
 
     def text(self, count: int) -> None:
         self._text += count
@@ -303,7 +323,7 @@ def _skip_arrays(reader: _Reader, key: str, count: int) -> None:
             reader.skip(count * _SIZES[element])
 
 
-def _array(reader: _Reader, key: str, kept: _Kept) -> tuple[int, Value | None]:
+def _array(reader: _Reader, key: str, budget: Budget) -> tuple[int, Value | None]:
     """The array's length, and its elements where they are few and numeric."""
     element, count = _array_head(reader, key)
     if element == _ARRAY:
@@ -313,18 +333,18 @@ def _array(reader: _Reader, key: str, kept: _Kept) -> tuple[int, Value | None]:
     elif count > MAX_KEPT_ELEMENTS:
         reader.skip(count * _SIZES[element])
     else:
-        kept.values(count)
+        budget.values(count)
         return count, struct.unpack(f"<{count}{_FIXED[element]}", reader.bytes(count * _SIZES[element]))
     return count, None
 
 
-def _metadata(reader: _Reader, count: int, kept: _Kept) -> tuple[dict[str, Value], dict[str, int], dict[str, int]]:
+def _metadata(reader: _Reader, count: int, budget: Budget) -> tuple[dict[str, Value], dict[str, int], dict[str, int]]:
     metadata: dict[str, Value] = {}
     arrays: dict[str, int] = {}
     texts: dict[str, int] = {}
     for _index in range(count):
         key = _name(reader, "a key", MAX_KEY)
-        kept.text(len(key))
+        budget.text(len(key))
         if key in metadata or key in arrays or key in texts:
             raise GgufError(f"broken: the key {_printable(key)} is there twice")
         (kind,) = reader.take(_U32)
@@ -339,11 +359,11 @@ def _metadata(reader: _Reader, count: int, kept: _Kept) -> tuple[dict[str, Value
                 reader.skip(length)
                 texts[key] = length
             else:
-                kept.text(length)
+                budget.text(length)
                 # Text from a stranger in any encoding: shown to people, so what is not UTF-8 is marked, not refused.
                 metadata[key] = reader.bytes(length).decode("utf-8", "replace")
         elif kind == _ARRAY:
-            arrays[key], elements = _array(reader, key, kept)
+            arrays[key], elements = _array(reader, key, budget)
             if elements is not None:
                 metadata[key] = elements
         else:
@@ -351,9 +371,9 @@ def _metadata(reader: _Reader, count: int, kept: _Kept) -> tuple[dict[str, Value
     return metadata, arrays, texts
 
 
-def _tensor(reader: _Reader, kept: _Kept) -> Tensor:
+def _tensor(reader: _Reader, budget: Budget) -> Tensor:
     name = _name(reader, "a tensor's name", MAX_TENSOR_NAME)
-    kept.text(len(name))
+    budget.text(len(name))
     (dimensions,) = reader.take(_U32)
     if dimensions > MAX_DIMENSIONS:
         raise GgufError(f"broken: the tensor {_printable(name)} has {dimensions} dimensions, {MAX_DIMENSIONS} at most")
@@ -418,13 +438,11 @@ def _opening(reader: _Reader) -> tuple[int, int, int]:
     if version not in (2, 3):
         raise GgufError(f"GGUF version {version} is not known; versions 2 and 3 are")
     tensors, keys = reader.take(_COUNTS)
-    for count, limit, smallest, what in ((keys, MAX_KEYS, 13, "keys"), (tensors, MAX_TENSORS, 24, "tensors")):
+    for count, smallest, what in ((keys, 13, "keys"), (tensors, 24, "tensors")):
         if count * smallest > reader.remaining:
             raise GgufError(
                 f"truncated or broken: the header announces {count} {what}, the file has {reader.remaining} bytes left"
             )
-        if count > limit:
-            raise GgufError(f"broken: the header announces {count} {what}; no model has more than {limit}")
     return version, tensors, keys
 
 
@@ -450,24 +468,17 @@ def open_regular(path: str | bytes) -> tuple[int, os.stat_result]:
     return descriptor, status
 
 
-def read_open_header(descriptor: int, size: int, *, time_budget: float = 2.0) -> Header:
-    """The header of an open file of that size. Raises GgufError."""
-    # Processor time, so that a slow disk does not condemn a good file.
-    ends_at = time.thread_time() + time_budget
-
-    def deadline() -> None:
-        if time.thread_time() > ends_at:
-            raise GgufError(f"broken: reading the header takes more than {time_budget:g} s of processor time")
-
-    reader = _Reader(descriptor, size, deadline)
-    kept = _Kept()
+def read_open_header(descriptor: int, size: int, budget: Budget) -> Header:
+    """The header of an open file of that size. Raises GgufError; ReadError where another try may do better."""
+    reader = _Reader(descriptor, size, budget.time)
     try:
         version, tensor_count, key_count = _opening(reader)
-        metadata, arrays, texts = _metadata(reader, key_count, kept)
+        budget.counts(key_count, tensor_count)
+        metadata, arrays, texts = _metadata(reader, key_count, budget)
         alignment = _alignment(metadata)
-        tensors = tuple(_tensor(reader, kept) for _index in range(tensor_count))
+        tensors = tuple(_tensor(reader, budget) for _index in range(tensor_count))
     except OSError as error:
-        raise GgufError(f"cannot be read: {error.strerror or error}") from None
+        raise ReadError(f"cannot be read: {error.strerror or error}") from None
     if len({tensor.name for tensor in tensors}) != len(tensors):
         raise GgufError("broken: two tensors have the same name")
     end_of_header = reader.position
@@ -483,6 +494,6 @@ def read_header(path: str, *, time_budget: float = 2.0) -> Header:
     """The header of the GGUF file at path. Raises GgufError with the reason, and nothing else."""
     descriptor, status = open_regular(path)
     try:
-        return read_open_header(descriptor, status.st_size, time_budget=time_budget)
+        return read_open_header(descriptor, status.st_size, Budget(time_budget))
     finally:
         os.close(descriptor)

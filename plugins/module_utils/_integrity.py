@@ -24,8 +24,11 @@ class ManifestError(MagiError):
     """A manifest that is not one."""
 
 
-def sha256_of(path: str, size: int) -> str | None:
-    """The file's checksum; None where it cannot be read or is not of that size for as long as it takes."""
+Fingerprint = tuple[int, int, int]
+
+
+def sha256_of(path: str, fingerprint: Fingerprint) -> str | None:
+    """The file's checksum; None where it cannot be read or is not of that size, time and inode as long as it takes."""
     try:
         descriptor, status = open_regular(path.encode("utf-8", "surrogateescape"))
     except GgufError:
@@ -40,7 +43,8 @@ def sha256_of(path: str, size: int) -> str | None:
     finally:
         os.close(descriptor)
     unchanged = (status.st_size, status.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
-    return digest.hexdigest() if unchanged and size == status.st_size else None
+    same = (status.st_size, status.st_mtime_ns, status.st_ino) == tuple(fingerprint)
+    return digest.hexdigest() if unchanged and same else None
 
 
 @dataclass(frozen=True)
@@ -57,36 +61,51 @@ class Progress:
         return self.files == self.total_files
 
 
+def _fingerprints(record: Mapping[str, Any]) -> list[Fingerprint]:
+    """Size, time of change and inode of each of a record's files."""
+    whole = record["fingerprint"]
+    return [tuple(shard) for shard in whole.get("shards") or [(whole["size"], whole["mtime_ns"], whole["inode"])]]
+
+
 def _sizes(record: Mapping[str, Any]) -> list[int]:
     """The size of each of a record's files."""
-    shards = record["fingerprint"].get("shards")
-    return [shard[0] for shard in shards] if shards else [record["fingerprint"]["size"]]
+    return [size for size, _mtime, _inode in _fingerprints(record)]
 
 
 def add_checksums(
-    records: Sequence[dict[str, Any]], *, deadline: float | None = None, workers: int | None = None
+    records: Sequence[dict[str, Any]],
+    unread: set[str],
+    *,
+    deadline: float | None = None,
+    workers: int | None = None,
 ) -> Progress:
     """Set sha256 of every record, in the order of its files, where it is not known yet.
 
-    Stops at the deadline, with None for those that are missing. A file that cannot be read keeps None.
+    Stops at the deadline, with None for those that are missing. A file that cannot be read keeps None and is put into
+    unread: what is there when this is called again is not tried again.
     """
     pending: list[tuple[dict[str, Any], int, int]] = []
     known: list[tuple[dict[str, Any], int, int]] = []
     for record in records:
         record["sha256"] = list(record.get("sha256") or [None] * len(record["files"]))
         for number, size in enumerate(_sizes(record)):
-            (known if record["sha256"][number] else pending).append((record, number, size))
+            is_known = record["sha256"][number] or record["files"][number] in unread
+            (known if is_known else pending).append((record, number, size))
     # The largest first, so that no core is left with it at the end.
     pending.sort(key=lambda item: -item[2])
 
     def work(index: int) -> str | None:
-        record, number, size = pending[index]
-        return sha256_of(record["files"][number], size)
+        record, number, _size = pending[index]
+        return sha256_of(record["files"][number], _fingerprints(record)[number])
 
     outcome = _pool.run(len(pending), work, workers=workers, deadline=deadline, serial_seconds=0.0)
     for index, digest in outcome.results.items():
         record, number, _size = pending[index]
         record["sha256"][number] = digest
+    for index in (*outcome.results, *outcome.lost):
+        record, number, _size = pending[index]
+        if record["sha256"][number] is None:
+            unread.add(record["files"][number])
     done = [*known, *(pending[index] for index in (*outcome.results, *outcome.lost))]
     return Progress(
         len(done),

@@ -174,8 +174,14 @@ class _Keys:
 
     def _number(self, key: str, value: Any) -> int:
         if isinstance(value, str) or not 0 <= value < _MAX_NUMBER:
-            raise EstimateError(f"{self.architecture}.{key} is {value!r}, which is no size: the file is damaged.")
+            raise EstimateError(f"{self.architecture}.{key} is {_cut(value)}, which is no size: the file is damaged.")
         return int(value)
+
+
+def _cut(value: Any) -> str:
+    """A stranger's value, fit for one line of a message."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _pad(value: int) -> int:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import itertools
 import json
 import os
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 from . import _pool
 from ._errors import MagiError
 from ._files import write_atomic
-from ._gguf import GgufError, open_regular, read_open_header
+from ._gguf import Budget, GgufError, ReadError, open_regular, read_open_header
 from ._integrity import Progress, add_checksums
 from ._models import (
     SERVABLE,
@@ -34,7 +35,10 @@ from ._models import (
 
 SCHEMA_VERSION = 1
 # Raised whenever the same file gives another record than before, so that kept records are not reused.
-READER_VERSION = 1
+READER_VERSION = 2
+# Of so many paths that hold no model now their last id is remembered.
+MAX_OLD_IDS = 2000
+MAX_REASON = 400
 
 _RECORD_KEYS = {
     "models": {
@@ -99,12 +103,18 @@ def _is_within(path: bytes, roots: Iterable[bytes]) -> bool:
     return any(path == root or path.startswith(root.rstrip(b"/") + b"/") for root in roots)
 
 
+def normal_paths(scan_paths: Sequence[str]) -> list[str]:
+    """The folders as the paths below them begin: absolute, without `..` and doubled slashes, each once."""
+    absolute = (os.path.abspath(_encode(path)) for path in scan_paths)
+    return list(dict.fromkeys(_decode(b"/" + path.lstrip(b"/")) for path in absolute))
+
+
 def list_files(scan_paths: Sequence[str], *, follow_links: bool = False) -> Listing:
     """Every *.gguf below the folders, grouped. Raises RegistryError where none of the folders can be searched."""
     listing = Listing()
     roots = []
-    for path in scan_paths:
-        absolute = os.path.abspath(_encode(path))
+    for path in normal_paths(scan_paths):
+        absolute = _encode(path)
         if os.path.isdir(absolute):
             roots.append(absolute)
         else:
@@ -137,7 +147,8 @@ def _walk(roots: Sequence[bytes], listing: Listing, follow_links: bool) -> list[
                 continue
             seen.add((status.st_dev, status.st_ino))
             with os.scandir(folder) as iterator:
-                found = list(iterator)
+                # In order, so that of two links to one folder always the same one counts.
+                found = sorted(iterator, key=lambda item: item.name, reverse=True)
         except OSError as error:
             if error.errno != errno.ENOENT:
                 listing.reject(_decode(folder), f"the folder cannot be searched: {error.strerror}")
@@ -145,16 +156,18 @@ def _walk(roots: Sequence[bytes], listing: Listing, follow_links: bool) -> list[
         for item in found:
             path = os.path.join(folder, item.name)
             real = os.path.join(real_folder, item.name)
-            is_link = item.is_symlink()
-            if not is_link and item.is_dir(follow_symlinks=False):
-                # Where file systems keep what they found after a crash; root's own.
-                if item.name != b"lost+found":
-                    pending.append((path, real, root, linked))
-                continue
             is_gguf = item.name[-5:].lower() == b".gguf"
-            if not is_gguf and not is_link:
-                continue
+            is_link = False
             try:
+                # Some file systems tell an entry's kind only when asked again, and may fail to.
+                is_link = item.is_symlink()
+                if not is_link and item.is_dir(follow_symlinks=False):
+                    # Where file systems keep what they found after a crash; root's own.
+                    if item.name != b"lost+found":
+                        pending.append((path, real, root, linked))
+                    continue
+                if not is_gguf and not is_link:
+                    continue
                 status = os.stat(path)
             except OSError as error:
                 # A file that went away between listing and looking is no news; a link that leads nowhere is.
@@ -219,7 +232,9 @@ def _group(entries: Sequence[_Entry], listing: Listing) -> list[tuple[SourceFile
             names = ", ".join(f"{stem}-{number:05}-of-{total:05}.gguf" for number in itertools.islice(absent, 3))
             more = f" and {missing - 3} more" if missing > 3 else ""
             there = numbered[min(numbered)].file.path
-            listing.reject(first if 1 in numbered else there, f"{missing} of {total} shards missing: {names}{more}")
+            reason = f"{missing} of {total} shards missing: {names}{more}"
+            files = [numbered[number].file.path for number in sorted(numbered)]
+            listing.rejected.append({"path": first if 1 in numbered else there, "reason": reason, "files": files})
         elif extra:
             listing.reject(numbered[extra[0]].file.path, f"its name says shard {extra[0]} of {total}")
         else:
@@ -245,26 +260,29 @@ def read_group(files: Sequence[SourceFile]) -> dict[str, Any]:
 
     A rejection carries a fingerprint where it holds for as long as the file stays the same.
     """
-    current = []
+    current: list[SourceFile] = []
     headers = []
+    budget = Budget()
     try:
         for number, file in enumerate(files):
             where = f"{os.path.basename(file.path)}: " if number else ""
-            descriptor = -1
             try:
                 descriptor, status = open_regular(_encode(file.path))
             except GgufError as error:
                 return _rejection(files, where + str(error), lasting=False)
+            reason = None
             try:
-                header = read_open_header(descriptor, status.st_size)
-                reason = None
+                header = read_open_header(descriptor, status.st_size, budget)
+            except ReadError as error:
+                # A bad moment of a disk or a network: it may be read the next time.
+                return _rejection(files, where + str(error), lasting=False)
             except GgufError as error:
                 reason = where + str(error)
             finally:
-                after = os.fstat(descriptor)
+                after = _changed_at(descriptor)
                 os.close(descriptor)
             current.append(SourceFile(file.path, status.st_size, status.st_mtime_ns, status.st_ino))
-            if (after.st_size, after.st_mtime_ns) != (status.st_size, status.st_mtime_ns):
+            if after != (status.st_size, status.st_mtime_ns):
                 return _rejection(files, f"{where}it was written to while it was read: scan again later", lasting=False)
             if reason:
                 return _rejection([*current, *files[len(current) :]], reason, lasting=True)
@@ -279,8 +297,19 @@ def read_group(files: Sequence[SourceFile]) -> dict[str, Any]:
         return _rejection(files, f"its metadata makes no sense ({type(error).__name__}: {error})"[:300], lasting=False)
 
 
+def _changed_at(descriptor: int) -> tuple[int, int] | None:
+    """Size and time of change of an open file; None where a network's server no longer knows it."""
+    try:
+        status = os.fstat(descriptor)
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
 def _rejection(files: Sequence[SourceFile], reason: str, *, lasting: bool) -> dict[str, Any]:
-    record: dict[str, Any] = {"path": files[0].path, "reason": reason}
+    # Some of it may be a stranger's text.
+    short = reason if len(reason) <= MAX_REASON else reason[: MAX_REASON - 1] + "…"
+    record: dict[str, Any] = {"path": files[0].path, "reason": short}
     if len(files) > 1:
         record["files"] = [file.path for file in files]
     if lasting:
@@ -301,8 +330,13 @@ class Kept:
 
     @property
     def ids(self) -> dict[str, str]:
-        models = (self.content or {}).get("models", [])
-        return {model["path"]: model["id"] for model in models}
+        """The id of every path that is a model, or was one; what was one longest ago comes first."""
+        content = self.content or {}
+        return {**content.get("ids", {}), **{model["path"]: model["id"] for model in content.get("models", [])}}
+
+    def tried(self, what: str) -> set[str]:
+        """What earlier slices of this scan have dealt with: "groups" by their first path, or "checksums"."""
+        return set((self.content or {}).get("tried", {}).get(what, ()))
 
 
 def partial_path(path: str) -> str:
@@ -310,12 +344,17 @@ def partial_path(path: str) -> str:
     return path + ".partial"
 
 
-def load(path: str) -> Kept:
-    """The registry at path; without content and with a warning where there is none, or it is damaged."""
+def load(path: str, resume: str | None = None) -> Kept:
+    """The registry at path; without content and with a warning where there is none, or it is damaged.
+
+    resume is what a scan that is not complete has called itself: only it takes what the file says of its progress.
+    """
     try:
         with open(_encode(path), "rb") as stream:
             content = json.loads(stream.read())
         _validate(content)
+        if resume is None or content.get("resume") != resume:
+            content.pop("tried", None)
     except FileNotFoundError:
         return Kept(warning=f"There is no registry at {printable(path)} yet: every file is read.")
     except OSError as error:
@@ -341,6 +380,11 @@ def _validate(content: Any) -> None:
             for key, kind in _KEY_TYPES.items():
                 if key in record and not isinstance(record[key], kind):
                     raise RegistryError(f"{key} of a record of {part} has a wrong type")
+    for key in ("ids", "tried"):
+        if not isinstance(content.get(key, {}), dict):
+            raise RegistryError(f"{key} is not a JSON object")
+    if not all(isinstance(value, str) for value in content.get("ids", {}).values()):
+        raise RegistryError("one of ids is not a text")
     _check_places(content)
 
 
@@ -367,9 +411,10 @@ def _reusable(content: Mapping[str, Any]) -> dict[tuple[str, ...], tuple[str, di
     if content.get("reader_version") != READER_VERSION:
         return {}
     records = {}
+    tried = set(content.get("tried", {}).get("groups", ()))
     for part in _RECORD_KEYS:
         for record in content[part]:
-            if "fingerprint" in record:
+            if "fingerprint" in record or record["path"] in tried:
                 records[tuple(map(str, record.get("files") or [record["path"]]))] = (part, record)
     return records
 
@@ -388,10 +433,15 @@ class Scan:
     total: int
     read: int
     checksums: Progress | None = None
+    tried: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
         return self.done == self.total and (self.checksums is None or self.checksums.complete)
+
+    def unfinished(self, resume: str) -> dict[str, Any]:
+        """What to save for the next slice of the scan that calls itself so."""
+        return {**self.content, "resume": resume, "tried": self.tried}
 
 
 def scan(
@@ -402,15 +452,20 @@ def scan(
     force: bool = False,
     follow_links: bool = False,
     checksums: bool = False,
-    deadline: float | None = None,
+    time_limit: float | None = None,
     workers: int | None = None,
     now: float | None = None,
 ) -> Scan:
     """Scan the folders, reading only what is not in kept (unless forced) or in the partial result of a scan before.
 
-    Raises RegistryError where no folder can be searched or no GGUF file is in any.
+    Stops reading after time_limit seconds, or after as long as the search took where that is longer: the next slice has
+    to search again. Raises RegistryError where no folder can be searched or no GGUF file is in any.
     """
+    scan_paths = normal_paths(scan_paths)
+    started = time.monotonic()
     listing = list_files(scan_paths, follow_links=follow_links)
+    found = time.monotonic()
+    deadline = None if time_limit is None else found + (time_limit and max(time_limit, found - started))
     if not listing.groups and not any(record["path"].lower().endswith(".gguf") for record in listing.rejected):
         looked = ", ".join(printable(path) for path in scan_paths)
         refused = "".join(f" {record['path']}: {record['reason']}." for record in listing.rejected[:5])
@@ -418,38 +473,73 @@ def scan(
             f"There is no GGUF file in {looked} or below.{refused} "
             "Put *.gguf files there, or set scan_paths to where they are."
         )
+    before = partial or Kept()
     records = {} if force else dict(kept.records)
-    records.update(partial.records if partial else {})
+    records.update(before.records)
+    # A file that cannot be read, or is written to all the time, is dealt with once in a scan, or it would never end.
+    tried = before.tried("groups")
     parts: dict[str, list[dict[str, Any]]] = {"models": [], "companions": [], "rejected": list(listing.rejected)}
     pending = []
     for files in listing.groups:
         part, record = records.get(tuple(file.path for file in files), ("", {}))
-        if part and record["fingerprint"] == fingerprint_of(files):
+        if part and (files[0].path in tried or record["fingerprint"] == fingerprint_of(files)):
             parts[part].append(dict(record))
         else:
             pending.append(files)
     outcome = _pool.run(len(pending), lambda index: read_group(pending[index]), workers=workers, deadline=deadline)
+    # A forced scan with checksums computes them anew; otherwise they are good for as long as the file is the same.
+    sums = {} if force and checksums else _known_sums(kept)
     for result in outcome.results.values():
         for part, record in result.items():
+            known, digests = sums.get(tuple(record.get("files", ())), (None, None))
+            if digests and known == record.get("fingerprint"):
+                record["sha256"] = digests
             parts[part].append(record)
     for index in outcome.lost:
         parts["rejected"].append({"path": pending[index][0].path, "reason": "the process that read it died"})
     done = len(listing.groups) - len(pending) + len(outcome.results) + len(outcome.lost)
     hashed = None
+    unread = before.tried("checksums")
     if checksums and done == len(listing.groups):
-        hashed = add_checksums([*parts["models"], *parts["companions"]], deadline=deadline, workers=workers)
+        records_of_files = [*parts["models"], *parts["companions"]]
+        hashed = add_checksums(records_of_files, unread, deadline=deadline, workers=workers)
+    tried |= {pending[index][0].path for index in (*outcome.results, *outcome.lost)}
     content = _content(scan_paths, parts, kept, now)
-    changes = changes_between(kept.content, content)
-    return Scan(content, listing.warnings, changes, done, len(listing.groups), len(outcome.results), hashed)
+    return Scan(
+        content,
+        listing.warnings,
+        changes_between(kept.content, content),
+        done,
+        len(listing.groups),
+        len(outcome.results),
+        hashed,
+        {"groups": sorted(tried), "checksums": sorted(unread)},
+    )
+
+
+def _known_sums(kept: Kept) -> dict[tuple[str, ...], tuple[dict[str, Any], list[str | None]]]:
+    """The fingerprint and checksums of files that have been read wholly, whatever version of the reader did it."""
+    content = kept.content or {}
+    return {
+        tuple(record["files"]): (record["fingerprint"], record["sha256"])
+        for record in (*content.get("models", ()), *content.get("companions", ()))
+        if isinstance(record.get("sha256"), list)
+    }
 
 
 def _content(
     scan_paths: Sequence[str], parts: Mapping[str, list[dict[str, Any]]], kept: Kept, now: float | None
 ) -> dict[str, Any]:
     models = parts["models"]
-    ids = assign_ids((model["path"] for model in models), kept.ids)
+    known = kept.ids
+    paths = {model["path"] for model in models}
+    # A file that is broken today keeps its name for the day when it is whole.
+    broken = [record["path"] for record in parts["rejected"] if record["path"] in known]
+    ids = assign_ids((*paths, *broken), known)
     for model in models:
         model["id"] = ids[model["path"]]
+    taken = {ids[path] for path in paths}
+    old_ids = {path: name for path, name in known.items() if path not in paths and name not in taken}
     models.sort(key=lambda model: str(model["id"]))
     pair_projectors(models, parts["companions"])
     content = {
@@ -458,6 +548,7 @@ def _content(
         "scan_paths": list(scan_paths),
         "updated_at": "",
         "total": len(models),
+        "ids": dict(list(old_ids.items())[-MAX_OLD_IDS:]),
         "models": models,
         "companions": sorted(parts["companions"], key=lambda record: str(record["path"])),
         "rejected": sorted(parts["rejected"], key=lambda record: (str(record["path"]), str(record["reason"]))),
@@ -493,7 +584,7 @@ _SHORT_KEYS = (
 
 def short_content(content: Mapping[str, Any]) -> dict[str, Any]:
     """The registry with the few values of each model that choosing and showing it takes."""
-    return {**content, "models": [{key: model[key] for key in _SHORT_KEYS} for model in content["models"]]}
+    return {**content, "ids": {}, "models": [{key: model[key] for key in _SHORT_KEYS} for model in content["models"]]}
 
 
 def diff_lines(content: Mapping[str, Any] | None) -> str:
@@ -501,12 +592,17 @@ def diff_lines(content: Mapping[str, Any] | None) -> str:
     if content is None:
         return ""
     lines = [
-        f"{model['id']}  {model['tier'] or '-'}  {model['size_bytes']}  {printable(model['path'])}"
+        f"{model['id']}  {model['tier'] or '-'}  {model['size_bytes']}  {printable(model['path'])}  {_short(model)}"
         for model in content["models"]
     ]
-    lines += [f"{record['kind']}  {printable(record['path'])}" for record in content["companions"]]
+    lines += [f"{record['kind']}  {printable(record['path'])}  {_short(record)}" for record in content["companions"]]
     lines += [f"rejected  {printable(record['path'])}: {record['reason']}" for record in content["rejected"]]
     return "".join(f"{line}\n" for line in lines)
+
+
+def _short(record: Mapping[str, Any]) -> str:
+    """A few letters that change with the file, so that one replaced by another of equal size shows."""
+    return hashlib.sha256(json.dumps(record["fingerprint"], sort_keys=True).encode()).hexdigest()[:8]
 
 
 def serialize(content: Mapping[str, Any]) -> bytes:

@@ -15,7 +15,7 @@ description:
     C(llama_registry).
   - Files whose size, time of change and inode are as in the registry are not read again.
   - A broken file is listed under C(rejected) with the reason and harms no other. Nothing but a file's header is read.
-  - A model keeps its id for as long as it is in the registry.
+  - A path keeps its id, also when its file is broken or missing for a time and no other file has taken the name.
 author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:
   - magi.llama.attributes
@@ -57,7 +57,7 @@ options:
   checksums:
     description:
       - Compute the SHA-256 of every file, several at once. It is kept for as long as the file does not change.
-      - Checksums that are known stay in the registry without it.
+      - Checksums that are known stay in the registry without it. With O(force) they are computed anew.
     type: bool
     default: false
   manifest:
@@ -83,7 +83,9 @@ options:
       - Without it, and in check mode, one call does it all.
     type: float
   resume:
-    description: RV(resume) of the call that this one goes on from. Only needed with O(force).
+    description:
+      - RV(resume) of the call that this one goes on from. Without it, a scan with O(force) begins anew, and a file that
+        cannot be read is tried again in each call.
     type: str
 attributes:
   check_mode:
@@ -145,6 +147,10 @@ ansible_facts:
           description: Number of models.
           type: int
           sample: 8
+        ids:
+          description: Last ids of up to 2,000 paths that hold no model now. Empty in a short fact.
+          type: dict
+          sample: {/models/gone.gguf: gone}
         models:
           description: What llama-server can serve, in the order of the ids.
           type: list
@@ -363,8 +369,8 @@ msg:
   sample: 8 models, 1 companion, 1 rejected
 """
 
+import contextlib
 import os
-import time
 import uuid
 from typing import Any
 
@@ -425,10 +431,8 @@ def run(module: AnsibleModule) -> None:
     checksums = params["checksums"] or manifest is not None
     registry_path = params["registry_path"]
     unfinished = partial_path(registry_path)
-    limit = params["time_limit"]
-    started = time.monotonic()
     kept = load(registry_path)
-    partial = load(unfinished)
+    partial = load(unfinished, params["resume"])
     # What an interrupted scan left is as good as the registry, but a forced scan trusts only its own.
     usable = partial.content is not None and (
         not params["force"] or partial.content.get("resume") == (params["resume"] or "")
@@ -440,11 +444,11 @@ def run(module: AnsibleModule) -> None:
         force=params["force"],
         follow_links=params["follow_links"],
         checksums=checksums,
-        deadline=started + limit if limit is not None and not module.check_mode else None,
+        time_limit=params["time_limit"] if not module.check_mode else None,
     )
     if not result.complete:
         resume = params["resume"] or uuid.uuid4().hex
-        save(unfinished, {**result.content, "resume": resume})
+        save(unfinished, result.unfinished(resume))
         module.exit_json(
             changed=False,
             complete=False,
@@ -459,7 +463,9 @@ def run(module: AnsibleModule) -> None:
     if changed and not module.check_mode:
         save(registry_path, result.content)
     if partial.content is not None and not module.check_mode:
-        os.unlink(unfinished)
+        # Another scan may have been quicker.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(unfinished)
     finish(module, result, kept.content, changed, checksums, warned)
 
 

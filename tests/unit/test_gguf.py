@@ -341,6 +341,6 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
     descriptor, _status = _gguf.open_regular(str(path))
     try:
         with pytest.raises(GgufError, match="became shorter"):
-            _gguf.read_open_header(descriptor, 10_000)
+            _gguf.read_open_header(descriptor, 10_000, _gguf.Budget())
     finally:
         os.close(descriptor)

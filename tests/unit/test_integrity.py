@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible_collections.magi.llama.plugins.module_utils import _integrity
 from ansible_collections.magi.llama.plugins.module_utils._integrity import (
+    Fingerprint,
     ManifestError,
     check_manifest,
     differences,
@@ -58,9 +58,9 @@ def test_checksums_are_kept_for_as_long_as_the_file_stays(
     save(path, content)
     hashed = []
 
-    def counting(name: str, size: int) -> str | None:
+    def counting(name: str, fingerprint: Fingerprint) -> str | None:
         hashed.append(Path(name).name)
-        return sha256_of(name, size)
+        return sha256_of(name, fingerprint)
 
     monkeypatch.setattr(_integrity, "sha256_of", counting)
     assert scan([str(models)], load(path), checksums=True, workers=1).content == content
@@ -76,7 +76,7 @@ def test_checksums_in_slices(models: Path, tmp_path: Path, content: dict[str, An
     path = str(tmp_path / "registry.json")
     calls = 0
     while True:
-        result = scan([str(models)], load(path), checksums=True, workers=1, deadline=time.monotonic(), now=0)
+        result = scan([str(models)], load(path), checksums=True, workers=1, time_limit=0.0, now=0)
         save(path, result.content)
         calls += 1
         if result.complete:
@@ -97,12 +97,67 @@ def test_checksums_in_slices(models: Path, tmp_path: Path, content: dict[str, An
     assert {**result.content, "updated_at": ""} == {**content, "updated_at": ""}
 
 
-def test_a_file_of_another_size_has_no_checksum(models: Path) -> None:
+def fingerprint(path: Path) -> Fingerprint:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def test_a_file_other_than_the_record_s_has_no_checksum(models: Path) -> None:
     path = models / "sub/a.gguf"
-    assert sha256_of(str(path), path.stat().st_size) == digest(path)
-    assert sha256_of(str(path), 1) is None
-    assert sha256_of(str(models / "none"), 1) is None
-    assert sha256_of(str(models), 1) is None
+    found = fingerprint(path)
+    assert sha256_of(str(path), found) == digest(path)
+    for place in range(3):
+        changed = [*found]
+        changed[place] += 1
+        assert sha256_of(str(path), (changed[0], changed[1], changed[2])) is None
+    assert sha256_of(str(models / "none"), found) is None
+    assert sha256_of(str(models), fingerprint(models)) is None
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_file_that_cannot_be_read_ends_no_scan_in_slices(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    (models / "bad.gguf").write_bytes((models / "sub/a.gguf").read_bytes() + bytes(1 << 20))
+    tried = []
+
+    def failing(name: str, found: Fingerprint) -> str | None:
+        if not name.endswith("bad.gguf"):
+            return sha256_of(name, found)
+        tried.append(name)
+        return None
+
+    monkeypatch.setattr(_integrity, "sha256_of", failing)
+    path = str(tmp_path / "partial.json")
+    for _ in range(20):
+        partial = load(path, "this scan")
+        result = scan([str(models)], Kept(), partial=partial, checksums=True, workers=workers, time_limit=0.0)
+        if result.complete:
+            break
+        save(path, result.unfinished("this scan"))
+    assert result.complete
+    assert len(tried) == 1
+    sums = {Path(record["path"]).name: record["sha256"] for record in result.content["models"]}
+    assert sums["bad.gguf"] == [None]
+    assert sums["a.gguf"] == [digest(models / "sub/a.gguf")]
+    # Another scan tries it again.
+    again = scan([str(models)], Kept(), partial=load(path, "another scan"), checksums=True, workers=1)
+    assert again.complete and len(tried) == 2
+
+
+def test_checksums_outlive_a_forced_scan_and_another_reader(
+    models: Path, tmp_path: Path, content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "registry.json")
+    save(path, {**content, "reader_version": 0})
+    assert scan([str(models)], load(path)).content["models"] == content["models"]
+    save(path, content)
+    assert scan([str(models)], load(path), force=True).content["models"] == content["models"]
+    make.small_model(models / "sub/a.gguf", general__name="Other")
+    assert "sha256" not in scan([str(models)], load(path), force=True).content["models"][0]
+    monkeypatch.setattr(_integrity, "sha256_of", lambda *_: "new")
+    anew = scan([str(models)], load(path), force=True, checksums=True, workers=1).content["models"]
+    assert {digest for record in anew for digest in record["sha256"]} == {"new"}
 
 
 def test_manifest(models: Path, content: dict[str, Any]) -> None:

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from ansible_collections.magi.llama.plugins.module_utils._registry import (
     Kept,
     RegistryError,
     Scan,
+    diff_lines,
     list_files,
     load,
     printable,
@@ -150,6 +153,33 @@ def test_links_out_of_the_folder_are_refused_unless_asked_for(models: Path, tmp_
     ]
 
 
+def test_of_two_links_to_one_folder_always_the_same_counts(
+    models: Path, tmp_path: Path, rescan: Scanner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make.small_model(tmp_path / "outside/a.gguf")
+    for name in "bcda":
+        (models / name).symlink_to(tmp_path / "outside")
+    real = os.scandir
+    for turned in (False, True):
+
+        @contextlib.contextmanager
+        def scandir(path: bytes, turned: bool = turned) -> Iterator[Any]:
+            with real(path) as entries:
+                yield sorted(entries, key=lambda entry: entry.name, reverse=turned)
+
+        monkeypatch.setattr(os, "scandir", scandir)
+        result = rescan(follow_links=True)
+        assert [record["path"] for record in result.content["models"]] == [str(models / "a/a.gguf")]
+
+
+def test_scan_paths_are_brought_into_one_form(models: Path) -> None:
+    make.small_model(models / "sub/a.gguf")
+    for path in (f"{models}/", f"/{models}", f"{models}/sub/..", f"{models}//"):
+        content = scan([path, str(models)], Kept()).content
+        assert content["scan_paths"] == [str(models)]
+        assert content["models"][0]["path"] == str(models / "sub/a.gguf")
+
+
 def test_links_within_the_folder_are_the_file_they_lead_to(models: Path, rescan: Scanner) -> None:
     make.small_model(models / "z.gguf")
     (models / "latest.gguf").symlink_to("z.gguf")
@@ -238,11 +268,11 @@ def test_a_file_that_vanishes_or_grows_during_the_scan(
         make.small_model(models / name)
     real = _registry.read_open_header
 
-    def meddle(descriptor: int, size: int, **options: Any) -> Any:
+    def meddle(descriptor: int, size: int, budget: Any) -> Any:
         if os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")) == "growing.gguf":
             with open(models / "growing.gguf", "ab") as stream:
                 stream.write(b"more")
-        return real(descriptor, size, **options)
+        return real(descriptor, size, budget)
 
     listing = list_files([str(models)])
     monkeypatch.setattr(_registry, "list_files", lambda *_arguments, **_options: listing)
@@ -256,6 +286,80 @@ def test_a_file_that_vanishes_or_grows_during_the_scan(
     }
     monkeypatch.undo()
     assert sorted(paths(rescan())) == ["a.gguf", "growing.gguf"]
+
+
+def test_a_read_error_is_not_kept(models: Path, rescan: Scanner, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.gguf", "b.gguf", "stale.gguf"):
+        make.small_model(models / name)
+    write = make.write_tiny_llama(models / "tiny-F16.gguf", split_max_tensors=8)
+    assert write
+    real_pread, real_fstat = os.pread, os.fstat
+
+    def is_open(descriptor: int, *names: str) -> bool:
+        return os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")).startswith(names)
+
+    def pread(descriptor: int, *arguments: Any) -> bytes:
+        if is_open(descriptor, "a.gguf", "tiny-F16-00002"):
+            raise OSError(errno.EIO, "Input/output error")
+        return real_pread(descriptor, *arguments)
+
+    looks: list[int] = []
+
+    def fstat(descriptor: int) -> os.stat_result:
+        if is_open(descriptor, "stale.gguf"):
+            looks.append(descriptor)
+            if len(looks) == 2:
+                raise OSError(errno.ESTALE, "Stale file handle")
+        return real_fstat(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", pread)
+        patch.setattr(os, "fstat", fstat)
+        result = rescan()
+    assert paths(result) == ["b.gguf"]
+    assert reasons(result)["a.gguf"] == "cannot be read: Input/output error"
+    assert reasons(result)["tiny-F16-00001-of-00003.gguf"].startswith("tiny-F16-00002-of-00003.gguf: cannot be read")
+    assert "written to" in reasons(result)["stale.gguf"]
+    assert not any("fingerprint" in record for record in result.content["rejected"])
+    assert len(paths(rescan())) == 4
+
+
+def test_one_bad_entry_harms_no_other(models: Path, rescan: Scanner, monkeypatch: pytest.MonkeyPatch) -> None:
+    make.small_model(models / "a.gguf")
+    make.small_model(models / "bad.gguf")
+    (models / "bad.txt").write_text("x")
+    real = os.scandir
+
+    class Entry:
+        def __init__(self, entry: os.DirEntry[bytes]) -> None:
+            self.name = entry.name
+            self._entry = entry
+
+        def is_symlink(self) -> bool:
+            if self.name.startswith(b"bad"):
+                raise OSError(errno.EIO, "Input/output error")
+            return self._entry.is_symlink()
+
+        def is_dir(self, *, follow_symlinks: bool) -> bool:
+            return self._entry.is_dir(follow_symlinks=follow_symlinks)
+
+    @contextlib.contextmanager
+    def scandir(path: bytes) -> Iterator[Any]:
+        with real(path) as entries:
+            yield [Entry(entry) for entry in entries]
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    result = rescan()
+    assert paths(result) == ["a.gguf"]
+    assert reasons(result) == {"bad.gguf": "cannot be opened: Input/output error"}
+
+
+def test_a_stranger_s_text_is_cut(models: Path, rescan: Scanner) -> None:
+    make.small_model(models / "a.gguf")
+    make.small_model(models / "b.gguf", llama__attention__key_length="x" * 1_000_000)
+    result = rescan()
+    assert "attention.key_length is 'xxx" in reasons(result)["b.gguf"]
+    assert len(reasons(result)["b.gguf"]) < 200
 
 
 def test_one_broken_file_harms_no_other(models: Path, rescan: Scanner) -> None:
@@ -344,7 +448,7 @@ def test_unchanged_files_are_not_read_again(models: Path, tmp_path: Path, rescan
 
 
 @pytest.mark.parametrize("change", ["size", "mtime", "inode", "second shard"])
-def test_changed_files_are_read_again(models: Path, rescan: Scanner, change: str) -> None:
+def test_changed_files_are_read_again(models: Path, tmp_path: Path, rescan: Scanner, change: str) -> None:
     make.write_tiny_llama(models / "tiny-F16.gguf", split_max_tensors=8)
     path = make.small_model(models / "a.gguf")
     rescan()
@@ -364,16 +468,21 @@ def test_changed_files_are_read_again(models: Path, rescan: Scanner, change: str
         shard = models / "tiny-F16-00002-of-00003.gguf"
         # Older than the newest shard, so that size, newest time and first inode stay the same.
         os.utime(shard, ns=(0, 1))
+    before = diff_lines(load(str(tmp_path / "registry.json")).content)
     result = rescan()
     assert result.read == 1
     assert result.changes["replaced"] == ["tiny-f16" if change == "second shard" else "a"]
+    changed = [
+        (old, new) for old, new in zip(before.splitlines(), diff_lines(result.content).splitlines()) if old != new
+    ]
+    assert len(changed) == 1
 
 
 def test_another_version_of_the_reader_reads_again(models: Path, tmp_path: Path, rescan: Scanner) -> None:
     make.small_model(models / "a.gguf")
     rescan()
     path = tmp_path / "registry.json"
-    path.write_text(path.read_text().replace('"reader_version": 1', '"reader_version": 0'))
+    path.write_text(path.read_text().replace(f'"reader_version": {_registry.READER_VERSION}', '"reader_version": 0'))
     assert rescan().read == 1
 
 
@@ -388,6 +497,48 @@ def test_changes_and_stable_ids(models: Path, rescan: Scanner) -> None:
     (models / "a/x.gguf").unlink()
     assert rescan().changes == {"added": [], "removed": ["x"], "replaced": []}
     assert [record["id"] for record in rescan(force=True).content["models"]] == added
+
+
+def test_an_id_outlives_a_broken_or_missing_file(models: Path, rescan: Scanner) -> None:
+    first = make.small_model(models / "a/x.gguf")
+    rescan()
+    make.small_model(models / "b/x.gguf")
+    ids = {model["path"]: model["id"] for model in rescan().content["models"]}
+    assert ids[str(first)] == "x"
+    whole = first.read_bytes()
+    for away in (lambda: first.write_bytes(whole[:100]), first.unlink):
+        away()
+        content = rescan().content
+        assert content["ids"] == {str(first): "x"}
+        assert {model["path"]: model["id"] for model in content["models"]}.items() <= ids.items()
+        first.write_bytes(whole)
+        content = rescan().content
+        assert {model["path"]: model["id"] for model in content["models"]} == ids
+        assert content["ids"] == {}
+    assert short_content(content)["ids"] == {}
+
+
+def test_a_moved_file_keeps_its_name_and_a_broken_one_gives_it_to_nobody(models: Path, rescan: Scanner) -> None:
+    make.small_model(models / "x.gguf")
+    rescan()
+    (models / "sub").mkdir()
+    (models / "x.gguf").rename(models / "sub/x.gguf")
+    content = rescan().content
+    assert [model["id"] for model in content["models"]] == ["x"]
+    assert content["ids"] == {}
+    (models / "sub/x.gguf").write_bytes(b"GGUF")
+    make.small_model(models / "new/x.gguf")
+    assert rescan().content["models"][0]["id"].startswith("x-")
+
+
+def test_only_so_many_old_ids_are_remembered(models: Path, rescan: Scanner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_registry, "MAX_OLD_IDS", 2)
+    make.small_model(models / "z.gguf")
+    for name in "abc":
+        make.small_model(models / f"{name}.gguf")
+        rescan()
+        (models / f"{name}.gguf").unlink()
+    assert list(rescan().content["ids"].values()) == ["b", "c"]
 
 
 # --- the file --------------------------------------------------------------------------------------------------------
@@ -412,6 +563,11 @@ def test_a_missing_registry_is_a_warning(tmp_path: Path) -> None:
         (b'{"schema_version": 1}', "models is not a list"),
         (b'{"schema_version": 1, "models": [{"id": "x"}]}', "a record of models lacks keys"),
         (b'{"schema_version": 1, "models": [], "companions": {}}', "companions is not a list"),
+        (b'{"schema_version": 1, "models": [], "companions": [], "rejected": [], "ids": []}', "ids is not a JSON"),
+        (
+            b'{"schema_version": 1, "models": [], "companions": [], "rejected": [], "ids": {"a": 1}}',
+            "one of ids is not",
+        ),
         (
             b'{"schema_version": 1, "models": [], "companions": [], "rejected": [{"path": 1, "reason": "x"}]}',
             "path of a record of rejected has a wrong type",
@@ -469,7 +625,7 @@ def test_a_time_limit_cuts_a_scan_in_slices(models: Path, tmp_path: Path) -> Non
     path = str(tmp_path / "partial.json")
     calls = 0
     while True:
-        result = scan([str(models)], Kept(), partial=partial, force=True, deadline=time.monotonic(), workers=1)
+        result = scan([str(models)], Kept(), partial=partial, force=True, time_limit=0.0, workers=1)
         calls += 1
         assert result.read == 1
         assert (result.done, result.total) == (calls, 5)
@@ -479,6 +635,57 @@ def test_a_time_limit_cuts_a_scan_in_slices(models: Path, tmp_path: Path) -> Non
         partial = load(path)
     assert calls == 5
     assert paths(result) == [f"m{number}.gguf" for number in range(5)]
+
+
+def test_a_slow_search_leaves_as_much_time_for_reading(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(5):
+        make.small_model(models / f"m{number}.gguf")
+    real = _registry.list_files
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        time.sleep(0.2)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(_registry, "list_files", slow)
+    assert scan([str(models)], Kept(), time_limit=0.05, workers=1).complete
+    assert scan([str(models)], Kept(), time_limit=0.0, workers=1).done == 1
+
+
+@pytest.mark.parametrize("what", ["unreadable", "growing"])
+def test_a_bad_file_is_tried_once_in_a_scan_in_slices(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    for name in ("a", "b", "c"):
+        make.small_model(models / f"{name}.gguf")
+    real = _registry.read_group
+    tried = []
+
+    def read_group(files: Any) -> Any:
+        if not files[0].path.endswith("/a.gguf"):
+            return real(files)
+        tried.append(files)
+        if what == "growing":
+            with open(files[0].path, "ab") as stream:
+                stream.write(b"x")
+            return real(files)
+        return {"rejected": {"path": files[0].path, "reason": "cannot be read"}}
+
+    monkeypatch.setattr(_registry, "read_group", read_group)
+    path = str(tmp_path / "partial.json")
+    for _ in range(10):
+        if what == "growing":
+            with open(models / "a.gguf", "ab") as stream:
+                stream.write(b"x")
+        result = scan([str(models)], Kept(), partial=load(path, "this"), time_limit=0.0, workers=1)
+        if result.complete:
+            break
+        save(path, result.unfinished("this"))
+    assert result.complete and len(tried) == 1
+    assert len(result.content["models"]) == (3 if what == "growing" else 2)
+    assert "tried" not in result.content
+    if what == "unreadable":
+        assert scan([str(models)], Kept(), partial=load(path, "another"), workers=1).complete
+        assert len(tried) == 2
 
 
 def test_all_cores_give_the_same_result(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
