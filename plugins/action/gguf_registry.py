@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
+from ansible_collections.magi.llama.plugins.action.run_lock import this_run
 
 display = Display()
 
@@ -29,7 +31,9 @@ class ActionModule(ActionBase):
         super().run(tmp, task_vars)
         arguments = dict(self._task.args)
         if arguments.get("manifest_file") and not arguments.get("manifest"):
-            arguments["manifest"] = self._manifest(arguments.pop("manifest_file"))
+            arguments["manifest"] = self._manifest(arguments.pop("manifest_file"), task_vars or {})
+        if arguments.get("state_dir"):
+            arguments["run_id"] = this_run()["id"]
         # In check mode nothing may be kept between calls, and an async task is one call.
         if self._task.check_mode or self._task.async_val or arguments.get("time_limit") is not None:
             return self._call(arguments, task_vars)
@@ -51,8 +55,9 @@ class ActionModule(ActionBase):
         result["_ansible_verbose_override"] = True
         return result
 
-    def _manifest(self, name: str) -> dict[str, Any]:
-        path = self._find_needle("files", name)
+    def _manifest(self, name: str, task_vars: dict[str, Any]) -> dict[str, Any]:
+        beside = os.path.join(task_vars.get("inventory_dir") or "", name)
+        path = os.path.abspath(beside) if os.path.isfile(beside) else self._find_needle("files", name)
         manifest = self._loader.load_from_file(path)
         if not isinstance(manifest, dict):
             raise AnsibleActionFail(f"{path} is not a manifest: it holds no mapping. Write it with lock.yml.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -121,29 +122,52 @@ def _relative(path: str, scan_paths: Sequence[str]) -> str:
     return path[len(max(inside, key=len)) :] if inside else os.path.basename(path)
 
 
-def manifest_of(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest that a registry with checksums stands for: {"schema_version", "files": {relative path: …}}."""
-    files: dict[str, Any] = {}
+def _checked(content: Mapping[str, Any]) -> list[tuple[str, int, str | None, Mapping[str, Any]]]:
+    """Path, size, sha256 and record of every file of the models and companions."""
+    checked = []
     for record in (*content["models"], *content["companions"]):
         sizes = _sizes(record)
-        for number, path in enumerate(record["files"]):
-            digest = (record.get("sha256") or [None] * len(sizes))[number]
-            if digest:
-                entry = {"sha256": digest, "size": sizes[number], "source": record.get("source")}
-                files[_relative(path, content["scan_paths"])] = entry
+        digests = record.get("sha256") or [None] * len(sizes)
+        checked += [(path, size, digest, record) for path, size, digest in zip(record["files"], sizes, digests)]
+    return checked
+
+
+def manifest_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest that a registry with checksums stands for: {"schema_version", "files": {relative path: …}}.
+
+    Files of two scan paths that are called the same below them stand under their absolute paths.
+    """
+    files: dict[str, Any] = {}
+    checked = _checked(content)
+    names = Counter(_relative(path, content["scan_paths"]) for path, *_rest in checked)
+    for path, size, digest, record in checked:
+        name = _relative(path, content["scan_paths"])
+        if digest:
+            entry = {"sha256": digest, "size": size, "source": record.get("source")}
+            files[name if names[name] == 1 else path] = entry
     return {"schema_version": MANIFEST_VERSION, "files": dict(sorted(files.items()))}
 
 
-def merge_manifests(manifests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One manifest of several hosts'. Raises ManifestError where two have other contents under one relative path."""
+def without_checksum(content: Mapping[str, Any]) -> list[str]:
+    """The files that no manifest can hold: they could not be read to their end, or were written to meanwhile."""
+    return [path for path, _size, digest, _record in _checked(content) if not digest]
+
+
+def merge_manifests(manifests: Sequence[Mapping[str, Any]], known: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """One manifest of several hosts'. Raises ManifestError where two have other contents under one relative path.
+
+    known is a manifest of further hosts: what none of these contradicts is kept.
+    """
     files: dict[str, Any] = {}
     for manifest in manifests:
         for name, entry in manifest["files"].items():
             if files.setdefault(name, entry)["sha256"] != entry["sha256"]:
                 raise ManifestError(
                     f"{name} is another file on one host than on another (sha256 {files[name]['sha256'][:12]}… and "
-                    f"{entry['sha256'][:12]}…): bring the right one to all, or lock these hosts apart with --limit."
+                    f"{entry['sha256'][:12]}…): bring the right one to all, or lock these hosts apart, with --limit "
+                    "and a registry_lock_file of their own."
                 )
+    files = {**(check_manifest(known) if known else {}), **files}
     return {"schema_version": MANIFEST_VERSION, "files": dict(sorted(files.items()))}
 
 
@@ -177,28 +201,27 @@ def differences(content: Mapping[str, Any], manifest: Any) -> Differences:
     """Hold a registry with checksums against a manifest. Raises ManifestError."""
     listed = check_manifest(manifest)
     result = Differences()
-    seen = set()
-    for record in (*content["models"], *content["companions"]):
-        sizes = _sizes(record)
-        digests = record.get("sha256") or [None] * len(sizes)
-        for path, size, digest in zip(record["files"], sizes, digests):
-            name = _relative(path, content["scan_paths"])
-            seen.add(name)
-            entry = listed.get(name)
-            if entry is None:
-                result.unlisted.append(path)
-            elif entry.get("size") not in (None, size):
-                result.differing.append(f"{path} has {size} bytes, the manifest says {entry['size']}")
-            elif digest is None:
-                result.differing.append(f"{path} could not be read to its end, or was written to meanwhile")
-            elif digest != entry["sha256"]:
-                result.differing.append(f"{path} has the sha256 {digest}, the manifest says {entry['sha256']}")
+    seen: set[str] = set()
+
+    def entry_of(path: str) -> dict[str, Any] | None:
+        names = [name for name in (path, _relative(path, content["scan_paths"])) if name in listed]
+        seen.update(names)
+        return listed[names[0]] if names else None
+
+    for path, size, digest, _record in _checked(content):
+        entry = entry_of(path)
+        if entry is None:
+            result.unlisted.append(path)
+        elif entry.get("size") not in (None, size):
+            result.differing.append(f"{path} has {size} bytes, the manifest says {entry['size']}")
+        elif digest is None:
+            result.differing.append(f"{path} could not be read to its end, or was written to meanwhile")
+        elif digest != entry["sha256"]:
+            result.differing.append(f"{path} has the sha256 {digest}, the manifest says {entry['sha256']}")
     for record in content["rejected"]:
         # Broken files are on the manifest too, by the name that they should have.
         for path in record.get("files") or [record["path"]]:
-            name = _relative(path, content["scan_paths"])
-            if name in listed and name not in seen:
-                seen.add(name)
+            if entry_of(path) is not None:
                 result.differing.append(f"{path} is rejected: {record['reason']}")
     result.missing = sorted(listed.keys() - seen)
     return result

@@ -63,13 +63,16 @@ options:
   manifest:
     description:
       - What the files ought to be. Implies O(checksums).
-      - C(files) holds, by path relative to the scan path, the C(sha256), C(size) and C(source) of each file.
-      - A file that differs is an error that names it, after the registry has been written. A file that is not in the
-        manifest, or that the manifest has and the host has not, is a warning.
+      - C(files) holds, by path relative to the scan path or by absolute path, the C(sha256), C(size) and C(source) of
+        each file.
+      - A file that differs is an error that names it, after the registry has been written.
+      - A file that is not in the manifest, or that the manifest has and the host has not, is a warning, as a manifest
+        is for a whole fleet and not every host has to have every file of it. See O(manifest_strict).
     type: dict
   manifest_file:
     description:
-      - The O(manifest) as a YAML file on the controller, such as C(models.lock.yml); looked for where other files are.
+      - The O(manifest) as a YAML file on the controller, such as C(models.lock.yml); looked for beside the inventory,
+        then where other files are.
       - Read by the action plugin of this name.
     type: path
   manifest_strict:
@@ -82,6 +85,12 @@ options:
         The next call goes on from there. The action plugin of this name does so, and shows how far the scan is.
       - Without it, and in check mode, one call does it all.
     type: float
+  state_dir:
+    description: State directory whose run lock is renewed while a long scan goes on.
+    type: path
+  run_id:
+    description: The run that holds the lock. Set by the action plugin of this name.
+    type: str
   resume:
     description:
       - RV(resume) of the call that this one goes on from. Without it, a scan with O(force) begins anew, and a file that
@@ -106,7 +115,7 @@ EXAMPLES = r"""
       - /srv/more-models
     registry_path: /var/lib/magi-llama/registry.json
 
-- name: Check every file against the manifest that lies beside the playbook
+- name: Check every file against the manifest that lies beside the inventory
   magi.llama.gguf_registry:
     scan_paths: [/models]
     manifest_file: models.lock.yml
@@ -328,8 +337,15 @@ manifest:
       type: int
       sample: 1
     files:
-      description: By path relative to the scan path, the C(sha256), C(size) in bytes, and C(source) or V(null).
+      description:
+        - By path relative to the scan path, the C(sha256), C(size) in bytes, and C(source) or V(null).
+        - Files of two scan paths that are called the same stand under their absolute paths.
       type: dict
+without_checksum:
+  description: Files that are not in the manifest, as they could not be read to their end or were written to meanwhile.
+  returned: with O(checksums) or O(manifest)
+  type: list
+  elements: str
 differences:
   description: Between the files and the manifest.
   returned: with O(manifest)
@@ -381,7 +397,9 @@ from ansible_collections.magi.llama.plugins.module_utils._integrity import (
     check_manifest,
     differences,
     manifest_of,
+    without_checksum,
 )
+from ansible_collections.magi.llama.plugins.module_utils._lock import keep
 from ansible_collections.magi.llama.plugins.module_utils._registry import (
     Scan,
     diff_lines,
@@ -408,6 +426,8 @@ def main() -> None:
             "manifest_file": {"type": "path"},
             "manifest_strict": {"type": "bool", "default": False},
             "time_limit": {"type": "float"},
+            "state_dir": {"type": "path"},
+            "run_id": {"type": "str"},
             "resume": {"type": "str"},
         },
         mutually_exclusive=[("manifest", "manifest_file")],
@@ -421,6 +441,8 @@ def main() -> None:
 
 def run(module: AnsibleModule) -> None:
     params = module.params
+    if params["state_dir"] and params["run_id"] and not module.check_mode:
+        keep(params["state_dir"], params["run_id"])
     if params["manifest_file"]:
         raise MagiError(
             "manifest_file is read on the controller by the action plugin of this module. Pass manifest here."
@@ -503,6 +525,7 @@ def finish(
     }
     if checksums:
         returned["manifest"] = manifest_of(content)
+        returned["without_checksum"] = without_checksum(content)
     if module._diff:
         returned["diff"] = {
             "before_header": module.params["registry_path"],

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.magi.llama.plugins.action import gguf_registry as action
+from ansible_collections.magi.llama.plugins.module_utils import _lock
 from ansible_collections.magi.llama.plugins.modules import gguf_registry as module
 from support import gguf_files as make
 
@@ -159,6 +160,37 @@ def test_manifest(run: Runner, models: Path) -> None:
     assert run(manifest={"files": 1})["failed"]
 
 
+def test_a_long_scan_renews_the_lock_of_its_run(run: Runner, tmp_path: Path) -> None:
+    state = str(tmp_path / "state")
+    mine, other = (_lock.Run(name, "controller", "user", 1, "site.yml") for name in ("mine", "other"))
+    run(state_dir=state, run_id="mine")
+    assert _lock.holder(state) is None
+    _lock.acquire(state, mine, lease=60)
+    run(state_dir=state, run_id="mine", check=True)
+    run(state_dir=state)
+    held = _lock.holder(state)
+    assert held and held.seconds_left <= 60
+    run(state_dir=state, run_id="mine", time_limit=0.0)
+    held = _lock.holder(state)
+    assert held and held.seconds_left > 60
+    _lock.release(state, "mine")
+    _lock.acquire(state, other)
+    result = run(state_dir=state, run_id="mine")
+    assert result["failed"] and "Another run is changing this host" in result["msg"]
+
+
+def test_two_scans_at_a_time(run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(time_limit=0.0)
+    real = module.save
+
+    def save(path: str, content: dict[str, Any]) -> None:
+        real(path, content)
+        (tmp_path / "state/registry.json.partial").unlink()
+
+    monkeypatch.setattr(module, "save", save)
+    assert run()["complete"]
+
+
 # --- the action plugin -----------------------------------------------------------------------------------------------
 
 
@@ -208,6 +240,12 @@ def test_a_long_scan_shows_how_far_it_is(shown: list[str]) -> None:
     assert [call.get("resume") for call in plugin.calls] == [None, "token", "token"]
 
 
+def test_the_module_is_told_which_run_it_belongs_to(shown: list[str]) -> None:
+    plugin = FakeAction({"state_dir": "/state"}, [part(1), {"complete": True}])
+    plugin.run(None, {})
+    assert [call["run_id"] for call in plugin.calls] == [action.this_run()["id"]] * 2
+
+
 @pytest.mark.parametrize("task", [{"check_mode": True}, {"async_val": 60}])
 def test_check_mode_and_async_are_one_call(shown: list[str], task: dict[str, Any]) -> None:
     plugin = FakeAction({}, [{"complete": True}], **task)
@@ -227,6 +265,18 @@ def test_the_manifest_is_read_on_the_controller(shown: list[str], tmp_path: Path
     plugin.run(None, {})
     assert plugin.calls[0]["manifest"] == {"schema_version": 1, "files": {}}
     assert "manifest_file" not in plugin.calls[0]
+    # A bare name is looked for beside the inventory first.
+    (tmp_path / "models.lock.yml").touch()
+    for name, found in (
+        ("models.lock.yml", str(tmp_path / "models.lock.yml")),
+        ("other.yml", "other.yml"),
+        ("/m.yml", "/m.yml"),
+    ):
+        read: list[str] = []
+        plugin = FakeAction({"manifest_file": name}, [{"complete": True}])
+        plugin._loader = SimpleNamespace(load_from_file=lambda name, read=read: read.append(name) or {"files": {}})
+        plugin.run(None, {"inventory_dir": str(tmp_path)})
+        assert read == [found]
     plugin = FakeAction({"manifest_file": "models.lock.yml"}, [])
     plugin._loader = SimpleNamespace(load_from_file=lambda name: ["x"])
     with pytest.raises(action.AnsibleActionFail, match=r"models.lock.yml is not a manifest"):

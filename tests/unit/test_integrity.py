@@ -20,6 +20,7 @@ from ansible_collections.magi.llama.plugins.module_utils._integrity import (
     manifest_of,
     merge_manifests,
     sha256_of,
+    without_checksum,
 )
 from ansible_collections.magi.llama.plugins.module_utils._registry import Kept, load, save, scan
 from support import gguf_files as make
@@ -195,10 +196,45 @@ def test_differences(models: Path, content: dict[str, Any]) -> None:
     assert found.unlisted == [f"{models}/mmproj.gguf"]
 
 
+def test_files_of_one_name_below_two_scan_paths(tmp_path: Path) -> None:
+    roots = [str(tmp_path / name) for name in ("r1", "r2")]
+    for root in roots:
+        make.small_model(Path(root) / "x.gguf", general__name=root)
+    make.small_model(tmp_path / "r2/y.gguf")
+    content = scan([f"{roots[0]}/", roots[1]], Kept(), checksums=True).content
+    manifest = manifest_of(content)
+    assert list(manifest["files"]) == [f"{roots[0]}/x.gguf", f"{roots[1]}/x.gguf", "y.gguf"]
+    found = differences(content, manifest)
+    assert (found.differing, found.missing, found.unlisted) == ([], [], [])
+    # On a host that has one of them only.
+    alone = scan([roots[0]], Kept(), checksums=True).content
+    found = differences(alone, manifest)
+    assert (found.differing, found.missing, found.unlisted) == ([], [f"{roots[1]}/x.gguf", "y.gguf"], [])
+    both = merge_manifests([manifest_of(alone), manifest])
+    for each in (content, alone):
+        assert differences(each, both).differing == []
+    (tmp_path / "r1/x.gguf").write_bytes((tmp_path / "r2/x.gguf").read_bytes())
+    swapped = scan(roots, Kept(), checksums=True).content
+    assert len(differences(swapped, manifest).differing) == 1
+
+
+def test_of_a_model_with_a_missing_shard_the_others_are_there(models: Path, content: dict[str, Any]) -> None:
+    manifest = manifest_of(content)
+    for gone, there in ((2, (1, 3)), (1, (3,))):
+        (models / f"tiny-0000{gone}-of-00003.gguf").unlink()
+        found = differences(scan([str(models)], Kept(), checksums=True).content, manifest)
+        assert [text.split()[0] for text in found.differing] == [
+            f"{models}/tiny-0000{number}-of-00003.gguf" for number in there
+        ]
+    assert found.missing == ["tiny-00001-of-00003.gguf", "tiny-00002-of-00003.gguf"]
+
+
 def test_a_file_that_could_not_be_read_differs(content: dict[str, Any]) -> None:
     manifest = manifest_of(content)
     content = copy.deepcopy(content)
     content["companions"][0]["sha256"] = [None]
+    assert without_checksum(content) == [content["companions"][0]["path"]]
+    assert "mmproj.gguf" not in manifest_of(content)["files"]
     assert "could not be read" in differences(content, manifest).differing[0]
 
 
@@ -227,3 +263,8 @@ def test_manifests_of_hosts_become_one() -> None:
     other = {"schema_version": 1, "files": {"b.gguf": {"sha256": "c" * 64, "size": 1, "source": None}}}
     with pytest.raises(ManifestError, match=r"b\.gguf is another file on one host than on another"):
         merge_manifests([one, other])
+    # What other hosts have is kept; what these hosts have wins.
+    merged = merge_manifests([other], known=two)["files"]
+    assert {name: entry["sha256"][0] for name, entry in merged.items()} == {"a.gguf": "a", "b.gguf": "c"}
+    with pytest.raises(ManifestError, match="no mapping `files`"):
+        merge_manifests([one], known={"x": 1})
