@@ -10,6 +10,7 @@ on what else is there and are made anew in every scan.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 import unicodedata
@@ -36,6 +37,16 @@ _ENCODERS = {
 # Architectures that only guess ahead for another model.
 _DRAFTS = {"dflash", "eagle", "eagle3", "gemma4-assistant"}
 _POOLING_NONE, _POOLING_RANK = 0, 4
+# The last tensor of a projector and which of its dimensions is the width of the models that it speaks to, as llama.cpp
+# takes it. Older converters have left CLIP's own width in the key.
+_PROJECTIONS = (
+    ("mm.3.bias", 0),
+    ("mm.2.bias", 0),
+    ("mm.model.mb_block.1.block.2.1.bias", 0),
+    ("mm.model.peg.0.bias", 0),
+    ("mm.model.fc.weight", 1),
+    ("mm.input_projection.weight", 0),
+)
 
 # general.file_type, as llama.cpp numbers it; 1024 is a flag for "guessed".
 _FILE_TYPES = {
@@ -254,24 +265,34 @@ def quantization_of(path: str, metadata: Mapping[str, Any], tensors: Sequence[Te
     number = _whole(metadata, "general.file_type")
     said = _FILE_TYPES.get(number & ~_GUESSED) if number is not None else None
     said_tier = tier_of(said) if said else None
-    tokens = [match.group(0) for match in _QUANT_TOKEN.finditer(stem_of(path))]
+    tokens = [_quant_name(match.group(0)) for match in _QUANT_TOKEN.finditer(stem_of(path))]
     warnings = []
     if tokens:
-        name = re.sub(r"^UD_", "UD-", tokens[-1].upper()).replace("FP16", "F16").replace("FP32", "F32")
+        # Of several, as in Q4_K_M-f16-embed, the last that fits what is measured.
+        name = next((token for token in reversed(tokens) if _is_plausible(tier_of(token), bits)), tokens[-1])
         tier = tier_of(name)
-        if tier and bits is not None and not _PLAUSIBLE[tier][0] <= bits <= _PLAUSIBLE[tier][1]:
+        if not _is_plausible(tier, bits):
             warnings.append(f"tier: the file name says {name}, the tensors measure {bits} bits per weight")
         if said and said_tier != tier:
             warnings.append(f"tier: the file name says {name}, general.file_type says {said}")
     elif bits is not None:
         tier = tier_of_bits(bits)
-        plausible = said_tier is not None and _PLAUSIBLE[said_tier][0] <= bits <= _PLAUSIBLE[said_tier][1]
-        name = said if said and plausible else _main_type(tensors)
+        name = said if said and said_tier and _is_plausible(said_tier, bits) else _main_type(tensors)
         if said and said_tier != tier:
             warnings.append(f"tier: the tensors measure {bits} bits per weight, general.file_type says {said}")
     else:
         name, tier = said or "", said_tier
     return Quantization(name, tier, bits, warnings)
+
+
+def _quant_name(token: str) -> str:
+    """One spelling of a quantization in a file's name."""
+    return re.sub(r"^UD_", "UD-", token.upper()).replace("FP16", "F16").replace("FP32", "F32")
+
+
+def _is_plausible(tier: str | None, bits: float | None) -> bool:
+    """Whether a file of that tier may measure so much; where one of them is not known, it may."""
+    return tier is None or bits is None or _PLAUSIBLE[tier][0] <= bits <= _PLAUSIBLE[tier][1]
 
 
 def _main_type(tensors: Sequence[Tensor]) -> str:
@@ -303,6 +324,9 @@ def kind_of(path: str, metadata: Mapping[str, Any], tensors: Sequence[Tensor]) -
         return "draft"
     pooling = _whole(metadata, f"{architecture}.pooling_type")
     if pooling == _POOLING_RANK:
+        return "reranker"
+    if architecture in _ENCODERS and pooling is None and any(tensor.name.startswith("cls.") for tensor in tensors):
+        # A head that scores, and no word on pooling: llama-server makes rankings of it, and no embeddings.
         return "reranker"
     if architecture in _ENCODERS or (pooling is not None and pooling != _POOLING_NONE):
         return "embedding"
@@ -378,7 +402,9 @@ def describe(files: Sequence[SourceFile], headers: Sequence[Header]) -> dict[str
             **common,
             "quantization": quantization.name,
             "parameter_count": sum(tensor.elements for tensor in tensors),
-            "embedding_length": _projection(metadata) if kind == "mmproj" else _embedding(metadata, architecture),
+            "embedding_length": _projection(metadata, tensors)
+            if kind == "mmproj"
+            else _embedding(metadata, architecture),
             "fingerprint": fingerprint_of(files),
         }
     prefix = f"{architecture}."
@@ -437,8 +463,12 @@ def _embedding(metadata: Mapping[str, Any], architecture: str | None) -> int | N
     return _whole(metadata, f"{architecture}.embedding_length")
 
 
-def _projection(metadata: Mapping[str, Any]) -> int | None:
+def _projection(metadata: Mapping[str, Any], tensors: Sequence[Tensor]) -> int | None:
     """The embedding length of the models that a projector speaks to."""
+    shapes = {tensor.name: tensor.shape for tensor in tensors if tensor.name.startswith("mm.")}
+    for name, dimension in _PROJECTIONS:
+        if len(shapes.get(name, ())) > dimension:
+            return shapes[name][dimension]
     for key in ("clip.vision.projection_dim", "clip.audio.projection_dim", "clip.projection_dim"):
         value = _whole(metadata, key)
         if value:
@@ -449,65 +479,92 @@ def _projection(metadata: Mapping[str, Any]) -> int | None:
 # --- what belongs together -------------------------------------------------------------------------------------------
 
 
-def pair_projectors(models: Sequence[dict[str, Any]], companions: Sequence[dict[str, Any]]) -> None:
-    """Set every model's mmproj and its warnings about it, from the projectors in the same folder."""
-    projectors: dict[str, list[dict[str, Any]]] = {}
+def pair_projectors(models: Sequence[dict[str, Any]], companions: Sequence[dict[str, Any]]) -> list[str]:
+    """Set every model's mmproj and its warnings about it, from the projectors in the same folder.
+
+    Returns a sentence for each projector that is beside models and fits none of them.
+    """
+    folders: dict[str, _Folder] = {}
     for companion in sorted(companions, key=lambda record: str(record["path"])):
         if companion["kind"] == "mmproj":
-            projectors.setdefault(os.path.dirname(companion["path"]), []).append(companion)
-    neighbours: dict[str, list[dict[str, Any]]] = {}
+            folders.setdefault(os.path.dirname(companion["path"]), _Folder()).projectors.append(_Named(companion))
     for model in models:
-        if projectors:
-            neighbours.setdefault(os.path.dirname(model["path"]), []).append(model)
-    for model in models:
-        folder = os.path.dirname(model["path"])
-        own = [warning for warning in model["warnings"] if not warning.startswith(_PAIRING)]
-        chosen, warning = _projector_for(model, neighbours.get(folder, []), projectors.get(folder, []))
-        model["mmproj"] = chosen
-        model["warnings"] = own + ([_PAIRING + warning] if warning else [])
+        folder = folders.get(os.path.dirname(model["path"]))
+        if folder:
+            folder.models.append(_Named(model))
+        model["mmproj"] = None
+        model["warnings"] = [warning for warning in model["warnings"] if not warning.startswith(_PAIRING)]
+    unfit = []
+    for folder in folders.values():
+        unfit += folder.pair()
+    return unfit
 
 
-def _projector_for(
-    model: dict[str, Any], neighbours: Sequence[dict[str, Any]], projectors: Sequence[dict[str, Any]]
-) -> tuple[str | None, str | None]:
-    fitting = [projector for projector in projectors if _fits(projector, model)]
-    named = [projector for projector in fitting if _related(projector, model)]
-    remedy = "name the right one as mmproj in the profile's parameters"
-    if named:
-        fitting = named
-    else:
-        # Those that carry another model's name are that one's.
-        fitting = [item for item in fitting if not any(_related(item, other) for other in neighbours)]
-        others = {_family(other) for other in neighbours if any(_fits(item, other) for item in fitting)}
-        if fitting and len(others) > 1:
-            names = ", ".join(os.path.basename(item["path"]) for item in fitting)
+class _Named:
+    """A record with the words of its file's name, without those for its quantization and purpose."""
+
+    def __init__(self, record: dict[str, Any]) -> None:
+        self.record = record
+        stem = _QUANT_TOKEN.sub("", stem_of(record["path"])).lower()
+        purposes = {"mmproj", "model", "ggml", "vision", "audio", "projector"}
+        self.words = frozenset(re.findall(r"[a-z0-9]+", stem)) - purposes
+        # The same for all quantizations of one model.
+        self.family = (record.get("architecture"), record.get("block_count"), record["embedding_length"], self.words)
+
+    @property
+    def name(self) -> str:
+        return str(os.path.basename(self.record["path"]))
+
+    def fits(self, model: _Named) -> bool:
+        return self.record["embedding_length"] in (None, model.record["embedding_length"])
+
+    def is_related(self, other: _Named) -> bool:
+        return bool(self.words and other.words) and (self.words <= other.words or other.words <= self.words)
+
+
+class _Folder:
+    """The models and projectors of one folder."""
+
+    def __init__(self) -> None:
+        self.models: list[_Named] = []
+        self.projectors: list[_Named] = []
+
+    def pair(self) -> list[str]:
+        # Those that carry no model's name are for whichever fits.
+        nameless = [item for item in self.projectors if not any(item.is_related(model) for model in self.models)]
+        families = {item: {model.family for model in self.models if item.fits(model)} for item in nameless}
+        for model in self.models:
+            fitting = [item for item in self.projectors if item.fits(model)]
+            named = [item for item in fitting if item.is_related(model)]
+            others = [item for item in fitting if item in families]
+            chosen, warning = self._choose(named, others, families)
+            model.record["mmproj"] = chosen
+            model.record["warnings"] += [_PAIRING + warning] if warning else []
+        return [
+            f"{item.record['path']} is for models of width {item.record['embedding_length']}, which no model in its "
+            "folder has: none is given it"
+            for item in self.projectors
+            if self.models and not any(item.fits(model) for model in self.models)
+        ]
+
+    def _choose(
+        self, named: Sequence[_Named], others: Sequence[_Named], families: Mapping[_Named, set[Any]]
+    ) -> tuple[str | None, str | None]:
+        remedy = "name the right one as mmproj in the profile's parameters"
+        fitting = named or others
+        names = ", ".join(item.name for item in fitting)
+        different = set() if named else {family for item in others for family in itertools.islice(families[item], 2)}
+        if len(different) > 1:
             return None, f"{names} fits several models in this folder, none is taken: {remedy}"
-    if len(fitting) < 2:
-        return (fitting[0]["path"] if fitting else None), None
-    names = ", ".join(os.path.basename(item["path"]) for item in fitting)
-    if len({frozenset(_words(item)) for item in fitting}) > 1:
-        return None, f"{names} fit, none is taken: {remedy}"
-    # The same projector in several precisions.
-    order = ("F16", "BF16", "Q8_0", "F32")
-    best = min(fitting, key=lambda item: order.index(item["quantization"]) if item["quantization"] in order else 9)
-    return best["path"], f"{names} fit, {os.path.basename(best['path'])} is taken: {remedy} if it is another"
+        if len(fitting) < 2:
+            return (fitting[0].record["path"] if fitting else None), None
+        if len({item.words for item in fitting}) > 1:
+            return None, f"{names} fit, none is taken: {remedy}"
+        # The same projector in several precisions.
+        order = ("F16", "BF16", "Q8_0", "F32")
+        best = min(fitting, key=lambda item: order.index(_precision(item)) if _precision(item) in order else 9)
+        return best.record["path"], f"{names} fit, {best.name} is taken: {remedy} if it is another"
 
 
-def _fits(projector: Mapping[str, Any], model: Mapping[str, Any]) -> bool:
-    return projector["embedding_length"] in (None, model["embedding_length"])
-
-
-def _words(record: Mapping[str, Any]) -> set[str]:
-    """The words of a file's name, without those for its quantization and purpose."""
-    stem = _QUANT_TOKEN.sub("", stem_of(record["path"])).lower()
-    return set(re.findall(r"[a-z0-9]+", stem)) - {"mmproj", "model", "ggml", "vision", "audio", "projector"}
-
-
-def _related(projector: Mapping[str, Any], model: Mapping[str, Any]) -> bool:
-    words, others = _words(projector), _words(model)
-    return bool(words) and bool(others) and (words <= others or others <= words)
-
-
-def _family(model: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The same for all quantizations of one model."""
-    return (model["architecture"], model["block_count"], model["embedding_length"], frozenset(_words(model)))
+def _precision(item: _Named) -> str:
+    return str(item.record["quantization"])

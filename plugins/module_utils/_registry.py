@@ -504,10 +504,11 @@ def scan(
         records_of_files = [*parts["models"], *parts["companions"]]
         hashed = add_checksums(records_of_files, unread, deadline=deadline, workers=workers)
     tried |= {pending[index][0].path for index in (*outcome.results, *outcome.lost)}
+    unfit = pair_projectors(parts["models"], parts["companions"])
     content = _content(scan_paths, parts, kept, now)
     return Scan(
         content,
-        listing.warnings,
+        [*listing.warnings, *unfit],
         changes_between(kept.content, content),
         done,
         len(listing.groups),
@@ -541,7 +542,6 @@ def _content(
     taken = {ids[path] for path in paths}
     old_ids = {path: name for path, name in known.items() if path not in paths and name not in taken}
     models.sort(key=lambda model: str(model["id"]))
-    pair_projectors(models, parts["companions"])
     content = {
         "schema_version": SCHEMA_VERSION,
         "reader_version": READER_VERSION,

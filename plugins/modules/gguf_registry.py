@@ -240,7 +240,9 @@ ansible_facts:
               description: Experts that work on a token.
               type: int
             sliding_window:
-              description: Window of windowed layers in tokens, 0 where there are none.
+              description:
+                - C(attention.sliding_window) in tokens, 0 where the file says nothing.
+                - What llama.cpp makes of it depends on the architecture; C(memory) has each layer's.
               type: int
             tokenizer:
               description: C(tokenizer.ggml.model), or V(null).
@@ -269,6 +271,18 @@ ansible_facts:
             memory:
               description: What an estimate of memory needs, for M(magi.llama.server_plan).
               type: dict
+              contains:
+                kinds:
+                  description:
+                    - The distinct layers, each with what it has of C(weights) and C(experts) (bytes), C(k), C(v) and
+                      C(indexer) (elements of a cell in the cache), C(window) (tokens that a windowed layer sees),
+                      C(state) (elements of a sequence's recurrent state) and C(ahead) (1 where it only predicts ahead).
+                  type: list
+                  elements: dict
+                layers:
+                  description: For each layer its place in C(kinds).
+                  type: list
+                  elements: int
             fingerprint:
               description:
                 - Size, time of change and inode.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ def record_of(
         ("x", {"general.architecture": "bert", "bert.pooling_type": 2}, "embedding"),
         ("x", {"general.architecture": "bert", "bert.pooling_type": 4}, "reranker"),
         ("x", {"general.architecture": "nomic-bert"}, "embedding"),
+        ("x", {"general.architecture": "bert"}, "embedding"),
         ("x", {"general.architecture": "clip"}, "mmproj"),
         ("x", {"general.architecture": "clip", "general.type": "mmproj"}, "mmproj"),
         ("x", {"general.architecture": "llama", "general.type": "adapter"}, "adapter"),
@@ -76,6 +78,19 @@ def record_of(
 )
 def test_kind(name: str, values: dict[str, Any], kind: str) -> None:
     assert kind_of(f"/models/{name}.gguf", values, weights()) == kind
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        # What llama-server serves of it: without a pooling type it refuses embeddings and gives rankings.
+        ({"general.architecture": "bert"}, "reranker"),
+        ({"general.architecture": "bert", "bert.pooling_type": 1}, "embedding"),
+        ({"general.architecture": "llama"}, "model"),
+    ],
+)
+def test_an_encoder_with_a_head_that_scores(values: dict[str, Any], kind: str) -> None:
+    assert kind_of("/models/bge-reranker.gguf", values, (*weights(), *weights(name="cls.output.weight"))) == kind
 
 
 def test_a_file_without_tensors_is_a_vocabulary() -> None:
@@ -112,6 +127,19 @@ def test_the_file_name_says_the_quantization(name: str, quantization: str, tier:
     # A type whose measure fits every tier's name would not exist: the warnings are another test's.
     result = quantization_of(f"/models/{name}.gguf", {}, weights())
     assert (result.name, result.tier) == (quantization, tier)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "quantization"),
+    [
+        ("x-Q4_K_M-f16-embed", "Q4_K", "Q4_K_M"),
+        ("x-Q4_K_M-f16-embed", "F16", "F16"),
+        ("x-Q4_0-Q4_K_M", "Q4_K", "Q4_K_M"),
+        ("x-Q8_0-F32", "Q4_K", "F32"),
+    ],
+)
+def test_of_several_words_the_last_that_the_tensors_bear_out(name: str, kind: str, quantization: str) -> None:
+    assert quantization_of(f"/models/{name}.gguf", {}, weights(kind)).name == quantization
 
 
 @pytest.mark.parametrize("name", ["FooQ4_K_Mbar", "Qwen3-8B", "sq4_0", "Q9_0", "F161", "llama-3.1-8b-instruct"])
@@ -485,3 +513,38 @@ def test_a_projector_of_the_gguf_package(tmp_path: Path) -> None:
     path.write_bytes(make.model_bytes(values))
     record = describe([SourceFile(str(path), 1, 2, 3)], [read_header(str(path))])
     assert (record["kind"], record["embedding_length"], record["quantization"]) == ("mmproj", 256, "F16")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "embedding"),
+    [
+        # LLaVA's converter leaves CLIP's own 768 in the key.
+        ([("mm.0.weight", (1024, 4096)), ("mm.0.bias", (4096,)), ("mm.2.bias", (4096,))], 4096),
+        ([("mm.2.bias", (2048,)), ("mm.3.bias", (2560,))], 2560),
+        ([("mm.model.mb_block.1.block.2.1.bias", (2048,))], 2048),
+        ([("mm.model.peg.0.bias", (2048,))], 2048),
+        ([("mm.model.fc.weight", (12288, 960))], 960),
+        ([("mm.input_projection.weight", (2560, 1152))], 2560),
+        ([("mm.model.fc.weight", (5,)), ("v.blk.0.ln1.bias", (1024,))], 768),
+    ],
+)
+def test_the_width_of_a_projector_is_its_last_tensor_s(tensors: list[Any], embedding: int) -> None:
+    values = {"general.architecture": "clip", "clip.vision.projection_dim": 768}
+    header = header_of(values, tuple(Tensor(name, shape, 0, 0) for name, shape in tensors))
+    record = describe([SourceFile("/m/mmproj.gguf", 1, 2, 3)], [header])
+    assert record["embedding_length"] == embedding
+
+
+def test_a_projector_that_fits_nothing_is_told() -> None:
+    companions = [projector("mmproj-x", embedding=512), projector("mmproj-y"), projector("z", folder="/n", embedding=5)]
+    assert pair_projectors([model("x-7b")], companions) == [
+        "/m/mmproj-x.gguf is for models of width 512, which no model in its folder has: none is given it"
+    ]
+
+
+def test_pairing_is_quick() -> None:
+    models = [model(f"model-{number}-7b-Q4_K_M") for number in range(3000)]
+    projectors = [projector(f"mmproj-{number}") for number in range(5)]
+    started = time.process_time()
+    pair_projectors(models, projectors)
+    assert time.process_time() - started < 0.5
