@@ -21,8 +21,11 @@ class ActionModule(ActionBase):
         profile = arguments.get("profile") or {}
         named = {entry["model"] for entry in profile.get("enabled_models", []) if entry["model"]}
         if self._task.check_mode:
-            # The scan before was a check too, so the file may be an old one, or none.
-            arguments.setdefault("registry", task_vars["ansible_facts"]["llama_registry"])
+            # The scan before was a check too, so the file may be an old one, or none. Where it is as the scan found it,
+            # the fact may be short.
+            registry = task_vars["ansible_facts"]["llama_registry"]
+            if all("memory" in model for model in registry["models"]):
+                arguments.setdefault("registry", registry)
         missing = named - _ids(task_vars)
         if missing:
             # The other hosts' registries are facts here and nowhere else.

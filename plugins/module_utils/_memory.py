@@ -24,6 +24,9 @@ DEFAULT_BATCH = 2048
 DEFAULT_UBATCH = 512
 DEFAULT_CACHE_RAM_MIB = 8192
 DEFAULT_CHECKPOINTS = 32
+# So many conversations that fill a slot's context are expected to wait in the prompt cache for each slot. What a small
+# model would need to fill a cache of 8 GiB with is more than anybody asks it.
+EXPECTED_PROMPTS = 16
 DEFAULT_DRAFT_TOKENS = 3
 # llama.cpp rounds every cache up to a multiple of this many cells.
 CACHE_PAD = 256
@@ -539,22 +542,26 @@ def _compute(
 
 def _growth(
     layers: Sequence[Mapping[str, int]], settings: _Settings, context: _Context, row_bytes: Sequence[int]
-) -> int:
-    """What a server may still take on the host: the prompt cache's limit, and the slots' context checkpoints.
+) -> tuple[int, int]:
+    """What a server may still take on the host, and what of it is expected: prompt cache and context checkpoints.
 
     Checkpoints are made of what cannot be rolled back (windowed caches and recurrent state), up to a number for each
-    slot. Without a limit (--cache-ram -1) the prompt cache is counted as if each slot kept its whole context once.
+    slot. Without a limit (--cache-ram -1) the prompt cache holds as many tokens as the slots.
     """
+    cells = context.slots * context.slot_context * sum(row_bytes)
+    states = context.slots * sum(4 * layer.get("state", 0) for layer in layers)
+    expected = EXPECTED_PROMPTS * (cells + states)
     limit: int = settings.number("cache_ram", default=DEFAULT_CACHE_RAM_MIB) * MIB
     if limit < 0:
-        limit = context.slots * context.slot_context * sum(row_bytes)
+        limit = cells
     state: int = sum(4 * layer.get("state", 0) for layer in layers)
     if not context.swa_full:
         for layer, row in zip(layers, row_bytes):
             if layer.get("window"):
                 state += min(context.slot_context, layer["window"]) * row
     count = max(0, settings.number("ctx_checkpoints", "swa_checkpoints", default=DEFAULT_CHECKPOINTS))
-    return limit + context.slots * count * state
+    checkpoints = context.slots * count * state
+    return limit + checkpoints, min(limit, expected) + checkpoints
 
 
 def _rows(layers: Sequence[Mapping[str, int]], settings: _Settings, *, flash: bool) -> list[int]:
@@ -615,7 +622,8 @@ def estimate(
     total_bytes = ram_bytes + vram_bytes is what is taken once the server works: hold it against a budget.
     vram_bytes is the sum over all GPUs; gpu_fixed_bytes of it is taken on every single GPU, however the layers are
     split. growth_bytes may come on top later, on the host: count it for a limit such as MemoryMax (which is
-    ram_bytes + growth_bytes), not for a budget. slot_context is what a slot gets, in tokens.
+    ram_bytes + growth_bytes), not for a budget; expected_growth_bytes is what is likely of it. slot_context is what a
+    slot gets, in tokens.
 
     Layers that --fit moves off a full GPU, and the context that it shortens, are not foreseen: this is what the
     flags ask for. Draft models, projectors and adapters bring caches and graphs of their own that are not counted:
@@ -655,7 +663,8 @@ def estimate(
     # With a GPU the batch's inputs are kept on both sides.
     host += GPU_RUNTIME_BYTES + inputs if gpus else 0
     total = weights + sum(kv) + sum(recurrent) + host + (fixed * gpus if gpus else compute)
-    growth = _growth(layers, flags, context, rows) if kind == "model" and not context.embeds else 0
+    grows = kind == "model" and not context.embeds
+    growth, expected_growth = _growth(layers, flags, context, rows) if grows else (0, 0)
     unforeseen = ["total_bytes"] if any(flags.value(name) for name in _UNFORESEEN) else []
     return {
         "weights_bytes": weights,
@@ -665,10 +674,18 @@ def estimate(
         "host_bytes": host,
         "output_bytes": outputs,
         "growth_bytes": growth,
+        "expected_growth_bytes": expected_growth,
         "gpu_fixed_bytes": fixed,
         "ram_bytes": total - vram,
         "vram_bytes": vram,
         "total_bytes": total,
         "slot_context": context.slot_context,
-        "estimates": ["compute_bytes", "host_bytes", "growth_bytes", *shape["estimated"], *unforeseen],
+        "estimates": [
+            "compute_bytes",
+            "host_bytes",
+            "growth_bytes",
+            "expected_growth_bytes",
+            *shape["estimated"],
+            *unforeseen,
+        ],
     }

@@ -97,7 +97,7 @@ def make_plan(
         raise PlanError(_nothing_left(profile, models, warnings))
     ports = _ports([name for name, *_rest in wanted], orphans, settings, host, profile)
 
-    sizes = {companion["path"]: int(companion.get("size_bytes") or 0) for companion in registry["companions"]}
+    sizes = companion_sizes(registry)
     servers = [
         _server(
             name,
@@ -110,7 +110,7 @@ def make_plan(
             settings,
             before.get(name),
             host,
-            sizes.get(model.get("mmproj"), 0),
+            sizes,
         )
         for name, model, instance, parameters in wanted
     ]
@@ -123,6 +123,7 @@ def make_plan(
     ]
     memory = _check_memory(planned, profile, settings, host)
     warnings += [f"{server['name']}: {text}" for server in servers for text in _context_warnings(server)]
+    warnings += _growth_warnings(planned, memory)
     return {
         "profile": profile["name"],
         "start": profile["start"],
@@ -297,21 +298,24 @@ def _server(
     settings: Settings,
     previous: Server | None,
     host: Host,
-    companion_bytes: int,
+    companions: Mapping[str, int],
 ) -> Server:
     """The desired server in full: argv, environment, memory, and the revision that sums up its launch."""
     kind = str(model["kind"])
     flags = runtime.get("flags") or {}
     try:
-        rendered = render_flags({**_kind_parameters(model), **parameters}, flags)
-        canonical = canonical_parameters(parameters, flags)
+        effective = effective_parameters(model, parameters)
+        rendered = render_flags(effective, flags)
+        canonical = canonical_parameters(effective, flags)
+        # A build that does not know the flag has no such cache.
+        has_cache = not flags or "cache_ram" in flags
         memory = estimate(
             model["memory"],
-            canonical,
+            canonical if has_cache else {**canonical, "cache_ram": 0},
             kind=kind,
             gpus=len(host.gpus),
             build=runtime.get("build"),
-            companion_bytes=companion_bytes,
+            companion_bytes=companions.get(str(canonical.get("mmproj")), 0),
         )
     except (FlagError, EstimateError) as error:
         raise PlanError(f'profile "{profile["name"]}" ({profile["source"]}), server {name}: {error}') from error
@@ -361,11 +365,16 @@ def _server(
     }
 
 
-def _kind_parameters(model: Model) -> dict[str, Any]:
-    """The flags that a model's kind and companion ask for."""
+def effective_parameters(model: Model, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that a model's kind and companion ask for, and the profile's, which win."""
     by_kind = {"embedding": {"embedding": True}, "reranker": {"reranking": True}}
     projector = {"mmproj": model["mmproj"]} if model.get("mmproj") else {}
-    return {**by_kind.get(str(model["kind"]), {}), **projector}
+    return {**by_kind.get(str(model["kind"]), {}), **projector, **parameters}
+
+
+def companion_sizes(registry: Mapping[str, Any]) -> dict[str, int]:
+    """The bytes of every file that belongs to a model, by path."""
+    return {companion["path"]: int(companion.get("size_bytes") or 0) for companion in registry["companions"]}
 
 
 def _fingerprint(model: Model) -> str:
@@ -480,6 +489,27 @@ def _check_memory(
         "gpu_bytes": on_gpu,
         "host_vram_bytes": sum(gpu.total_bytes for gpu in host.gpus),
     }
+
+
+def _growth_warnings(planned: Sequence[Server], memory: Mapping[str, Any]) -> list[str]:
+    """A warning where servers that have all they ask for now may later grow over the host's RAM."""
+    growths = {
+        str(server["name"]): int(server["memory"].get("expected_growth_bytes", 0))
+        for server in planned
+        if server["action"] != "stop"
+    }
+    growth, total = sum(growths.values()), memory["host_ram_bytes"]
+    if not growth or memory["ram_bytes"] + growth <= total:
+        return []
+    largest = sorted(growths, key=lambda name: -growths[name])
+    listing = ", ".join(f"{name} {format_bytes(growths[name])}" for name in largest[:8])
+    more = f" and {len(largest) - 8} more" if len(largest) > 8 else ""
+    need = format_bytes(memory["ram_bytes"])
+    return [
+        f"Once their prompt caches and checkpoints are full, the servers may take {format_bytes(growth)} more than the "
+        f"{need} that they need, and this host's RAM is {format_bytes(total)}: {listing}{more}. "
+        "Set cache_ram (in MiB, 8192 where it is not set) or ctx_checkpoints lower in the profile's parameters."
+    ]
 
 
 def format_bytes(size: float) -> str:

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ._memory import estimate
-from ._plan import format_bytes, plan_lines
+from ._memory import EstimateError, estimate
+from ._plan import companion_sizes, effective_parameters, format_bytes, plan_lines
 from ._profile import select
 
 STEPS = ("discovery", "profile", "enabled models", "launch", "health")
@@ -168,6 +168,8 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
 def registry_lines(registry: Mapping[str, Any], profile: Mapping[str, Any]) -> list[str]:
     """The registry as a table; the memory is that of one server with the profile's parameters, without a GPU."""
     chosen = {model["id"]: parameters for model, _instances, parameters in select(profile, registry["models"]).servers}
+    sizes = companion_sizes(registry)
+    wrong: dict[str, None] = {}
     rows = [
         [
             model["id"],
@@ -175,21 +177,31 @@ def registry_lines(registry: Mapping[str, Any], profile: Mapping[str, Any]) -> l
             format_bytes(model["size_bytes"]),
             _count(model["parameter_count"]),
             model["context_length"],
-            _memory(model, chosen.get(model["id"], profile["parameters"])),
+            _memory(model, chosen.get(model["id"], profile["parameters"]), sizes, wrong),
             model["kind"],
         ]
         for model in registry["models"]
     ]
     lines = table(("ID", "TIER", "SIZE", "PARAMETERS", "CONTEXT", "MEMORY", "KIND"), rows)
     warnings = [f"{model['id']}: {warning}" for model in registry["models"] for warning in model.get("warnings", ())]
-    return lines + warnings
+    return lines + warnings + [f'profile "{profile["name"]}" ({profile["source"]}): {reason}' for reason in wrong]
 
 
-def _memory(model: Mapping[str, Any], parameters: Mapping[str, Any]) -> str | None:
+def _memory(
+    model: Mapping[str, Any], parameters: Mapping[str, Any], sizes: Mapping[str, int], wrong: dict[str, None]
+) -> str | None:
+    """What a server takes, None where that cannot be told; wrong gets what is wrong with the parameters."""
     # The fact of thousands of models is a short one, without what an estimate needs.
     if "memory" not in model:
         return None
-    return format_bytes(estimate(model["memory"], parameters, kind=model["kind"])["total_bytes"])
+    effective = effective_parameters(model, parameters)
+    companion = sizes.get(str(effective.get("mmproj")), 0)
+    try:
+        found = estimate(model["memory"], effective, kind=model["kind"], companion_bytes=companion)
+    except EstimateError as error:
+        wrong[str(error)] = None
+        return None
+    return format_bytes(found["total_bytes"])
 
 
 def _count(number: int | None) -> str:

@@ -50,7 +50,7 @@ options:
         of models slow down the whole run.
       - V(full) is all that the registry file holds; V(short) is id, kind, path, size, architecture, quantization, tier,
         parameters and context; V(auto) is V(full) for up to 500 models, V(short) for more.
-      - In check mode V(auto) is always V(full), as there may be no registry file to read the rest from.
+      - In check mode it is always V(full) where something changed, as there is no registry file to read the rest from.
     type: str
     choices: [auto, full, short]
     default: auto
@@ -527,8 +527,9 @@ def finish(
     numbers = [(len(content["models"]), "model"), (len(content["companions"]), "companion")]
     parts = [f"{number} {word}{'' if number == 1 else 's'}" for number, word in numbers]
     wanted = module.params["fact"]
-    # In check mode the plan has nothing but the fact to read.
-    short = not module.check_mode and (wanted == "short" or (wanted == "auto" and content["total"] >= SHORT_FROM))
+    # Where check mode leaves an old registry file, or none, the plan has nothing but the fact to read.
+    is_written = not (module.check_mode and changed)
+    short = is_written and (wanted == "short" or (wanted == "auto" and content["total"] >= SHORT_FROM))
     returned: dict[str, Any] = {
         "changed": changed,
         "complete": True,

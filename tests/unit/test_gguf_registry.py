@@ -136,13 +136,17 @@ def test_in_check_mode_there_are_no_slices(run: Runner, tmp_path: Path) -> None:
     assert not (tmp_path / "state").exists()
 
 
-def test_the_fact_of_many_models_is_short(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fact_of_many_models_is_short(run: Runner, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = run()["ansible_facts"]["llama_registry"]["models"][0]
     assert "memory" in full
     assert "memory" not in run(fact="short")["ansible_facts"]["llama_registry"]["models"][0]
     monkeypatch.setattr(module, "SHORT_FROM", 2)
     assert "memory" not in run()["ansible_facts"]["llama_registry"]["models"][0]
-    assert run(check=True)["ansible_facts"]["llama_registry"]["models"][0] == full
+    # In check mode the plan reads the file, too, unless the scan would change it.
+    assert "memory" not in run(check=True)["ansible_facts"]["llama_registry"]["models"][0]
+    make.small_model(models / "new.gguf")
+    for options in ({}, {"fact": "short"}):
+        assert run(check=True, **options)["ansible_facts"]["llama_registry"]["models"][0] == full
     assert run(fact="full")["ansible_facts"]["llama_registry"]["models"][0] == full
 
 

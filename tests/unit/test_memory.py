@@ -541,6 +541,16 @@ def test_what_may_come_later(architecture: str, keys: dict[str, Any], settings: 
     assert result["total_bytes"] < 20 * GIB, "it is no part of what is taken now"
 
 
+def test_what_is_expected_to_come_later() -> None:
+    """A small model would need millions of tokens to fill a prompt cache of 8 GiB; a large one needs a few talks."""
+    small = {"block_count": 2, "embedding_length": 256, "attention__head_count": 4, "attention__head_count_kv": 2}
+    settings = {"ctx_size": 4096, "parallel": 2}
+    for keys, expected in ((small, 16 * 4096 * 2 * 2 * 128 * 2), (LLAMA_3_8B, 8 * GIB)):
+        result = estimate(shape_of("llama", **{**keys, "context_length": 4096}), settings)
+        assert (result["growth_bytes"], result["expected_growth_bytes"]) == (8 * GIB, expected)
+        assert "expected_growth_bytes" in result["estimates"]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -85,7 +85,7 @@ def host(**more: Any) -> Host:
 def plan(
     models: list, chosen: dict, on: Host | None = None, settings: Settings = SETTINGS, **more: Any
 ) -> dict[str, Any]:
-    registry = {"models": models, "rejected": more.pop("rejected", []), "companions": []}
+    registry = {"models": models, "rejected": more.pop("rejected", []), "companions": more.pop("companions", [])}
     return make_plan(registry, chosen, RUNTIME, settings, on or host(), **more)
 
 
@@ -157,6 +157,54 @@ def test_a_server_s_command_line() -> None:
 def test_a_kind_brings_its_flags(record: dict, words: list[str]) -> None:
     (server,) = plan([record], profile(record["id"]))["servers"]
     assert server["argv"][9:] == words
+
+
+@pytest.mark.parametrize(
+    ("parameters", "seen", "size", "words"),
+    [
+        ({}, "/models/p.gguf", 7, ["--mmproj", "/models/p.gguf"]),
+        ({"mmproj": "/models/q.gguf"}, "/models/q.gguf", 9, ["--mmproj", "/models/q.gguf"]),
+        ({"mmproj": "/other.gguf"}, "/other.gguf", 0, ["--mmproj", "/other.gguf"]),
+        ({"mmproj": None}, None, 0, []),
+    ],
+)
+def test_the_estimate_is_of_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, parameters: dict, seen: str | None, size: int, words: list[str]
+) -> None:
+    calls = []
+
+    def estimate(_shape: Any, settings: Any, *, companion_bytes: int, **_: Any) -> dict[str, Any]:
+        calls.append((settings.get("mmproj"), settings.get("embedding"), companion_bytes))
+        return {**dict.fromkeys(("total_bytes", "ram_bytes", "vram_bytes", "growth_bytes", "gpu_fixed_bytes"), 0)}
+
+    monkeypatch.setattr("ansible_collections.magi.llama.plugins.module_utils._plan.estimate", estimate)
+    companions = [{"path": "/models/p.gguf", "size_bytes": 7}, {"path": "/models/q.gguf", "size_bytes": 9}]
+    record = model("v", kind="embedding", mmproj="/models/p.gguf")
+    (server,) = plan([record], profile("v", parameters=parameters), companions=companions)["servers"]
+    assert server["argv"][9:] == ["--embedding", *words]
+    assert calls == [(seen, True, size)]
+
+
+def growing(monkeypatch: pytest.MonkeyPatch, growth: int) -> list[Any]:
+    caches = []
+
+    def estimate(_shape: Any, settings: Any, **_: Any) -> dict[str, Any]:
+        caches.append(settings.get("cache_ram"))
+        numbers = dict.fromkeys(("vram_bytes", "growth_bytes", "gpu_fixed_bytes"), 0)
+        return {**numbers, "total_bytes": GIB, "ram_bytes": GIB, "expected_growth_bytes": growth}
+
+    monkeypatch.setattr("ansible_collections.magi.llama.plugins.module_utils._plan.estimate", estimate)
+    return caches
+
+
+def test_servers_that_may_grow_over_the_host_s_ram_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    caches = growing(monkeypatch, 2 * GIB)
+    (warning,) = plan([A, B], profile("a", "b"), host(memory=Memory(5 * GIB, GIB)))["warnings"]
+    assert "may take 4.0 GiB more than the 2.0 GiB that they need, and this host's RAM is 5.0 GiB: a 2.0 GiB" in warning
+    assert "Set cache_ram" in warning
+    assert plan([A, B], profile("a", "b"), host(memory=Memory(6 * GIB, GIB)))["warnings"] == []
+    # This llama-server knows no such flag, so it has no such cache.
+    assert set(caches) == {0}
 
 
 def test_nothing_to_do_on_a_host_that_runs_the_plan() -> None:

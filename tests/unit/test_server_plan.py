@@ -1,0 +1,29 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The action plugin server_plan."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ansible_collections.magi.llama.plugins.action import server_plan as action
+
+
+@pytest.mark.parametrize(
+    ("check", "model", "given"),
+    [(True, {"id": "a", "memory": {}}, True), (True, {"id": "a"}, False), (False, {"id": "a", "memory": {}}, False)],
+)
+def test_in_check_mode_a_full_fact_stands_for_the_file(
+    monkeypatch: pytest.MonkeyPatch, check: bool, model: dict[str, Any], given: bool
+) -> None:
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(action.ActionBase, "run", lambda *_arguments: {})
+    plugin = action.ActionModule.__new__(action.ActionModule)
+    plugin._task = SimpleNamespace(args={"profile": {}}, check_mode=check)
+    plugin._execute_module = lambda *, module_args, **_options: calls.append(module_args) or {}
+    registry = {"models": [model]}
+    plugin.run(None, {"ansible_facts": {"llama_registry": registry}})
+    assert calls[0].get("registry") == (registry if given else None)
