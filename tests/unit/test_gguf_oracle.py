@@ -81,6 +81,20 @@ def every_type(folder: Path) -> Path:
     return path
 
 
+TIERS = {"F32": "F32", "F16": "F16", "BF16": "F16", "IQ4_NL": "Q4", "TQ1_0": "Q1"}
+TIERS |= {f"Q{bits}_{kind}": f"Q{bits}" for bits in range(2, 9) for kind in ("K", "0", "1")}
+
+
+def with_origin(folder: Path) -> Path:
+    def origin(writer: gguf.GGUFWriter) -> None:
+        writer.add_repo_url("https://example.org/tiny")
+        writer.add_base_model_count(1)
+        writer.add_base_model_name(0, "Tiny Base")
+        writer.add_base_model_repo_url(0, "https://example.org/base")
+
+    return make.write_tiny_llama(folder / "origin-F16.gguf", extra=origin)
+
+
 FILES: dict[str, Callable[[Path], Path]] = {
     "tiny": lambda folder: make.write_tiny_llama(folder / "Tiny-F16.gguf"),
     "plain": lambda folder: make.write_tiny_llama(folder / "x.gguf", name=None, file_type=None, chat_template=None),
@@ -88,10 +102,72 @@ FILES: dict[str, Callable[[Path], Path]] = {
     "small": lambda folder: make.small_model(folder / "small-Q4_K.gguf", tensor_type=12),
     "aligned": aligned,
     "types": every_type,
+    "origin": with_origin,
     **{
         f"architecture {name}": lambda folder, name=name: write_model(folder / f"{name}-F16.gguf", name)
         for name in ARCHITECTURES
     },
+}
+
+
+def projector(folder: Path) -> Path:
+    path = folder / "mmproj-Tiny-F16.gguf"
+    writer = gguf.GGUFWriter(path, "clip")
+    writer.add_type(gguf.GGUFType.MMPROJ)
+    writer.add_name("Tiny Vision")
+    writer.add_clip_has_vision_encoder(True)
+    writer.add_clip_projector_type(gguf.VisionProjectorType.GEMMA3)
+    writer.add_vision_projection_dim(256)
+    writer.add_tensor("v.blk.0.attn_q.weight", np.zeros((64, 64), dtype=np.float16))
+    writer.add_tensor("mm.input_projection.weight", np.zeros((64, 256), dtype=np.float16))
+    make.finish(writer)
+    return path
+
+
+def adapter(folder: Path) -> Path:
+    path = folder / "lora-f32.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 16.0)
+    writer.add_tensor("blk.0.attn_q.weight.lora_a", np.zeros((8, 256), dtype=np.float32))
+    writer.add_tensor("blk.0.attn_q.weight.lora_b", np.zeros((256, 8), dtype=np.float32))
+    make.finish(writer)
+    return path
+
+
+def imatrix(folder: Path) -> Path:
+    path = folder / "imatrix.gguf"
+    writer = gguf.GGUFWriter(path, "")
+    # llama-imatrix names no architecture, and other versions of the package would.
+    writer.kv_data[0].pop("general.architecture", None)
+    writer.add_type(gguf.GGUFType.IMATRIX)
+    writer.add_array("imatrix.datasets", ["wiki.txt"])
+    writer.add_uint32("imatrix.chunk_count", 10)
+    writer.add_uint32("imatrix.chunk_size", 512)
+    writer.add_tensor("blk.0.attn_q.weight.in_sum2", np.zeros((1, 256), dtype=np.float32))
+    writer.add_tensor("blk.0.attn_q.weight.counts", np.zeros((1, 1), dtype=np.float32))
+    make.finish(writer)
+    return path
+
+
+def vocabulary(folder: Path) -> Path:
+    path = folder / "ggml-vocab-tiny.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(4096)
+    writer.add_embedding_length(256)
+    writer.add_block_count(2)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(["a", "b"])
+    make.finish(writer)
+    return path
+
+
+COMPANIONS: dict[str, Callable[[Path], Path]] = {
+    "mmproj": projector,
+    "adapter": adapter,
+    "imatrix": imatrix,
+    "vocab": vocabulary,
 }
 
 
@@ -121,7 +197,7 @@ def check_header(path: Path) -> gguf.GGUFReader:
         assert tensor.n_bytes == expected.n_bytes
         assert header.data_offset + tensor.offset == expected.data_offset
     ends = [tensor.data_offset + tensor.n_bytes for tensor in reader.tensors]
-    assert header.data_end == max(ends)
+    assert header.data_end == max(ends, default=header.data_end)
     return reader
 
 
@@ -159,14 +235,51 @@ def check_record(paths: list[Path], readers: list[gguf.GGUFReader]) -> None:
         "bits_per_weight": round(sum(int(tensor.n_bytes) for tensor in tensors) * 8 / parameters, 2),
         "size_bytes": sum(path.stat().st_size for path in paths),
         "shards": len(paths),
+        "base_model": value("general.base_model.0.repo_url"),
+        "source": value("general.repo_url"),
+        # No file that the tests make ranks, and bert alone embeds.
+        "kind": "embedding" if architecture == "bert" else "model",
+        # What is mostly of a type that is no quantization has none to compare.
+        "tier": tier_of(tensors) or record["tier"],
     }
     assert {key: record[key] for key in expected} == expected
+
+
+def tier_of(tensors: list[Any]) -> str | None:
+    """The tier of the type that most weights have, of which these files take their names."""
+    weights: dict[str, int] = {}
+    for tensor in tensors:
+        name = tensor.tensor_type.name
+        weights[name] = weights.get(name, 0) + int(tensor.n_elements)
+    return TIERS.get(max(weights, key=lambda name: weights[name]))
 
 
 def uniform(value: Any) -> Any:
     if not isinstance(value, list):
         return value
     return value if len(set(value)) > 1 else value[0]
+
+
+@pytest.mark.parametrize("kind", COMPANIONS)
+def test_companions_against_the_gguf_package(kind: str, tmp_path: Path) -> None:
+    path = COMPANIONS[kind](tmp_path)
+    reader = check_header(path)
+    record = describe([SourceFile(str(path), path.stat().st_size, 1, 2)], [read_header(str(path))])
+
+    def value(key: str) -> Any:
+        field = reader.get_field(key)
+        return None if field is None else field.contents()
+
+    width = value("clip.vision.projection_dim") if kind == "mmproj" else value("llama.embedding_length")
+    expected = {
+        "kind": kind,
+        "architecture": value("general.architecture"),
+        "name": value("general.name"),
+        "size_bytes": path.stat().st_size,
+        "parameter_count": sum(int(tensor.n_elements) for tensor in reader.tensors),
+        "embedding_length": width,
+    }
+    assert {key: record[key] for key in expected} == expected
 
 
 @pytest.mark.parametrize("name", FILES)
