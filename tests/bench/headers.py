@@ -39,7 +39,9 @@ from bench.runs import MODEL, MODELS, Ours, need_binaries, removed_afterwards
 from support.gguf_files import small_model, write_vocabulary_heavy
 
 PART = "headers"
-HUGGINGFACE = "@huggingface/gguf"
+# Further readers by registry, each with the folder that shows that it is there; the versions that were measured.
+PYPI = {"gguf-parser": "gguf_parser", "gguf-inspect==0.1.0": "gguf_inspect"}
+NPM = {"@huggingface/gguf": "@huggingface/gguf", "hyllama@0.2.2": "hyllama"}
 MODULE = "ansible_collections.magi.llama.plugins.modules.gguf_registry"
 MEGABYTE = 1_000_000
 COLD_FILES = 200
@@ -83,22 +85,24 @@ def readers(path: Path) -> tuple[dict[str, Callable[[], dict[str, float]]], list
     for name in ("ours", "gguf"):
         found[name] = partial(output_of, sys.executable, "-m", "bench.one_reader", name, path)
     uv = ROOT / ".cache" / "uv" / "bin" / "uv"
-    wanted = ("pip", "install", "--quiet", "--no-deps", "--python", sys.executable, "--target", python, "gguf-parser")
-    why = install(python, "gguf_parser", uv, *wanted)
-    if why is None:
-        search = f"{ROOT / 'tests'}:{ROOT / 'collections'}:{python}"
-        found["gguf-parser"] = lambda: output_of(
-            sys.executable, "-m", "bench.one_reader", "gguf-parser", path, PYTHONPATH=search
-        )
-    else:
-        missing.append(skipped(PART, "gguf-parser (PyPI)", why))
-    why = "node is missing" if not shutil.which("node") else None
+    into = ("pip", "install", "--quiet", "--no-deps", "--python", sys.executable, "--target", python)
+    search = f"{ROOT / 'tests'}:{ROOT / 'collections'}:{python}"
+    for wanted, module in PYPI.items():
+        name = wanted.partition("==")[0]
+        why = install(python, module, uv, *into, wanted)
+        if why is None:
+            command = (sys.executable, "-m", "bench.one_reader", name, path)
+            found[name] = partial(output_of, *command, PYTHONPATH=search)
+        else:
+            missing.append(skipped(PART, f"{name} (PyPI)", why))
     quiet = ("--no-audit", "--no-fund", "--silent", "--prefix", node)
-    why = why or install(node, f"node_modules/{HUGGINGFACE}", "npm", "install", *quiet, HUGGINGFACE)
-    if why is None:
-        found[HUGGINGFACE] = lambda: output_of("node", Path(__file__).with_name("one_reader.mjs"), node, path)
-    else:
-        missing.append(skipped(PART, f"{HUGGINGFACE} (npm)", why))
+    for wanted, name in NPM.items():
+        why = "node is missing" if not shutil.which("node") else None
+        why = why or install(node, f"node_modules/{name}", "npm", "install", *quiet, wanted)
+        if why is None:
+            found[name] = partial(output_of, "node", Path(__file__).with_name("one_reader.mjs"), node, name, path)
+        else:
+            missing.append(skipped(PART, f"{name} (npm)", why))
     return found, missing
 
 
@@ -178,11 +182,13 @@ def cold_folder(sample: Path, rounds: int = 3) -> list[Row]:
     allowed = cat_seconds + 0.1 * COLD_FILES / cores
     busy = median(result["processor"] / result["seconds"] for result in scans)
     fetched = min(result["fetched"] for result in scans) / needed
+    reads = max(result["file_reads"] for result in scans)
     note = f"cat {spread(seconds['cat'])}; scan {spread(seconds['scan'])}; {fetched:.0%} came from the disk"
     return [
         within(PART, what, scan_seconds, allowed, f"cat + 0.1 s a file on {cores} cores", 2, note=note),
         within(PART, "the same against cat alone", scan_seconds, cat_seconds, "cat"),
-        figure(PART, f"cores that it kept busy, of {cores}", busy, ""),
+        within(PART, "cores there are, against those that it kept busy", cores, busy, "busy", 1.25, unit=""),
+        figure(PART, "read calls per megabyte of that scan", reads / (needed / MEGABYTE), "", 1),
     ]
 
 
