@@ -236,9 +236,11 @@ class SupervisorManager:
         return stopped
 
     def _shutdown(self) -> None:
+        pid = daemon_pid(self._state_dir)
         self._call("supervisor.shutdown")
         deadline = time.monotonic() + START_DEADLINE
-        while os.path.exists(self._socket) and time.monotonic() < deadline:
+        # It removes its socket before it ends. Of a dead process that nobody has collected there is no program.
+        while (os.path.exists(self._socket) or os.path.exists(f"/proc/{pid}/exe")) and time.monotonic() < deadline:
             time.sleep(POLL)
 
     def _status(self, name: str, info: dict[str, Any] | None, started_pid: int | None) -> ServiceStatus:

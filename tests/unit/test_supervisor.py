@@ -201,7 +201,9 @@ def test_a_stubborn_server_is_killed_after_its_deadline_and_the_others_do_not_wa
     assert time.monotonic() - began < 4
     assert [stopped[name].signal for name in "abcd"] == ["SIGKILL", "SIGKILL", "SIGTERM", None]
     assert stopped["a"].seconds >= 1 > stopped["c"].seconds
+    pid = _supervisor.daemon_pid(bed.state)
     assert bed.manager.shutdown_if_idle()
+    assert not os.path.exists(f"/proc/{pid}/exe")
     assert not (bed.root / "supervisor" / "supervisor.sock").exists()
 
 
