@@ -385,6 +385,9 @@ def _validate(content: Any) -> None:
             raise RegistryError(f"{key} is not a JSON object")
     if not all(isinstance(value, str) for value in content.get("ids", {}).values()):
         raise RegistryError("one of ids is not a text")
+    for paths in content.get("tried", {}).values():
+        if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+            raise RegistryError("tried holds something other than lists of paths")
     _check_places(content)
 
 

@@ -569,6 +569,10 @@ def test_a_missing_registry_is_a_warning(tmp_path: Path) -> None:
             "one of ids is not",
         ),
         (
+            b'{"schema_version": 1, "models": [], "companions": [], "rejected": [], "tried": {"a": [[]]}}',
+            "tried holds something other",
+        ),
+        (
             b'{"schema_version": 1, "models": [], "companions": [], "rejected": [{"path": 1, "reason": "x"}]}',
             "path of a record of rejected has a wrong type",
         ),
