@@ -5,7 +5,11 @@ import json
 import re
 import subprocess
 
-SHOWN = "Id,CPUWeight,LimitCORE,MemoryMax,NRestarts,Result,UnitFileState,User"
+SHOWN = (
+    "CPUWeight,LimitCORE,NRestarts,NUMAMask,NUMAPolicy,Result,UnitFileState,User,"
+    "Restart,RestartPreventExitStatus,RestartUSec,RestartSteps,RestartMaxDelayUSec,StartLimitBurst,StartLimitIntervalUSec,"
+    "KillMode,OOMPolicy,TimeoutStopUSec,NoNewPrivileges,ProtectSystem,MemoryMax"
+)
 
 
 def say(*command):
@@ -13,14 +17,18 @@ def say(*command):
     return done.stdout.decode()
 
 
+with open("/var/lib/magi-llama/servers.json", encoding="utf-8") as stream:
+    planned = {server["name"]: server["memory_max_bytes"] for server in json.load(stream)["servers"]}
 units = [path.split("/")[-1] for path in sorted(glob.glob("/etc/systemd/system/magi-llama-*.service"))]
 names = [unit[len("magi-llama-") : -len(".service")] for unit in units]
 blocks = say("systemctl", "show", "-p", SHOWN, *units).strip().split("\n\n")
 scores = [say("systemd-analyze", "security", "--no-pager", unit) for unit in units]
+shown = [dict(line.split("=", 1) for line in block.splitlines()) for block in blocks]
 print(
     json.dumps(
         {
-            "units": [dict(line.split("=", 1) for line in block.splitlines()) for block in blocks],
+            "units": shown,
+            "memory": [int(unit.pop("MemoryMax")) == planned[name] for unit, name in zip(shown, names)],
             "security": [float(re.search(r"Overall exposure level .*: ([0-9.]+)", score).group(1)) for score in scores],
             "verify": say("systemd-analyze", "verify", *units).splitlines(),
             "logged": [name for name in names if say("journalctl", "-q", "-n", "1", "-t", name).strip()],
