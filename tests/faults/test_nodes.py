@@ -1,0 +1,59 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The bed of nodes itself: repeating it changes nothing, and taking it down leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.bed import PROJECT
+
+BED = "selftest"
+
+
+def nodes(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(PROJECT / "tests/nodes/nodes.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def inventory(tmp_path: Path) -> Iterator[Path]:
+    if nodes("check").returncode != 0:
+        pytest.skip("this machine cannot run nodes")
+    yield tmp_path / "nodes.yml"
+    nodes("down", "--name", BED)
+
+
+def labelled() -> list[str]:
+    """What podman has of the bed: nodes, networks and volumes."""
+    found = []
+    for command in (["ps", "--all"], ["network", "ls"], ["volume", "ls"]):
+        listing = ["podman", *command, "--filter", f"label=magi.llama.bed={BED}", "--format", "json"]
+        found += json.loads(subprocess.run(listing, capture_output=True, text=True, check=True).stdout or "[]") or []
+    return [str(entry.get("Names") or entry.get("name") or entry.get("Name")) for entry in found]
+
+
+def test_a_bed_is_brought_up_once_and_leaves_nothing(inventory: Path) -> None:
+    up = ["up", "--name", BED, "--inventory", str(inventory), "forky"]
+    first = nodes(*up)
+    assert first.returncode == 0, first.stderr
+    assert "1 nodes, changed=1," in first.stdout + first.stderr
+    assert len(labelled()) == 2
+    written = inventory.read_text()
+
+    again = nodes(*up)
+    assert "1 nodes, changed=0," in again.stdout + again.stderr
+    assert inventory.read_text() == written
+
+    down = nodes("down", "--name", BED)
+    assert down.returncode == 0, down.stderr
+    assert labelled() == []
+    assert not inventory.exists()
+    assert not (PROJECT / ".cache/nodes" / BED).exists()
+    assert "changed=0," in nodes("down", "--name", BED).stdout
