@@ -19,9 +19,9 @@ from typing import Any
 
 from ._errors import MagiError
 
-# Longer than any single call that does not renew: to install llama-server may take two downloads, each with a limit of
-# half an hour.
-LEASE_SECONDS = 3900.0
+# How long a run that was killed keeps those from other controllers waiting. A single call may take longer, as a slow
+# download does: then the run takes its lock again, or ends at its next step where another has come in between.
+LEASE_SECONDS = 900.0
 
 
 class LockError(MagiError):

@@ -45,7 +45,7 @@ options:
   lease:
     description: Seconds that the lock counts without being renewed.
     type: float
-    default: 3900
+    default: 900
   run:
     description: This run. The action plugin fills it in.
     type: dict

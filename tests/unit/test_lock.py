@@ -7,7 +7,7 @@ import os
 import time
 
 import pytest
-from ansible_collections.magi.llama.plugins.module_utils import _lock, _runtime_install
+from ansible_collections.magi.llama.plugins.module_utils import _lock
 
 
 def run(name, playbook="site.yml"):
@@ -19,16 +19,12 @@ def state(tmp_path):
     return str(tmp_path)
 
 
-def test_a_lock_outlasts_the_longest_call_that_does_not_renew_it():
-    assert _lock.LEASE_SECONDS > 2 * _runtime_install._DOWNLOAD_SECONDS
-
-
 def test_a_working_run_renews_its_lock(state):
     assert _lock.acquire(state, run("mine"), lease=10) is None
     since = _lock.holder(state).run.since
     _lock.keep(state, run("mine").id)
     held = _lock.holder(state)
-    assert held.seconds_left > 1000
+    assert held.seconds_left > _lock.LEASE_SECONDS - 10
     assert held.run.since == since
 
 
