@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.bed import free_ports
 from support.pythons import ROOT, UV, find_pythons
 from support.runs import BIN, Run, execute, host_variables, no_registry, play, server_path, write_inventory
 
@@ -18,8 +19,6 @@ CACHE = ROOT / ".cache/compat"
 # Each ansible-core with the controllers' Pythons that it runs on, the wanted one first.
 CORES = {"2.19": ("3.11", "3.12"), "2.20": ("3.12", "3.13"), "2.21": ("3.14", "3.13", "3.12")}
 TARGETS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
-# Nobody else's: the demo, molecule and the test of the artifact have theirs.
-FIRST_PORT = 19100
 
 pytestmark = pytest.mark.skipif(not server_path().exists(), reason="no llama-server: run make binaries")
 
@@ -63,10 +62,9 @@ def controller(core: str, pythons: dict[str, Path]) -> Path:
 @pytest.mark.parametrize("core", CORES)
 def test_each_ansible_core_runs_servers(core: str, pythons: dict[str, Path], folder: Path) -> None:
     bin_dir = controller(core, pythons)
+    port = free_ports(10)
     python = {"ansible_python_interpreter": "{{ ansible_playbook_python }}"}
-    write_inventory(
-        folder / "hosts.yml", {"localhost": {**host_variables(folder, FIRST_PORT, FIRST_PORT + 9), **python}}
-    )
+    write_inventory(folder / "hosts.yml", {"localhost": {**host_variables(folder, port, port + 9), **python}})
     try:
         run = checkout(folder, "site", "--check", bin_dir=bin_dir, profile="development")
         assert "4 to start" in run.output
@@ -114,9 +112,10 @@ def test_each_ansible_core_goes_on_with_always_where_a_handler_fails(
 
 def test_each_python_of_a_host_runs_servers(pythons: dict[str, Path], folder: Path) -> None:
     """All at once: a host is a state directory, an interpreter and a port of its own."""
+    port = free_ports(len(pythons))
     hosts = {
         f"python{version}": {
-            **host_variables(folder / version, FIRST_PORT + 10 + at, FIRST_PORT + 10 + at),
+            **host_variables(folder / version, port + at, port + at),
             "ansible_python_interpreter": str(path),
         }
         for at, (version, path) in enumerate(pythons.items())

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import getpass
 import json
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -59,9 +61,16 @@ def test_what_teardown_would_do_is_ours_alone(bed: Bed) -> None:
     assert str(bed.state / "supervisor/supervisord.conf") in removed["removed"]
 
 
-def test_supervisor_comes_from_pypi_where_its_package_cannot_be_installed(tmp_path: Path) -> None:
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A short path: a socket would lie in it."""
+    with tempfile.TemporaryDirectory(prefix="magi-") as path:
+        yield Path(path)
+
+
+def test_supervisor_comes_from_pypi_where_its_package_cannot_be_installed(folder: Path) -> None:
     # What pip would put there.
-    program = tmp_path / "state/supervisor/venv/bin/supervisord"
+    program = folder / "state/supervisor/venv/bin/supervisord"
     program.parent.mkdir(parents=True)
     program.touch(0o755)
     user = getpass.getuser()
@@ -71,7 +80,7 @@ def test_supervisor_comes_from_pypi_where_its_package_cannot_be_installed(tmp_pa
         "connection": "local",
         "gather_facts": False,
         "vars": {
-            "servers_state_dir": str(tmp_path / "state"),
+            "servers_state_dir": str(folder / "state"),
             "servers_user": user,
             "servers_service_manager": "supervisor",
             "ansible_package_use": "nonesuch",
@@ -82,9 +91,9 @@ def test_supervisor_comes_from_pypi_where_its_package_cannot_be_installed(tmp_pa
             {"ansible.builtin.assert": {"that": f"ansible_facts['llama_host'].supervisord == '{program}'"}},
         ],
     }
-    (tmp_path / "play.yml").write_text(json.dumps([play]))
+    (folder / "play.yml").write_text(json.dumps([play]))
     settings = {"ANSIBLE_CONFIG": f"{ROOT}/ansible.cfg", "ANSIBLE_COLLECTIONS_PATH": f"{ROOT}/collections"}
-    done = execute([BIN / "ansible-playbook", "-i", "localhost,", "play.yml"], tmp_path, **settings)
+    done = execute([BIN / "ansible-playbook", "-i", "localhost,", "play.yml"], folder, **settings)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "supervisor is installed from PyPI, as the distribution's package could not be" in done.stdout
     assert "nonesuch" in done.stdout

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.bed import free_ports
 from support.pythons import ROOT
 from support.runs import BIN, execute, host_variables, no_registry, play, server_path, write_inventory
 
@@ -111,8 +112,8 @@ def check_with_defaults(installed: Path, profile: str, says: str) -> None:
 
 @NEEDS_SERVER
 def test_the_installed_collection_runs_servers(installed: Path) -> None:
-    # The ports are nobody else's: the demo, molecule and the compatibility matrix have theirs.
-    variables = host_variables(installed, 19120, 19129)
+    port = free_ports(10)
+    variables = host_variables(installed, port, port + 9)
     # As one without root may write it; the home is the folder here.
     variables |= {"servers_state_dir": "~/state", "registry_path": "~/state/registry.json"}
     write_inventory(installed / "hosts.yml", {"localhost": variables})
