@@ -36,7 +36,7 @@ $(VENV)/.ready: pyproject.toml
 	  done; \
 	  test -n "$$python" || { echo "Python 3.11, 3.12, 3.13 or 3.14 is missing on this machine; an older one will not do"; exit 1; }; \
 	  .cache/uv/bin/uv venv --quiet --clear --no-python-downloads --python "$$python" $(VENV)
-	@.cache/uv/bin/uv pip install --quiet --python $(BIN)/python --group dev -r pyproject.toml
+	@.cache/uv/bin/uv pip install --quiet --compile-bytecode --python $(BIN)/python --group dev -r pyproject.toml
 	@echo "controller: $$($(BIN)/python --version), ansible-core $$($(BIN)/python -c 'import ansible.release as r; print(r.__version__)')"
 	@touch $@
 

@@ -25,8 +25,8 @@ CACHE = ROOT / ".cache" / "bench"
 BIN = Path(sys.executable).parent
 STARTED = time.monotonic()
 
-# Would change what is measured: the collection takes them as defaults.
-_FOREIGN = re.compile(r"^(MAGI_|MODEL_|ANSIBLE_|LLAMA_|REGISTRY_PATH$)")
+# Would change what is measured: the collection takes them as defaults, and Python would compile in every process.
+_FOREIGN = re.compile(r"^(MAGI_|MODEL_|ANSIBLE_|LLAMA_|REGISTRY_PATH$|PYTHONDONTWRITEBYTECODE$)")
 
 
 class BenchError(Exception):

@@ -54,7 +54,10 @@ def controller(core: str, pythons: dict[str, Path]) -> Path:
             [UV, "venv", "--quiet", "--clear", "--no-project", "--python", pythons[version], folder], check=True
         )
         packages = [f"ansible-core=={core}.*", "httpx"]
-        subprocess.run([UV, "pip", "install", "--quiet", "--python", folder / "bin/python", *packages], check=True)
+        subprocess.run(
+            [UV, "pip", "install", "--quiet", "--compile-bytecode", "--python", folder / "bin/python", *packages],
+            check=True,
+        )
         (folder / ".ready").touch()
     return folder / "bin"
 
