@@ -95,11 +95,11 @@ def release(state_dir: str, run_id: str) -> bool:
     return False
 
 
-def holder(state_dir: str, proc: str = "/proc") -> Held | None:
-    """Whose the lock is, None where no run has it."""
+def holder(state_dir: str, proc: str = "/proc", *, expired: bool = False) -> Held | None:
+    """Whose the lock is, None where no run has it; with expired also whose it was last, if it was not given back."""
     try:
         with _opened(state_dir, os.O_RDONLY) as descriptor:
-            return _read(descriptor, proc)
+            return _read(descriptor, proc, expired=expired)
     except OSError:
         return None
 
@@ -111,22 +111,13 @@ def keep(state_dir: str, run_id: str | None, lease: float = LEASE_SECONDS) -> No
     """
     other = holder(state_dir)
     if other is None or other.run.id == run_id:
-        mine = _last(state_dir)
+        mine = holder(state_dir, expired=True)
         if mine is None or mine.run.id != run_id:
             return
         with contextlib.suppress(LockError):
             other = acquire(state_dir, mine.run, lease=lease)
     if other is not None and other.run.id != run_id:
         raise LockError(f"Another run is changing this host: {other.run}. Run again when it is over.")
-
-
-def _last(state_dir: str) -> Held | None:
-    """Whose the lock was last, also where it has expired; None where it was given back."""
-    try:
-        with _opened(state_dir, os.O_RDONLY) as descriptor:
-            return _read(descriptor, expired=True)
-    except OSError:
-        return None
 
 
 @contextlib.contextmanager
