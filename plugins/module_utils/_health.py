@@ -24,6 +24,10 @@ Server = Mapping[str, Any]
 PROBE_TIMEOUT = 1.0
 DEEP_TIMEOUT = 30.0
 PROBES_AT_ONCE = 8
+# Servers that load at the same time spin their threads against each other: twenty on two processors take twice as long,
+# and four times the work, as when each has its moment. A large model needs longer than that and is not waited for.
+LOAD_PATIENCE = 0.25
+LOAD_POLL = 0.02
 # A port that another process answers on: long enough for one of ours that is just ending.
 FOREIGN_PATIENCE = 2.0
 # A process that is ready at first sight and older than this became so when nobody looked.
@@ -161,6 +165,15 @@ def probe_all(
             zip((str(server["name"]) for server in ready), pool.map(lambda s: _works(s, token_timeout, timeout), ready))
         )
         return found
+
+
+def let_load(
+    server: Server, *, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
+) -> None:
+    """Leave a server that has just been started the machine: until it is ready, and for a moment at most."""
+    end = clock() + LOAD_PATIENCE
+    while clock() < end and _health(server, LOAD_PATIENCE).state != "ready":
+        sleep(LOAD_POLL)
 
 
 def _health(server: Server, timeout: float) -> Probe:

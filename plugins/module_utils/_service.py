@@ -54,6 +54,10 @@ class Stopped:
     seconds: float
 
 
+def at_once(_name: str) -> None:
+    """The pace of starts of which none waits for another."""
+
+
 class ServiceManager(Protocol):
     """All of it in bulk: one call for any number of servers."""
 
@@ -63,8 +67,11 @@ class ServiceManager(Protocol):
     def reload(self, names: Sequence[str]) -> None:
         """Read changed launch configs, leaving servers that run alone; names are all that are deployed."""
 
-    def start(self, names: Sequence[str]) -> dict[str, str]:
-        """Start servers after a reload, without waiting until they are ready; an error for each that cannot be."""
+    def start(self, names: Sequence[str], begun: Callable[[str], None] = at_once) -> dict[str, str]:
+        """Start servers after a reload, without waiting until they are ready; an error for each that cannot be.
+
+        begun is called with each once it is started and before the next is: it sets the pace.
+        """
 
     def stop(self, names: Sequence[str], timeout: float) -> dict[str, Stopped]:
         """Stop servers at the same time: SIGTERM, their deadline (at most timeout), SIGKILL."""

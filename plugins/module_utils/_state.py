@@ -105,8 +105,12 @@ def apply(
     manager: ServiceManager,
     find_strays: Callable[[Mapping[str, ServiceStatus]], list[Process]],
     end_strays: Callable[[Sequence[Process], float], Mapping[int, Stopped]],
+    let_load: Callable[[Mapping[str, Any]], None],
 ) -> list[Result]:
-    """Stop what is to stop or restart, all at the same time, then start what is to run, all at the same time."""
+    """Stop what is to stop or restart, all at the same time, then start what is to run.
+
+    Each that is started is left the machine by let_load before the next is.
+    """
     deployed = {str(server["name"]): server for server in record}
     names = list(actions)
     before = manager.status(names)
@@ -125,7 +129,12 @@ def apply(
     manager.forget([name for name in names if name not in deployed])
     manager.reload(list(deployed))
     to_start = [name for name in names if actions[name] != "stop"]
-    errors = manager.start(to_start) if to_start else {}
+
+    def begun(name: str) -> None:
+        if name != to_start[-1]:
+            let_load(deployed[name])
+
+    errors = manager.start(to_start, begun) if to_start else {}
     after = manager.status(names)
     if not to_start:
         manager.shutdown_if_idle()

@@ -18,13 +18,13 @@ import subprocess
 import sys
 import time
 import xmlrpc.client
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ._files import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, write_atomic
 from ._proc import all_processes, processes
-from ._service import STOP_MARGIN, ServiceError, ServiceStatus, Stopped, exit_text, terminate
+from ._service import STOP_MARGIN, ServiceError, ServiceStatus, Stopped, at_once, exit_text, terminate
 
 # supervisor binds a temporary name, the socket's with its PID behind, before it links the name itself.
 SOCKET_PATH_LIMIT = 107 - len(".4194304")
@@ -152,7 +152,7 @@ class SupervisorManager:
     def reload(self, names: Sequence[str]) -> None:
         """Changed programs are taken over when they are started, so that nothing that runs is touched."""
 
-    def start(self, names: Sequence[str]) -> dict[str, str]:
+    def start(self, names: Sequence[str], begun: Callable[[str], None] = at_once) -> dict[str, str]:
         if not names:
             return {}
         self._ensure_running()
@@ -163,7 +163,10 @@ class SupervisorManager:
         self._quietly("supervisor.addProcessGroup", [(name,) for name in names if name in {*added, *changed}])
         self._read_log()
         before = {name: len(self._history(name).pids) for name in names}
-        faults = self._quietly("supervisor.startProcess", [(name, False) for name in names])
+        faults = {}
+        for name in names:
+            faults.update(self._quietly("supervisor.startProcess", [(name, False)]))
+            begun(name)
         self._note_started(names, before)
         # A process that ended at once is not an error of the start: its status tells.
         harmless = (FAULT_SPAWN_ERROR, FAULT_ALREADY_STARTED)

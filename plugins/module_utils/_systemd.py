@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ._launch import TARGET, UNIT_FOLDER, UNIT_PREFIX, unit_name
 from ._proc import STRAY_VARIABLE
-from ._service import ServiceError, ServiceStatus, Stopped, exit_text, signal_name
+from ._service import ServiceError, ServiceStatus, Stopped, at_once, exit_text, signal_name
 
 PROPERTIES = (
     "Id",
@@ -96,22 +96,27 @@ class SystemdManager:
         elif any(properties.get("NeedDaemonReload") == "yes" for properties in loaded.values()):
             self._checked(["systemctl", "daemon-reload"])
 
-    def start(self, names: Sequence[str]) -> dict[str, str]:
+    def start(self, names: Sequence[str], begun: Callable[[str], None] = at_once) -> dict[str, str]:
         if not names:
             return {}
         units = [unit_name(name) for name in names]
         # Starts on purpose count towards the start limit too: begin anew.
         self._run(["systemctl", "reset-failed", *units])
-        code, _output, complaint = self._run(["systemctl", "start", *units])
+        complaints = {}
+        for name, unit in zip(names, units):
+            code, _output, complaint = self._run(["systemctl", "start", unit])
+            if code != 0:
+                complaints[name] = complaint.strip()
+            begun(name)
         if not self._target_active:
             # The target alone: it would start every other server too.
             self._run(["systemctl", "start", "--job-mode=ignore-dependencies", TARGET])
-        if code == 0:
+        if not complaints:
             return {}
         shown = self._show(units)
         return {
-            name: f"{unit_name(name)} cannot be loaded: {complaint.strip()}"
-            for name in names
+            name: f"{unit_name(name)} cannot be loaded: {complaint}"
+            for name, complaint in complaints.items()
             if shown.get(unit_name(name), {}).get("LoadState") != "loaded"
         }
 

@@ -139,6 +139,7 @@ from dataclasses import asdict
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
 from ansible_collections.magi.llama.plugins.module_utils._files import plain_path
+from ansible_collections.magi.llama.plugins.module_utils._health import let_load
 from ansible_collections.magi.llama.plugins.module_utils._lock import keep
 from ansible_collections.magi.llama.plugins.module_utils._managers import chosen, manager_for, retire_other
 from ansible_collections.magi.llama.plugins.module_utils._proc import processes
@@ -197,6 +198,7 @@ def main() -> None:
             manager,
             lambda statuses: strays(state_dir, statuses),
             lambda processes, timeout: terminate(processes, state_dir, timeout),
+            let_load,
         )
     except MagiError as error:
         module.fail_json(msg=str(error))

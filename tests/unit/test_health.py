@@ -364,6 +364,25 @@ def test_the_answer_may_take_what_the_caller_allows(monkeypatch, given, patience
     assert seen == {"deep": True, "deep_timeout": patience}
 
 
+@pytest.mark.parametrize(
+    ("health", "pauses"),
+    [(OK["/health"], 0), ((503, {}), 13)],
+    ids=["one that is ready", "one that loads for longer than a moment"],
+)
+def test_the_next_start_waits_for(health, pauses):
+    http, clock = Answers({"/health": health}), FakeHost({})
+    slept = []
+    try:
+        port = http.http.server_address[1]
+        _health.let_load(
+            server(port=port), clock=clock.clock, sleep=lambda seconds: (slept.append(seconds), clock.sleep(seconds))
+        )
+    finally:
+        http.close()
+    assert len(slept) == pauses
+    assert sum(slept) <= _health.LOAD_PATIENCE + _health.LOAD_POLL
+
+
 def test_another_process_on_the_port_is_no_health():
     answering = Answers(OK)
     planned = subprocess.Popen(["sleep", "60"])

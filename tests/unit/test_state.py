@@ -27,11 +27,12 @@ class FakeManager:
     def reload(self, names):
         self.calls.append(("reload", list(names)))
 
-    def start(self, names):
+    def start(self, names, begun):
         self.calls.append(("start", list(names)))
         for name in names:
             if name not in self.errors:
                 self.states[name] = ServiceStatus(name, "running", next(self.pids))
+            begun(name)
         return self.errors
 
     def stop(self, names, timeout):
@@ -64,10 +65,23 @@ def running(name, pid):
 
 
 def apply(manager, actions, strays=(), ended=None):
-    return _state.apply(actions, RECORD, manager, lambda statuses: list(strays), lambda found, timeout: ended or {})
+    return _state.apply(
+        actions,
+        RECORD,
+        manager,
+        lambda statuses: list(strays),
+        lambda found, timeout: ended or {},
+        lambda server: manager.calls.append(("let load", server["name"])),
+    )
 
 
-def test_all_stop_at_once_and_then_all_start_at_once():
+def test_each_start_but_the_last_is_left_a_moment():
+    manager = FakeManager({})
+    apply(manager, {"a": "start", "b": "start", "c": "start"})
+    assert manager.calls[-3:] == [("start", ["a", "b", "c"]), ("let load", "a"), ("let load", "b")]
+
+
+def test_all_stop_at_once_before_any_starts():
     manager = FakeManager({"a": running("a", 1), "b": running("b", 2), "old": running("old", 3)})
     results = apply(manager, {"a": "restart", "b": "stop", "c": "start", "old": "stop"})
     assert manager.calls == [
@@ -75,6 +89,7 @@ def test_all_stop_at_once_and_then_all_start_at_once():
         ("forget", ["old"]),
         ("reload", ["a", "b", "c"]),
         ("start", ["a", "c"]),
+        ("let load", "a"),
     ]
     assert [(r.name, r.action, r.pid_before, r.pid_after, r.signal, r.seconds) for r in results] == [
         ("a", "restart", 1, 100, "SIGTERM", 0.2),

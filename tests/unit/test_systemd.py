@@ -142,15 +142,18 @@ TARGET_ONLY = ["start", "--job-mode=ignore-dependencies", TARGET]
 ENABLED = {"LoadState": "loaded", "UnitFileState": "enabled", "NeedDaemonReload": "no"}
 
 
-def test_start_enables_new_units_and_is_one_call_for_all():
+def test_start_enables_new_units_and_starts_each_at_the_pace_given():
     systemctl = FakeSystemctl({A: ENABLED, B: {**ENABLED, "UnitFileState": "disabled"}, TARGET: ENABLED})
     manager = _systemd.SystemdManager(systemctl)
     manager.reload(["a", "b", "gone"])
-    assert manager.start(["a", "b"]) == {}
+    assert manager.start(["a", "b"], lambda name: systemctl.calls.append(["pace", name])) == {}
     assert systemctl.acts() == [
         ["enable", "--quiet", A, B, TARGET],
         ["reset-failed", A, B],
-        ["start", A, B],
+        ["start", A],
+        ["a"],
+        ["start", B],
+        ["b"],
         TARGET_ONLY,
     ]
 
