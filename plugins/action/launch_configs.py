@@ -13,7 +13,14 @@ from ansible.plugins.action import ActionBase
 from ansible.template import trust_as_template
 from ansible_collections.magi.llama.plugins.action.run_lock import this_run
 from ansible_collections.magi.llama.plugins.module_utils._files import plain_path
-from ansible_collections.magi.llama.plugins.module_utils._launch import common_config_path, config_path
+from ansible_collections.magi.llama.plugins.module_utils._launch import (
+    File,
+    common_config_path,
+    config_path,
+    digest,
+    record_file,
+    record_of,
+)
 
 TEMPLATES = {
     "systemd": ("systemd.service.j2", "magi-llama.target.j2"),
@@ -35,6 +42,7 @@ class ActionModule(ActionBase):
                 # Of the host: a ~ is the home there, so it is not expanded here.
                 "state_dir": {"type": "str", "required": True},
                 "plan": {"type": "dict", "required": True},
+                "deployed": {"type": "dict"},
                 "template": {"type": "str"},
                 "common_template": {"type": "str"},
             }
@@ -46,9 +54,14 @@ class ActionModule(ActionBase):
         common = self._template(arguments["common_template"] or TEMPLATES[manager][1])
         paths = [config_path(manager, state_dir, server["name"]) for server in servers]
         contents = self._render_all(template, servers, task_vars)
+        paths.append(common_config_path(manager, state_dir))
+        contents.append(self._render(common, task_vars))
+        wanted = [File(path, content.encode()) for path, content in zip(paths, contents, strict=True)]
+        record = record_file(state_dir, record_of(arguments["plan"], manager))
+        if arguments["deployed"] == {file.path: digest(file) for file in [record, *wanted]}:
+            return {**result, "changed": False, "written": [], "removed": []}
         configs = [{"path": path, "content": content} for path, content in zip(paths, contents, strict=True)]
-        configs.append({"path": common_config_path(manager, state_dir), "content": self._render(common, task_vars)})
-        module_args = {**self._task.args, "configs": configs, "run_id": this_run()["id"]}
+        module_args = {**self._task.args, "deployed": None, "configs": configs, "run_id": this_run()["id"]}
         result.update(self._execute_module(module_args=module_args, task_vars=task_vars))
         return result
 

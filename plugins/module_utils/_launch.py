@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import hashlib
 import json
 import os
 import tempfile
@@ -109,7 +110,7 @@ def systemd_dependencies(server: Mapping[str, Any], gpu_access: Any = "auto") ->
     """What must be there before a server is started at boot: its models' mounts, its address, the GPU's devices."""
     host = str(server["host"])
     # A wildcard address is there from the beginning; binding any other fails, for good, before the network is up.
-    online = None if _is_loopback(host) or host in ("0.0.0.0", "::") else "network-online.target"
+    online = None if is_loopback(host) or host in ("0.0.0.0", "::") else "network-online.target"
     return {
         "After": [unit for unit in ("network.target", online) if unit]
         + (["nvidia-persistenced.service"] if _uses_gpu(server, gpu_access) else []),
@@ -142,7 +143,7 @@ def systemd_sandbox(
     uses_gpu = _uses_gpu(server, gpu_access)
     at_home = any(f"{word}/".startswith(HOMES) for word in argv)
     # Servers on other machines, and clients there, need more than the loopback address.
-    closed = _is_loopback(str(server["host"])) and "--rpc" not in argv
+    closed = is_loopback(str(server["host"])) and "--rpc" not in argv
     return {
         "MemoryMax": server.get("memory_max_bytes") or None,
         "NUMAPolicy": numa_policy,
@@ -165,18 +166,20 @@ def model_folders(argv: Sequence[str]) -> list[str]:
 
 
 def _uses_gpu(server: Mapping[str, Any], gpu_access: Any) -> bool:
-    return server["memory"].get("vram_bytes", 0) > 0 if gpu_access == "auto" else _truth(gpu_access)
+    return server["memory"].get("vram_bytes", 0) > 0 if gpu_access == "auto" else truth(gpu_access)
 
 
-def _truth(value: Any) -> bool:
+def truth(value: Any) -> bool:
+    """A value of servers_gpu_access other than auto. Raises LaunchConfigError."""
     truth = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
     try:
         return truth[str(value).lower()]
     except KeyError:
-        raise LaunchConfigError(f"servers_gpu_access is {value!r}: set it to auto, true or false.") from None
+        raise LaunchConfigError(f"servers_gpu_access is {value}: set it to auto, true or false.") from None
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only the host itself can reach a server that listens there."""
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
@@ -187,15 +190,31 @@ def record_file(state_dir: str, record: Mapping[str, Any]) -> File:
 
 def differing(files: Sequence[File]) -> list[File]:
     """Those of the files that are not yet as they should be."""
-    return [file for file in files if not _is_current(file)]
+    return [file for file in files if _read(file.path) != file]
 
 
-def _is_current(file: File) -> bool:
+def deployed(state_dir: str, service_manager: str) -> dict[str, str]:
+    """The record and every launch config of this state directory, each path with the digest of what lies there.
+
+    By it the controller knows whether there is anything to write, without sending it all.
+    """
+    managed = [Managed(**entry) for entry in managed_files(state_dir)]
+    paths = [record_path(state_dir), common_config_path(service_manager, state_dir), *superfluous(managed, [])]
+    found = {path: _read(path) for path in paths}
+    return {path: digest(file) for path, file in found.items() if file is not None}
+
+
+def digest(file: File) -> str:
+    """A text that changes when a file's content or its mode does."""
+    return hashlib.sha256(b"%o\n%b" % (file.mode, file.content)).hexdigest()
+
+
+def _read(path: str) -> File | None:
     try:
-        with open(file.path, "rb") as stream:
-            return os.fstat(stream.fileno()).st_mode & 0o7777 == file.mode and stream.read() == file.content
+        with open(path, "rb") as stream:
+            return File(path, stream.read(), os.fstat(stream.fileno()).st_mode & 0o7777)
     except OSError:
-        return False
+        return None
 
 
 def current_text(path: str) -> str:

@@ -37,6 +37,11 @@ options:
         variables.
     type: dict
     required: true
+  deployed:
+    description:
+      - What M(magi.llama.server_plan) returned as RV(magi.llama.server_plan#module:deployed). Where it is just what is
+        to be written, the host is not asked again.
+    type: dict
   template:
     description:
       - Template for a server, looked for in the role's C(templates).
@@ -139,6 +144,7 @@ def main() -> None:
             "state_dir": {"type": "path", "required": True},
             "run_id": {"type": "str"},
             "plan": {"type": "dict", "required": True},
+            "deployed": {"type": "dict"},
             "template": {"type": "str"},
             "common_template": {"type": "str"},
             "configs": {

@@ -120,6 +120,13 @@ changed:
   description: Whether any server has to be started, restarted or stopped.
   returned: always
   type: bool
+deployed:
+  description: >-
+    The record and the launch configs that are on the host, each path with a digest of what lies there. With it
+    M(magi.llama.launch_configs) knows whether there is anything to write.
+  returned: success
+  type: dict
+  sample: {"/var/lib/magi-llama/servers.json": "9f86d081884c7d65…"}
 ansible_facts:
   description: The fact C(llama_plan).
   returned: success
@@ -155,6 +162,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
 from ansible_collections.magi.llama.plugins.module_utils._files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._gpu import parse_devices, read_gpus
+from ansible_collections.magi.llama.plugins.module_utils._launch import deployed
 from ansible_collections.magi.llama.plugins.module_utils._managers import disabled, unwatched
 from ansible_collections.magi.llama.plugins.module_utils._plan import Host, Settings, make_plan, plan_lines
 from ansible_collections.magi.llama.plugins.module_utils._proc import listeners, memory, processes
@@ -241,6 +249,7 @@ def main() -> None:
     module.exit_json(
         changed=changed,
         msg="\n".join(plan_lines(plan)),
+        deployed=deployed(given["state_dir"], settings.service_manager),
         ansible_facts={"llama_plan": plan},
         diff={"before": _text(before), "after": _text(after), "before_header": "running", "after_header": "planned"},
     )

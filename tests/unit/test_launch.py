@@ -212,3 +212,25 @@ def test_units_of_a_state_dir_whose_name_begins_with_ours_are_not_ours(tmp_path,
     assert _launch.superfluous(managed, []) == [str(tmp_path / "magi-llama-a.service")]
     with pytest.raises(_launch.LaunchConfigError, match="not ours"):
         _launch.refuse_foreign([_launch.File(str(tmp_path / "magi-llama-b.service"), b"")], managed)
+
+
+def test_what_is_deployed_is_known_by_a_digest_of_each_file(tmp_path):
+    state = str(tmp_path)
+    marked = f'environment=MAGI_LLAMA_STATE="{state}"\n'.encode()
+    wanted = [
+        _launch.record_file(state, {"servers": []}),
+        _launch.File(_launch.config_path("supervisor", state, "a"), marked),
+        _launch.File(_launch.common_config_path("supervisor", state), b"[supervisord]\n"),
+    ]
+    told = {file.path: _launch.digest(file) for file in wanted}
+    assert _launch.deployed(state, "supervisor") == {}
+    _launch.write_all(wanted)
+    assert _launch.deployed(state, "supervisor") == told
+    # One that is no longer wanted, one with another mode, and one that was changed.
+    _launch.write_all([_launch.File(_launch.config_path("supervisor", state, "b"), marked)])
+    assert _launch.deployed(state, "supervisor").keys() - told.keys() == {_launch.config_path("supervisor", state, "b")}
+    os.chmod(wanted[1].path, 0o600)
+    with open(wanted[2].path, "a", encoding="utf-8") as stream:
+        stream.write("user=root\n")
+    now = _launch.deployed(state, "supervisor")
+    assert [now[file.path] == told[file.path] for file in wanted] == [True, False, False]
