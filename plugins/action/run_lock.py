@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,24 +41,40 @@ class ActionModule(ActionBase):
                 "lease": {"type": "float", "default": LEASE_SECONDS},
             }
         )
-        arguments = {**self._task.args, "run": this_run()}
-        began = time.monotonic()
-        shown = False
-        while True:
-            answer = self._execute_module(MODULE, arguments, task_vars=task_vars)
-            holder = answer.get("holder")
-            if not holder or self._task.check_mode:
-                return {**result, **answer}
-            if arguments.get("dead") != holder["id"] and (checked["take_over"] or has_ended(holder)):
-                arguments["dead"] = holder["id"]
-                continue
-            waited = time.monotonic() - began
-            if waited >= checked["wait"]:
-                return {**result, **answer, "failed": True, "msg": _refusal(holder, checked["wait"])}
-            if not shown:
-                show(task_vars, [f"      waits for another run on this host: {holder['text']}"])
-                shown = True
-            time.sleep(min(POLL_SECONDS, checked["wait"] - waited))
+        answer = hold(self, MODULE, self._task.args, task_vars, checked["wait"], checked["take_over"])
+        return {**result, **answer}
+
+
+def hold(
+    action: ActionBase,
+    module: str,
+    arguments: Mapping[str, Any],
+    task_vars: dict[str, Any],
+    wait: float,
+    take_over: bool,
+) -> dict[str, Any]:
+    """Call a module that takes the host's lock until it has it; its last answer, failed where it never did.
+
+    wait are the seconds that another run is waited for, with take_over none.
+    """
+    arguments = {**arguments, "run": this_run()}
+    began = time.monotonic()
+    shown = False
+    while True:
+        answer: dict[str, Any] = action._execute_module(module, arguments, task_vars=task_vars)
+        holder = answer.get("holder")
+        if not holder or action._task.check_mode:
+            return answer
+        if arguments.get("dead") != holder["id"] and (take_over or has_ended(holder)):
+            arguments["dead"] = holder["id"]
+            continue
+        waited = time.monotonic() - began
+        if waited >= wait:
+            return {**answer, "failed": True, "msg": _refusal(holder, wait)}
+        if not shown:
+            show(task_vars, [f"      waits for another run on this host: {holder['text']}"])
+            shown = True
+        time.sleep(min(POLL_SECONDS, wait - waited))
 
 
 def _refusal(holder: dict[str, Any], waited: float) -> str:

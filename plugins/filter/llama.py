@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.magi.llama.plugins.module_utils import _integrity, _launch, _quote
+from ansible_collections.magi.llama.plugins.module_utils import _integrity, _launch, _quote, _settings
 from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
 
 FUNCTIONS = (
@@ -25,6 +25,7 @@ FUNCTIONS = (
     _quote.supervisor_command,
     _quote.supervisor_environment,
     _quote.supervisor_value,
+    _settings.setting_errors,
 )
 
 

@@ -12,7 +12,7 @@ short_description: Tell what runs servers on a host, and as whom
 version_added: 0.1.0
 description:
   - Finds the host's service manager, whether the connecting user may use it, and whether the servers' user exists.
-  - One short call in place of gathering all facts.
+  - One short call in place of gathering all facts, which with O(lock) takes the host's lock as well.
 author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:
   - magi.llama.attributes
@@ -44,15 +44,42 @@ options:
     type: list
     elements: str
     default: []
+  lock:
+    description:
+      - Whether the run is going to change the host. That it may not use the service manager is an error then, and with
+        all else in order it takes the host's lock, as M(magi.llama.run_lock) does.
+    type: bool
+    default: false
+  wait:
+    description: Seconds to wait for another run that has the lock; 0 is to fail at once.
+    type: float
+    default: 300
+  take_over:
+    description: Take the lock from another run, which then fails at its next step.
+    type: bool
+    default: false
+  run:
+    description: This run. The action plugin fills it in.
+    type: dict
+  dead:
+    description: Id of a run that is known to have ended. The action plugin fills it in.
+    type: str
 attributes:
   check_mode:
     support: full
+    details:
+      - Takes no lock and waits for none.
   diff_mode:
     support: none
   idempotent:
     support: full
   facts:
     support: full
+  action:
+    support: full
+    description: Waits on the controller, which knows what the run is.
+seealso:
+  - module: magi.llama.run_lock
 """
 
 EXAMPLES = r"""
@@ -63,6 +90,10 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+holder:
+  description: The run that has the lock which O(lock) asks for, V(null) where it is this one or none.
+  returned: always
+  type: dict
 ansible_facts:
   description: The fact C(llama_host).
   returned: always
@@ -122,6 +153,7 @@ import pwd
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
 from ansible_collections.magi.llama.plugins.module_utils._files import plain_path
+from ansible_collections.magi.llama.plugins.module_utils._lock import Run, acquire, told
 from ansible_collections.magi.llama.plugins.module_utils._secrets import check_key_file
 from ansible_collections.magi.llama.plugins.module_utils._supervisor import SupervisorManager
 from ansible_collections.magi.llama.plugins.module_utils._systemd import SystemdManager
@@ -139,6 +171,11 @@ def main() -> None:
             "supervisord_path": {"type": "path"},
             "api_key_file": {"type": "path", "no_log": False},
             "user_groups": {"type": "list", "elements": "str", "default": []},
+            "lock": {"type": "bool", "default": False},
+            "wait": {"type": "float", "default": 300.0},
+            "take_over": {"type": "bool", "default": False},
+            "run": {"type": "dict"},
+            "dead": {"type": "str"},
         },
         supports_check_mode=True,
     )
@@ -156,6 +193,11 @@ def main() -> None:
         except MagiError as error:
             module.fail_json(msg=str(error))
     root = os.geteuid() == 0
+    if given["lock"] and manager == "systemd" and not root:
+        module.fail_json(
+            msg="This host runs systemd, whose units only root may write: run with --become (or ansible_become in the "
+            "inventory), or set servers_service_manager to supervisor."
+        )
     user = given["user"] if root else pwd.getpwuid(os.geteuid()).pw_name
     try:
         entry = pwd.getpwnam(user)
@@ -172,10 +214,21 @@ def main() -> None:
                 module.fail_json(msg=str(error))
             # It may be put there in the real run.
             module.warn(str(error))
+    # Last: whatever else is wrong is said before anything is touched.
+    other = None
+    if given["lock"] and not module.check_mode:
+        if given["run"] is None:
+            module.fail_json(msg="run is filled in by the action plugin of this module: call it from a playbook.")
+        run = Run(**given["run"])
+        try:
+            other = told(acquire(given["state_dir"], run, dead=given["dead"]), run.id)
+        except MagiError as error:
+            module.fail_json(msg=str(error))
     own = os.path.join(given["state_dir"], "supervisor", "venv", "bin", "supervisord")
     candidates = [given["supervisord_path"], own, module.get_bin_path("supervisord")]
     module.exit_json(
         changed=False,
+        holder=other,
         ansible_facts={
             "llama_host": {
                 "service_manager": manager,

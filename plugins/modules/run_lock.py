@@ -100,12 +100,11 @@ holder:
 """
 
 import os
-from dataclasses import asdict
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
 from ansible_collections.magi.llama.plugins.module_utils._files import plain_path
-from ansible_collections.magi.llama.plugins.module_utils._lock import LEASE_SECONDS, Run, acquire, holder, release
+from ansible_collections.magi.llama.plugins.module_utils._lock import LEASE_SECONDS, Run, acquire, holder, release, told
 
 
 def main() -> None:
@@ -139,10 +138,7 @@ def main() -> None:
             found = acquire(given["state_dir"], run, lease=given["lease"], dead=given["dead"])
     except MagiError as error:
         module.fail_json(msg=str(error))
-    if found is None or found.run.id == run.id:
-        module.exit_json(changed=False, holder=None)
-    text = {"text": str(found.run), "seconds_left": round(found.seconds_left, 1)}
-    module.exit_json(changed=False, holder={**asdict(found.run), **text})
+    module.exit_json(changed=False, holder=told(found, run.id))
 
 
 if __name__ == "__main__":
