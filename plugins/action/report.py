@@ -31,7 +31,7 @@ class ActionModule(ActionBase):
         task_vars = task_vars or {}
         _result, arguments = self.validate_argument_spec(
             argument_spec={
-                "step": {"type": "str", "choices": list(STEPS), "required": True},
+                "step": {"type": "list", "elements": "str", "choices": list(STEPS), "required": True},
                 "tried": {"type": "list", "elements": "dict", "default": []},
                 "health": {"type": "dict"},
                 "status": {"type": "dict"},
@@ -43,15 +43,17 @@ class ActionModule(ActionBase):
             }
         )
         result["changed"] = False
-        step = arguments["step"]
-        if step == "begin":
+        steps = list(arguments["step"])
+        if "begin" in steps:
+            steps.remove("begin")
             result["ansible_facts"] = {"llama_run_started": time.time()}
-            return result
-        if step in ("health", "summary") and "ready" not in arguments["health"]:
+        if {"health", "summary"}.intersection(steps) and "ready" not in arguments["health"]:
             # Where an unreachable host is ignored, as in a rollout, this is how it is seen.
             raise AnsibleActionFail(arguments["health"].get("msg") or "The host did not tell its servers' health.")
-        warnings = _warnings(step, arguments, task_vars["ansible_facts"])
-        show(task_vars, self._lines(arguments, task_vars) + [f"      warning  {warning}" for warning in warnings])
+        for step in steps:
+            warnings = _warnings(step, arguments, task_vars["ansible_facts"])
+            lines = self._lines(step, arguments, task_vars)
+            show(task_vars, lines + [f"      warning  {warning}" for warning in warnings])
         if arguments["path"] and arguments["status"] is not None and not self._task.check_mode:
             path = Path(arguments["path"])
             if _several_hosts(task_vars):
@@ -60,8 +62,8 @@ class ActionModule(ActionBase):
             path.write_text(json.dumps(arguments["status"], indent=2) + "\n", encoding="utf-8")
         return result
 
-    def _lines(self, arguments: dict[str, Any], task_vars: dict[str, Any]) -> list[str]:
-        step, found = arguments["step"], task_vars["ansible_facts"]
+    def _lines(self, step: str, arguments: dict[str, Any], task_vars: dict[str, Any]) -> list[str]:
+        found = task_vars["ansible_facts"]
         if step == "text":
             return [str(arguments["text"])]
         if step == "runtime":
