@@ -8,3 +8,7 @@ from __future__ import annotations
 
 class MagiError(Exception):
     """Something the user can mend. Its text is a whole sentence that names the file or key and the fix."""
+
+
+class EstimateError(MagiError):
+    """A header or a setting that no estimate can be made of."""

@@ -11,11 +11,10 @@ from typing import Any
 
 from ._errors import MagiError
 from ._health import DEEP_TIMEOUT, Probe, Server, probe_all
-from ._proc import Process, all_processes
+from ._proc import all_processes
 from ._service import ServiceManager, ServiceStatus
 from ._state import DEFAULT_STOP_TIMEOUT
-from ._supervisor import SupervisorManager, daemon_pid, is_ours
-from ._systemd import SystemdManager, in_unit, not_at_boot
+from ._watch import is_ours
 
 
 class UnknownServerError(MagiError):
@@ -24,8 +23,13 @@ class UnknownServerError(MagiError):
 
 def manager_for(record: Mapping[str, Any], state_dir: str, supervisord: str | None = None) -> ServiceManager:
     """The manager of the deployed servers; where none is deployed, one that knows of none."""
+    # One of them is needed, and a module compiles at every call what it imports.
     if record["service_manager"] == "systemd":
+        from ._systemd import SystemdManager
+
         return SystemdManager()
+    from ._supervisor import SupervisorManager
+
     return SupervisorManager(state_dir, supervisord)
 
 
@@ -40,34 +44,16 @@ def chosen(record: Mapping[str, Any], names: Sequence[str] | None) -> list[dict[
     return [servers[name] for name in names] if names else list(servers.values())
 
 
-def unwatched(
-    running: Mapping[str, Process], record: Mapping[str, Any], state_dir: str, service_manager: str
-) -> dict[str, str]:
-    """Servers that run and that the service manager would not start again if they died, with the reason, by name."""
-    before = record["service_manager"]
-    if before not in (None, service_manager):
-        return dict.fromkeys(running, f"it goes over from {before} to {service_manager}")
-    if service_manager == "systemd":
-        lost = {name for name, process in running.items() if not in_unit(process.pid, name)}
-        return dict.fromkeys(lost, "no unit of systemd watches over it")
-    daemon = daemon_pid(state_dir)
-    lost = {name for name, process in running.items() if process.ppid != daemon}
-    return dict.fromkeys(lost, "nobody watches over it, as its supervisord has died")
-
-
-def disabled(record: Mapping[str, Any], service_manager: str) -> list[str]:
-    """Deployed servers that run on as they are and would not be started at boot, by name."""
-    if not service_manager == record["service_manager"] == "systemd":
-        return []
-    return not_at_boot([str(server["name"]) for server in record["servers"]])
-
-
 def retire_other(record: Mapping[str, Any], state_dir: str) -> None:
     """End what a host has gone over from, supervisord or units, with its servers: it would start them again."""
     timeout = max((float(server["stop_timeout"]) for server in record["servers"]), default=DEFAULT_STOP_TIMEOUT)
     if record["service_manager"] == "systemd" and is_ours(state_dir):
+        from ._supervisor import SupervisorManager
+
         SupervisorManager(state_dir).end(timeout)
     if record["service_manager"] == "supervisor" and os.geteuid() == 0:
+        from ._systemd import SystemdManager
+
         SystemdManager().retire(timeout)
 
 

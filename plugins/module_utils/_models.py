@@ -10,21 +10,21 @@ on what else is there and are made anew in every scan.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ._errors import MagiError
 from ._gguf import GGML_TYPES, Header, Tensor
-from ._memory import memory_shape
+from ._memory_shape import memory_shape
+from ._names import QUANT_TOKEN, stem_of
+from ._source import SourceFile, fingerprint_of
 
 SERVABLE = ("model", "embedding", "reranker")
 TIERS = ("Q1", "Q2", "Q3", "Q4", "Q5", "Q6", "Q8", "F16", "F32")
 
-MAX_ID = 128
 MAX_TEXT = 256
 # llama.cpp itself stops at 512 layers.
 MAX_BLOCKS = 1024
@@ -58,14 +58,6 @@ _FILE_TYPES = {
 }  # fmt: skip
 _GUESSED = 1024
 
-_SPLIT = re.compile(r"^(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<total>[0-9]{5})\.gguf$")
-# A quantization as people write it in file names: UD-Q4_K_XL, IQ2_XXS, q4_0, MXFP4, BF16, …
-_QUANT_TOKEN = re.compile(
-    r"(?:^|(?<=[-._ ]))(?:UD[-_])?"
-    r"(?:I?Q[1-8]_(?:K_)?(?:XXS|XXL|XS|XL|NL|S|M|L|P)|Q[1-8]_(?:K|[01](?:_[48]_[48])?)|I?Q[1-8]|TQ[12]_0"
-    r"|MXFP4(?:_MOE)?|NVFP4|BF16|FP?16|FP?32)(?=$|[-._ ])",
-    re.IGNORECASE,
-)
 _DRAFT_TOKEN = re.compile(r"(?:^|[-._ ])draft(?:$|[-._ ])", re.IGNORECASE)
 _ARCHITECTURE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 
@@ -80,97 +72,12 @@ _PLAUSIBLE = {
 # Where a file says that it comes from.
 _SOURCES = ("general.repo_url", "general.url", "general.source.repo_url", "general.source.url")
 
-# Warnings of a record begin with their topic. Those of this topic depend on a file's neighbours.
-_PAIRING = "mmproj: "
-
 
 class ModelError(MagiError):
     """A sound GGUF file of which llama-server could make nothing; the text is the reason."""
 
 
-class SourceFile(NamedTuple):
-    """A file as the scan found it."""
-
-    path: str
-    size: int
-    mtime_ns: int
-    inode: int
-
-
-class SplitName(NamedTuple):
-    stem: str
-    number: int
-    total: int
-
-
-def split_name(name: str) -> SplitName | None:
-    """What a shard's file name says; None where it is not a shard's."""
-    match = _SPLIT.match(name)
-    return SplitName(match["stem"], int(match["number"]), int(match["total"])) if match else None
-
-
-def stem_of(path: str) -> str:
-    """The file's name without folder, extension and shard number."""
-    name = os.path.basename(path)
-    shard = split_name(name)
-    if shard:
-        return shard.stem
-    return name[: -len(".gguf")] if name.lower().endswith(".gguf") else name
-
-
 # --- names -----------------------------------------------------------------------------------------------------------
-
-
-def slug(path: str) -> str:
-    """An id from a file's name: lower case, [a-z0-9._-], a letter or digit first; empty where nothing is left."""
-    plain = unicodedata.normalize("NFKD", stem_of(path)).encode("ascii", "ignore").decode().lower()
-    return re.sub(r"[^a-z0-9._]+", "-", plain).strip("-._")[:MAX_ID].rstrip("-._")
-
-
-def assign_ids(paths: Iterable[str], known: Mapping[str, str]) -> dict[str, str]:
-    """An id for every path, whatever their order.
-
-    A path keeps the id that it had (known). A new one gets its slug where it is the only one of that slug, else the
-    slug and a suffix made of the path, which no other file's coming or going changes.
-    """
-    ordered = sorted(set(paths))
-    slugs = {path: slug(path) for path in ordered}
-    files_of: dict[str, int] = {}
-    for base in slugs.values():
-        files_of[base] = files_of.get(base, 0) + 1
-    ids: dict[str, str] = {}
-    taken: set[str] = set()
-
-    def give(path: str, name: str) -> bool:
-        if path in ids or not name or name in taken:
-            return False
-        ids[path] = name
-        taken.add(name)
-        return True
-
-    for path in ordered:
-        if path in known and (known[path] == slugs[path] or known[path] in _suffixed(path, slugs[path])):
-            give(path, known[path])
-    for path in ordered:
-        if files_of[slugs[path]] == 1:
-            give(path, slugs[path])
-    for path in ordered:
-        for name in _suffixed(path, slugs[path]):
-            if path in ids or give(path, name):
-                break
-    return ids
-
-
-def _suffixed(path: str, base: str) -> list[str]:
-    """The slug with longer and longer suffixes of the path's hash."""
-    digest = hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()
-    return [f"{base or 'model'}-{digest[:length]}" for length in (6, 12, 24, 64)]
-
-
-def other_quantization(name: str, model_id: str) -> bool:
-    """Whether a name and a model's id are the same but for a whole quantization, such as q8_0 or q4_k_m, in each."""
-    parts = [(_QUANT_TOKEN.split(text), _QUANT_TOKEN.findall(text)) for text in (name, model_id)]
-    return parts[0][0] == parts[1][0] and all("_" in found[-1] or "16" in found[-1] for _rest, found in parts if found)
 
 
 def clean_text(text: str, limit: int = MAX_TEXT) -> str:
@@ -184,7 +91,7 @@ def _display_name(path: str, metadata: Mapping[str, Any], quantization: str) -> 
     name = clean_text(_text(metadata, "general.name") or "", 80)
     # Converters leave the name of a folder or of a temporary file where the model's card gave none.
     if not re.search(r"[^\W\d_]{2}", name) or name.lower() in ("model", "models", "ggml-model", "tmp", "checkpoint"):
-        name = clean_text(_QUANT_TOKEN.sub("", stem), 80).strip("-._ ") or clean_text(stem, 80)
+        name = clean_text(QUANT_TOKEN.sub("", stem), 80).strip("-._ ") or clean_text(stem, 80)
     if " " not in name:
         name = re.sub(r"[-_]+", " ", name).strip()
     if quantization and quantization.lower() not in name.lower():
@@ -265,7 +172,7 @@ def quantization_of(path: str, metadata: Mapping[str, Any], tensors: Sequence[Te
     number = _whole(metadata, "general.file_type")
     said = _FILE_TYPES.get(number & ~_GUESSED) if number is not None else None
     said_tier = tier_of(said) if said else None
-    tokens = [_quant_name(match.group(0)) for match in _QUANT_TOKEN.finditer(stem_of(path))]
+    tokens = [_quant_name(match.group(0)) for match in QUANT_TOKEN.finditer(stem_of(path))]
     warnings = []
     if tokens:
         # Of several, as in Q4_K_M-f16-embed, the last that fits what is measured.
@@ -358,18 +265,6 @@ def _joined(files: Sequence[SourceFile], headers: Sequence[Header]) -> tuple[Hea
     if len({tensor.name for tensor in tensors}) != len(tensors):
         raise ModelError("two of its shards have a tensor of the same name")
     return first, tensors
-
-
-def fingerprint_of(files: Sequence[SourceFile]) -> dict[str, Any]:
-    """What tells whether files are still the same: for shards the sum, the newest, the first, and each one's own."""
-    fingerprint: dict[str, Any] = {
-        "size": sum(file.size for file in files),
-        "mtime_ns": max(file.mtime_ns for file in files),
-        "inode": files[0].inode,
-    }
-    if len(files) > 1:
-        fingerprint["shards"] = [[file.size, file.mtime_ns, file.inode] for file in files]
-    return fingerprint
 
 
 def describe(files: Sequence[SourceFile], headers: Sequence[Header]) -> dict[str, Any]:
@@ -477,94 +372,3 @@ def _projection(metadata: Mapping[str, Any], tensors: Sequence[Tensor]) -> int |
 
 
 # --- what belongs together -------------------------------------------------------------------------------------------
-
-
-def pair_projectors(models: Sequence[dict[str, Any]], companions: Sequence[dict[str, Any]]) -> list[str]:
-    """Set every model's mmproj and its warnings about it, from the projectors in the same folder.
-
-    Returns a sentence for each projector that is beside models and fits none of them.
-    """
-    folders: dict[str, _Folder] = {}
-    for companion in sorted(companions, key=lambda record: str(record["path"])):
-        if companion["kind"] == "mmproj":
-            folders.setdefault(os.path.dirname(companion["path"]), _Folder()).projectors.append(_Named(companion))
-    for model in models:
-        folder = folders.get(os.path.dirname(model["path"]))
-        if folder:
-            folder.models.append(_Named(model))
-        model["mmproj"] = None
-        model["warnings"] = [warning for warning in model["warnings"] if not warning.startswith(_PAIRING)]
-    unfit = []
-    for folder in folders.values():
-        unfit += folder.pair()
-    return unfit
-
-
-class _Named:
-    """A record with the words of its file's name, without those for its quantization and purpose."""
-
-    def __init__(self, record: dict[str, Any]) -> None:
-        self.record = record
-        stem = _QUANT_TOKEN.sub("", stem_of(record["path"])).lower()
-        purposes = {"mmproj", "model", "ggml", "vision", "audio", "projector"}
-        self.words = frozenset(re.findall(r"[a-z0-9]+", stem)) - purposes
-        # The same for all quantizations of one model.
-        self.family = (record.get("architecture"), record.get("block_count"), record["embedding_length"], self.words)
-
-    @property
-    def name(self) -> str:
-        return str(os.path.basename(self.record["path"]))
-
-    def fits(self, model: _Named) -> bool:
-        return self.record["embedding_length"] in (None, model.record["embedding_length"])
-
-    def is_related(self, other: _Named) -> bool:
-        return bool(self.words and other.words) and (self.words <= other.words or other.words <= self.words)
-
-
-class _Folder:
-    """The models and projectors of one folder."""
-
-    def __init__(self) -> None:
-        self.models: list[_Named] = []
-        self.projectors: list[_Named] = []
-
-    def pair(self) -> list[str]:
-        # Those that carry no model's name are for whichever fits.
-        nameless = [item for item in self.projectors if not any(item.is_related(model) for model in self.models)]
-        families = {item: {model.family for model in self.models if item.fits(model)} for item in nameless}
-        for model in self.models:
-            fitting = [item for item in self.projectors if item.fits(model)]
-            named = [item for item in fitting if item.is_related(model)]
-            others = [item for item in fitting if item in families]
-            chosen, warning = self._choose(named, others, families)
-            model.record["mmproj"] = chosen
-            model.record["warnings"] += [_PAIRING + warning] if warning else []
-        return [
-            f"{item.record['path']} is for models of width {item.record['embedding_length']}, which no model in its "
-            "folder has: none is given it"
-            for item in self.projectors
-            if self.models and not any(item.fits(model) for model in self.models)
-        ]
-
-    def _choose(
-        self, named: Sequence[_Named], others: Sequence[_Named], families: Mapping[_Named, set[Any]]
-    ) -> tuple[str | None, str | None]:
-        remedy = "name the right one as mmproj in the profile's parameters"
-        fitting = named or others
-        names = ", ".join(item.name for item in fitting)
-        different = set() if named else {family for item in others for family in itertools.islice(families[item], 2)}
-        if len(different) > 1:
-            return None, f"{names} fits several models in this folder, none is taken: {remedy}"
-        if len(fitting) < 2:
-            return (fitting[0].record["path"] if fitting else None), None
-        if len({item.words for item in fitting}) > 1:
-            return None, f"{names} fit, none is taken: {remedy}"
-        # The same projector in several precisions.
-        order = ("F16", "BF16", "Q8_0", "F32")
-        best = min(fitting, key=lambda item: order.index(_precision(item)) if _precision(item) in order else 9)
-        return best.record["path"], f"{names} fit, {best.name} is taken: {remedy} if it is another"
-
-
-def _precision(item: _Named) -> str:
-    return str(item.record["quantization"])

@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ._errors import MagiError
+from ._errors import EstimateError, MagiError
 from ._gpu import Gpu, spread
-from ._memory import EstimateError, estimate
-from ._models import other_quantization, slug
+from ._memory import estimate
+from ._names import other_quantization, slug
 from ._proc import Listener, Memory, Process
 from ._profile import Model, matches, near, nearest, select
 from ._runtime import FlagError, canonical_parameters, render_flags

@@ -6,67 +6,38 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import itertools
-import json
 import os
 import re
 import stat
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _pool
-from ._errors import MagiError
-from ._files import write_atomic
-from ._gguf import Budget, GgufError, ReadError, open_regular, read_open_header
-from ._integrity import Progress, add_checksums
-from ._models import (
-    SERVABLE,
-    ModelError,
-    SourceFile,
-    assign_ids,
-    describe,
-    fingerprint_of,
-    pair_projectors,
-    split_name,
+from ._names import assign_ids, split_name
+from ._projectors import pair_projectors
+from ._registry_file import (
+    READER_VERSION,
+    SCHEMA_VERSION,
+    Kept,
+    RegistryError,
+    changes_between,
+    encode,
+    is_within,
+    printable,
 )
+from ._source import SourceFile, fingerprint_of
 
-SCHEMA_VERSION = 1
-# Raised whenever the same file gives another record than before, so that kept records are not reused.
-READER_VERSION = 2
+if TYPE_CHECKING:
+    from ._integrity import Progress
+
 # Of so many paths that hold no model now their last id is remembered.
 MAX_OLD_IDS = 2000
-MAX_REASON = 400
-
-_RECORD_KEYS = {
-    "models": {
-        "id", "display_name", "kind", "path", "files", "size_bytes", "architecture", "quantization", "tier",
-        "context_length", "embedding_length", "block_count", "mmproj", "memory", "fingerprint", "warnings",
-    },
-    "companions": {"path", "files", "kind", "embedding_length", "quantization", "fingerprint"},
-    "rejected": {"path", "reason"},
-}  # fmt: skip
-_KEY_TYPES = {"id": str, "path": str, "reason": str, "files": list, "fingerprint": dict, "warnings": list}
 
 # Characters that a path in a unit file, a log line or a table does not survive, and bytes that are not UTF-8.
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f'\"`\\\\\u2028\u2029\ud800-\udfff]")
-
-
-_ID = re.compile(r"[a-z0-9][a-z0-9._-]*")
-
-
-class RegistryError(MagiError):
-    """A scan that cannot be done, or a registry that cannot be written."""
-
-
-def printable(path: str) -> str:
-    """The path with what cannot be shown, or is not UTF-8, as escapes."""
-    text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
-    )
 
 
 # --- finding files ---------------------------------------------------------------------------------------------------
@@ -90,22 +61,14 @@ class _Entry(NamedTuple):
     is_link: bool
 
 
-def _encode(path: str) -> bytes:
-    return path.encode("utf-8", "surrogateescape")
-
-
 def _decode(path: bytes) -> str:
     # Not os.fsdecode: names on disk are UTF-8 whatever the locale of the connecting user.
     return path.decode("utf-8", "surrogateescape")
 
 
-def _is_within(path: bytes, roots: Iterable[bytes]) -> bool:
-    return any(path == root or path.startswith(root.rstrip(b"/") + b"/") for root in roots)
-
-
 def normal_paths(scan_paths: Sequence[str]) -> list[str]:
     """The folders as the paths below them begin: absolute, without `..` and doubled slashes, each once."""
-    absolute = (os.path.abspath(_encode(path)) for path in scan_paths)
+    absolute = (os.path.abspath(encode(path)) for path in scan_paths)
     return list(dict.fromkeys(_decode(b"/" + path.lstrip(b"/")) for path in absolute))
 
 
@@ -114,7 +77,7 @@ def list_files(scan_paths: Sequence[str], *, follow_links: bool = False) -> List
     listing = Listing()
     roots = []
     for path in normal_paths(scan_paths):
-        absolute = _encode(path)
+        absolute = encode(path)
         if os.path.isdir(absolute):
             roots.append(absolute)
         else:
@@ -179,7 +142,7 @@ def _walk(roots: Sequence[bytes], listing: Listing, follow_links: bool) -> list[
                 continue
             if is_link:
                 real = os.path.realpath(path)
-                inside = _is_within(real, real_roots)
+                inside = is_within(real, real_roots)
                 if is_folder and inside:
                     continue  # its files are found under their own name
                 if not inside and not follow_links:
@@ -255,171 +218,7 @@ def _group(entries: Sequence[_Entry], listing: Listing) -> list[tuple[SourceFile
 # --- reading files ---------------------------------------------------------------------------------------------------
 
 
-def read_group(files: Sequence[SourceFile]) -> dict[str, Any]:
-    """{"models": record}, {"companions": record} or {"rejected": record} for the files of one group. Never raises.
-
-    A rejection carries a fingerprint where it holds for as long as the file stays the same.
-    """
-    current: list[SourceFile] = []
-    headers = []
-    budget = Budget()
-    try:
-        for number, file in enumerate(files):
-            where = f"{os.path.basename(file.path)}: " if number else ""
-            try:
-                descriptor, status = open_regular(_encode(file.path))
-            except GgufError as error:
-                return _rejection(files, where + str(error), lasting=False)
-            reason = None
-            try:
-                header = read_open_header(descriptor, status.st_size, budget)
-            except ReadError as error:
-                # A bad moment of a disk or a network: it may be read the next time.
-                return _rejection(files, where + str(error), lasting=False)
-            except GgufError as error:
-                reason = where + str(error)
-            finally:
-                after = _changed_at(descriptor)
-                os.close(descriptor)
-            current.append(SourceFile(file.path, status.st_size, status.st_mtime_ns, status.st_ino))
-            if after != (status.st_size, status.st_mtime_ns):
-                return _rejection(files, f"{where}it was written to while it was read: scan again later", lasting=False)
-            if reason:
-                return _rejection([*current, *files[len(current) :]], reason, lasting=True)
-            headers.append(header)
-        # By way of JSON, so that a record is the same whether just made or read from the registry file.
-        record = json.loads(json.dumps(describe(current, headers), allow_nan=False))
-        return {"models" if record["kind"] in SERVABLE else "companions": record}
-    except ModelError as error:
-        return _rejection(current, str(error), lasting=True)
-    except Exception as error:
-        # Whatever a stranger's metadata may provoke, the rest of the scan goes on.
-        return _rejection(files, f"its metadata makes no sense ({type(error).__name__}: {error})"[:300], lasting=False)
-
-
-def _changed_at(descriptor: int) -> tuple[int, int] | None:
-    """Size and time of change of an open file; None where a network's server no longer knows it."""
-    try:
-        status = os.fstat(descriptor)
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns
-
-
-def _rejection(files: Sequence[SourceFile], reason: str, *, lasting: bool) -> dict[str, Any]:
-    # Some of it may be a stranger's text.
-    short = reason if len(reason) <= MAX_REASON else reason[: MAX_REASON - 1] + "…"
-    record: dict[str, Any] = {"path": files[0].path, "reason": short}
-    if len(files) > 1:
-        record["files"] = [file.path for file in files]
-    if lasting:
-        record["fingerprint"] = fingerprint_of(files)
-    return {"rejected": record}
-
-
-# --- the registry file -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Kept:
-    """A registry file as it was found: its content, and what of it can be reused."""
-
-    content: dict[str, Any] | None = None
-    records: dict[tuple[str, ...], tuple[str, dict[str, Any]]] = field(default_factory=dict)
-    warning: str | None = None
-
-    @property
-    def ids(self) -> dict[str, str]:
-        """The id of every path that is a model, or was one; what was one longest ago comes first."""
-        content = self.content or {}
-        return {**content.get("ids", {}), **{model["path"]: model["id"] for model in content.get("models", [])}}
-
-    def tried(self, what: str) -> set[str]:
-        """What earlier slices of this scan have dealt with: "groups" by their first path, or "checksums"."""
-        return set((self.content or {}).get("tried", {}).get(what, ()))
-
-
-def partial_path(path: str) -> str:
-    """Where a scan that is not complete yet lies, beside the registry at path."""
-    return path + ".partial"
-
-
-def load(path: str, resume: str | None = None) -> Kept:
-    """The registry at path; without content and with a warning where there is none, or it is damaged.
-
-    resume is what a scan that is not complete has called itself: only it takes what the file says of its progress.
-    """
-    try:
-        with open(_encode(path), "rb") as stream:
-            content = json.loads(stream.read())
-        _validate(content)
-        if resume is None or content.get("resume") != resume:
-            content.pop("tried", None)
-    except FileNotFoundError:
-        return Kept(warning=f"There is no registry at {printable(path)} yet: every file is read.")
-    except OSError as error:
-        return Kept(warning=f"The registry {printable(path)} cannot be read ({error.strerror}): every file is read.")
-    except (ValueError, RecursionError, RegistryError) as error:
-        return Kept(warning=f"The registry {printable(path)} is damaged ({error}): every file is read.")
-    return Kept(content, _reusable(content))
-
-
-def _validate(content: Any) -> None:
-    """Raise RegistryError where the content is not a registry."""
-    if not isinstance(content, dict):
-        raise RegistryError("it is not a JSON object")
-    if content.get("schema_version") != SCHEMA_VERSION:
-        raise RegistryError(f"its schema_version is {content.get('schema_version')!r:.40}, not {SCHEMA_VERSION}")
-    for part, keys in _RECORD_KEYS.items():
-        records = content.get(part)
-        if not isinstance(records, list):
-            raise RegistryError(f"{part} is not a list")
-        for record in records:
-            if not isinstance(record, dict) or not keys <= record.keys():
-                raise RegistryError(f"a record of {part} lacks keys")
-            for key, kind in _KEY_TYPES.items():
-                if key in record and not isinstance(record[key], kind):
-                    raise RegistryError(f"{key} of a record of {part} has a wrong type")
-    for key in ("ids", "tried"):
-        if not isinstance(content.get(key, {}), dict):
-            raise RegistryError(f"{key} is not a JSON object")
-    if not all(isinstance(value, str) for value in content.get("ids", {}).values()):
-        raise RegistryError("one of ids is not a text")
-    for paths in content.get("tried", {}).values():
-        if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-            raise RegistryError("tried holds something other than lists of paths")
-    _check_places(content)
-
-
-def _check_places(content: Mapping[str, Any]) -> None:
-    """Raise RegistryError where a path leads out of the scanned folders, or an id out of a folder of launch configs."""
-    roots = [os.path.abspath(_encode(str(path))) for path in content.get("scan_paths") or []]
-    projectors = {record["path"] for record in content["companions"]}
-    for record in [*content["models"], *content["companions"]]:
-        paths = [str(path) for path in record["files"]]
-        if not paths or record["path"] != paths[0]:
-            raise RegistryError("the path of a record is not its first file")
-        for path in paths:
-            encoded = _encode(path)
-            if os.path.normpath(encoded) != encoded or not _is_within(encoded, roots):
-                raise RegistryError(f"{printable(path)} is not in the scanned folders")
-    for model in content["models"]:
-        if not _ID.fullmatch(model["id"]):
-            raise RegistryError(f"{model['id']!r:.40} is no id")
-        if model["mmproj"] is not None and model["mmproj"] not in projectors:
-            raise RegistryError(f"the projector of {model['id']} is not among the companions")
-
-
-def _reusable(content: Mapping[str, Any]) -> dict[tuple[str, ...], tuple[str, dict[str, Any]]]:
-    if content.get("reader_version") != READER_VERSION:
-        return {}
-    records = {}
-    tried = set(content.get("tried", {}).get("groups", ()))
-    for part in _RECORD_KEYS:
-        for record in content[part]:
-            if "fingerprint" in record or record["path"] in tried:
-                records[tuple(map(str, record.get("files") or [record["path"]]))] = (part, record)
-    return records
+# --- scanning --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -489,7 +288,7 @@ def scan(
             parts[part].append(dict(record))
         else:
             pending.append(files)
-    outcome = _pool.run(len(pending), lambda index: read_group(pending[index]), workers=workers, deadline=deadline)
+    outcome = _read(pending, workers, deadline) if pending else _pool.Outcome({}, [])
     # A forced scan with checksums computes them anew; otherwise they are good for as long as the file is the same.
     sums = {} if force and checksums else _known_sums(kept)
     for result in outcome.results.values():
@@ -505,6 +304,8 @@ def scan(
     unread = before.tried("checksums")
     if checksums and done == len(listing.groups):
         records_of_files = [*parts["models"], *parts["companions"]]
+        from ._integrity import add_checksums
+
         hashed = add_checksums(records_of_files, unread, deadline=deadline, workers=workers)
     tried |= {pending[index][0].path for index in (*outcome.results, *outcome.lost)}
     unfit = pair_projectors(parts["models"], parts["companions"])
@@ -519,6 +320,13 @@ def scan(
         hashed,
         {"groups": sorted(tried), "checksums": sorted(unread)},
     )
+
+
+def _read(pending: Sequence[tuple[SourceFile, ...]], workers: int | None, deadline: float | None) -> _pool.Outcome:
+    # Most scans find nothing new, and a module compiles at every call what it imports.
+    from ._reading import read_group
+
+    return _pool.run(len(pending), lambda index: read_group(pending[index]), workers=workers, deadline=deadline)
 
 
 def _known_sums(kept: Kept) -> dict[tuple[str, ...], tuple[dict[str, Any], list[str | None]]]:
@@ -562,70 +370,3 @@ def _content(
     else:
         content["updated_at"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
     return content
-
-
-def changes_between(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The ids of the models that are new, gone, or other files than before."""
-    old = {model["id"]: model for model in (before or {}).get("models", [])}
-    new = {model["id"]: model for model in after["models"]}
-    return {
-        "added": sorted(new.keys() - old.keys()),
-        "removed": sorted(old.keys() - new.keys()),
-        "replaced": sorted(
-            name
-            for name in new.keys() & old.keys()
-            if (new[name]["path"], new[name]["fingerprint"]) != (old[name]["path"], old[name]["fingerprint"])
-        ),
-    }
-
-
-# What a fact of thousands of models says of each: every task of a run copies all facts several times.
-_SHORT_KEYS = (
-    "id", "kind", "path", "size_bytes", "architecture", "quantization", "tier", "parameter_count", "context_length",
-)  # fmt: skip
-
-
-def short_content(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The registry with the few values of each model that choosing and showing it takes."""
-    return {**content, "ids": {}, "models": [{key: model[key] for key in _SHORT_KEYS} for model in content["models"]]}
-
-
-def diff_lines(content: Mapping[str, Any] | None) -> str:
-    """A registry for people: a line for each model, companion and rejected file."""
-    if content is None:
-        return ""
-    lines = [
-        f"{model['id']}  {model['tier'] or '-'}  {model['size_bytes']}  {printable(model['path'])}  {_short(model)}"
-        for model in content["models"]
-    ]
-    lines += [f"{record['kind']}  {printable(record['path'])}  {_short(record)}" for record in content["companions"]]
-    lines += [f"rejected  {printable(record['path'])}: {record['reason']}" for record in content["rejected"]]
-    return "".join(f"{line}\n" for line in lines)
-
-
-def _short(record: Mapping[str, Any]) -> str:
-    """A few letters that change with the file, so that one replaced by another of equal size shows."""
-    return hashlib.sha256(json.dumps(record["fingerprint"], sort_keys=True).encode()).hexdigest()[:8]
-
-
-def serialize(content: Mapping[str, Any]) -> bytes:
-    """The registry file's bytes: a line for each record, so that it can be read, searched and compared."""
-    lines = []
-    for key, value in content.items():
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            body = ",\n".join("  " + json.dumps(record) for record in value)
-            lines.append(f"{json.dumps(key)}: [\n{body}\n]")
-        else:
-            lines.append(f"{json.dumps(key)}: {json.dumps(value)}")
-    return ("{\n" + ",\n".join(lines) + "\n}\n").encode("ascii")
-
-
-def save(path: str, content: Mapping[str, Any]) -> None:
-    """Write the registry file. Raises RegistryError."""
-    try:
-        write_atomic(path, serialize(content), 0o644)
-    except OSError as error:
-        raise RegistryError(
-            f"The registry {printable(path)} cannot be written: {error.strerror or error}. "
-            "Make its folder writable for the connecting user, or set another registry_path."
-        ) from error

@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ._memory import EstimateError, estimate
+from ._errors import EstimateError
+from ._memory import estimate
 from ._plan import companion_sizes, effective_parameters, format_bytes, plan_lines
 from ._profile import select
 

@@ -20,7 +20,7 @@ from ._launch import File, Managed, common_config_path, managed_files, superfluo
 from ._proc import Process
 from ._readiness import forget_revisions, ready_revisions
 from ._record import DamagedRecordError, read_record
-from ._runtime_install import note_in_manifest, previous_prefix, read_manifest
+from ._runtime_manifest import note_in_manifest, previous_prefix, read_manifest
 
 SCHEMA_VERSION = 1
 

@@ -29,6 +29,7 @@ from typing import Any
 
 from ._errors import MagiError
 from ._files import write_atomic
+from ._runtime_manifest import note_in_manifest, previous_prefix, read_manifest, staged_prefix, write_manifest
 from ._runtime_probe import Completed, ProbeError, Run, absent, probe
 
 METHODS = ("existing", "package", "portable", "release")
@@ -647,15 +648,10 @@ def _provide(
     place = prefix if places else staged
     with _new_prefix(prefix, place, wanted) as new:
         if new is not None:
-            _write_manifest(new, fill(new))
+            write_manifest(new, fill(new))
     after = _summary(read_manifest(place))
     lies = place if place != prefix else None
     return Provided(path, notes[1], lies is None, new is not None, lies, before=before, after=after)
-
-
-def staged_prefix(prefix: str) -> str:
-    """Where what is to become the prefix waits."""
-    return f"{prefix}.staged"
 
 
 def _put_staged(prefix: str) -> bool:
@@ -671,19 +667,6 @@ def _put_staged(prefix: str) -> bool:
     return is_there
 
 
-def previous_prefix(prefix: str) -> str:
-    """Where the prefix before this one is kept."""
-    return f"{prefix}.previous"
-
-
-def note_in_manifest(prefix: str, **entries: Any) -> None:
-    """Note something in a prefix's manifest that is not there yet; only a help, so a failure is no error."""
-    manifest = read_manifest(prefix)
-    if manifest and any(manifest.get(key) != value for key, value in entries.items()):
-        with contextlib.suppress(OSError):
-            _write_manifest(prefix, {**manifest, **entries})
-
-
 def restore_previous(prefix: str) -> None:
     """Let the prefix and the one before it change places. Raises ProviderError."""
     previous, aside = previous_prefix(prefix), f"{prefix}.new"
@@ -697,20 +680,6 @@ def restore_previous(prefix: str) -> None:
                 os.rename(aside, previous)
     except OSError as error:
         raise ProviderError(f"{previous} could not take the place of {prefix}: {error}.") from error
-
-
-def read_manifest(prefix: str) -> dict[str, Any]:
-    """What stands in the prefix, by its manifest.json; empty where there is none or it cannot be read."""
-    with contextlib.suppress(OSError, ValueError), open(os.path.join(prefix, "manifest.json"), "rb") as stream:
-        manifest = json.load(stream)
-        if isinstance(manifest, dict):
-            return manifest
-    return {}
-
-
-def _write_manifest(new: str, manifest: Mapping[str, Any]) -> None:
-    text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
-    write_atomic(os.path.join(new, "manifest.json"), text.encode(), 0o644)
 
 
 def _summary(manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,11 +25,11 @@ from typing import Any
 from ._files import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, write_atomic
 from ._proc import all_processes, processes
 from ._service import STOP_MARGIN, ServiceError, ServiceStatus, Stopped, at_once, exit_text, terminate
+from ._watch import daemon_pid, is_ours
 
 # supervisor binds a temporary name, the socket's with its PID behind, before it links the name itself.
 SOCKET_PATH_LIMIT = 107 - len(".4194304")
-# What our supervisord.conf calls its supervisord, and what lies beside that.
-IDENTIFIER = "magi-llama"
+# What lies beside our supervisord.conf.
 OWN_FILE = re.compile(
     r"supervisord\.(conf|pid|log(\.\d+)?)|supervisor\.sock(\.\d+)?|started\.json|venv"
     rf"|{re.escape(TEMPORARY_PREFIX)}.*{re.escape(TEMPORARY_SUFFIX)}"
@@ -391,28 +391,6 @@ class SupervisorManager:
             for call, answer in zip(calls, answers)
             if isinstance(answer, dict) and "faultCode" in answer
         }
-
-
-def daemon_pid(state_dir: str) -> int | None:
-    """The process of the state directory's supervisord as it noted it down."""
-    try:
-        with open(os.path.join(state_dir, "supervisor", "supervisord.pid"), encoding="ascii") as stream:
-            return int(stream.read())
-    except (OSError, ValueError):
-        return None
-
-
-def is_ours(state_dir: str) -> bool:
-    """Whether a state directory has a supervisord of ours, or what a run that was killed early has left of one.
-
-    A folder of that name may have been there before with somebody else's.
-    """
-    config = os.path.join(state_dir, "supervisor", "supervisord.conf")
-    try:
-        with open(config, encoding="utf-8", errors="replace") as stream:
-            return f"\nidentifier={IDENTIFIER}\n" in stream.read()
-    except OSError:
-        return os.path.isdir(os.path.dirname(config)) and not os.path.lexists(config)
 
 
 def own_files(state_dir: str) -> list[str]:

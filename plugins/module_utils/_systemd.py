@@ -206,27 +206,6 @@ class SystemdManager:
             raise ServiceError(f"{' '.join(command)} failed: {complaint.strip()}")
 
 
-def not_at_boot(names: Sequence[str]) -> list[str]:
-    """Those of these servers that would not be started at boot, as somebody has disabled their units or the target.
-
-    By the links that systemd itself goes by: it is asked at every run.
-    """
-    target = os.path.join(UNIT_FOLDER, "multi-user.target.wants", TARGET)
-    wants = os.path.join(UNIT_FOLDER, f"{TARGET}.wants")
-    disabled = not os.path.lexists(target)
-    return [name for name in names if disabled or not os.path.lexists(os.path.join(wants, unit_name(name)))]
-
-
-def in_unit(pid: int, name: str, proc: str = "/proc") -> bool:
-    """Whether a process belongs to its server's unit; true where the host does not tell."""
-    try:
-        with open(f"{proc}/{pid}/cgroup", encoding="utf-8", errors="replace") as stream:
-            groups = stream.read()
-    except OSError:
-        return True
-    return not groups or f"/{unit_name(name)}" in groups
-
-
 def parse_show(output: str) -> dict[str, dict[str, str]]:
     """The output of `systemctl show` for several units: each unit's properties by its Id."""
     blocks = (

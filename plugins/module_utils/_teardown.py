@@ -20,10 +20,11 @@ from ._lock import lock_path
 from ._proc import STATE_MARKER, all_processes, command_of
 from ._readiness import readiness_path, ready_revisions
 from ._record import RecordError, read_record, record_path
-from ._registry import partial_path
+from ._registry_file import partial_path
 from ._rollback import RollbackError, previous_path, read_previous
-from ._runtime_install import read_manifest
-from ._supervisor import is_ours, log_files, own_files
+from ._runtime_manifest import read_manifest
+from ._supervisor import log_files, own_files
+from ._watch import is_ours
 
 OUR_FOLDER = "magi-llama"
 

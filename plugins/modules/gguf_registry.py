@@ -402,27 +402,22 @@ msg:
 import contextlib
 import os
 import uuid
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
-from ansible_collections.magi.llama.plugins.module_utils._integrity import (
-    Differences,
-    check_manifest,
-    differences,
-    manifest_of,
-    without_checksum,
-)
 from ansible_collections.magi.llama.plugins.module_utils._lock import keep
-from ansible_collections.magi.llama.plugins.module_utils._registry import (
-    Scan,
+from ansible_collections.magi.llama.plugins.module_utils._registry import Scan, scan
+from ansible_collections.magi.llama.plugins.module_utils._registry_file import (
     diff_lines,
     load,
     partial_path,
     save,
-    scan,
     short_content,
 )
+
+if TYPE_CHECKING:
+    from ansible_collections.magi.llama.plugins.module_utils._integrity import Differences
 
 SHORT_FROM = 501
 
@@ -463,6 +458,9 @@ def run(module: AnsibleModule) -> None:
         )
     manifest = params["manifest"]
     if manifest is not None:
+        # Most scans have no checksums, and a module compiles at every call what it imports.
+        from ansible_collections.magi.llama.plugins.module_utils._integrity import check_manifest
+
         check_manifest(manifest)
     checksums = params["checksums"] or manifest is not None
     registry_path = params["registry_path"]
@@ -539,6 +537,8 @@ def finish(
         "msg": ", ".join([*parts, f"{len(content['rejected'])} rejected"]),
     }
     if checksums:
+        from ansible_collections.magi.llama.plugins.module_utils._integrity import manifest_of, without_checksum
+
         returned["manifest"] = manifest_of(content)
         returned["without_checksum"] = without_checksum(content)
     if module._diff:
@@ -549,6 +549,8 @@ def finish(
             "after": diff_lines(content),
         }
     if module.params["manifest"] is not None:
+        from ansible_collections.magi.llama.plugins.module_utils._integrity import differences
+
         found = differences(content, module.params["manifest"])
         returned["differences"] = vars(found)
         report(module, found, returned)

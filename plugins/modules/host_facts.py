@@ -155,8 +155,6 @@ from ansible_collections.magi.llama.plugins.module_utils._errors import MagiErro
 from ansible_collections.magi.llama.plugins.module_utils._files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._lock import Run, acquire, told
 from ansible_collections.magi.llama.plugins.module_utils._secrets import check_key_file
-from ansible_collections.magi.llama.plugins.module_utils._supervisor import SupervisorManager
-from ansible_collections.magi.llama.plugins.module_utils._systemd import SystemdManager
 
 # What the role servers writes as the comment of a user that it makes.
 USER_COMMENT = "magi.llama"
@@ -187,11 +185,19 @@ def main() -> None:
     if manager == "auto":
         manager = "systemd" if systemd else "supervisor"
     if manager == "supervisor":
+        from ansible_collections.magi.llama.plugins.module_utils._supervisor import SupervisorManager
+
         # A folder that it cannot use is said here, before anything is touched.
         try:
             SupervisorManager(given["state_dir"])
         except MagiError as error:
             module.fail_json(msg=str(error))
+    version, stray = None, []
+    if systemd:
+        # Not needed elsewhere, and a module compiles at every call what it imports.
+        from ansible_collections.magi.llama.plugins.module_utils._systemd import SystemdManager
+
+        version, stray = SystemdManager().version(), SystemdManager().stray_variables()
     root = os.geteuid() == 0
     if given["lock"] and manager == "systemd" and not root:
         module.fail_json(
@@ -233,7 +239,7 @@ def main() -> None:
             "llama_host": {
                 "service_manager": manager,
                 "systemd": systemd,
-                "systemd_version": SystemdManager().version() if systemd else None,
+                "systemd_version": version,
                 "supervisord": next((path for path in candidates if path and os.access(path, os.X_OK)), None),
                 "root": root,
                 "user": user,
@@ -241,7 +247,7 @@ def main() -> None:
                 "user_exists": user_exists,
                 "user_is_ours": root and comment == USER_COMMENT,
                 "api_key_stamp": stamp,
-                "stray_variables": SystemdManager().stray_variables() if systemd else [],
+                "stray_variables": stray,
             }
         },
     )

@@ -163,11 +163,11 @@ from ansible_collections.magi.llama.plugins.module_utils._errors import MagiErro
 from ansible_collections.magi.llama.plugins.module_utils._files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._gpu import parse_devices, read_gpus
 from ansible_collections.magi.llama.plugins.module_utils._launch import deployed
-from ansible_collections.magi.llama.plugins.module_utils._managers import disabled, unwatched
 from ansible_collections.magi.llama.plugins.module_utils._plan import Host, Settings, make_plan, plan_lines
 from ansible_collections.magi.llama.plugins.module_utils._proc import listeners, memory, processes
 from ansible_collections.magi.llama.plugins.module_utils._record import DamagedRecordError, empty_record, read_record
-from ansible_collections.magi.llama.plugins.module_utils._registry import RegistryError, load
+from ansible_collections.magi.llama.plugins.module_utils._registry_file import RegistryError, load
+from ansible_collections.magi.llama.plugins.module_utils._watch import disabled, unwatched
 
 
 def main() -> None:

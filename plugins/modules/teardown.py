@@ -91,7 +91,7 @@ from ansible_collections.magi.llama.plugins.module_utils._errors import MagiErro
 from ansible_collections.magi.llama.plugins.module_utils._files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._proc import all_processes
 from ansible_collections.magi.llama.plugins.module_utils._service import ended_text, terminate
-from ansible_collections.magi.llama.plugins.module_utils._supervisor import SupervisorManager, is_ours
+from ansible_collections.magi.llama.plugins.module_utils._supervisor import SupervisorManager
 from ansible_collections.magi.llama.plugins.module_utils._systemd import SystemdManager
 from ansible_collections.magi.llama.plugins.module_utils._teardown import (
     ours,
@@ -100,6 +100,7 @@ from ansible_collections.magi.llama.plugins.module_utils._teardown import (
     unit_servers,
     users_of,
 )
+from ansible_collections.magi.llama.plugins.module_utils._watch import is_ours
 
 
 def main() -> None:

@@ -35,7 +35,8 @@ def reader(name: str) -> Callable[[str], Any]:
 
         # As it is quickest: without the arrays, as ours.
         return lambda path: parse_gguf(path, array_limit=1)
-    from ansible_collections.magi.llama.plugins.module_utils._registry import load, scan
+    from ansible_collections.magi.llama.plugins.module_utils._registry import scan
+    from ansible_collections.magi.llama.plugins.module_utils._registry_file import load
 
     return lambda folder: scan([folder], load(f"{folder}/none.json"))
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 from ansible_collections.magi.llama.plugins.module_utils._gguf import GgufError, read_header
-from ansible_collections.magi.llama.plugins.module_utils._models import SourceFile
-from ansible_collections.magi.llama.plugins.module_utils._registry import read_group
+from ansible_collections.magi.llama.plugins.module_utils._reading import read_group
+from ansible_collections.magi.llama.plugins.module_utils._source import SourceFile
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from support import gguf_files as make

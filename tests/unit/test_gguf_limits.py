@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.magi.llama.plugins.module_utils import _registry
+from ansible_collections.magi.llama.plugins.module_utils import _reading
 from ansible_collections.magi.llama.plugins.module_utils._gguf import (
     MAX_KEPT_STRING,
     MAX_KEPT_TEXT,
@@ -22,7 +22,7 @@ from ansible_collections.magi.llama.plugins.module_utils._gguf import (
     MAX_TENSORS,
     Budget,
 )
-from ansible_collections.magi.llama.plugins.module_utils._models import SourceFile
+from ansible_collections.magi.llama.plugins.module_utils._source import SourceFile
 from support import gguf_files as make
 
 MAX_SECONDS = 2.0
@@ -60,13 +60,13 @@ def source(path: Path) -> SourceFile:
 def measure(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     files = [source(path) for path in paths]
     started = time.process_time()
-    result = _registry.read_group(files)
+    result = _reading.read_group(files)
     assert time.process_time() - started < MAX_SECONDS + 0.5
     # To count memory takes several times as long, so only here the time does not count.
-    monkeypatch.setattr(_registry, "Budget", partial(Budget, 60.0))
+    monkeypatch.setattr(_reading, "Budget", partial(Budget, 60.0))
     tracemalloc.start()
     try:
-        assert _registry.read_group(files).keys() == result.keys()
+        assert _reading.read_group(files).keys() == result.keys()
         assert tracemalloc.get_traced_memory()[1] < MAX_BYTES
     finally:
         tracemalloc.stop()
@@ -102,6 +102,6 @@ def test_many_shards_share_the_time(tmp_path: Path) -> None:
         paths[-1].write_bytes(make.header([*keys, make.key("split.no", make.U32, number)], []))
     budget = Budget(0.05)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_registry, "Budget", lambda: budget)
-        record = _registry.read_group([source(path) for path in paths])["rejected"]
+        patch.setattr(_reading, "Budget", lambda: budget)
+        record = _reading.read_group([source(path) for path in paths])["rejected"]
     assert "more than 0.05 s of processor time" in record["reason"]

@@ -19,7 +19,8 @@ import gguf
 import numpy as np
 import pytest
 from ansible_collections.magi.llama.plugins.module_utils._gguf import MAX_KEPT_ELEMENTS, read_header
-from ansible_collections.magi.llama.plugins.module_utils._models import SourceFile, describe
+from ansible_collections.magi.llama.plugins.module_utils._models import describe
+from ansible_collections.magi.llama.plugins.module_utils._source import SourceFile
 from support import gguf_files as make
 from support.architectures import ARCHITECTURES, write_model
 

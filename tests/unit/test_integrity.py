@@ -22,7 +22,8 @@ from ansible_collections.magi.llama.plugins.module_utils._integrity import (
     sha256_of,
     without_checksum,
 )
-from ansible_collections.magi.llama.plugins.module_utils._registry import Kept, load, save, scan
+from ansible_collections.magi.llama.plugins.module_utils._registry import scan
+from ansible_collections.magi.llama.plugins.module_utils._registry_file import Kept, load, save
 from support import gguf_files as make
 
 

@@ -10,12 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from ansible_collections.magi.llama.plugins.module_utils._memory import (
-    GPU_CONTEXT_BYTES,
-    EstimateError,
-    estimate,
-    memory_shape,
-)
+from ansible_collections.magi.llama.plugins.module_utils._errors import EstimateError
+from ansible_collections.magi.llama.plugins.module_utils._memory import GPU_CONTEXT_BYTES, estimate
+from ansible_collections.magi.llama.plugins.module_utils._memory_shape import memory_shape
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB

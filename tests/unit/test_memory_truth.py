@@ -22,7 +22,8 @@ from typing import Any
 import httpx
 import pytest
 from ansible_collections.magi.llama.plugins.module_utils._gguf import read_header
-from ansible_collections.magi.llama.plugins.module_utils._memory import estimate, memory_shape
+from ansible_collections.magi.llama.plugins.module_utils._memory import estimate
+from ansible_collections.magi.llama.plugins.module_utils._memory_shape import memory_shape
 from ansible_collections.magi.llama.plugins.module_utils._runtime import parse_version
 from support.architectures import ARCHITECTURES, Sizes, write_model
 

@@ -18,17 +18,16 @@ from ansible_collections.magi.llama.plugins.module_utils import _models
 from ansible_collections.magi.llama.plugins.module_utils._gguf import Header, Tensor, read_header
 from ansible_collections.magi.llama.plugins.module_utils._models import (
     ModelError,
-    SourceFile,
-    assign_ids,
     clean_text,
     describe,
     kind_of,
-    pair_projectors,
     quantization_of,
-    slug,
     tier_of,
     tier_of_bits,
 )
+from ansible_collections.magi.llama.plugins.module_utils._names import assign_ids, slug
+from ansible_collections.magi.llama.plugins.module_utils._projectors import pair_projectors
+from ansible_collections.magi.llama.plugins.module_utils._source import SourceFile
 from support import gguf_files as make
 
 TYPES = {kind.name: kind.value for kind in gguf.GGMLQuantizationType}

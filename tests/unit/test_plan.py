@@ -6,8 +6,8 @@ import dataclasses
 from typing import Any
 
 import pytest
+from ansible_collections.magi.llama.plugins.module_utils._errors import EstimateError
 from ansible_collections.magi.llama.plugins.module_utils._gpu import Gpu
-from ansible_collections.magi.llama.plugins.module_utils._memory import EstimateError
 from ansible_collections.magi.llama.plugins.module_utils._plan import (
     Host,
     PlanError,

@@ -16,17 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.magi.llama.plugins.module_utils import _registry
-from ansible_collections.magi.llama.plugins.module_utils._registry import (
+from ansible_collections.magi.llama.plugins.module_utils import _reading, _registry, _registry_file
+from ansible_collections.magi.llama.plugins.module_utils._registry import Scan, list_files, scan
+from ansible_collections.magi.llama.plugins.module_utils._registry_file import (
     Kept,
     RegistryError,
-    Scan,
     diff_lines,
-    list_files,
     load,
     printable,
     save,
-    scan,
     serialize,
     short_content,
 )
@@ -266,7 +264,7 @@ def test_a_file_that_vanishes_or_grows_during_the_scan(
 ) -> None:
     for name in ("a.gguf", "gone.gguf", "growing.gguf"):
         make.small_model(models / name)
-    real = _registry.read_open_header
+    real = _reading.read_open_header
 
     def meddle(descriptor: int, size: int, budget: Any) -> Any:
         if os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")) == "growing.gguf":
@@ -276,7 +274,7 @@ def test_a_file_that_vanishes_or_grows_during_the_scan(
 
     listing = list_files([str(models)])
     monkeypatch.setattr(_registry, "list_files", lambda *_arguments, **_options: listing)
-    monkeypatch.setattr(_registry, "read_open_header", meddle)
+    monkeypatch.setattr(_reading, "read_open_header", meddle)
     (models / "gone.gguf").unlink()
     result = rescan()
     assert paths(result) == ["a.gguf"]
@@ -377,7 +375,7 @@ def test_an_unforeseen_error_is_a_rejection(models: Path, rescan: Scanner, monke
     def fail(*_arguments: Any) -> None:
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr(_registry, "describe", fail)
+    monkeypatch.setattr(_reading, "describe", fail)
     assert reasons(rescan()) == {"a.gguf": "its metadata makes no sense (ZeroDivisionError: by zero)"}
     monkeypatch.undo()
     assert paths(rescan()) == ["a.gguf"]
@@ -482,7 +480,9 @@ def test_another_version_of_the_reader_reads_again(models: Path, tmp_path: Path,
     make.small_model(models / "a.gguf")
     rescan()
     path = tmp_path / "registry.json"
-    path.write_text(path.read_text().replace(f'"reader_version": {_registry.READER_VERSION}', '"reader_version": 0'))
+    path.write_text(
+        path.read_text().replace(f'"reader_version": {_registry_file.READER_VERSION}', '"reader_version": 0')
+    )
     assert rescan().read == 1
 
 
@@ -661,7 +661,7 @@ def test_a_bad_file_is_tried_once_in_a_scan_in_slices(
 ) -> None:
     for name in ("a", "b", "c"):
         make.small_model(models / f"{name}.gguf")
-    real = _registry.read_group
+    real = _reading.read_group
     tried = []
 
     def read_group(files: Any) -> Any:
@@ -674,7 +674,7 @@ def test_a_bad_file_is_tried_once_in_a_scan_in_slices(
             return real(files)
         return {"rejected": {"path": files[0].path, "reason": "cannot be read"}}
 
-    monkeypatch.setattr(_registry, "read_group", read_group)
+    monkeypatch.setattr(_reading, "read_group", read_group)
     path = str(tmp_path / "partial.json")
     for _ in range(10):
         if what == "growing":

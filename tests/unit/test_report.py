@@ -12,7 +12,8 @@ import pytest
 from ansible_collections.magi.llama.plugins.module_utils._memory import estimate
 from ansible_collections.magi.llama.plugins.module_utils._plan import format_bytes
 from ansible_collections.magi.llama.plugins.module_utils._profile import validate
-from ansible_collections.magi.llama.plugins.module_utils._registry import Kept, scan, short_content
+from ansible_collections.magi.llama.plugins.module_utils._registry import scan
+from ansible_collections.magi.llama.plugins.module_utils._registry_file import Kept, short_content
 from ansible_collections.magi.llama.plugins.module_utils._report import discovery_lines, registry_lines, runtime_lines
 from support import gguf_files as make
 

@@ -23,20 +23,22 @@ from ansible_collections.magi.llama.plugins.module_utils._runtime_install import
     ensure,
     find_mirror,
     loader_command,
-    note_in_manifest,
     parse_apt_policy,
     parse_apt_simulation,
     parse_deb822_sources,
     parse_one_line_sources,
     portable,
-    previous_prefix,
-    read_manifest,
     redact,
     release,
     restore_previous,
-    staged_prefix,
     unpack,
     wrapper_text,
+)
+from ansible_collections.magi.llama.plugins.module_utils._runtime_manifest import (
+    note_in_manifest,
+    previous_prefix,
+    read_manifest,
+    staged_prefix,
 )
 from ansible_collections.magi.llama.plugins.module_utils._runtime_probe import Completed, run_command
 

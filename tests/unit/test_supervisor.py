@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from ansible_collections.magi.llama.plugins.module_utils import _quote, _service, _supervisor
+from ansible_collections.magi.llama.plugins.module_utils import _quote, _service, _supervisor, _watch
 from ansible_collections.magi.llama.plugins.module_utils._proc import processes
 from ansible_collections.magi.llama.plugins.module_utils._service import ServiceError
 
@@ -201,7 +201,7 @@ def test_a_stubborn_server_is_killed_after_its_deadline_and_the_others_do_not_wa
     assert time.monotonic() - began < 4
     assert [stopped[name].signal for name in "abcd"] == ["SIGKILL", "SIGKILL", "SIGTERM", None]
     assert stopped["a"].seconds >= 1 > stopped["c"].seconds
-    pid = _supervisor.daemon_pid(bed.state)
+    pid = _watch.daemon_pid(bed.state)
     assert bed.manager.shutdown_if_idle()
     assert not os.path.exists(f"/proc/{pid}/exe")
     assert not (bed.root / "supervisor" / "supervisor.sock").exists()

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.magi.llama.plugins.module_utils import _managers, _systemd
+from ansible_collections.magi.llama.plugins.module_utils import _systemd, _watch
 from ansible_collections.magi.llama.plugins.module_utils._service import ServiceError, ServiceStatus, Stopped
 
 SHOWN = """\
@@ -208,18 +208,18 @@ def test_nothing_to_do_calls_nothing(call):
 
 
 def test_what_somebody_has_disabled_would_not_be_started_at_boot(tmp_path, monkeypatch):
-    monkeypatch.setattr(_systemd, "UNIT_FOLDER", str(tmp_path))
+    monkeypatch.setattr(_watch, "UNIT_FOLDER", str(tmp_path))
     record = {"service_manager": "systemd", "servers": [{"name": "a"}, {"name": "b"}]}
-    assert _managers.disabled(record, "systemd") == ["a", "b"]
+    assert _watch.disabled(record, "systemd") == ["a", "b"]
     for link in (f"multi-user.target.wants/{TARGET}", f"{TARGET}.wants/{A}", f"{TARGET}.wants/{B}"):
         (tmp_path / link).parent.mkdir(exist_ok=True)
         (tmp_path / link).symlink_to("/nonexistent")
-    assert _managers.disabled(record, "systemd") == []
+    assert _watch.disabled(record, "systemd") == []
     (tmp_path / f"{TARGET}.wants/{B}").unlink()
-    assert _managers.disabled(record, "systemd") == ["b"]
+    assert _watch.disabled(record, "systemd") == ["b"]
     # Without its target nothing is started at boot.
     (tmp_path / f"multi-user.target.wants/{TARGET}").unlink()
-    assert _managers.disabled(record, "systemd") == ["a", "b"]
+    assert _watch.disabled(record, "systemd") == ["a", "b"]
     # Servers that change over to another manager are started anew anyhow.
-    assert _managers.disabled(record, "supervisor") == []
-    assert _managers.disabled({**record, "service_manager": None}, "systemd") == []
+    assert _watch.disabled(record, "supervisor") == []
+    assert _watch.disabled({**record, "service_manager": None}, "systemd") == []

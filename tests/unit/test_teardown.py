@@ -10,7 +10,13 @@ import os
 from pathlib import Path
 
 import pytest
-from ansible_collections.magi.llama.plugins.module_utils import _launch, _quote, _service, _supervisor, _teardown
+from ansible_collections.magi.llama.plugins.module_utils import (
+    _launch,
+    _quote,
+    _service,
+    _teardown,
+    _watch,
+)
 
 
 class Host:
@@ -78,7 +84,7 @@ def test_what_others_keep_in_the_state_directory_stays(host):
     theirs += ["app/supervisor/supervisord.log", "app/supervisor/venv/bin/python", "app/supervisor/supervisor.sock"]
     theirs += ["app/supervisor/conf.d/web.conf", "app/main.py"]
     host.write(*theirs, text="[program:web]\n")
-    assert not _supervisor.is_ours(str(host.state))
+    assert not _watch.is_ours(str(host.state))
     host.take_down()
     assert [path for path in host.left() if (host.root / path).is_file()] == sorted(theirs)
 
