@@ -169,14 +169,13 @@ def changes_between(before: Mapping[str, Any] | None, after: Mapping[str, Any]) 
     }
 
 
-# What a fact of thousands of models says of each: every task of a run copies all facts several times.
-_SHORT_KEYS = (
-    "id", "kind", "path", "size_bytes", "architecture", "quantization", "tier", "parameter_count", "context_length",
-)  # fmt: skip
+# What a fact of thousands of models says of each, which is what selectors go by: every task of a run copies all facts
+# several times, and a controller holds those of all hosts.
+_SHORT_KEYS = ("id", "kind", "path", "architecture", "tier")
 
 
 def short_content(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The registry with the few values of each model that choosing and showing it takes."""
+    """The registry with the few values of each model that choosing it takes."""
     return {**content, "ids": {}, "models": [{key: model[key] for key in _SHORT_KEYS} for model in content["models"]]}
 
 

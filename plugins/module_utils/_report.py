@@ -15,6 +15,8 @@ from ._plan import companion_sizes, effective_parameters, format_bytes, plan_lin
 from ._profile import select
 
 STEPS = ("discovery", "profile", "enabled models", "launch", "health")
+# The registry has them all.
+MAX_LISTED = 20
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
@@ -79,8 +81,13 @@ def discovery_lines(registry: Mapping[str, Any], changes: Mapping[str, Sequence[
     extra += [f"{len(rejected)} rejected"] if rejected else []
     text = f"{registry['total']} models in {', '.join(registry['scan_paths'])}"
     lines = [step_line("discovery", text + (f" ({', '.join(extra)})" if extra else ""))]
-    lines += [f"      {what:<9}{', '.join(ids)}" for what, ids in changes.items() if ids]
+    lines += [f"      {what:<9}{_listed(ids)}" for what, ids in changes.items() if ids]
     return lines + [f"      rejected {entry['path']}: {entry['reason']}" for entry in rejected]
+
+
+def _listed(ids: Sequence[str]) -> str:
+    more = f" and {len(ids) - MAX_LISTED} more" if len(ids) > MAX_LISTED else ""
+    return ", ".join(ids[:MAX_LISTED]) + more
 
 
 def profile_lines(profile: Mapping[str, Any]) -> list[str]:
@@ -167,7 +174,10 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
 
 
 def registry_lines(registry: Mapping[str, Any], profile: Mapping[str, Any]) -> list[str]:
-    """The registry as a table; the memory is that of one server with the profile's parameters, without a GPU."""
+    """The registry as a table; the memory is that of one server with the profile's parameters, without a GPU.
+
+    A short fact tells less: what it lacks is a dash.
+    """
     chosen = {model["id"]: parameters for model, _instances, parameters in select(profile, registry["models"]).servers}
     sizes = companion_sizes(registry)
     wrong: dict[str, None] = {}
@@ -175,9 +185,9 @@ def registry_lines(registry: Mapping[str, Any], profile: Mapping[str, Any]) -> l
         [
             model["id"],
             model["tier"],
-            format_bytes(model["size_bytes"]),
-            _count(model["parameter_count"]),
-            model["context_length"],
+            format_bytes(model["size_bytes"]) if "size_bytes" in model else None,
+            _count(model.get("parameter_count")),
+            model.get("context_length"),
             _memory(model, chosen.get(model["id"], profile["parameters"]), sizes, wrong),
             model["kind"],
         ]
@@ -192,7 +202,6 @@ def _memory(
     model: Mapping[str, Any], parameters: Mapping[str, Any], sizes: Mapping[str, int], wrong: dict[str, None]
 ) -> str | None:
     """What a server takes, None where that cannot be told; wrong gets what is wrong with the parameters."""
-    # The fact of thousands of models is a short one, without what an estimate needs.
     if "memory" not in model:
         return None
     effective = effective_parameters(model, parameters)

@@ -48,8 +48,8 @@ options:
     description:
       - How much of each model the fact holds. Ansible copies facts several times for every task, so those of thousands
         of models slow down the whole run.
-      - V(full) is all that the registry file holds; V(short) is id, kind, path, size, architecture, quantization, tier,
-        parameters and context; V(auto) is V(full) for up to 500 models, V(short) for more.
+      - V(full) is all that the registry file holds; V(short) is id, kind, path, architecture and tier; V(auto) is
+        V(full) for up to 500 models, V(short) for more.
       - In check mode it is always V(full) where something changed, as there is no registry file to read the rest from.
     type: str
     choices: [auto, full, short]

@@ -95,3 +95,10 @@ def test_a_parameter_that_makes_no_estimate_is_told(registry: dict[str, Any]) ->
 def test_a_short_registry_has_no_memory(registry: dict[str, Any]) -> None:
     lines = registry_lines(short_content(registry), profile())
     assert [line.split()[-2] for line in lines[1:3]] == ["-", "-"]
+
+
+def test_of_many_new_models_the_first_are_named(registry: dict[str, Any]) -> None:
+    ids = [f"model-{number:02}" for number in range(23)]
+    lines = discovery_lines(registry, {"added": ids, "removed": ids[:20]})
+    assert lines[1] == f"      added    {', '.join(ids[:20])} and 3 more"
+    assert lines[2] == f"      removed  {', '.join(ids[:20])}"
