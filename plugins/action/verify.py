@@ -6,9 +6,8 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,8 @@ class ActionModule(ActionBase):
         )
         if httpx is None:
             raise AnsibleActionFail("verify needs httpx on the controller: pip install httpx.")
-        servers = self._record(arguments["state_dir"], task_vars)
+        told = self._host(arguments["state_dir"], task_vars)
+        servers = told["deployed"]
         local = self._connection.transport == "local"
         host = str(task_vars.get("ansible_host", task_vars["inventory_hostname"]))
         asked, behind = who_asks(servers, "127.0.0.1" if local else host, arguments["api_key"], local)
@@ -57,19 +57,24 @@ class ActionModule(ActionBase):
             outcome = f"ok in {answer['seconds']:.2f} s" if answer["ok"] else f"FAILED: {answer['error']}"
             display.display(f"{task_vars['inventory_hostname']} | {answer['name']} port {answer['port']}: {outcome}")
         result["msg"] = f"{len(answers) - len(failed)} of {len(answers)} servers answered with a token"
+        better = [answer["name"] for answer in answers if answer["ok"] and answer["name"] in told["refused"]]
+        if failed or better:
+            self._host(arguments["state_dir"], task_vars, [answer["name"] for answer in failed], better)
         if failed:
             result["failed"] = True
-            note = {"state_dir": arguments["state_dir"], "failed": [answer["name"] for answer in failed]}
-            self._execute_module("magi.llama.verify", note, task_vars=task_vars)
             result["msg"] += "".join(f"; {answer['name']}: {answer['error']}" for answer in failed)
         return result
 
-    def _record(self, state_dir: str, task_vars: dict[str, Any]) -> list[dict[str, Any]]:
-        path = f"{state_dir}/servers.json"
-        answer = self._execute_module("ansible.builtin.slurp", {"src": path}, task_vars=task_vars)
-        if answer.get("failed"):
-            raise AnsibleActionFail(f"No servers are deployed here: {path} cannot be read. Run site.yml first.")
-        return list(json.loads(base64.b64decode(answer["content"]))["servers"])
+    def _host(
+        self, state_dir: str, task_vars: dict[str, Any], failed: Sequence[str] = (), answered: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """What is deployed and which of it gave no token before, having told the host which do and do not now."""
+        note = {"state_dir": state_dir, "failed": list(failed), "answered": list(answered)}
+        answer: dict[str, Any] = self._execute_module("magi.llama.verify", note, task_vars=task_vars)
+        if not answer.get("deployed"):
+            why = answer.get("msg") or f"{state_dir}/servers.json names none. Run site.yml first."
+            raise AnsibleActionFail(f"No servers are deployed here: {why}")
+        return answer
 
     def _ask_from_host(
         self, servers: list[dict[str, Any]], arguments: dict[str, Any], task_vars: dict[str, Any]

@@ -1,7 +1,11 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How long servers took to become ready, kept beside the record: a later run cannot see it any more."""
+"""What was seen of servers' readiness, kept beside the record: a later run cannot see it any more.
+
+For each server its process with the seconds that it took, the revision with which it was ready last, and the revision
+with which it was ready and yet gave no token.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ def readiness_path(state_dir: str) -> str:
 def ready_revisions(state_dir: str) -> dict[str, Any]:
     """Each server's revision with which it was ready last."""
     known = _read(readiness_path(state_dir))
-    return {name: seen.get("revision") for name, seen in known.items() if isinstance(seen, dict)}
+    return {name: seen.get("revision") for name, seen in known.items()}
 
 
 def remember(
@@ -44,8 +48,11 @@ def remember(
         elif outcome.is_ready:
             entry["became_ready"] = True
             known[outcome.name] = {"pid": outcome.pid, "seconds": outcome.seconds_to_ready}
-        if outcome.is_ready and outcome.name in revisions:
-            known[outcome.name]["revision"] = revisions[outcome.name]
+            if seen and "refused" in seen:
+                known[outcome.name]["refused"] = seen["refused"]
+        revision = revisions.get(outcome.name)
+        if outcome.is_ready and revision is not None and revision != known[outcome.name].get("refused"):
+            known[outcome.name]["revision"] = revision
         result.append(entry)
     if write and known != before:
         # Only a convenience: a folder that cannot be written must not spoil the answer.
@@ -54,23 +61,39 @@ def remember(
     return result
 
 
-def forget_revisions(state_dir: str, names: Sequence[str]) -> None:
-    """Forget with which revision servers were ready."""
+def refused_revisions(state_dir: str) -> dict[str, Any]:
+    """Each server's revision with which it gave no token although it was ready."""
+    known = _read(readiness_path(state_dir))
+    return {name: seen["refused"] for name, seen in known.items() if "refused" in seen}
+
+
+def judge(
+    state_dir: str, revisions: Mapping[str, Any], *, failed: Sequence[str] = (), answered: Sequence[str] = ()
+) -> None:
+    """Note which servers gave no token, and which that were refused for that before give one now.
+
+    revisions are those that they are deployed with.
+    """
     path = readiness_path(state_dir)
-    known = _read(path)
-    kept = {
-        name: {key: value for key, value in seen.items() if key != "revision"} if name in names else seen
-        for name, seen in known.items()
-    }
-    if kept != known:
+    known, before = _read(path), _read(path)
+    for name in failed:
+        seen = known.setdefault(name, {})
+        seen["refused"] = revisions.get(name)
+        seen.pop("revision", None)
+    for name in answered:
+        if known.get(name, {}).get("refused") == revisions.get(name):
+            known[name]["revision"] = known[name].pop("refused")
+    if known != before:
         with contextlib.suppress(OSError):
-            write_atomic(path, json.dumps(kept).encode(), 0o644)
+            write_atomic(path, json.dumps(known).encode(), 0o644)
 
 
-def _read(path: str) -> dict[str, Any]:
+def _read(path: str) -> dict[str, dict[str, Any]]:
     try:
         with open(path, encoding="utf-8") as stream:
             known = json.load(stream)
     except (OSError, ValueError):
         return {}
-    return known if isinstance(known, dict) else {}
+    if not isinstance(known, dict):
+        return {}
+    return {name: seen for name, seen in known.items() if isinstance(seen, dict)}

@@ -18,7 +18,7 @@ from typing import Any
 from ._errors import MagiError
 from ._launch import File, Managed, common_config_path, managed_files, superfluous
 from ._proc import Process
-from ._readiness import forget_revisions, ready_revisions
+from ._readiness import judge, ready_revisions
 from ._record import DamagedRecordError, read_record
 from ._runtime_manifest import note_in_manifest, previous_prefix, read_manifest
 
@@ -68,10 +68,11 @@ def note_good(state_dir: str, record: Mapping[str, Any]) -> None:
 
 
 def note_bad(state_dir: str, names: Sequence[str]) -> None:
-    """Note that servers do not work although they are ready: their deployment is not good."""
-    forget_revisions(state_dir, names)
+    """Note that servers do not work although they are ready: their deployment is not good, until they give a token."""
     try:
-        binaries = Deployment(read_record(state_dir), ()).binaries
+        record = read_record(state_dir)
+        judge(state_dir, revisions(record), failed=names)
+        binaries = Deployment(record, ()).binaries
         worked = read_previous(state_dir).binaries
     except DamagedRecordError:
         return
@@ -81,6 +82,13 @@ def note_bad(state_dir: str, names: Sequence[str]) -> None:
         # With other launch configs it may have worked, and the way back needs it.
         if worked.get(path) != identity == read_manifest(prefix_of(path)).get("identity"):
             note_in_manifest(prefix_of(path), good=False)
+
+
+def note_answered(state_dir: str, names: Sequence[str]) -> None:
+    """Note that servers which did not work do by now."""
+    record = read_record(state_dir)
+    judge(state_dir, revisions(record), answered=names)
+    note_good(state_dir, record)
 
 
 def prefix_of(path: str) -> str:

@@ -15,7 +15,8 @@ description:
     server for an embedding and a reranker for a ranking.
   - The controller asks with httpx, as a client would. Servers that listen on the loopback address of a remote host are
     asked by that host, and so are those whose API key is not known on the controller.
-  - A deployment of which a server fails here is not one that M(magi.llama.rollback) returns to.
+  - A deployment of which a server fails here is not one that M(magi.llama.rollback) returns to, until that server
+    answers here.
 author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:
   - magi.llama.attributes
@@ -35,6 +36,11 @@ options:
     type: str
   failed:
     description: Names of the servers that gave no answer. The action plugin fills it in.
+    type: list
+    elements: str
+    default: []
+  answered:
+    description: Names of the servers that gave none before and do now. The action plugin fills it in.
     type: list
     elements: str
     default: []
@@ -91,26 +97,33 @@ servers:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
-from ansible_collections.magi.llama.plugins.module_utils._rollback import note_bad
+from ansible_collections.magi.llama.plugins.module_utils._readiness import refused_revisions
+from ansible_collections.magi.llama.plugins.module_utils._record import read_record
+from ansible_collections.magi.llama.plugins.module_utils._rollback import note_answered, note_bad
 
 
 def main() -> None:
-    """The host's part: keep in mind who failed."""
+    """The host's part: tell what is deployed, and keep in mind who failed."""
     module = AnsibleModule(
         argument_spec={
             "state_dir": {"type": "path", "required": True},
             "timeout": {"type": "float", "default": 60.0},
             "api_key": {"type": "str", "no_log": True},
             "failed": {"type": "list", "elements": "str", "default": []},
+            "answered": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )
-    if not module.check_mode:
-        try:
-            note_bad(module.params["state_dir"], module.params["failed"])
-        except MagiError as error:
-            module.fail_json(msg=str(error))
-    module.exit_json(changed=False)
+    state_dir = module.params["state_dir"]
+    try:
+        if module.params["failed"] and not module.check_mode:
+            note_bad(state_dir, module.params["failed"])
+        if module.params["answered"] and not module.check_mode:
+            note_answered(state_dir, module.params["answered"])
+        deployed = read_record(state_dir)["servers"]
+    except MagiError as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(changed=False, deployed=deployed, refused=sorted(refused_revisions(state_dir)))
 
 
 if __name__ == "__main__":

@@ -254,7 +254,12 @@ def test_what_gives_no_token_is_not_good(host: Host, same_binary: bool, good: bo
     assert host.kept(a="r3") is None
     assert json.loads((host.prefix / "manifest.json").read_text())["good"] == good
     # The seconds that it took stay known.
-    assert json.loads(Path(host.state_dir, "ready.json").read_text()) == {"a": {"pid": 1, "seconds": 1.0}}
+    known = {"pid": 1, "seconds": 1.0, "refused": "r2"}
+    assert json.loads(Path(host.state_dir, "ready.json").read_text()) == {"a": known}
+    # A token that it gives at last makes it good.
+    _rollback.note_answered(host.state_dir, ["a"])
+    assert _rollback.is_good(host.state_dir, host.record(a="r2"))
+    assert json.loads((host.prefix / "manifest.json").read_text())["good"] is True
 
 
 def process(name: str, revision: str) -> Process:

@@ -251,3 +251,27 @@ def test_a_run_tells_how_servers_were_ended_that_were_stopped_or_would_not_stop(
         "d: stopped, pid 6 ended by SIGTERM in 0.2 s",
     ]
     assert stop_lines({"failed": True, "msg": "no"}) == []
+
+
+def test_ready_is_not_enough_for_what_gave_no_token(tmp_path):
+    state = str(tmp_path)
+    _readiness.remember(state, [ready(5, 1.2)], {"a": "r1"})
+    _readiness.judge(state, {"a": "r1"}, failed=["a"])
+    assert (_readiness.ready_revisions(state), _readiness.refused_revisions(state)) == ({"a": None}, {"a": "r1"})
+    # Nor is a new process of it, or being ready with something else in between.
+    _readiness.remember(state, [ready(6, 1.2)], {"a": "r1"})
+    assert _readiness.ready_revisions(state) == {"a": None}
+    _readiness.remember(state, [ready(7, 1.2)], {"a": "r2"})
+    assert _readiness.ready_revisions(state) == {"a": "r2"}
+    _readiness.remember(state, [ready(8, 1.2)], {"a": "r1"})
+    assert _readiness.ready_revisions(state) == {"a": None}
+    # What answers now is another revision than the one that did not.
+    _readiness.judge(state, {"a": "r2"}, answered=["a"])
+    assert _readiness.refused_revisions(state) == {"a": "r1"}
+    _readiness.judge(state, {"a": "r1"}, answered=["a"])
+    assert (_readiness.ready_revisions(state), _readiness.refused_revisions(state)) == ({"a": "r1"}, {})
+
+
+def test_a_server_that_was_never_ready_is_refused_too(tmp_path):
+    _readiness.judge(str(tmp_path), {"a": "r1"}, failed=["a"])
+    assert _readiness.refused_revisions(str(tmp_path)) == {"a": "r1"}
