@@ -32,13 +32,12 @@ def leftovers(folder: str) -> list[str]:
     return []
 
 
-def write_atomic(path: str, data: bytes, mode: int, owner: tuple[int, int] | None = None) -> None:
-    """Put data at path by way of a temporary file beside it, synced and renamed; parent folders are made (0755).
+def write_beside(path: str, data: bytes, mode: int, owner: tuple[int, int] | None = None) -> str:
+    """Put data into a temporary file beside path, synced, for a rename to path; the temporary file's path.
 
-    mode is the file's permission bits; owner is (uid, gid), by default the caller's. Raises OSError.
+    mode is the file's permission bits; owner is (uid, gid), by default the caller's. Raises OSError, leaving nothing.
     """
     folder = os.path.dirname(path) or "."
-    os.makedirs(folder, mode=0o755, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=TEMPORARY_PREFIX, suffix=TEMPORARY_SUFFIX)
     try:
         with os.fdopen(descriptor, "wb") as stream:
@@ -48,14 +47,37 @@ def write_atomic(path: str, data: bytes, mode: int, owner: tuple[int, int] | Non
             if owner is not None:
                 os.fchown(stream.fileno(), *owner)
             os.fsync(stream.fileno())
-        os.replace(temporary, path)
     except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
+        discard(temporary)
         raise
-    # The rename itself is on disk only when the folder is.
-    folder_descriptor = os.open(folder, os.O_RDONLY)
+    return temporary
+
+
+def discard(temporary: str) -> None:
+    """Remove a temporary file, where it was not renamed."""
+    with contextlib.suppress(OSError):
+        os.unlink(temporary)
+
+
+def sync_folder(folder: str) -> None:
+    """Have on disk what was renamed or removed in a folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder_descriptor)
+        os.fsync(descriptor)
     finally:
-        os.close(folder_descriptor)
+        os.close(descriptor)
+
+
+def write_atomic(path: str, data: bytes, mode: int, owner: tuple[int, int] | None = None) -> None:
+    """Put data at path by way of a temporary file beside it; parent folders are made (0755).
+
+    mode and owner are those of write_beside. Raises OSError.
+    """
+    folder = os.path.dirname(path) or "."
+    os.makedirs(folder, mode=0o755, exist_ok=True)
+    temporary = write_beside(path, data, mode, owner)
+    try:
+        os.replace(temporary, path)
+    finally:
+        discard(temporary)
+    sync_folder(folder)

@@ -10,13 +10,12 @@ import fnmatch
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ._errors import MagiError
-from ._files import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, leftovers
+from ._files import discard, leftovers, sync_folder, write_beside
 from ._proc import STATE_MARKER
 from ._quote import supervisor_environment, systemd_environment, systemd_paths
 from ._record import record_path
@@ -272,15 +271,7 @@ def write_all(files: Sequence[File], remove: Sequence[str] = ()) -> None:
                 os.unlink(path)
         for file in files:
             path = file.path
-            descriptor, temporary = tempfile.mkstemp(
-                dir=os.path.dirname(path), prefix=TEMPORARY_PREFIX, suffix=TEMPORARY_SUFFIX
-            )
-            staged.append((temporary, file))
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(file.content)
-                stream.flush()
-                os.fchmod(stream.fileno(), file.mode)
-                os.fsync(stream.fileno())
+            staged.append((write_beside(path, file.content, file.mode), file))
         for temporary, file in staged:
             path = file.path
             os.replace(temporary, path)
@@ -288,7 +279,7 @@ def write_all(files: Sequence[File], remove: Sequence[str] = ()) -> None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
         for folder in sorted({os.path.dirname(path) for path in [*(file.path for file in files), *remove]}):
-            _sync(folder)
+            sync_folder(folder)
     except OSError as error:
         raise LaunchConfigError(
             f"{path} could not be written: {error.strerror}. Nothing was started or stopped; make room or mend the "
@@ -296,14 +287,4 @@ def write_all(files: Sequence[File], remove: Sequence[str] = ()) -> None:
         ) from error
     finally:
         for temporary, _file in staged:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-
-
-def _sync(folder: str) -> None:
-    # The renames are on disk only when the folder is.
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            discard(temporary)

@@ -7,7 +7,7 @@ import errno
 import os
 
 import pytest
-from ansible_collections.magi.llama.plugins.module_utils import _launch, _quote
+from ansible_collections.magi.llama.plugins.module_utils import _files, _launch, _quote
 from ansible_collections.magi.llama.plugins.module_utils._launch import File, Managed
 
 
@@ -183,7 +183,7 @@ def test_a_read_only_folder_is_named(tmp_path, monkeypatch):
     def read_only(*args, **kwargs):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(_launch.tempfile, "mkstemp", read_only)
+    monkeypatch.setattr(_files.tempfile, "mkstemp", read_only)
     with pytest.raises(_launch.LaunchConfigError, match="/a could not be written: Read-only file system"):
         _launch.write_all([File(str(tmp_path / "a"), b"new")])
 
