@@ -405,10 +405,10 @@ def _differences(server: Server, process: Process) -> list[str]:
     env = process.env
     running = list(process.argv)
     if env.get("MAGI_LLAMA_REVISION") == server["revision"]:
-        # A wrapper script shows the program that it calls, or its interpreter before itself; the revision tells which
-        # one was launched.
+        # A wrapper script shows the program that it calls, or its interpreter before itself, and may have flags of its
+        # own; the revision tells which one was launched.
         arguments = server["argv"][1:]
-        running = [*server["argv"][:1], *(arguments if running[-len(arguments) :] == arguments else running[1:])]
+        running = [*server["argv"][:1], *(arguments if _holds(running, arguments) else running[1:])]
     reasons = _argv_differences(running, server["argv"])
     if env.get("MAGI_LLAMA_RUNTIME") != server["env"]["MAGI_LLAMA_RUNTIME"]:
         reasons.append("llama-server itself changed")
@@ -419,6 +419,11 @@ def _differences(server: Server, process: Process) -> list[str]:
     if not reasons and env.get("MAGI_LLAMA_REVISION") != server["revision"]:
         reasons.append("its launch config changed")
     return reasons
+
+
+def _holds(words: Sequence[str], part: Sequence[str]) -> bool:
+    """Whether a command line has these words, one after another."""
+    return any(words[place : place + len(part)] == part for place in range(len(words) - len(part) + 1))
 
 
 def _argv_differences(old: Sequence[str], new: Sequence[str]) -> list[str]:

@@ -410,6 +410,15 @@ def test_a_wrapper_script_that_stays_the_parent_of_llama_server_is_no_difference
     assert actions(second) == {"a": "keep"}
 
 
+def test_a_wrapper_script_with_flags_of_its_own_is_no_difference() -> None:
+    first = plan([A], profile("a"))
+    server = first["servers"][0]
+    for before, after in (((), ("--threads", "4")), (("--numa", "isolate"), ("--metrics",))):
+        argv = (server["argv"][0], *before, *server["argv"][1:], *after)
+        second = plan([A], profile("a"), host(record=[server], running={"a": process(server, argv=argv)}))
+        assert actions(second) == {"a": "keep"}
+
+
 def test_another_quantization_of_a_model_that_is_here_is_missing_not_misspelt() -> None:
     made = plan([model("alpha-q4_k_m"), B], profile("alpha-q8_0", "b"))
     assert actions(made) == {"b": "start"}
