@@ -29,6 +29,7 @@ class ActionModule(ActionBase):
                 "supervisord_path": {"type": "str"},
                 "api_key_file": {"type": "str", "no_log": False},
                 "user_groups": {"type": "list", "elements": "str"},
+                "launch": {"type": "bool", "default": False},
                 "lock": {"type": "bool", "default": False},
                 "wait": {"type": "float", "default": 300.0},
                 "take_over": {"type": "bool", "default": False},

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ try:
 except ImportError:
     httpx = None
 
+MODULE = "magi.llama.verify"
 LOOPBACK = ("127.", "::1", "localhost")
 ANY = ("0.0.0.0", "::", "")
 
@@ -41,8 +41,11 @@ class ActionModule(ActionBase):
         )
         if httpx is None:
             raise AnsibleActionFail("verify needs httpx on the controller: pip install httpx.")
-        told = self._host(arguments["state_dir"], task_vars)
-        servers = told["deployed"]
+        told: dict[str, Any] = self._execute_module(MODULE, {"state_dir": arguments["state_dir"]}, task_vars=task_vars)
+        servers = told.get("deployed") or []
+        if not servers:
+            why = told.get("msg") or f"{arguments['state_dir']}/servers.json names none. Run site.yml first."
+            raise AnsibleActionFail(f"No servers are deployed here: {why}")
         local = self._connection.transport == "local"
         host = str(task_vars.get("ansible_host", task_vars["inventory_hostname"]))
         asked, behind = who_asks(servers, "127.0.0.1" if local else host, arguments["api_key"], local)
@@ -57,24 +60,18 @@ class ActionModule(ActionBase):
             outcome = f"ok in {answer['seconds']:.2f} s" if answer["ok"] else f"FAILED: {answer['error']}"
             display.display(f"{task_vars['inventory_hostname']} | {answer['name']} port {answer['port']}: {outcome}")
         result["msg"] = f"{len(answers) - len(failed)} of {len(answers)} servers answered with a token"
-        better = [answer["name"] for answer in answers if answer["ok"] and answer["name"] in told["refused"]]
-        if failed or better:
-            self._host(arguments["state_dir"], task_vars, [answer["name"] for answer in failed], better)
+        note = {
+            "failed": [answer["name"] for answer in failed],
+            "refused": [answer["name"] for answer in failed if answer["own_fault"]],
+            "answered": [answer["name"] for answer in answers if answer["ok"] and answer["name"] in told["refused"]],
+        }
+        if any(note.values()):
+            # Whatever comes of that, which server gave no token is told.
+            self._execute_module(MODULE, {"state_dir": arguments["state_dir"], **note}, task_vars=task_vars)
         if failed:
             result["failed"] = True
             result["msg"] += "".join(f"; {answer['name']}: {answer['error']}" for answer in failed)
         return result
-
-    def _host(
-        self, state_dir: str, task_vars: dict[str, Any], failed: Sequence[str] = (), answered: Sequence[str] = ()
-    ) -> dict[str, Any]:
-        """What is deployed and which of it gave no token before, having told the host which do and do not now."""
-        note = {"state_dir": state_dir, "failed": list(failed), "answered": list(answered)}
-        answer: dict[str, Any] = self._execute_module("magi.llama.verify", note, task_vars=task_vars)
-        if not answer.get("deployed"):
-            why = answer.get("msg") or f"{state_dir}/servers.json names none. Run site.yml first."
-            raise AnsibleActionFail(f"No servers are deployed here: {why}")
-        return answer
 
     def _ask_from_host(
         self, servers: list[dict[str, Any]], arguments: dict[str, Any], task_vars: dict[str, Any]
@@ -100,6 +97,8 @@ class ActionModule(ActionBase):
                 "via": "host",
                 "seconds": state["token_seconds"] or 0.0,
                 "error": None if state["is_ready"] else state.get("detail") or state["state"],
+                # Any other state is that of a process which does not run, is not ready yet, or is not the server's.
+                "own_fault": state["state"] in ("hung", "unhealthy"),
             }
             for state in answer["servers"]
         ]
@@ -148,16 +147,23 @@ async def _ask(client: Any, server: dict[str, Any], address: str, key: str | Non
         "embedding": ("/v1/embeddings", {"input": "hello"}, "data"),
         "reranker": ("/v1/rerank", {"query": "hello", "documents": ["hello"]}, "results"),
     }.get(server["kind"], ("/completion", {"prompt": "Hello", "n_predict": 1}, "content"))
-    answer: dict[str, Any] = {"name": server["name"], "port": server["port"], "via": "controller", "ok": False}
+    answer: dict[str, Any] = {
+        **{"name": server["name"], "port": server["port"], "via": "controller"},
+        **{"ok": False, "own_fault": False},
+    }
     began = time.monotonic()
     try:
         response = await client.post(base + path, json=body, headers={"Authorization": f"Bearer {key}"} if key else {})
         response.raise_for_status()
         answer.update(ok=field in response.json(), error=None)
         if not answer["ok"]:
-            answer["error"] = f"{path} answered without {field}: {response.text[:200]}"
+            answer.update(error=f"{path} answered without {field}: {response.text[:200]}", own_fault=True)
     except httpx.HTTPStatusError as error:
-        answer["error"] = f"{path} answered {error.response.status_code}: {error.response.text[:200]}"
+        code = error.response.status_code
+        # A key that it does not take may be the wrong one.
+        answer.update(error=f"{path} answered {code}: {error.response.text[:200]}", own_fault=not key or code != 401)
+    except httpx.ReadTimeout as error:
+        answer.update(error=f"{base}{path}: {type(error).__name__} {error}", own_fault=True)
     except (httpx.HTTPError, ValueError) as error:
         answer["error"] = f"{base}{path}: {type(error).__name__} {error}"
     return {**answer, "seconds": time.monotonic() - began}

@@ -167,13 +167,38 @@ def probe_all(
         return found
 
 
-def let_load(
-    server: Server, *, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
-) -> None:
-    """Leave a server that has just been started the machine: until it is ready, and for a moment at most."""
-    end = clock() + LOAD_PATIENCE
-    while clock() < end and _health(server, LOAD_PATIENCE).state != "ready":
-        sleep(LOAD_POLL)
+class Pace:
+    """The pace of starts: each server has the machine to itself until it is ready, and for a moment at most.
+
+    ready are the seconds to readiness of those that were seen to be ready meanwhile, by name: who looks after the last
+    start only would count the other starts too.
+    """
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self.ready: dict[str, float] = {}
+        self._clock, self._sleep = clock, sleep
+        self._loading: dict[str, tuple[Server, float]] = {}
+
+    def begun(self, server: Server, *, last: bool) -> None:
+        """To be called with each server when its process has been started; waits before the next, if there is one."""
+        name, now = str(server["name"]), self._clock()
+        self._loading[name] = (server, now)
+        if last:
+            return
+        while not self._look(name) and self._clock() < now + LOAD_PATIENCE:
+            self._sleep(LOAD_POLL)
+        for earlier in [other for other in self._loading if other != name]:
+            self._look(earlier)
+
+    def _look(self, name: str) -> bool:
+        server, began = self._loading[name]
+        if _health(server, LOAD_PATIENCE).state != "ready":
+            return False
+        self.ready[name] = round(self._clock() - began, 2)
+        del self._loading[name]
+        return True
 
 
 def _health(server: Server, timeout: float) -> Probe:

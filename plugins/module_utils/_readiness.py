@@ -47,7 +47,10 @@ def remember(
             entry["seconds_to_ready"] = seen.get("seconds")
         elif outcome.is_ready:
             entry["became_ready"] = True
-            known[outcome.name] = {"pid": outcome.pid, "seconds": outcome.seconds_to_ready}
+            started = (seen or {}).get("started") or {}
+            if started.get("pid") == outcome.pid:
+                entry["seconds_to_ready"] = started["seconds"]
+            known[outcome.name] = {"pid": outcome.pid, "seconds": entry["seconds_to_ready"]}
             if seen and "refused" in seen:
                 known[outcome.name]["refused"] = seen["refused"]
         revision = revisions.get(outcome.name)
@@ -55,10 +58,17 @@ def remember(
             known[outcome.name]["revision"] = revision
         result.append(entry)
     if write and known != before:
-        # Only a convenience: a folder that cannot be written must not spoil the answer.
-        with contextlib.suppress(OSError):
-            write_atomic(path, json.dumps(known).encode(), 0o644)
+        _write(state_dir, known)
     return result
+
+
+def note_seconds(state_dir: str, seconds: Mapping[str, tuple[int | None, float]]) -> None:
+    """Note in how many seconds processes became ready that were seen to while others were being started, by name."""
+    if seconds:
+        known = _read(readiness_path(state_dir))
+        for name, (pid, took) in seconds.items():
+            known.setdefault(name, {})["started"] = {"pid": pid, "seconds": took}
+        _write(state_dir, known)
 
 
 def refused_revisions(state_dir: str) -> dict[str, Any]:
@@ -68,24 +78,28 @@ def refused_revisions(state_dir: str) -> dict[str, Any]:
 
 
 def judge(
-    state_dir: str, revisions: Mapping[str, Any], *, failed: Sequence[str] = (), answered: Sequence[str] = ()
+    state_dir: str,
+    revisions: Mapping[str, Any],
+    *,
+    failed: Sequence[str] = (),
+    refused: Sequence[str] = (),
+    answered: Sequence[str] = (),
 ) -> None:
-    """Note which servers gave no token, and which that were refused for that before give one now.
+    """Note which servers gave no token, which of these by their own fault, and which that were refused give one now.
 
-    revisions are those that they are deployed with.
+    Being ready makes up for the first, only a token for the second. revisions are those that they are deployed with.
     """
     path = readiness_path(state_dir)
     known, before = _read(path), _read(path)
     for name in failed:
-        seen = known.setdefault(name, {})
-        seen["refused"] = revisions.get(name)
-        seen.pop("revision", None)
+        known.get(name, {}).pop("revision", None)
+    for name in refused:
+        known.setdefault(name, {})["refused"] = revisions.get(name)
     for name in answered:
-        if known.get(name, {}).get("refused") == revisions.get(name):
+        if name in known and "refused" in known[name] and known[name]["refused"] == revisions.get(name):
             known[name]["revision"] = known[name].pop("refused")
     if known != before:
-        with contextlib.suppress(OSError):
-            write_atomic(path, json.dumps(known).encode(), 0o644)
+        _write(state_dir, known)
 
 
 def _read(path: str) -> dict[str, dict[str, Any]]:
@@ -97,3 +111,9 @@ def _read(path: str) -> dict[str, dict[str, Any]]:
     if not isinstance(known, dict):
         return {}
     return {name: seen for name, seen in known.items() if isinstance(seen, dict)}
+
+
+def _write(state_dir: str, known: Mapping[str, Any]) -> None:
+    # Only a convenience: a folder that cannot be written must not spoil the answer.
+    with contextlib.suppress(OSError):
+        write_atomic(readiness_path(state_dir), json.dumps(known).encode(), 0o644)

@@ -67,11 +67,11 @@ def note_good(state_dir: str, record: Mapping[str, Any]) -> None:
             note_in_manifest(prefix, good=True)
 
 
-def note_bad(state_dir: str, names: Sequence[str]) -> None:
-    """Note that servers do not work although they are ready: their deployment is not good, until they give a token."""
+def note_bad(state_dir: str, names: Sequence[str], refused: Sequence[str] = ()) -> None:
+    """Note which servers gave no token: their deployment is not good. Of the refused ones not until they give one."""
     try:
         record = read_record(state_dir)
-        judge(state_dir, revisions(record), failed=names)
+        judge(state_dir, revisions(record), failed=names, refused=refused)
         binaries = Deployment(record, ()).binaries
         worked = read_previous(state_dir).binaries
     except DamagedRecordError:

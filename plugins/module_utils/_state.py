@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Bringing servers into a state: what to do about each, and doing it to all of them at once."""
+"""Bringing servers into a state: what to do about each, and doing it in bulk."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ._errors import MagiError
+from ._health import Pace
 from ._proc import Process
 from ._service import ServiceManager, ServiceStatus, Stopped
 
@@ -105,12 +106,9 @@ def apply(
     manager: ServiceManager,
     find_strays: Callable[[Mapping[str, ServiceStatus]], list[Process]],
     end_strays: Callable[[Sequence[Process], float], Mapping[int, Stopped]],
-    let_load: Callable[[Mapping[str, Any]], None],
+    pace: Pace,
 ) -> list[Result]:
-    """Stop what is to stop or restart, all at the same time, then start what is to run.
-
-    Each that is started is left the machine by let_load before the next is.
-    """
+    """Stop what is to stop or restart, all at the same time, then start what is to run at the pace given."""
     deployed = {str(server["name"]): server for server in record}
     names = list(actions)
     before = manager.status(names)
@@ -131,8 +129,7 @@ def apply(
     to_start = [name for name in names if actions[name] != "stop"]
 
     def begun(name: str) -> None:
-        if name != to_start[-1]:
-            let_load(deployed[name])
+        pace.begun(deployed[name], last=name == to_start[-1])
 
     errors = manager.start(to_start, begun) if to_start else {}
     after = manager.status(names)

@@ -35,19 +35,22 @@ options:
     description: A C(supervisord) to use in place of the one found in O(state_dir) or C(PATH).
     type: path
   api_key_file:
-    description:
-      - File with the servers' API keys.
-      - That it is missing, empty, or cannot be read by the servers' user is an error, in check mode a warning.
+    description: File with the servers' API keys, looked at where servers are going to be launched.
     type: path
   user_groups:
     description: Further groups that the servers' user has or will have.
     type: list
     elements: str
     default: []
-  lock:
+  launch:
     description:
-      - Whether the run is going to change the host. That it may not use the service manager is an error then, and with
-        all else in order it takes the host's lock, as M(magi.llama.run_lock) does.
+      - Whether the run is going to launch servers. That the connecting user may not use the service manager is an error
+        then, and so is an O(api_key_file) that is missing, empty, or that the servers' user cannot read; in check mode
+        that is a warning.
+    type: bool
+    default: false
+  lock:
+    description: Take the host's lock, as M(magi.llama.run_lock) does, once all else is in order.
     type: bool
     default: false
   wait:
@@ -169,6 +172,7 @@ def main() -> None:
             "supervisord_path": {"type": "path"},
             "api_key_file": {"type": "path", "no_log": False},
             "user_groups": {"type": "list", "elements": "str", "default": []},
+            "launch": {"type": "bool", "default": False},
             "lock": {"type": "bool", "default": False},
             "wait": {"type": "float", "default": 300.0},
             "take_over": {"type": "bool", "default": False},
@@ -199,7 +203,7 @@ def main() -> None:
 
         version, stray = SystemdManager().version(), SystemdManager().stray_variables()
     root = os.geteuid() == 0
-    if given["lock"] and manager == "systemd" and not root:
+    if given["launch"] and manager == "systemd" and not root:
         module.fail_json(
             msg="This host runs systemd, whose units only root may write: run with --become (or ansible_become in the "
             "inventory), or set servers_service_manager to supervisor."
@@ -212,7 +216,7 @@ def main() -> None:
     except KeyError:
         group, comment, user_exists = user, "", False
     stamp = ""
-    if given["api_key_file"]:
+    if given["launch"] and given["api_key_file"]:
         try:
             stamp = check_key_file(given["api_key_file"], user, given["user_groups"])
         except MagiError as error:

@@ -11,8 +11,9 @@ module: server_state
 short_description: Start, stop and restart servers in bulk
 version_added: 0.1.0
 description:
-  - Stops what is to stop or restart, all servers at the same time, then starts what is to run, all at the same time,
-    each with one call of the host's service manager.
+  - Stops what is to stop or restart, all servers at the same time, then starts what is to run, one after another. Each
+    has the machine to itself until it is ready, but no longer than for a quarter of a second, as servers that load at
+    the very same moment hinder each other.
   - A stop is graceful, SIGTERM first and SIGKILL after the server's deadline. The result says which was needed.
   - A started server is not yet ready. M(magi.llama.wait_for_health) waits for that.
   - Touches servers of the state directory only. A process of one that its service manager has lost is ended before
@@ -43,8 +44,8 @@ options:
     type: dict
   concurrent:
     description: >-
-      Start all servers at the same time. Otherwise one is started and awaited, then the next. By default as the profile
-      of the deployment says.
+      Start all servers without waiting until one is healthy. Otherwise one is started and awaited, then the next. By
+      default as the profile of the deployment says.
     type: bool
   timeout:
     description: >-
@@ -139,10 +140,11 @@ from dataclasses import asdict
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
 from ansible_collections.magi.llama.plugins.module_utils._files import plain_path
-from ansible_collections.magi.llama.plugins.module_utils._health import let_load
+from ansible_collections.magi.llama.plugins.module_utils._health import Pace
 from ansible_collections.magi.llama.plugins.module_utils._lock import keep
 from ansible_collections.magi.llama.plugins.module_utils._managers import chosen, manager_for, retire_other
 from ansible_collections.magi.llama.plugins.module_utils._proc import processes
+from ansible_collections.magi.llama.plugins.module_utils._readiness import note_seconds
 from ansible_collections.magi.llama.plugins.module_utils._record import read_record
 from ansible_collections.magi.llama.plugins.module_utils._service import strays, terminate
 from ansible_collections.magi.llama.plugins.module_utils._state import (
@@ -192,14 +194,17 @@ def main() -> None:
         if todo:
             keep(state_dir, given["run_id"])
         retire_other(record, state_dir)
+        pace = Pace()
         results = apply(
             todo,
             record["servers"],
             manager,
             lambda statuses: strays(state_dir, statuses),
             lambda processes, timeout: terminate(processes, state_dir, timeout),
-            let_load,
+            pace,
         )
+        pids = {result.name: result.pid_after for result in results}
+        note_seconds(state_dir, {name: (pids[name], seconds) for name, seconds in pace.ready.items()})
     except MagiError as error:
         module.fail_json(msg=str(error))
     for result in results:

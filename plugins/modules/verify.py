@@ -15,8 +15,8 @@ description:
     server for an embedding and a reranker for a ranking.
   - The controller asks with httpx, as a client would. Servers that listen on the loopback address of a remote host are
     asked by that host, and so are those whose API key is not known on the controller.
-  - A deployment of which a server fails here is not one that M(magi.llama.rollback) returns to, until that server
-    answers here.
+  - A deployment of which a server fails here is not one that M(magi.llama.rollback) returns to. Where the failure is
+    the server's own, it stays so until that server answers here.
 author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:
   - magi.llama.attributes
@@ -36,6 +36,11 @@ options:
     type: str
   failed:
     description: Names of the servers that gave no answer. The action plugin fills it in.
+    type: list
+    elements: str
+    default: []
+  refused:
+    description: Those of O(failed) that run and took the question. The action plugin fills it in.
     type: list
     elements: str
     default: []
@@ -93,13 +98,18 @@ servers:
     error:
       description: What went wrong, V(null) if nothing did.
       type: str
+    own_fault:
+      description: >-
+        Whether the failure is the server's own, which runs and took the question, and not that it was stopped, could
+        not be reached, or got a key that it does not take.
+      type: bool
 """
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
 from ansible_collections.magi.llama.plugins.module_utils._readiness import refused_revisions
 from ansible_collections.magi.llama.plugins.module_utils._record import read_record
-from ansible_collections.magi.llama.plugins.module_utils._rollback import note_answered, note_bad
+from ansible_collections.magi.llama.plugins.module_utils._rollback import note_answered, note_bad, revisions
 
 
 def main() -> None:
@@ -110,6 +120,7 @@ def main() -> None:
             "timeout": {"type": "float", "default": 60.0},
             "api_key": {"type": "str", "no_log": True},
             "failed": {"type": "list", "elements": "str", "default": []},
+            "refused": {"type": "list", "elements": "str", "default": []},
             "answered": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
@@ -117,13 +128,18 @@ def main() -> None:
     state_dir = module.params["state_dir"]
     try:
         if module.params["failed"] and not module.check_mode:
-            note_bad(state_dir, module.params["failed"])
+            note_bad(state_dir, module.params["failed"], module.params["refused"])
         if module.params["answered"] and not module.check_mode:
             note_answered(state_dir, module.params["answered"])
-        deployed = read_record(state_dir)["servers"]
+        record = read_record(state_dir)
     except MagiError as error:
         module.fail_json(msg=str(error))
-    module.exit_json(changed=False, deployed=deployed, refused=sorted(refused_revisions(state_dir)))
+    now, refused = revisions(record), refused_revisions(state_dir)
+    module.exit_json(
+        changed=False,
+        deployed=record["servers"],
+        refused=sorted(name for name, revision in refused.items() if now.get(name) == revision),
+    )
 
 
 if __name__ == "__main__":

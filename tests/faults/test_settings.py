@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,3 +98,38 @@ def test_supervisor_comes_from_pypi_where_its_package_cannot_be_installed(folder
     assert done.returncode == 0, done.stdout + done.stderr
     assert "supervisor is installed from PyPI, as the distribution's package could not be" in done.stdout
     assert "nonesuch" in done.stdout
+
+
+def _modules(output: str) -> list[str]:
+    """The modules that a run with -vvv has sent to its host, in order."""
+    return re.findall(r"Using module file \S+/(\w+)\.py", output)
+
+
+def test_a_run_that_changes_nothing_asks_the_host_five_times(bed: Bed) -> None:
+    assert _modules(bed.run("site", "-vvv").output) == [
+        *("host_facts", "runtime", "gguf_registry", "server_plan", "wait_for_health"),
+    ]
+    changed = bed.run("site", "-vvv", "-e", "servers_stop_timeout=29")
+    assert {"launch_configs", "server_state"} <= set(_modules(changed.output))
+    bed.run("site")
+
+
+def test_what_has_other_tags_does_not_look_at_what_only_servers_need(bed: Bed) -> None:
+    missing = ("-e", f"servers_api_key_file={bed.state}/no-such-keys")
+    pids = bed.pids()
+    for tag in ("runtime", "registry"):
+        assert bed.run("site", "--tags", tag, *missing).changed == 0
+        assert bed.run("site", "--tags", tag, "--check", *missing).changed == 0
+    bed.run("site", "--tags", "servers", *missing, code=2).expect("no-such-keys cannot be read")
+    assert bed.pids() == pids
+    assert bed.run("site", "--tags", "servers").changed == 0
+
+
+def test_a_server_that_was_stopped_when_it_was_asked_is_not_refused(bed: Bed) -> None:
+    ready = bed.state / "ready.json"
+    bed.run("stop", "-e", "servers=tiny-llama-q3_k_m")
+    bed.run("verify", code=2).expect("All connection attempts failed")
+    assert "revision" not in json.loads(ready.read_text())["tiny-llama-q3_k_m"]
+    bed.run("start")
+    bed.run("site")
+    assert json.loads(ready.read_text())["tiny-llama-q3_k_m"].keys() == {"pid", "seconds", "revision"}

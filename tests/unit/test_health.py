@@ -365,22 +365,29 @@ def test_the_answer_may_take_what_the_caller_allows(monkeypatch, given, patience
 
 
 @pytest.mark.parametrize(
-    ("health", "pauses"),
+    ("answer", "pauses"),
     [(OK["/health"], 0), ((503, {}), 13)],
     ids=["one that is ready", "one that loads for longer than a moment"],
 )
-def test_the_next_start_waits_for(health, pauses):
-    http, clock = Answers({"/health": health}), FakeHost({})
+def test_the_next_start_waits_for(answer, pauses):
+    http, clock = Answers({"/health": answer}), FakeHost({})
     slept = []
+    pace = _health.Pace(clock.clock, lambda seconds: (slept.append(seconds), clock.sleep(seconds)))
     try:
-        port = http.http.server_address[1]
-        _health.let_load(
-            server(port=port), clock=clock.clock, sleep=lambda seconds: (slept.append(seconds), clock.sleep(seconds))
-        )
+        first, second = (server(name, port=http.http.server_address[1]) for name in "ab")
+        pace.begun(first, last=False)
+        assert len(slept) == pauses
+        assert sum(slept) <= _health.LOAD_PATIENCE + _health.LOAD_POLL
+        # By the next look it has become ready: it is told with the time since its own start.
+        http.answers["/health"] = OK["/health"]
+        clock.sleep(1.0)
+        pace.begun(second, last=False)
+        assert pace.ready == {"a": 0.0 if pauses == 0 else round(sum(slept) + 1.0, 2), "b": 0.0}
+        # After the last there is nobody to wait for.
+        pace.begun(server("c", port=1), last=True)
+        assert len(slept) == pauses
     finally:
         http.close()
-    assert len(slept) == pauses
-    assert sum(slept) <= _health.LOAD_PATIENCE + _health.LOAD_POLL
 
 
 def test_another_process_on_the_port_is_no_health():

@@ -249,7 +249,7 @@ def test_what_gives_no_token_is_not_good(host: Host, same_binary: bool, good: bo
     host.ready(a="r2")
     host.manifest(identity=RUNTIME)
     _rollback.note_good(host.state_dir, host.record(a="r2"))
-    _rollback.note_bad(host.state_dir, ["a"])
+    _rollback.note_bad(host.state_dir, ["a"], ["a"])
     assert not _rollback.is_good(host.state_dir, host.record(a="r2"))
     assert host.kept(a="r3") is None
     assert json.loads((host.prefix / "manifest.json").read_text())["good"] == good

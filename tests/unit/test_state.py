@@ -53,6 +53,16 @@ class FakeManager:
         return []
 
 
+class FakePace:
+    """Keeps for whom it was asked, and whether it was the last."""
+
+    def __init__(self, calls):
+        self.calls = calls
+
+    def begun(self, server, *, last):
+        self.calls.append(("begun", server["name"], last))
+
+
 RECORD = [{"name": name, "stop_timeout": timeout} for name, timeout in (("a", 30), ("b", 5), ("c", 40))]
 
 
@@ -71,14 +81,17 @@ def apply(manager, actions, strays=(), ended=None):
         manager,
         lambda statuses: list(strays),
         lambda found, timeout: ended or {},
-        lambda server: manager.calls.append(("let load", server["name"])),
+        FakePace(manager.calls),
     )
 
 
 def test_each_start_but_the_last_is_left_a_moment():
     manager = FakeManager({})
     apply(manager, {"a": "start", "b": "start", "c": "start"})
-    assert manager.calls[-3:] == [("start", ["a", "b", "c"]), ("let load", "a"), ("let load", "b")]
+    assert manager.calls[-4:] == [
+        ("start", ["a", "b", "c"]),
+        *[("begun", name, name == "c") for name in "abc"],
+    ]
 
 
 def test_all_stop_at_once_before_any_starts():
@@ -89,7 +102,8 @@ def test_all_stop_at_once_before_any_starts():
         ("forget", ["old"]),
         ("reload", ["a", "b", "c"]),
         ("start", ["a", "c"]),
-        ("let load", "a"),
+        ("begun", "a", False),
+        ("begun", "c", True),
     ]
     assert [(r.name, r.action, r.pid_before, r.pid_after, r.signal, r.seconds) for r in results] == [
         ("a", "restart", 1, 100, "SIGTERM", 0.2),
@@ -256,7 +270,7 @@ def test_a_run_tells_how_servers_were_ended_that_were_stopped_or_would_not_stop(
 def test_ready_is_not_enough_for_what_gave_no_token(tmp_path):
     state = str(tmp_path)
     _readiness.remember(state, [ready(5, 1.2)], {"a": "r1"})
-    _readiness.judge(state, {"a": "r1"}, failed=["a"])
+    _readiness.judge(state, {"a": "r1"}, failed=["a"], refused=["a"])
     assert (_readiness.ready_revisions(state), _readiness.refused_revisions(state)) == ({"a": None}, {"a": "r1"})
     # Nor is a new process of it, or being ready with something else in between.
     _readiness.remember(state, [ready(6, 1.2)], {"a": "r1"})
@@ -272,6 +286,21 @@ def test_ready_is_not_enough_for_what_gave_no_token(tmp_path):
     assert (_readiness.ready_revisions(state), _readiness.refused_revisions(state)) == ({"a": "r1"}, {})
 
 
-def test_a_server_that_was_never_ready_is_refused_too(tmp_path):
-    _readiness.judge(str(tmp_path), {"a": "r1"}, failed=["a"])
-    assert _readiness.refused_revisions(str(tmp_path)) == {"a": "r1"}
+def test_one_that_could_not_be_asked_is_good_again_when_it_is_ready(tmp_path):
+    state = str(tmp_path)
+    _readiness.remember(state, [ready(5, 1.2)], {"a": "r1"})
+    _readiness.judge(state, {"a": "r1", "never seen": "r1"}, failed=["a", "never seen"])
+    assert (_readiness.ready_revisions(state), _readiness.refused_revisions(state)) == ({"a": None}, {})
+    _readiness.remember(state, [ready(5, 1.2)], {"a": "r1"})
+    assert _readiness.ready_revisions(state) == {"a": "r1"}
+
+
+def test_the_seconds_seen_during_the_starts_count_for_their_processes(tmp_path):
+    state = str(tmp_path)
+    _readiness.note_seconds(state, {"a": (5, 0.12)})
+    [entry] = _readiness.remember(state, [ready(5, 4.4)], {"a": "r1"})
+    assert (entry["became_ready"], entry["seconds_to_ready"]) == (True, 0.12)
+    # Another process of it took its own time.
+    _readiness.note_seconds(state, {"a": (6, 0.13)})
+    assert _readiness.remember(state, [ready(7, 2.2)], {"a": "r1"})[0]["seconds_to_ready"] == 2.2
+    assert _readiness.remember(state, [ready(7, 9.9)], {"a": "r1"})[0]["seconds_to_ready"] == 2.2
