@@ -174,7 +174,9 @@ def key_file(bed: Bed) -> Iterator[Path]:
 
 def test_a_key_file_that_cannot_be_used_is_told_before_anything_is_touched(bed: Bed, key_file: Path) -> None:
     def look(**more: Any) -> dict[str, Any]:
-        return bed.module("host_facts", user="nobody", state_dir=str(bed.state), api_key_file=str(key_file), **more)
+        return bed.module(
+            "host_facts", user="nobody", state_dir=str(bed.state), api_key_file=str(key_file), launch=True, **more
+        )
 
     assert f"The API key file {key_file} cannot be read: No such file" in look()["msg"]
     key_file.write_text("\n\n")
