@@ -77,15 +77,15 @@ def common_config_path(service_manager: str, state_dir: str) -> str:
     return os.path.join(state_dir, "supervisor", "supervisord.conf")
 
 
-def managed_files(state_dir: str) -> list[dict[str, str]]:
+def managed_files(state_dir: str) -> list[Managed]:
     """The launch configs of this state directory, under either service manager."""
     env = {STATE_MARKER: state_dir}
     supervisor = os.path.join(state_dir, "supervisor", "conf.d")
     # A whole line: another state directory's name may begin with this one's. Supervisor's stands in quotes.
     line = f"\n{systemd_environment(env)}\n"
     return [
-        {"folder": UNIT_FOLDER, "pattern": f"{UNIT_PREFIX}*.service", "marker": line},
-        {"folder": supervisor, "pattern": "*.conf", "marker": supervisor_environment(env)},
+        Managed(UNIT_FOLDER, f"{UNIT_PREFIX}*.service", line),
+        Managed(supervisor, "*.conf", supervisor_environment(env)),
     ]
 
 
@@ -170,9 +170,9 @@ def _uses_gpu(server: Mapping[str, Any], gpu_access: Any) -> bool:
 
 def truth(value: Any) -> bool:
     """A value of servers_gpu_access other than auto. Raises LaunchConfigError."""
-    truth = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
     try:
-        return truth[str(value).lower()]
+        return words[str(value).lower()]
     except KeyError:
         raise LaunchConfigError(f"servers_gpu_access is {value}: set it to auto, true or false.") from None
 
@@ -189,7 +189,7 @@ def record_file(state_dir: str, record: Mapping[str, Any]) -> File:
 
 def differing(files: Sequence[File]) -> list[File]:
     """Those of the files that are not yet as they should be."""
-    return [file for file in files if _read(file.path) != file]
+    return [file for file in files if _found(file.path) != file]
 
 
 def deployed(state_dir: str, service_manager: str) -> dict[str, str]:
@@ -197,10 +197,13 @@ def deployed(state_dir: str, service_manager: str) -> dict[str, str]:
 
     By it the controller knows whether there is anything to write, without sending it all.
     """
-    managed = [Managed(**entry) for entry in managed_files(state_dir)]
-    paths = [record_path(state_dir), common_config_path(service_manager, state_dir), *superfluous(managed, [])]
-    found = {path: _read(path) for path in paths}
-    return {path: digest(file) for path, file in found.items() if file is not None}
+    found = [_found(path) for path in [record_path(state_dir), *deployed_paths(state_dir, service_manager)]]
+    return {file.path: digest(file) for file in found if file is not None}
+
+
+def deployed_paths(state_dir: str, service_manager: str) -> list[str]:
+    """Paths of the launch configs of this state directory, and of the one that they share, be it there or not."""
+    return [*superfluous(managed_files(state_dir), []), common_config_path(service_manager, state_dir)]
 
 
 def digest(file: File) -> str:
@@ -208,10 +211,15 @@ def digest(file: File) -> str:
     return hashlib.sha256(b"%o\n%b" % (file.mode, file.content)).hexdigest()
 
 
-def _read(path: str) -> File | None:
+def read_file(path: str) -> File:
+    """A file as it is. Raises OSError."""
+    with open(path, "rb") as stream:
+        return File(path, stream.read(), os.fstat(stream.fileno()).st_mode & 0o7777)
+
+
+def _found(path: str) -> File | None:
     try:
-        with open(path, "rb") as stream:
-            return File(path, stream.read(), os.fstat(stream.fileno()).st_mode & 0o7777)
+        return read_file(path)
     except OSError:
         return None
 

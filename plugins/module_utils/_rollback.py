@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ._errors import MagiError
-from ._launch import File, Managed, common_config_path, managed_files, superfluous
+from ._launch import File, deployed_paths, read_file
 from ._proc import Process
 from ._readiness import judge, ready_revisions
 from ._record import DamagedRecordError, read_record
@@ -124,12 +124,7 @@ def previous_file(state_dir: str, deployment: Deployment) -> File:
 
 
 def _deployed_files(state_dir: str, record: Mapping[str, Any]) -> list[File]:
-    managed = [Managed(**entry) for entry in managed_files(state_dir)]
-    files = []
-    for path in [*superfluous(managed, []), common_config_path(record["service_manager"], state_dir)]:
-        with open(path, "rb") as stream:
-            files.append(File(path, stream.read(), os.fstat(stream.fileno()).st_mode & 0o7777))
-    return files
+    return [read_file(path) for path in deployed_paths(state_dir, record["service_manager"])]
 
 
 def revisions(record: Mapping[str, Any]) -> dict[str, Any]:

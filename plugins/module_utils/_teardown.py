@@ -35,7 +35,7 @@ class TeardownError(MagiError):
 
 def unit_servers(state_dir: str) -> list[str]:
     """Names of the servers that have a systemd unit of this state directory."""
-    units = [Managed(**entry) for entry in managed_files(state_dir) if entry["folder"] == UNIT_FOLDER]
+    units = [entry for entry in managed_files(state_dir) if entry.folder == UNIT_FOLDER]
     return [os.path.basename(path)[len(UNIT_PREFIX) : -len(".service")] for path in superfluous(units, [])]
 
 
@@ -46,7 +46,7 @@ def target_path() -> str:
 
 def ours(state_dir: str, registry_path: str, runtime_prefix: str | None, runtime_cache_path: str | None) -> list[str]:
     """Paths of what we made and what is there, files and whole folders; prefixes without our manifest are not ours."""
-    managed = [Managed(**entry) for entry in managed_files(state_dir)]
+    managed = managed_files(state_dir)
     paths = superfluous(managed, [])
     halves = leftovers(UNIT_FOLDER)
     if not superfluous([Managed(UNIT_FOLDER, f"{UNIT_PREFIX}*.service", f"{STATE_MARKER}=")], paths):

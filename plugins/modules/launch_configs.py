@@ -123,7 +123,6 @@ from ansible_collections.magi.llama.plugins.module_utils._errors import MagiErro
 from ansible_collections.magi.llama.plugins.module_utils._files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._launch import (
     File,
-    Managed,
     current_text,
     differing,
     managed_files,
@@ -165,7 +164,7 @@ def main() -> None:
     configs = [File(entry["path"], entry["content"].encode(), int(entry["mode"], 8)) for entry in given["configs"]]
     planned = record_of(given["plan"], given["service_manager"])
     record = record_file(given["state_dir"], planned)
-    managed = [Managed(**entry) for entry in managed_files(given["state_dir"])]
+    managed = managed_files(given["state_dir"])
     # The record comes first: a run that dies after it is known by it.
     write = differing([record, *configs])
     remove = superfluous(managed, [file.path for file in configs])

@@ -90,7 +90,6 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
 from ansible_collections.magi.llama.plugins.module_utils._files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._launch import (
-    Managed,
     current_text,
     differing,
     managed_files,
@@ -134,8 +133,7 @@ def main() -> None:
         servers = planned(before, _deployed(state_dir), processes(state_dir))
         notes = [previous_file(state_dir, before), record_file(state_dir, before.record)]
         write = differing([*notes, *before.files])
-        managed = [Managed(**entry) for entry in managed_files(state_dir)]
-        remove = superfluous(managed, [file.path for file in before.files])
+        remove = superfluous(managed_files(state_dir), [file.path for file in before.files])
         diff = [_diff(file.path, file.content.decode()) for file in write if file not in notes]
         diff += [_diff(path, "") for path in remove]
         if not module.check_mode and (restored or write or remove):

@@ -199,8 +199,8 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path):
 def test_a_written_config_bears_the_marker_of_its_state_dir(state_dir):
     env = {"MAGI_LLAMA_STATE": state_dir, "MAGI_LLAMA_SERVER": "a"}
     units, programs = _launch.managed_files(state_dir)
-    assert units["marker"] in f"[Service]\n{_quote.systemd_environment(env)}\n"
-    assert programs["marker"] in _quote.supervisor_environment(env)
+    assert units.marker in f"[Service]\n{_quote.systemd_environment(env)}\n"
+    assert programs.marker in _quote.supervisor_environment(env)
 
 
 def test_units_of_a_state_dir_whose_name_begins_with_ours_are_not_ours(tmp_path, monkeypatch):
@@ -208,7 +208,7 @@ def test_units_of_a_state_dir_whose_name_begins_with_ours_are_not_ours(tmp_path,
     for name, state in (("a", "/srv/llama"), ("b", "/srv/llama-staging"), ("c", "/srv/llama/x")):
         env = _quote.systemd_environment({"MAGI_LLAMA_STATE": state, "MAGI_LLAMA_SERVER": name})
         (tmp_path / f"magi-llama-{name}.service").write_text(f"[Service]\n{env}\nUser=llama\n")
-    managed = [_launch.Managed(**entry) for entry in _launch.managed_files("/srv/llama")]
+    managed = _launch.managed_files("/srv/llama")
     assert _launch.superfluous(managed, []) == [str(tmp_path / "magi-llama-a.service")]
     with pytest.raises(_launch.LaunchConfigError, match="not ours"):
         _launch.refuse_foreign([_launch.File(str(tmp_path / "magi-llama-b.service"), b"")], managed)
