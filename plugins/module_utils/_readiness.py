@@ -26,7 +26,7 @@ def readiness_path(state_dir: str) -> str:
 
 def ready_revisions(state_dir: str) -> dict[str, Any]:
     """Each server's revision with which it was ready last."""
-    known = _read(readiness_path(state_dir))
+    known = _read(state_dir)
     return {name: seen.get("revision") for name, seen in known.items()}
 
 
@@ -37,8 +37,7 @@ def remember(
 
     revisions are those that the servers' processes were launched with.
     """
-    path = readiness_path(state_dir)
-    known, before = _read(path), _read(path)
+    known = _read(state_dir)
     result = []
     for outcome in outcomes:
         entry = {**outcome.as_dict(), "became_ready": False}
@@ -57,23 +56,22 @@ def remember(
         if outcome.is_ready and revision is not None and revision != known[outcome.name].get("refused"):
             known[outcome.name]["revision"] = revision
         result.append(entry)
-    if write and known != before:
+    if write:
         _write(state_dir, known)
     return result
 
 
 def note_seconds(state_dir: str, seconds: Mapping[str, tuple[int | None, float]]) -> None:
     """Note in how many seconds processes became ready that were seen to while others were being started, by name."""
-    if seconds:
-        known = _read(readiness_path(state_dir))
-        for name, (pid, took) in seconds.items():
-            known.setdefault(name, {})["started"] = {"pid": pid, "seconds": took}
-        _write(state_dir, known)
+    known = _read(state_dir)
+    for name, (pid, took) in seconds.items():
+        known.setdefault(name, {})["started"] = {"pid": pid, "seconds": took}
+    _write(state_dir, known)
 
 
 def refused_revisions(state_dir: str) -> dict[str, Any]:
     """Each server's revision with which it gave no token although it was ready."""
-    known = _read(readiness_path(state_dir))
+    known = _read(state_dir)
     return {name: seen["refused"] for name, seen in known.items() if "refused" in seen}
 
 
@@ -89,8 +87,7 @@ def judge(
 
     Being ready makes up for the first, only a token for the second. revisions are those that they are deployed with.
     """
-    path = readiness_path(state_dir)
-    known, before = _read(path), _read(path)
+    known = _read(state_dir)
     for name in failed:
         known.get(name, {}).pop("revision", None)
     for name in refused:
@@ -98,13 +95,12 @@ def judge(
     for name in answered:
         if name in known and "refused" in known[name] and known[name]["refused"] == revisions.get(name):
             known[name]["revision"] = known[name].pop("refused")
-    if known != before:
-        _write(state_dir, known)
+    _write(state_dir, known)
 
 
-def _read(path: str) -> dict[str, dict[str, Any]]:
+def _read(state_dir: str) -> dict[str, dict[str, Any]]:
     try:
-        with open(path, encoding="utf-8") as stream:
+        with open(readiness_path(state_dir), encoding="utf-8") as stream:
             known = json.load(stream)
     except (OSError, ValueError):
         return {}
@@ -114,6 +110,9 @@ def _read(path: str) -> dict[str, dict[str, Any]]:
 
 
 def _write(state_dir: str, known: Mapping[str, Any]) -> None:
+    """Write it where it is not so already."""
+    if known == _read(state_dir):
+        return
     # Only a convenience: a folder that cannot be written must not spoil the answer.
     with contextlib.suppress(OSError):
         write_atomic(readiness_path(state_dir), json.dumps(known).encode(), 0o644)
