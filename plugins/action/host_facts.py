@@ -9,6 +9,7 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 from ansible_collections.magi.llama.plugins.action.run_lock import hold
+from ansible_collections.magi.llama.plugins.module_utils._lock import WAITING
 
 MODULE = "magi.llama.host_facts"
 
@@ -31,12 +32,9 @@ class ActionModule(ActionBase):
                 "user_groups": {"type": "list", "elements": "str"},
                 "launch": {"type": "bool", "default": False},
                 "lock": {"type": "bool", "default": False},
-                "wait": {"type": "float", "default": 300.0},
-                "take_over": {"type": "bool", "default": False},
+                **WAITING,
             }
         )
-        if checked["lock"]:
-            answer = hold(self, MODULE, self._task.args, task_vars, checked["wait"], checked["take_over"])
-        else:
-            answer = self._execute_module(MODULE, self._task.args, task_vars=task_vars)
+        # Without `lock` it answers at once, as nobody holds what is not asked for.
+        answer = hold(self, MODULE, self._task.args, task_vars, checked["wait"], checked["take_over"])
         return {**result, **answer}

@@ -17,7 +17,7 @@ from typing import Any
 from ansible import context
 from ansible.plugins.action import ActionBase
 from ansible_collections.magi.llama.plugins.action.report import show
-from ansible_collections.magi.llama.plugins.module_utils._lock import LEASE_SECONDS
+from ansible_collections.magi.llama.plugins.module_utils._lock import LEASE_SECONDS, WAITING
 
 MODULE = "magi.llama.run_lock"
 POLL_SECONDS = 2.0
@@ -36,8 +36,7 @@ class ActionModule(ActionBase):
                 "state_dir": {"type": "str", "required": True},
                 "state": {"type": "str", "choices": ["held", "released"], "default": "held"},
                 "create": {"type": "bool", "default": True},
-                "wait": {"type": "float", "default": 300.0},
-                "take_over": {"type": "bool", "default": False},
+                **WAITING,
                 "lease": {"type": "float", "default": LEASE_SECONDS},
             }
         )

@@ -16,6 +16,7 @@ description:
 author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:
   - magi.llama.attributes
+  - magi.llama.lock
   - magi.llama.attributes.facts
 options:
   service_manager:
@@ -53,20 +54,6 @@ options:
     description: Take the host's lock, as M(magi.llama.run_lock) does, once all else is in order.
     type: bool
     default: false
-  wait:
-    description: Seconds to wait for another run that has the lock; 0 is to fail at once.
-    type: float
-    default: 300
-  take_over:
-    description: Take the lock from another run, which then fails at its next step.
-    type: bool
-    default: false
-  run:
-    description: This run. The action plugin fills it in.
-    type: dict
-  dead:
-    description: Id of a run that is known to have ended. The action plugin fills it in.
-    type: str
 attributes:
   check_mode:
     support: full
@@ -156,7 +143,7 @@ import pwd
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
 from ansible_collections.magi.llama.plugins.module_utils._files import plain_path
-from ansible_collections.magi.llama.plugins.module_utils._lock import Run, acquire, told
+from ansible_collections.magi.llama.plugins.module_utils._lock import FILLED_IN, WAITING, Run, acquire, told
 from ansible_collections.magi.llama.plugins.module_utils._secrets import check_key_file
 
 # What the role servers writes as the comment of a user that it makes.
@@ -174,10 +161,8 @@ def main() -> None:
             "user_groups": {"type": "list", "elements": "str", "default": []},
             "launch": {"type": "bool", "default": False},
             "lock": {"type": "bool", "default": False},
-            "wait": {"type": "float", "default": 300.0},
-            "take_over": {"type": "bool", "default": False},
-            "run": {"type": "dict"},
-            "dead": {"type": "str"},
+            **WAITING,
+            **FILLED_IN,
         },
         supports_check_mode=True,
     )

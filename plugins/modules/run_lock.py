@@ -20,6 +20,7 @@ description:
 author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:
   - magi.llama.attributes
+  - magi.llama.lock
 options:
   state_dir:
     description: The servers' state directory.
@@ -34,24 +35,10 @@ options:
     description: Make the state directory where it is missing. Otherwise there is nothing to lock then.
     type: bool
     default: true
-  wait:
-    description: Seconds to wait for another run; 0 is to fail at once.
-    type: float
-    default: 300
-  take_over:
-    description: Take the lock from another run, which then fails at its next step.
-    type: bool
-    default: false
   lease:
     description: Seconds that the lock counts without being renewed.
     type: float
     default: 900
-  run:
-    description: This run. The action plugin fills it in.
-    type: dict
-  dead:
-    description: Id of a run that is known to have ended. The action plugin fills it in.
-    type: str
 attributes:
   check_mode:
     support: full
@@ -104,7 +91,16 @@ import os
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
 from ansible_collections.magi.llama.plugins.module_utils._files import plain_path
-from ansible_collections.magi.llama.plugins.module_utils._lock import LEASE_SECONDS, Run, acquire, holder, release, told
+from ansible_collections.magi.llama.plugins.module_utils._lock import (
+    FILLED_IN,
+    LEASE_SECONDS,
+    WAITING,
+    Run,
+    acquire,
+    holder,
+    release,
+    told,
+)
 
 
 def main() -> None:
@@ -113,11 +109,9 @@ def main() -> None:
             "state_dir": {"type": "path", "required": True},
             "state": {"type": "str", "choices": ["held", "released"], "default": "held"},
             "create": {"type": "bool", "default": True},
-            "wait": {"type": "float", "default": 300.0},
-            "take_over": {"type": "bool", "default": False},
+            **WAITING,
             "lease": {"type": "float", "default": LEASE_SECONDS},
-            "run": {"type": "dict"},
-            "dead": {"type": "str"},
+            **FILLED_IN,
         },
         supports_check_mode=True,
     )
