@@ -1,10 +1,10 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""From GGUF headers to the registry's records: what a file is, what it is called, and what belongs together.
+"""From GGUF headers to the registry's records: what a file is and what it is called.
 
-A record's own part comes from its files alone and can be reused while they do not change. Ids and mmproj pairs depend
-on what else is there and are made anew in every scan.
+That comes from its files alone and can be reused while they do not change. Ids (`_names`) and mmproj pairs
+(`_projectors`) depend on what else is there and are made anew in every scan.
 """
 
 from __future__ import annotations
@@ -369,6 +369,3 @@ def _projection(metadata: Mapping[str, Any], tensors: Sequence[Tensor]) -> int |
         if value:
             return value
     return None
-
-
-# --- what belongs together -------------------------------------------------------------------------------------------
