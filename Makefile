@@ -20,28 +20,49 @@ endif
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-# The newest Python that ansible-core and this collection support. uv looks on PATH only, so pyenv's
-# interpreters, which hide behind shims, are put there.
-$(VENV)/.ready: pyproject.toml
+# Everything is installed in the version and with the hash of uv.lock, but by name, so from whichever index this machine
+# is set up with. uv comes first: .config/uv.txt is its part of uv.lock.
+UV := .cache/uv/bin/uv
+.cache/uv/uv.txt: .config/uv.txt
 	@python3 -c 'import ensurepip, venv' 2>/dev/null || { \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    echo "installing python3 and python3-venv"; \
 	    apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends python3 python3-venv >/dev/null; \
 	  else echo "Python 3.11 or newer with its module venv is missing: apt-get install python3 python3-venv"; exit 1; fi; }
-	@test -x .cache/uv/bin/uv || { python3 -m venv .cache/uv && .cache/uv/bin/pip install --quiet --disable-pip-version-check uv; }
+	@python3 -m venv --clear .cache/uv
+	@.cache/uv/bin/pip install -qq --disable-pip-version-check --require-hashes --requirement $<
+	@cp $< $@
+
+# Only the public index has a place in uv.lock, whatever this machine is set up with.
+UV_LOCK = $(UV) lock --quiet --default-index https://pypi.org/simple
+
+# The newest Python that ansible-core and this collection support. uv looks on PATH only, so pyenv's
+# interpreters, which hide behind shims, are put there.
+$(VENV)/.ready: pyproject.toml uv.lock .cache/uv/uv.txt
+	@$(UV_LOCK) --check --offline 2>/dev/null || { echo "uv.lock does not match pyproject.toml: run make lock"; exit 1; }
 	@export PATH="$$PATH:$$(printf '%s:' "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/*/bin)"; \
 	  python="$${MAGI_PYTHON:-}"; \
 	  for version in 3.14 3.13 3.12 3.11; do \
-	    test -n "$$python" || python="$$(.cache/uv/bin/uv python find --no-python-downloads --no-project $$version 2>/dev/null || true)"; \
+	    test -n "$$python" || python="$$($(UV) python find --no-python-downloads --no-project $$version 2>/dev/null || true)"; \
 	  done; \
 	  test -n "$$python" || { echo "Python 3.11, 3.12, 3.13 or 3.14 is missing on this machine; an older one will not do"; exit 1; }; \
-	  .cache/uv/bin/uv venv --quiet --clear --no-python-downloads --python "$$python" $(VENV)
-	@.cache/uv/bin/uv pip install --quiet --compile-bytecode --python $(BIN)/python --group dev -r pyproject.toml
+	  $(UV) venv --quiet --clear --no-python-downloads --python "$$python" $(VENV)
+	@$(UV) export --quiet --frozen --group dev --output-file .cache/uv/requirements.txt
+	@$(UV) pip sync --quiet --require-hashes --compile-bytecode --python $(BIN)/python .cache/uv/requirements.txt
 	@echo "controller: $$($(BIN)/python --version), ansible-core $$($(BIN)/python -c 'import ansible.release as r; print(r.__version__)')"
 	@touch $@
 
 .PHONY: setup
 setup: $(VENV)/.ready ## Set up the virtual environment of the controller
+
+.PHONY: lock
+lock: .cache/uv/uv.txt ## Write uv.lock after a change of pyproject.toml
+	@$(UV_LOCK) $(UV_LOCK_OPTIONS)
+	@$(UV) export --quiet --frozen --only-group uv --no-header --no-annotate --output-file .config/uv.txt >/dev/null
+
+.PHONY: update-deps
+update-deps: UV_LOCK_OPTIONS = --upgrade
+update-deps: lock ## Move all pinned packages to the newest versions that pyproject.toml allows
 
 # llama-server and llama-quantize: LLAMA_SERVER_PATH's, the distribution's, or Debian's signed packages in .cache/runtime.
 .cache/bin/.ready: $(VENV)/.ready
@@ -67,6 +88,7 @@ demo-stop: $(VENV)/.ready ## Stop the demo and remove all that it made but the c
 
 .PHONY: lint
 lint: $(VENV)/.ready ## Check the style of everything
+	@$(UV_LOCK) --check --offline
 	@ruff check . && ruff format --check --quiet .
 	@mypy
 	@yamllint --strict .
