@@ -94,11 +94,16 @@ lint: $(VENV)/.ready ## Check the style of everything
 	@yamllint --strict .
 	@ansible-lint --offline
 	@antsibull-changelog lint
+	@antsibull-docs lint-collection-docs --plugin-docs .
 	@$(BIN)/python docs/generate.py --check
 
-.PHONY: docs
-docs: $(VENV)/.ready ## Write docs/variables.md from the roles' argument specs
+.PHONY: reference
+reference: $(VENV)/.ready ## Write the reference of variables and playbooks, and the roles' READMEs
 	@$(BIN)/python docs/generate.py
+
+.PHONY: docs
+docs: $(VENV)/.ready ## Build the documentation site in .cache/docs/html
+	@$(BIN)/python docs/site.py
 
 .PHONY: sanity
 sanity: $(VENV)/.ready ## Run ansible-test sanity on a real copy of the collection
