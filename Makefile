@@ -120,7 +120,7 @@ pytest: .cache/models/.ready ## Run scenarios, faults, unit tests, the artifact,
 
 .PHONY: fuzz
 fuzz: $(VENV)/.ready ## Mutate GGUF headers for ten minutes (FUZZ_SECONDS=600)
-	@MAGI_FUZZ_SECONDS=$${FUZZ_SECONDS:-600} $(BIN)/python -m pytest tests/unit/test_gguf_fuzz.py
+	@MAGI_FUZZ_SECONDS=$${FUZZ_SECONDS:-600} $(BIN)/python -m pytest tests/unit/_models/test_gguf_fuzz.py
 
 .PHONY: bench
 bench: .cache/models/.ready ## Measure against the peers, side by side (BENCH="headers runs fleet")

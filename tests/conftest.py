@@ -5,11 +5,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+
+TESTS = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        folder = item.path.parent.name
-        group = item.nodeid if folder == "scenarios" else item.path.stem if folder == "unit" else folder
+        folder = item.path.relative_to(TESTS).parts[0]
+        group = {"scenarios": item.nodeid, "unit": str(item.path)}.get(folder, folder)
         item.add_marker(pytest.mark.xdist_group(group))

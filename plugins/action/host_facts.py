@@ -9,7 +9,7 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 from ansible_collections.magi.llama.plugins.action.run_lock import hold
-from ansible_collections.magi.llama.plugins.module_utils._lock import WAITING
+from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import WAITING
 
 MODULE = "magi.llama.host_facts"
 

@@ -12,14 +12,13 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 from ansible.template import trust_as_template
 from ansible_collections.magi.llama.plugins.action.run_lock import this_run
-from ansible_collections.magi.llama.plugins.module_utils._files import plain_path
-from ansible_collections.magi.llama.plugins.module_utils._launch import (
+from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
+from ansible_collections.magi.llama.plugins.module_utils._deployment.record import record_file, record_of
+from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import (
     File,
     common_config_path,
     config_path,
     digest,
-    record_file,
-    record_of,
 )
 
 TEMPLATES = {

@@ -13,7 +13,7 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-from ansible_collections.magi.llama.plugins.module_utils import _report
+from ansible_collections.magi.llama.plugins.module_utils._output import report
 
 STEPS = (
     *("begin", "runtime", "discovery", "registry", "profile"),
@@ -67,25 +67,25 @@ class ActionModule(ActionBase):
         if step == "text":
             return [str(arguments["text"])]
         if step == "runtime":
-            return _report.runtime_lines(found["llama_runtime"], arguments["tried"])
+            return report.runtime_lines(found["llama_runtime"], arguments["tried"])
         if step == "status" and arguments["format"] == "json":
             return [json.dumps(arguments["status"], indent=2)]
         if step == "status":
-            return _report.status_lines(arguments["status"])
+            return report.status_lines(arguments["status"])
         if step == "health":
-            return _report.health_lines(arguments["health"])
+            return report.health_lines(arguments["health"])
         if step == "summary":
             started = found.get("llama_run_started")
             seconds = time.time() - started if started else None
-            return _report.summary_lines(found.get("llama_registry"), found["llama_plan"], arguments["health"], seconds)
+            return report.summary_lines(found.get("llama_registry"), found["llama_plan"], arguments["health"], seconds)
         if step == "discovery":
-            return _report.discovery_lines(found["llama_registry"], arguments["changes"])
+            return report.discovery_lines(found["llama_registry"], arguments["changes"])
         if step == "registry":
-            return _report.registry_lines(found["llama_registry"], found["llama_profile"])
+            return report.registry_lines(found["llama_registry"], found["llama_profile"])
         facts = {
-            "profile": (_report.profile_lines, "llama_profile"),
-            "enabled": (_report.enabled_lines, "llama_plan"),
-            "launch": (_report.launch_lines, "llama_plan"),
+            "profile": (report.profile_lines, "llama_profile"),
+            "enabled": (report.enabled_lines, "llama_plan"),
+            "launch": (report.launch_lines, "llama_plan"),
         }
         lines, fact = facts[step]
         return lines(found[fact])

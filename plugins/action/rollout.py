@@ -18,7 +18,7 @@ from ansible.parsing.splitter import split_args
 from ansible.parsing.utils.yaml import from_yaml
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-from ansible_collections.magi.llama.plugins.module_utils import _rollout
+from ansible_collections.magi.llama.plugins.module_utils._output import rollout_summary
 
 # How hosts are reached and secrets are found: the option, and what it is where nobody gave it.
 OPTIONS = {
@@ -71,7 +71,7 @@ class ActionModule(ActionBase):
     def _host(self, arguments: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
         step, found = arguments["step"], task_vars["ansible_facts"]
         if step == "begin":
-            return {**_rollout.begin(), "began": time.time()}
+            return {**rollout_summary.begin(), "began": time.time()}
         host = dict(found["llama_rollout"])
         if step == "update":
             return {**host, "state": "updating", "began": time.time()}
@@ -79,25 +79,27 @@ class ActionModule(ActionBase):
         plan = found.get("llama_plan") or {}
         if step == "failed":
             command = _rollback_command(task_vars) if arguments["touched"] and not _is_check() else None
-            host = _rollout.failed(host, plan, arguments["health"], arguments["task"], arguments["error"], command)
-            return {**host, "message": _rollout.failure_text(task_vars["inventory_hostname"], host)}
+            host = rollout_summary.failed(
+                host, plan, arguments["health"], arguments["task"], arguments["error"], command
+            )
+            return {**host, "message": rollout_summary.failure_text(task_vars["inventory_hostname"], host)}
         if not _is_check() and "servers" not in arguments["verified"]:
             raise AnsibleActionFail("The host was lost before its servers had answered.")
         # Unreachable hosts are ignored, so that they can be told of: a task that changes servers may have found none.
-        others = _rollout.not_as_planned(plan, arguments["health"].get("running") or {})
+        others = rollout_summary.not_as_planned(plan, arguments["health"].get("running") or {})
         if others and not _is_check():
             raise AnsibleActionFail(
                 f"{', '.join(others)}: not running as planned. The connection to the host was lost while its servers "
                 "were started and stopped."
             )
-        return _rollout.updated(host, plan, arguments["health"], _is_check())
+        return rollout_summary.updated(host, plan, arguments["health"], _is_check())
 
     def _summary(self, arguments: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
         names = task_vars["ansible_play_hosts_all"]
         hosts = {name: dict(task_vars["hostvars"][name]["ansible_facts"]["llama_rollout"]) for name in names}
-        answer = _rollout.summary(hosts, time.time() - task_vars["ansible_facts"]["llama_run_started"])
+        answer = rollout_summary.summary(hosts, time.time() - task_vars["ansible_facts"]["llama_run_started"])
         text = json.dumps(answer, indent=2)
-        lines = text.splitlines() if arguments["format"] == "json" else _rollout.summary_lines(answer)
+        lines = text.splitlines() if arguments["format"] == "json" else rollout_summary.summary_lines(answer)
         for line in lines:
             Display().display(line)
         if arguments["path"]:
@@ -117,7 +119,7 @@ def _rollback_command(task_vars: dict[str, Any]) -> str:
     given = context.CLIARGS
     playbook = Path(task_vars["playbook_dir"]) / "rollback.yml"
     by_name = "magi.llama.rollout" in sys.argv or not playbook.exists()
-    return _rollout.rollback_command(
+    return rollout_summary.rollback_command(
         "magi.llama.rollback" if by_name else _short(str(playbook)),
         [_short(path) for path in given.get("inventory") or ()],
         task_vars["inventory_hostname"],

@@ -17,7 +17,7 @@ from typing import Any
 from ansible import context
 from ansible.plugins.action import ActionBase
 from ansible_collections.magi.llama.plugins.action.report import show
-from ansible_collections.magi.llama.plugins.module_utils._lock import LEASE_SECONDS, WAITING
+from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import LEASE_SECONDS, WAITING
 
 MODULE = "magi.llama.run_lock"
 POLL_SECONDS = 2.0

@@ -11,7 +11,7 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 from ansible_collections.magi.llama.plugins.action.report import show
 from ansible_collections.magi.llama.plugins.action.run_lock import this_run
-from ansible_collections.magi.llama.plugins.module_utils._health import summary
+from ansible_collections.magi.llama.plugins.module_utils._health.wait import summary
 
 # Long enough that most servers are ready within the first call, short enough that the lines come while one looks.
 SLICE_SECONDS = 2.5

@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The options of modules that take a host's lock, whose types stand in module_utils/_lock.py."""
+"""The options of modules that take a host's lock, whose types stand in module_utils/_core/run_lock.py."""
 
 from __future__ import annotations
 

@@ -9,23 +9,25 @@ from collections.abc import Callable
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.magi.llama.plugins.module_utils import _integrity, _launch, _quote, _settings
-from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._launch import quoting, units
+from ansible_collections.magi.llama.plugins.module_utils._models import checksums
+from ansible_collections.magi.llama.plugins.module_utils._plan import variables
 
 FUNCTIONS = (
-    _integrity.merge_manifests,
-    _launch.systemd_dependencies,
-    _launch.systemd_restart,
-    _launch.systemd_sandbox,
-    _launch.systemd_start_limit,
-    _quote.systemd_argv,
-    _quote.systemd_environment,
-    _quote.systemd_paths,
-    _quote.systemd_settings,
-    _quote.supervisor_command,
-    _quote.supervisor_environment,
-    _quote.supervisor_value,
-    _settings.setting_errors,
+    checksums.merge_manifests,
+    units.systemd_dependencies,
+    units.systemd_restart,
+    units.systemd_sandbox,
+    units.systemd_start_limit,
+    quoting.systemd_argv,
+    quoting.systemd_environment,
+    quoting.systemd_paths,
+    quoting.systemd_settings,
+    quoting.supervisor_command,
+    quoting.supervisor_environment,
+    quoting.supervisor_value,
+    variables.setting_errors,
 )
 
 

@@ -405,19 +405,19 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
-from ansible_collections.magi.llama.plugins.module_utils._lock import keep
-from ansible_collections.magi.llama.plugins.module_utils._registry import Scan, scan
-from ansible_collections.magi.llama.plugins.module_utils._registry_file import (
+from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import keep
+from ansible_collections.magi.llama.plugins.module_utils._models.registry_file import (
     diff_lines,
     load,
     partial_path,
     save,
     short_content,
 )
+from ansible_collections.magi.llama.plugins.module_utils._models.scan import Scan, scan
 
 if TYPE_CHECKING:
-    from ansible_collections.magi.llama.plugins.module_utils._integrity import Differences
+    from ansible_collections.magi.llama.plugins.module_utils._models.checksums import Differences
 
 SHORT_FROM = 501
 
@@ -459,7 +459,7 @@ def run(module: AnsibleModule) -> None:
     manifest = params["manifest"]
     if manifest is not None:
         # Most scans have no checksums, and a module compiles at every call what it imports.
-        from ansible_collections.magi.llama.plugins.module_utils._integrity import check_manifest
+        from ansible_collections.magi.llama.plugins.module_utils._models.checksums import check_manifest
 
         check_manifest(manifest)
     checksums = params["checksums"] or manifest is not None
@@ -537,7 +537,7 @@ def finish(
         "msg": ", ".join([*parts, f"{len(content['rejected'])} rejected"]),
     }
     if checksums:
-        from ansible_collections.magi.llama.plugins.module_utils._integrity import manifest_of, without_checksum
+        from ansible_collections.magi.llama.plugins.module_utils._models.checksums import manifest_of, without_checksum
 
         returned["manifest"] = manifest_of(content)
         returned["without_checksum"] = without_checksum(content)
@@ -549,7 +549,7 @@ def finish(
             "after": diff_lines(content),
         }
     if module.params["manifest"] is not None:
-        from ansible_collections.magi.llama.plugins.module_utils._integrity import differences
+        from ansible_collections.magi.llama.plugins.module_utils._models.checksums import differences
 
         found = differences(content, module.params["manifest"])
         returned["differences"] = vars(found)

@@ -141,10 +141,10 @@ import os
 import pwd
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
-from ansible_collections.magi.llama.plugins.module_utils._files import plain_path
-from ansible_collections.magi.llama.plugins.module_utils._lock import FILLED_IN, WAITING, Run, acquire, told
-from ansible_collections.magi.llama.plugins.module_utils._secrets import check_key_file
+from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
+from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import FILLED_IN, WAITING, Run, acquire, told
+from ansible_collections.magi.llama.plugins.module_utils._launch.api_keys import check_key_file
 
 # What the role servers writes as the comment of a user that it makes.
 USER_COMMENT = "magi.llama"
@@ -174,7 +174,7 @@ def main() -> None:
     if manager == "auto":
         manager = "systemd" if systemd else "supervisor"
     if manager == "supervisor":
-        from ansible_collections.magi.llama.plugins.module_utils._supervisor import SupervisorManager
+        from ansible_collections.magi.llama.plugins.module_utils._services.supervisor import SupervisorManager
 
         # A folder that it cannot use is said here, before anything is touched.
         try:
@@ -184,7 +184,7 @@ def main() -> None:
     version, stray = None, []
     if systemd:
         # Not needed elsewhere, and a module compiles at every call what it imports.
-        from ansible_collections.magi.llama.plugins.module_utils._systemd import SystemdManager
+        from ansible_collections.magi.llama.plugins.module_utils._services.systemd import SystemdManager
 
         version, stray = SystemdManager().version(), SystemdManager().stray_variables()
     root = os.geteuid() == 0

@@ -119,21 +119,20 @@ removed:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
-from ansible_collections.magi.llama.plugins.module_utils._files import plain_path
-from ansible_collections.magi.llama.plugins.module_utils._launch import (
+from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
+from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import keep
+from ansible_collections.magi.llama.plugins.module_utils._deployment.record import record_file, record_of
+from ansible_collections.magi.llama.plugins.module_utils._deployment.rollback import kept
+from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import (
     File,
     current_text,
     differing,
     managed_files,
-    record_file,
-    record_of,
     refuse_foreign,
     superfluous,
     write_all,
 )
-from ansible_collections.magi.llama.plugins.module_utils._lock import keep
-from ansible_collections.magi.llama.plugins.module_utils._rollback import kept
 
 
 def main() -> None:

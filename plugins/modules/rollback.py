@@ -87,24 +87,17 @@ ansible_facts:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
-from ansible_collections.magi.llama.plugins.module_utils._files import plain_path
-from ansible_collections.magi.llama.plugins.module_utils._launch import (
-    current_text,
-    differing,
-    managed_files,
-    record_file,
-    superfluous,
-    write_all,
-)
-from ansible_collections.magi.llama.plugins.module_utils._lock import keep
-from ansible_collections.magi.llama.plugins.module_utils._proc import processes
-from ansible_collections.magi.llama.plugins.module_utils._record import (
+from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
+from ansible_collections.magi.llama.plugins.module_utils._core.processes import processes
+from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import keep
+from ansible_collections.magi.llama.plugins.module_utils._deployment.record import (
     DamagedRecordError,
     empty_record,
     read_record,
+    record_file,
 )
-from ansible_collections.magi.llama.plugins.module_utils._rollback import (
+from ansible_collections.magi.llama.plugins.module_utils._deployment.rollback import (
     deployment_before,
     planned,
     prefixes_to_restore,
@@ -112,8 +105,15 @@ from ansible_collections.magi.llama.plugins.module_utils._rollback import (
     read_previous,
     starting,
 )
-from ansible_collections.magi.llama.plugins.module_utils._runtime_install import restore_previous
-from ansible_collections.magi.llama.plugins.module_utils._runtime_probe import ProbeError, probe
+from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import (
+    current_text,
+    differing,
+    managed_files,
+    superfluous,
+    write_all,
+)
+from ansible_collections.magi.llama.plugins.module_utils._runtime.prefix import restore_previous
+from ansible_collections.magi.llama.plugins.module_utils._runtime.probe import ProbeError, probe
 
 
 def main() -> None:

@@ -89,9 +89,9 @@ holder:
 import os
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
-from ansible_collections.magi.llama.plugins.module_utils._files import plain_path
-from ansible_collections.magi.llama.plugins.module_utils._lock import (
+from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
+from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import (
     FILLED_IN,
     LEASE_SECONDS,
     WAITING,

@@ -121,13 +121,14 @@ status:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
-from ansible_collections.magi.llama.plugins.module_utils._files import plain_path
-from ansible_collections.magi.llama.plugins.module_utils._health import probe_all, status_json
-from ansible_collections.magi.llama.plugins.module_utils._managers import chosen, manager_for
-from ansible_collections.magi.llama.plugins.module_utils._proc import processes
-from ansible_collections.magi.llama.plugins.module_utils._record import read_record
-from ansible_collections.magi.llama.plugins.module_utils._rollback import Deployment, starting
+from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
+from ansible_collections.magi.llama.plugins.module_utils._core.processes import processes
+from ansible_collections.magi.llama.plugins.module_utils._deployment.record import chosen, read_record
+from ansible_collections.magi.llama.plugins.module_utils._deployment.rollback import Deployment, starting
+from ansible_collections.magi.llama.plugins.module_utils._health.probe import probe_all
+from ansible_collections.magi.llama.plugins.module_utils._health.status import status_json
+from ansible_collections.magi.llama.plugins.module_utils._services.table import manager_for
 
 
 def main() -> None:

@@ -159,15 +159,20 @@ ansible_facts:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
-from ansible_collections.magi.llama.plugins.module_utils._files import plain_path
-from ansible_collections.magi.llama.plugins.module_utils._gpu import parse_devices, read_gpus
-from ansible_collections.magi.llama.plugins.module_utils._launch import deployed
-from ansible_collections.magi.llama.plugins.module_utils._plan import Host, Settings, make_plan, plan_lines
-from ansible_collections.magi.llama.plugins.module_utils._proc import listeners, memory, processes
-from ansible_collections.magi.llama.plugins.module_utils._record import DamagedRecordError, empty_record, read_record
-from ansible_collections.magi.llama.plugins.module_utils._registry_file import RegistryError, load
-from ansible_collections.magi.llama.plugins.module_utils._watch import disabled, unwatched
+from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
+from ansible_collections.magi.llama.plugins.module_utils._core.processes import listeners, memory, processes
+from ansible_collections.magi.llama.plugins.module_utils._deployment.record import (
+    DamagedRecordError,
+    deployed,
+    empty_record,
+    read_record,
+)
+from ansible_collections.magi.llama.plugins.module_utils._models.registry_file import RegistryError, load
+from ansible_collections.magi.llama.plugins.module_utils._plan.gpu import parse_devices, read_gpus
+from ansible_collections.magi.llama.plugins.module_utils._plan.inputs import Host, Settings
+from ansible_collections.magi.llama.plugins.module_utils._plan.plan import make_plan, plan_lines
+from ansible_collections.magi.llama.plugins.module_utils._services.supervision import disabled, unwatched
 
 
 def main() -> None:

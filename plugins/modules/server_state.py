@@ -138,16 +138,16 @@ servers:
 from dataclasses import asdict
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
-from ansible_collections.magi.llama.plugins.module_utils._files import plain_path
-from ansible_collections.magi.llama.plugins.module_utils._health import Pace
-from ansible_collections.magi.llama.plugins.module_utils._lock import keep
-from ansible_collections.magi.llama.plugins.module_utils._managers import chosen, manager_for, retire_other
-from ansible_collections.magi.llama.plugins.module_utils._proc import processes
-from ansible_collections.magi.llama.plugins.module_utils._readiness import note_seconds
-from ansible_collections.magi.llama.plugins.module_utils._record import read_record
-from ansible_collections.magi.llama.plugins.module_utils._service import strays, terminate
-from ansible_collections.magi.llama.plugins.module_utils._state import (
+from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
+from ansible_collections.magi.llama.plugins.module_utils._core.processes import processes
+from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import keep
+from ansible_collections.magi.llama.plugins.module_utils._deployment.record import chosen, read_record
+from ansible_collections.magi.llama.plugins.module_utils._health.observations import note_seconds
+from ansible_collections.magi.llama.plugins.module_utils._health.pace import Pace
+from ansible_collections.magi.llama.plugins.module_utils._services.base import strays, terminate
+from ansible_collections.magi.llama.plugins.module_utils._services.table import manager_for, retire_other
+from ansible_collections.magi.llama.plugins.module_utils._services.transitions import (
     actions_for,
     apply,
     check_actions,
@@ -201,7 +201,7 @@ def main() -> None:
             manager,
             lambda statuses: strays(state_dir, statuses),
             lambda processes, timeout: terminate(processes, state_dir, timeout),
-            pace,
+            pace.on_started,
         )
         pids = {result.name: result.pid_after for result in results}
         note_seconds(state_dir, {name: (pids[name], seconds) for name, seconds in pace.ready.items()})

@@ -87,20 +87,20 @@ removed:
 
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
-from ansible_collections.magi.llama.plugins.module_utils._files import plain_path
-from ansible_collections.magi.llama.plugins.module_utils._proc import all_processes
-from ansible_collections.magi.llama.plugins.module_utils._service import ended_text, terminate
-from ansible_collections.magi.llama.plugins.module_utils._supervisor import SupervisorManager
-from ansible_collections.magi.llama.plugins.module_utils._systemd import SystemdManager
-from ansible_collections.magi.llama.plugins.module_utils._teardown import (
+from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
+from ansible_collections.magi.llama.plugins.module_utils._core.processes import all_processes
+from ansible_collections.magi.llama.plugins.module_utils._deployment.teardown import (
     ours,
     remove,
     target_path,
     unit_servers,
     users_of,
 )
-from ansible_collections.magi.llama.plugins.module_utils._watch import is_ours
+from ansible_collections.magi.llama.plugins.module_utils._services.base import ended_text, terminate
+from ansible_collections.magi.llama.plugins.module_utils._services.supervision import is_ours
+from ansible_collections.magi.llama.plugins.module_utils._services.supervisor import SupervisorManager
+from ansible_collections.magi.llama.plugins.module_utils._services.systemd import SystemdManager
 
 
 def main() -> None:

@@ -106,10 +106,10 @@ servers:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
-from ansible_collections.magi.llama.plugins.module_utils._readiness import refused_revisions
-from ansible_collections.magi.llama.plugins.module_utils._record import read_record
-from ansible_collections.magi.llama.plugins.module_utils._rollback import note_answered, note_bad, revisions
+from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._deployment.record import read_record
+from ansible_collections.magi.llama.plugins.module_utils._deployment.rollback import note_answered, note_bad, revisions
+from ansible_collections.magi.llama.plugins.module_utils._health.observations import refused_revisions
 
 
 def main() -> None:

@@ -201,20 +201,16 @@ import contextlib
 import time
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.magi.llama.plugins.module_utils._errors import MagiError
-from ansible_collections.magi.llama.plugins.module_utils._files import plain_path
-from ansible_collections.magi.llama.plugins.module_utils._health import (
-    given_up,
-    summary,
-    wait,
-    with_holders,
-)
-from ansible_collections.magi.llama.plugins.module_utils._lock import LockError, keep, release
-from ansible_collections.magi.llama.plugins.module_utils._managers import Machine, chosen, manager_for
-from ansible_collections.magi.llama.plugins.module_utils._proc import all_processes, listeners, processes
-from ansible_collections.magi.llama.plugins.module_utils._readiness import remember
-from ansible_collections.magi.llama.plugins.module_utils._record import read_record
-from ansible_collections.magi.llama.plugins.module_utils._rollback import note_good
+from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
+from ansible_collections.magi.llama.plugins.module_utils._core.processes import all_processes, listeners, processes
+from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import LockError, keep, release
+from ansible_collections.magi.llama.plugins.module_utils._deployment.record import chosen, read_record
+from ansible_collections.magi.llama.plugins.module_utils._deployment.rollback import note_good
+from ansible_collections.magi.llama.plugins.module_utils._health.machine import Machine
+from ansible_collections.magi.llama.plugins.module_utils._health.observations import remember
+from ansible_collections.magi.llama.plugins.module_utils._health.wait import given_up, summary, wait, with_holders
+from ansible_collections.magi.llama.plugins.module_utils._services.table import manager_for
 
 
 def main() -> None:

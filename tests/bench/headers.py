@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ansible_collections.magi.llama.plugins.module_utils._gguf import read_header
+from ansible_collections.magi.llama.plugins.module_utils._models.gguf import read_header
 from bench.measure import (
     CACHE,
     ROOT,

@@ -19,7 +19,7 @@ from typing import Any
 
 def reader(name: str) -> Callable[[str], Any]:
     if name == "ours":
-        from ansible_collections.magi.llama.plugins.module_utils._gguf import read_header
+        from ansible_collections.magi.llama.plugins.module_utils._models.gguf import read_header
 
         return read_header
     if name == "gguf":
@@ -35,8 +35,8 @@ def reader(name: str) -> Callable[[str], Any]:
 
         # As it is quickest: without the arrays, as ours.
         return lambda path: parse_gguf(path, array_limit=1)
-    from ansible_collections.magi.llama.plugins.module_utils._registry import scan
-    from ansible_collections.magi.llama.plugins.module_utils._registry_file import load
+    from ansible_collections.magi.llama.plugins.module_utils._models.registry_file import load
+    from ansible_collections.magi.llama.plugins.module_utils._models.scan import scan
 
     return lambda folder: scan([folder], load(f"{folder}/none.json"))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.magi.llama.plugins.module_utils._lock import Run, acquire, holder, keep, release
+from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import Run, acquire, holder, keep, release
 from support.bed import Bed
 
 Q3, Q4 = "tiny-llama-q3_k_m", "tiny-llama-q4_k_m"

@@ -147,7 +147,7 @@ def _supervisord() -> str:
 
 
 def test_a_unit_that_is_not_ours_is_not_overwritten(tmp_path: Path) -> None:
-    from ansible_collections.magi.llama.plugins.module_utils._launch import (
+    from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import (
         File,
         LaunchConfigError,
         Managed,

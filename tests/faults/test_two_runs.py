@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.magi.llama.plugins.action.run_lock import this_run
-from ansible_collections.magi.llama.plugins.module_utils._lock import Run, acquire, holder, release
+from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import Run, acquire, holder, release
 from support.bed import Bed
 
 

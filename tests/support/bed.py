@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from ansible_collections.magi.llama.plugins.module_utils._proc import Process, all_processes
+from ansible_collections.magi.llama.plugins.module_utils._core.processes import Process, all_processes
 
 PROJECT = Path(__file__).parents[2]
 BINARIES = Path(os.environ.get("MAGI_LLAMA_BIN_DIR", PROJECT / ".cache/bin"))

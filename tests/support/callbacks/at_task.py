@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.plugins.callback import CallbackBase
-from ansible_collections.magi.llama.plugins.module_utils._proc import all_processes
+from ansible_collections.magi.llama.plugins.module_utils._core.processes import all_processes
 
 DOCUMENTATION = """
 name: at_task

@@ -1,0 +1,84 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""Writing files so that a reader sees the old text or the new one, never a part."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+
+# By these a file is known that a run has left which was killed while it wrote.
+TEMPORARY_PREFIX = ".magi-llama-"
+TEMPORARY_SUFFIX = ".tmp"
+
+
+def plain_path(path: str) -> str:
+    """A path without doubled slashes and one at its end: a state directory is compared with what servers bear."""
+    plain = os.path.normpath(path)
+    # POSIX lets two slashes at the beginning mean something else; nothing here does.
+    return plain[1:] if plain.startswith("//") else plain
+
+
+def leftovers(folder: str) -> list[str]:
+    """Paths of the temporary files in a folder; none where it cannot be read."""
+    with contextlib.suppress(OSError):
+        return [
+            os.path.join(folder, name)
+            for name in sorted(os.listdir(folder))
+            if name.startswith(TEMPORARY_PREFIX) and name.endswith(TEMPORARY_SUFFIX)
+        ]
+    return []
+
+
+def write_beside(path: str, data: bytes, mode: int, owner: tuple[int, int] | None = None) -> str:
+    """Put data into a temporary file beside path, synced, for a rename to path; the temporary file's path.
+
+    mode is the file's permission bits; owner is (uid, gid), by default the caller's. Raises OSError, leaving nothing.
+    """
+    folder = os.path.dirname(path) or "."
+    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=TEMPORARY_PREFIX, suffix=TEMPORARY_SUFFIX)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fchmod(stream.fileno(), mode)
+            if owner is not None:
+                os.fchown(stream.fileno(), *owner)
+            os.fsync(stream.fileno())
+    except BaseException:
+        discard(temporary)
+        raise
+    return temporary
+
+
+def discard(temporary: str) -> None:
+    """Remove a temporary file, where it was not renamed."""
+    with contextlib.suppress(OSError):
+        os.unlink(temporary)
+
+
+def sync_folder(folder: str) -> None:
+    """Have on disk what was renamed or removed in a folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: str, data: bytes, mode: int, owner: tuple[int, int] | None = None) -> None:
+    """Put data at path by way of a temporary file beside it; parent folders are made (0755).
+
+    mode and owner are those of write_beside. Raises OSError.
+    """
+    folder = os.path.dirname(path) or "."
+    os.makedirs(folder, mode=0o755, exist_ok=True)
+    temporary = write_beside(path, data, mode, owner)
+    try:
+        os.replace(temporary, path)
+    finally:
+        discard(temporary)
+    sync_folder(folder)

@@ -1,0 +1,168 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""Spread many small pieces of work over all cores, where there is enough of it to pay for processes.
+
+Plain fork and pipes: the standard pools need semaphores in /dev/shm, which a bare node may not have, and threads do
+not help a walk in pure Python.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import struct
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+# Work is done in this process for so long before others are started: starting them takes some 20 ms.
+SERIAL_SECONDS = 0.08
+MAX_WORKERS = 32
+# A pipe holds 64 KiB, so that many claims of four bytes fit in whatever the kernel.
+_MAX_CLAIMS = 8192
+
+_INDEX = struct.Struct("<I")
+_HEAD = struct.Struct("<II")
+
+
+class Outcome(NamedTuple):
+    """results by index; lost are the indexes whose process died over them; the rest was not reached in time."""
+
+    results: dict[int, Any]
+    lost: list[int]
+
+
+def cores() -> int:
+    """The processors that this process may use."""
+    return min(MAX_WORKERS, len(os.sched_getaffinity(0)))
+
+
+def run(
+    count: int,
+    work: Callable[[int], Any],
+    *,
+    workers: int | None = None,
+    deadline: float | None = None,
+    serial_seconds: float = SERIAL_SECONDS,
+) -> Outcome:
+    """work(0) … work(count - 1), whose results are JSON-able, until the deadline (a time.monotonic()).
+
+    At least one piece is done whatever the deadline, so that repeated calls come to an end. work must not raise.
+    """
+    workers = cores() if workers is None else workers
+    results: dict[int, Any] = {}
+    serial_until = time.monotonic() + serial_seconds
+    for index in range(count):
+        now = time.monotonic()
+        over = _is_over(deadline, now)
+        if results and over:
+            return Outcome(results, [])
+        if workers > 1 and count - index > 1 and now >= serial_until and not over:
+            break
+        results[index] = work(index)
+    missing = [index for index in range(count) if index not in results]
+    if missing:
+        results.update(_forked(missing, work, workers, deadline))
+    lost = []
+    if not _is_over(deadline):
+        # A process died. Each piece that it left is tried in a process of its own, so that only the culprit is lost.
+        for index in [index for index in missing if index not in results]:
+            results.update(_forked([index], work, 1, None))
+            if index not in results:
+                lost.append(index)
+    return Outcome(results, lost)
+
+
+def _is_over(deadline: float | None, now: float | None = None) -> bool:
+    return deadline is not None and (time.monotonic() if now is None else now) >= deadline
+
+
+def _forked(indexes: Sequence[int], work: Callable[[int], Any], workers: int, deadline: float | None) -> dict[int, Any]:
+    size = -(-len(indexes) // _MAX_CLAIMS)
+    chunks = [indexes[start : start + size] for start in range(0, len(indexes), size)]
+    # Every process claims its next chunk from one pipe; reads of four bytes do not interleave.
+    claims, claims_in = os.pipe()
+    os.write(claims_in, b"".join(_INDEX.pack(number) for number in range(len(chunks))))
+    os.close(claims_in)
+    children: dict[int, int] = {}
+    for _worker in range(min(workers, len(chunks))):
+        results_out, results_in = os.pipe()
+        try:
+            child = os.fork()
+        except OSError:
+            # Too many processes: those that are there do it all, or this one does.
+            os.close(results_out)
+            os.close(results_in)
+            break
+        if child == 0:
+            # With these open it would never learn that the process which reads them has died.
+            for descriptor in (results_out, *children):
+                os.close(descriptor)
+            _serve(chunks, work, claims, results_in, deadline)
+        os.close(results_in)
+        children[results_out] = child
+    if not children:
+        os.close(claims)
+        return {index: work(index) for index in indexes if not _is_over(deadline)}
+    os.close(claims)
+    return _collect(children)
+
+
+def _serve(
+    chunks: Sequence[Sequence[int]], work: Callable[[int], Any], claims: int, results_in: int, deadline: float | None
+) -> None:
+    """A child's whole life."""
+    status = 1
+    try:
+        with os.fdopen(results_in, "wb") as stream:
+            while True:
+                claim = os.read(claims, _INDEX.size)
+                if len(claim) < _INDEX.size:
+                    break
+                for index in chunks[_INDEX.unpack(claim)[0]]:
+                    if _is_over(deadline):
+                        break
+                    data = json.dumps(work(index)).encode()
+                    stream.write(_HEAD.pack(index, len(data)) + data)
+                    stream.flush()
+        status = 0
+    finally:
+        # Not sys.exit: nothing of the parent's (buffers, handlers) is to be run twice.
+        os._exit(status)
+
+
+def _collect(children: dict[int, int]) -> dict[int, Any]:
+    results: dict[int, Any] = {}
+    buffers = {descriptor: bytearray() for descriptor in children}
+    with selectors.DefaultSelector() as selector:
+        for descriptor in children:
+            selector.register(descriptor, selectors.EVENT_READ)
+        while buffers:
+            for key, _events in selector.select():
+                descriptor = key.fd
+                data = os.read(descriptor, 1 << 16)
+                if data:
+                    buffers[descriptor] += data
+                    continue
+                results.update(_parse(buffers.pop(descriptor)))
+                selector.unregister(descriptor)
+                os.close(descriptor)
+                os.waitpid(children[descriptor], 0)
+    return results
+
+
+def _parse(buffer: bytearray) -> dict[int, Any]:
+    """The results in a child's stream; one that was cut short by its death is left out."""
+    results: dict[int, Any] = {}
+    at = 0
+    while at + _HEAD.size <= len(buffer):
+        index, length = _HEAD.unpack_from(buffer, at)
+        at += _HEAD.size
+        if at + length > len(buffer):
+            break
+        results[index] = json.loads(buffer[at : at + length])
+        at += length
+    return results

@@ -1,0 +1,259 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""What runs on this host, read from /proc: who listens where, which servers are ours, how much memory there is."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+STATE_MARKER = "MAGI_LLAMA_STATE"
+NAME_MARKER = "MAGI_LLAMA_SERVER"
+MARKER_PREFIX = "MAGI_LLAMA_"
+# A server that gets one of these is not what its command line says. A value may be a key.
+STRAY_VARIABLE = re.compile(r"^(LLAMA_ARG_\w+|LLAMA_API_KEY|AIP_\w+)=", re.MULTILINE)
+
+TCP_LISTEN = "0A"
+COMMAND_LENGTH = 200
+LOADER = re.compile(r"ld-(linux|musl)[^/]*$")
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A TCP port that is taken. pid and command are None where only root may see the holder.
+
+    pids has every process that holds a socket on the port: SO_REUSEPORT lets two share one.
+    """
+
+    port: int
+    addresses: tuple[str, ...]
+    pid: int | None
+    command: str | None
+    pids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Process:
+    """A server of ours. env holds its MAGI_LLAMA_* variables, stray the names of those that llama-server obeys.
+
+    children are the PIDs of what it has started, as a wrapper script starts llama-server.
+    """
+
+    pid: int
+    ppid: int
+    name: str
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    uid: int
+    started_at: float
+    uptime_seconds: float
+    rss_bytes: int
+    stray: tuple[str, ...] = ()
+    children: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The memory that processes here can have, and what of it is free."""
+
+    total_bytes: int
+    available_bytes: int
+
+
+def listeners(ports: Iterable[int], proc: str = "/proc", first: Sequence[int] = ()) -> dict[int, Listener]:
+    """Who listens on these ports; a port that nobody listens on is left out.
+
+    first are PIDs that are likely to be the holders: looking there first saves the walk over all processes.
+    """
+    wanted = set(ports)
+    sockets: dict[str, tuple[int, str]] = {}
+    for table in ("tcp", "tcp6"):
+        for port, address, inode in _listening(_read(f"{proc}/net/{table}")):
+            if port in wanted:
+                sockets[inode] = (port, address)
+    holders = _socket_holders(set(sockets), proc, first)
+
+    found = {}
+    for port in sorted({port for port, _bound in sockets.values()}):
+        inodes = [inode for inode, (other, _bound) in sockets.items() if other == port]
+        addresses = tuple(dict.fromkeys(sockets[inode][1] for inode in inodes))
+        pids = tuple(sorted({pid for inode in inodes for pid in holders.get(inode, ())}))
+        pid = pids[0] if pids else None
+        found[port] = Listener(port, addresses, pid, None if pid is None else command_of(pid, proc), pids)
+    return found
+
+
+def _listening(table: str) -> list[tuple[int, str, str]]:
+    """(port, address, inode) of each listening socket in the text of /proc/net/tcp or tcp6."""
+    rows = (line.split() for line in table.splitlines()[1:])
+    return [
+        (int(local.rsplit(":", 1)[1], 16), _address(local.rsplit(":", 1)[0]), row[9])
+        for row in rows
+        if len(row) > 9 and row[3] == TCP_LISTEN
+        for local in (row[1],)
+    ]
+
+
+def _address(hexadecimal: str) -> str:
+    # The kernel prints each 32-bit word of the address as a number in the machine's own byte order.
+    words = [int(hexadecimal[at : at + 8], 16) for at in range(0, len(hexadecimal), 8)]
+    family = socket.AF_INET if len(words) == 1 else socket.AF_INET6
+    return socket.inet_ntop(family, struct.pack(f"={len(words)}I", *words))
+
+
+def _socket_holders(inodes: set[str], proc: str, first: Sequence[int]) -> dict[str, set[int]]:
+    holders: dict[str, set[int]] = {}
+    if not inodes:
+        return holders
+    likely = list(first)
+    for pids in (likely, [pid for pid in _pids(proc) if pid not in set(likely)]):
+        for pid in pids:
+            for inode in _socket_inodes(pid, proc) & inodes:
+                holders.setdefault(inode, set()).add(pid)
+        if set(holders) == inodes:
+            break
+    return holders
+
+
+def _socket_inodes(pid: int, proc: str) -> set[str]:
+    inodes: set[str] = set()
+    folder = f"{proc}/{pid}/fd"
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return inodes
+    for name in names:
+        try:
+            target = os.readlink(f"{folder}/{name}")
+        except OSError:
+            continue
+        if target.startswith("socket:["):
+            inodes.add(target[len("socket:[") : -1])
+    return inodes
+
+
+def command_of(pid: int, proc: str = "/proc") -> str | None:
+    """A process's command line on one line, shortened; None where the process is gone."""
+    argv = _nul_separated(_read(f"{proc}/{pid}/cmdline")) or _read(f"{proc}/{pid}/comm").split("\n")[:1]
+    text = "".join(letter if letter.isprintable() else "?" for letter in " ".join(argv))
+    return text[:COMMAND_LENGTH] or None
+
+
+def processes(state_dir: str, proc: str = "/proc") -> dict[str, Process]:
+    """Our servers of this state directory that run, by name; of two with one name the older, which has the port."""
+    found: dict[str, Process] = {}
+    for process in sorted(all_processes(state_dir, proc), key=lambda process: process.started_at):
+        found.setdefault(process.name, process)
+    return found
+
+
+def all_processes(state_dir: str, proc: str = "/proc", pids: Iterable[int] | None = None) -> list[Process]:
+    """Every process that bears our markers, less children of such; among the given PIDs, by default all."""
+    marker = f"{STATE_MARKER}={state_dir}"
+    own = _pid_namespace("self", proc)
+    marked: dict[int, Process] = {}
+    for pid in _pids(proc) if pids is None else pids:
+        # Unreadable for another user's process: then it is not ours to see.
+        environment = _nul_separated(_read(f"{proc}/{pid}/environ"))
+        if marker not in environment:
+            continue
+        process = _process(pid, environment, proc)
+        # A container's processes show here too, with the same state directory in a file system of their own.
+        if process is not None and _pid_namespace(str(pid), proc) == own:
+            marked[pid] = process
+    families: dict[int, list[int]] = {}
+    for pid in marked:
+        families.setdefault(_eldest(pid, marked), []).append(pid)
+    return [
+        replace(marked[pid], children=tuple(sorted(set(members) - {pid}))) if len(members) > 1 else marked[pid]
+        for pid, members in families.items()
+    ]
+
+
+def _eldest(pid: int, marked: Mapping[int, Process]) -> int:
+    """The process that began what pid belongs to: the last ancestor that bears the same server's name."""
+    while (parent := marked.get(marked[pid].ppid)) is not None and parent.name == marked[pid].name:
+        pid = parent.pid
+    return pid
+
+
+def _pid_namespace(pid: str, proc: str) -> str | None:
+    try:
+        return os.readlink(f"{proc}/{pid}/ns/pid")
+    except OSError:
+        return None
+
+
+def _process(pid: int, environment: Sequence[str], proc: str) -> Process | None:
+    env = dict(entry.split("=", 1) for entry in environment if entry.startswith(MARKER_PREFIX) and "=" in entry)
+    argv = _nul_separated(_read(f"{proc}/{pid}/cmdline"))
+    status = dict(re.findall(r"^(\w+):\s+(\d+)", _read(f"{proc}/{pid}/status"), re.MULTILINE))
+    # The command name, in brackets, may hold anything; the fields after its last bracket are numbers.
+    stat = _read(f"{proc}/{pid}/stat").rpartition(")")[2].split()
+    if NAME_MARKER not in env or not argv or len(stat) < 20 or "PPid" not in status:
+        # A zombie, or it ended while it was read.
+        return None
+    started_after_boot = int(stat[19]) / os.sysconf("SC_CLK_TCK")
+    boot = re.search(r"^btime (\d+)", _read(f"{proc}/stat"), re.MULTILINE)
+    uptime = _read(f"{proc}/uptime").split()
+    return Process(
+        pid=pid,
+        ppid=int(status["PPid"]),
+        name=env[NAME_MARKER],
+        argv=_without_loader(argv),
+        env=env,
+        uid=int(status.get("Uid", 0)),
+        started_at=(int(boot.group(1)) if boot else 0) + started_after_boot,
+        # From the monotonic clock, so that setting the clock does not change it.
+        uptime_seconds=max(0.0, float(uptime[0]) - started_after_boot) if uptime else 0.0,
+        rss_bytes=int(status.get("VmRSS", 0)) * 1024,
+        stray=tuple(sorted(entry.split("=", 1)[0] for entry in environment if STRAY_VARIABLE.match(entry))),
+    )
+
+
+def _without_loader(argv: Sequence[str]) -> tuple[str, ...]:
+    """The command line as it was meant, where a program was started through its dynamic loader."""
+    if not LOADER.search(argv[0]):
+        return tuple(argv)
+    name, at = None, 1
+    while at + 1 < len(argv) and argv[at].startswith("--"):
+        if argv[at] == "--argv0":
+            name = argv[at + 1]
+        at += 2
+    return (name or argv[at], *argv[at + 1 :]) if at < len(argv) else tuple(argv)
+
+
+def memory(proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> Memory:
+    """This host's memory, or that of the container when its cgroup allows less."""
+    values = {key: int(size) * 1024 for key, size in re.findall(r"^(\w+):\s+(\d+)", _read(f"{proc}/meminfo"), re.M)}
+    total = values.get("MemTotal", 0)
+    available = values.get("MemAvailable", values.get("MemFree", 0))
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        limit = _read(f"{cgroup}/{name}").strip()
+        if limit.isdigit():
+            total, available = min(total, int(limit)), min(available, int(limit))
+    return Memory(total, available)
+
+
+def _pids(proc: str) -> list[int]:
+    return sorted(int(name) for name in os.listdir(proc) if name.isdigit())
+
+
+def _nul_separated(text: str) -> list[str]:
+    # Each word ends with a NUL; the last word may itself be empty.
+    return (text[:-1] if text.endswith("\0") else text).split("\0") if text else []
+
+
+def _read(path: str) -> str:
+    """A file's text; empty where it is not there, not permitted, or its process ended meanwhile."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as stream:
+            return stream.read()
+    except OSError:
+        return ""

@@ -1,0 +1,176 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""One run at a time on a host: a file in the state directory says which run it is and until when it counts.
+
+A lease, as modules are short-lived processes and a run may be killed anywhere: who holds it renews it while it works.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from .errors import MagiError
+
+# How long a run that was killed keeps those from other controllers waiting. A single call may take longer, as a slow
+# download does: then the run takes its lock again, or ends at its next step where another has come in between.
+LEASE_SECONDS = 900.0
+
+
+# What modules that take the lock are told, by people and by their action plugins; documented in doc_fragments/lock.py.
+WAITING: dict[str, Any] = {"wait": {"type": "float", "default": 300.0}, "take_over": {"type": "bool", "default": False}}
+FILLED_IN: dict[str, Any] = {"run": {"type": "dict"}, "dead": {"type": "str"}}
+
+
+class LockError(MagiError):
+    """A lock that cannot be written, or that another run holds."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run for people, and its id, by which it knows itself."""
+
+    id: str
+    controller: str
+    user: str
+    pid: int
+    playbook: str
+    since: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.playbook} by {self.user} on {self.controller} (pid {self.pid}, since {self.since})"
+
+
+@dataclass(frozen=True)
+class Held:
+    """A lock as it was found: whose it is, and for how many seconds it counts if it is not renewed."""
+
+    run: Run
+    seconds_left: float
+
+
+def lock_path(state_dir: str) -> str:
+    """Where the lock lies."""
+    return os.path.join(state_dir, "run.lock")
+
+
+def acquire(
+    state_dir: str, run: Run, *, lease: float = LEASE_SECONDS, dead: str | None = None, proc: str = "/proc"
+) -> Held | None:
+    """Take the lock, or renew it; None, or who holds it. dead is the id of a run that is known to have ended.
+
+    Raises LockError where it cannot be written.
+    """
+    try:
+        os.makedirs(state_dir, mode=0o755, exist_ok=True)
+        with _opened(state_dir, os.O_RDWR | os.O_CREAT) as descriptor:
+            found = _read(descriptor, proc)
+            if found is not None and found.run.id not in (run.id, dead):
+                return found
+            since = found.run.since if found is not None and found.run.id == run.id else run.since
+            # For people; nothing depends on the host's clock being right.
+            since = since or time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+            boot, now = _clock(proc)
+            held = {**asdict(run), "since": since, "boot": boot, "expires": now + lease}
+            _write(descriptor, held)
+    except OSError as error:
+        raise LockError(
+            f"{lock_path(state_dir)} could not be written: {error.strerror}. Nothing was touched; make room or mend "
+            "the permissions and run again."
+        ) from error
+    return None
+
+
+def release(state_dir: str, run_id: str) -> bool:
+    """Give the lock back; tells whether this run had it."""
+    # What cannot be given back, on a disk that has gone read-only, expires.
+    with contextlib.suppress(OSError), _opened(state_dir, os.O_RDWR) as descriptor:
+        found = _read(descriptor)
+        if found is not None and found.run.id == run_id:
+            # Emptied, not removed: another run may be waiting with the file open. Needs no room on the disk.
+            os.ftruncate(descriptor, 0)
+            return True
+    return False
+
+
+def holder(state_dir: str, proc: str = "/proc", *, expired: bool = False) -> Held | None:
+    """Whose the lock is, None where no run has it; with expired also whose it was last, if it was not given back."""
+    try:
+        with _opened(state_dir, os.O_RDONLY) as descriptor:
+            return _read(descriptor, proc, expired=expired)
+    except OSError:
+        return None
+
+
+def told(found: Held | None, run_id: str) -> dict[str, Any] | None:
+    """A lock as modules return it, for the controller to wait or to refuse; None where it is this run's or nobody's."""
+    if found is None or found.run.id == run_id:
+        return None
+    return {**asdict(found.run), "text": str(found.run), "seconds_left": round(found.seconds_left, 1)}
+
+
+def keep(state_dir: str, run_id: str | None, lease: float = LEASE_SECONDS) -> None:
+    """Renew the lock of this run before it changes the host. Raises LockError where another run has it by now.
+
+    One that has expired is taken again where nobody else has it. Who took no lock may go on as long as nobody else has.
+    """
+    other = holder(state_dir)
+    if other is None or other.run.id == run_id:
+        mine = holder(state_dir, expired=True)
+        if mine is None or mine.run.id != run_id:
+            return
+        with contextlib.suppress(LockError):
+            other = acquire(state_dir, mine.run, lease=lease)
+    if other is not None and other.run.id != run_id:
+        raise LockError(f"Another run is changing this host: {other.run}. Run again when it is over.")
+
+
+@contextlib.contextmanager
+def _opened(state_dir: str, flags: int) -> Iterator[int]:
+    descriptor = os.open(lock_path(state_dir), flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    try:
+        # Held for moments only, so that two modules do not write at the same time.
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _read(descriptor: int, proc: str = "/proc", expired: bool = False) -> Held | None:
+    try:
+        found = json.loads(os.pread(descriptor, 65536, 0))
+        run = Run(**{field.name: found[field.name] for field in fields(Run)})
+        boot, now = _clock(proc)
+        left = float(found["expires"]) - now
+    except (ValueError, KeyError, TypeError):
+        # Empty, or its writer met a full disk.
+        return None
+    return Held(run, left) if expired or (found.get("boot") == boot and left > 0) else None
+
+
+def _write(descriptor: int, held: Mapping[str, Any]) -> None:
+    data = (json.dumps(held, indent=2) + "\n").encode()
+    # In place: to renew it takes no room on a full disk.
+    os.pwrite(descriptor, data, 0)
+    os.ftruncate(descriptor, len(data))
+    os.fsync(descriptor)
+
+
+def _clock(proc: str) -> tuple[str, float]:
+    """This boot, and the seconds since it: nobody sets these, and no lock outlasts a boot."""
+    with open(f"{proc}/sys/kernel/random/boot_id", encoding="utf-8") as stream:
+        boot = stream.read().strip()
+    with open(f"{proc}/uptime", encoding="utf-8") as stream:
+        uptime = float(stream.read().split()[0])
+    with open(f"{proc}/1/stat", encoding="utf-8", errors="replace") as stream:
+        # A container has the boot of its machine: there it is the start of its first process.
+        first = stream.read().rpartition(")")[2].split()[19]
+    return f"{boot}.{first}", uptime

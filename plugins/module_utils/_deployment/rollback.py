@@ -1,0 +1,241 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""The last good deployment before this one: kept when another takes its place, and returned to on request.
+
+Good is a deployment whose servers have all been ready as they are recorded. One that never was is not kept, so after
+any number of failed attempts the way back leads to what worked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .._core.errors import MagiError
+from .._core.processes import Process
+from .._health.observations import judge, ready_revisions
+from .._launch.config_files import File, deployed_paths, read_file
+from .._runtime.prefix_manifest import note_in_manifest, previous_prefix, read_manifest
+from .record import DamagedRecordError, read_record
+
+SCHEMA_VERSION = 1
+
+
+class RollbackError(MagiError):
+    """A deployment that cannot be returned to; nothing has been touched."""
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A record of deployed servers with their launch configs, as files."""
+
+    record: Mapping[str, Any]
+    files: Sequence[File]
+
+    @property
+    def binaries(self) -> dict[str, str]:
+        """Each llama-server's path with its identity."""
+        return {
+            str(server["argv"][0]): str(server["env"].get("MAGI_LLAMA_RUNTIME", ""))
+            for server in self.record["servers"]
+        }
+
+
+def previous_path(state_dir: str) -> str:
+    """Where the last good deployment before this one is kept."""
+    return os.path.join(state_dir, "previous.json")
+
+
+def is_good(state_dir: str, record: Mapping[str, Any]) -> bool:
+    """Whether every server of the record has been ready as it is recorded."""
+    ready = ready_revisions(state_dir)
+    servers = record["servers"]
+    return bool(servers) and all(ready.get(server["name"]) == server.get("revision") for server in servers)
+
+
+def note_good(state_dir: str, record: Mapping[str, Any]) -> None:
+    """Note in the prefixes of a good deployment that they are: such a one is not given up for one that is not."""
+    if not is_good(state_dir, record):
+        return
+    for path, identity in Deployment(record, ()).binaries.items():
+        prefix = prefix_of(path)
+        if read_manifest(prefix).get("identity") == identity:
+            note_in_manifest(prefix, good=True)
+
+
+def note_bad(state_dir: str, names: Sequence[str], refused: Sequence[str] = ()) -> None:
+    """Note which servers gave no token: their deployment is not good. Of the refused ones not until they give one."""
+    try:
+        record = read_record(state_dir)
+        judge(state_dir, revisions(record), failed=names, refused=refused)
+        binaries = Deployment(record, ()).binaries
+        worked = read_previous(state_dir).binaries
+    except DamagedRecordError:
+        return
+    except RollbackError:
+        worked = {}
+    for path, identity in binaries.items():
+        # With other launch configs it may have worked, and the way back needs it.
+        if worked.get(path) != identity == read_manifest(prefix_of(path)).get("identity"):
+            note_in_manifest(prefix_of(path), good=False)
+
+
+def note_answered(state_dir: str, names: Sequence[str]) -> None:
+    """Note that servers which did not work do by now."""
+    record = read_record(state_dir)
+    judge(state_dir, revisions(record), answered=names)
+    note_good(state_dir, record)
+
+
+def prefix_of(path: str) -> str:
+    """The prefix that a llama-server in it belongs to."""
+    return os.path.dirname(os.path.dirname(path))
+
+
+def kept(state_dir: str, record: Mapping[str, Any], launch: Sequence[File], remove: Sequence[str]) -> File | None:
+    """What is deployed now, as the file that keeps it, where it is good and the new record and configs differ from it.
+
+    launch are the launch configs that are to be written, remove the paths of those that are to go.
+    """
+    try:
+        now = read_record(state_dir)
+    except DamagedRecordError:
+        return None
+    if not is_good(state_dir, now):
+        return None
+    if not launch and not remove and revisions(now) == revisions(record):
+        return None
+    try:
+        return previous_file(state_dir, Deployment(now, _deployed_files(state_dir, now)))
+    except (OSError, ValueError):
+        # Somebody took one away or wrote into it: this is not what was good.
+        return None
+
+
+def previous_file(state_dir: str, deployment: Deployment) -> File:
+    """The file that keeps a deployment."""
+    files = [{"path": file.path, "content": file.content.decode(), "mode": file.mode} for file in deployment.files]
+    content = {"schema_version": SCHEMA_VERSION, "record": deployment.record, "files": files}
+    return File(previous_path(state_dir), (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _deployed_files(state_dir: str, record: Mapping[str, Any]) -> list[File]:
+    return [read_file(path) for path in deployed_paths(state_dir, record["service_manager"])]
+
+
+def revisions(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Each server's revision."""
+    return {server["name"]: server.get("revision") for server in record["servers"]}
+
+
+def deployment_before(state_dir: str) -> Deployment:
+    """The deployment to return to. Raises RollbackError.
+
+    Where only the llama-server of the one that is here was replaced, as by a run that ended there, it is this one.
+    """
+    try:
+        now = read_record(state_dir)
+        if is_good(state_dir, now):
+            deployment = Deployment(now, _deployed_files(state_dir, now))
+            if any(_was_replaced(path, identity) for path, identity in deployment.binaries.items()):
+                return deployment
+    except (DamagedRecordError, OSError):
+        pass
+    return read_previous(state_dir)
+
+
+def _was_replaced(path: str, identity: str) -> bool:
+    """Whether a llama-server was in its prefix before, and another is there now."""
+    prefix = prefix_of(path)
+    before = read_manifest(previous_prefix(prefix))
+    return before.get("identity") == identity != read_manifest(prefix).get("identity")
+
+
+def read_previous(state_dir: str) -> Deployment:
+    """The deployment that is kept. Raises RollbackError."""
+    path = previous_path(state_dir)
+    try:
+        with open(path, encoding="utf-8") as stream:
+            kept_one = json.load(stream)
+        if kept_one["schema_version"] > SCHEMA_VERSION:
+            raise RollbackError(f"{path} was written by a newer magi.llama: update the collection on this controller.")
+        files = [File(entry["path"], entry["content"].encode(), int(entry["mode"])) for entry in kept_one["files"]]
+        return Deployment(kept_one["record"], files)
+    except FileNotFoundError:
+        raise RollbackError(
+            f"There is nothing to return to: {path} is written when a deployment whose servers were all ready is "
+            "replaced by another. Mend the cause and run site.yml."
+        ) from None
+    except OSError as error:
+        raise RollbackError(f"{path} cannot be read: {error.strerror}. Run as a user who may read it.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise RollbackError(f"{path} is damaged ({error}). Mend the cause and run site.yml.") from error
+
+
+def prefixes_to_restore(deployment: Deployment, identity_of: Any, keep_binary: bool = False) -> list[str]:
+    """The prefixes in which the llama-server before is to come back. Raises RollbackError where one is not kept.
+
+    identity_of tells the identity of the llama-server at a path, None where there is none that runs.
+    """
+    prefixes = []
+    for path, wanted in deployment.binaries.items():
+        prefix = prefix_of(path)
+        manifest, before = read_manifest(prefix), read_manifest(previous_prefix(prefix))
+        if manifest.get("identity") == wanted or identity_of(path) == wanted or keep_binary:
+            continue
+        if before.get("identity") == wanted:
+            prefixes.append(prefix)
+        elif manifest or before:
+            raise RollbackError(
+                f"The llama-server that was in {prefix} is not kept any more. Install it again with site.yml and the "
+                "runtime_release_url or runtime_portable_suite of then; -e rollback_keep_binary=true returns the "
+                "launch configs alone."
+            )
+        else:
+            raise RollbackError(
+                f"{path} has changed since and is not ours to roll back: put the one before there, by the package "
+                "manager or by hand, and run this again; -e rollback_keep_binary=true returns the launch configs alone."
+            )
+    return prefixes
+
+
+def planned(
+    deployment: Deployment, now: Sequence[Mapping[str, Any]], running: Mapping[str, Process]
+) -> list[dict[str, Any]]:
+    """The deployment's servers with what must happen to have them again, and those of now that are to stop.
+
+    A process carries the revision of all that it was launched with.
+    """
+    servers = []
+    for server in deployment.record["servers"]:
+        process = running.get(server["name"])
+        action, reason = "restart", "goes back to the deployment before"
+        if process is None:
+            action, reason = "start", "not running"
+        elif process.env.get("MAGI_LLAMA_REVISION") == server["revision"]:
+            action, reason = "keep", "runs as it did before"
+        servers.append({**server, "action": action, "reason": reason})
+    names = {server["name"] for server in servers}
+    known = {name: {"name": name, "model_id": name, "port": None, "argv": list(running[name].argv)} for name in running}
+    known.update({str(server["name"]): dict(server) for server in now})
+    return servers + [
+        {**server, "action": "stop", "reason": "was not there before"}
+        for name, server in sorted(known.items())
+        if name not in names
+    ]
+
+
+def starting(deployment: Deployment) -> dict[str, Any]:
+    """How the profile of the deployment starts its servers."""
+    servers = deployment.record["servers"]
+    start = deployment.record.get("start") or {}
+    return {
+        "concurrent": bool(start.get("concurrent", True)),
+        "max_startup_time": max((int(server["max_startup_time"]) for server in servers), default=120),
+        "readiness_check_interval": start.get("readiness_check_interval", 2),
+    }

@@ -1,0 +1,62 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""Why a server ended, by the last lines that it wrote."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+# What llama-server writes when it gives up, and what to do about it.
+CAUSES = (
+    (
+        r"couldn't bind HTTP server socket|[Aa]ddress already in use",
+        "its port is taken by another process: stop that one, or run with -e servers_move_on_conflict=true",
+    ),
+    (
+        r"invalid argument: (?P<what>\S+)|unknown argument: (?P<what2>\S+)",
+        "this llama-server does not know the flag {what}: remove it from the profile, or update llama-server",
+    ),
+    (
+        r"error while handling argument \"(?P<what>[^\"]+)\"",
+        "the value of {what} in the profile's parameters is not one that llama-server takes",
+    ),
+    (
+        r"bad_alloc|out of memory|OutOfDeviceMemory|ErrorOutOfHostMemory|failed to allocate|cannot allocate memory",
+        "there is not enough memory: lower ctx_size, parallel or n_gpu_layers, or enable fewer models",
+    ),
+    (
+        r"failed to open GGUF file '(?P<what>.+)' \(Permission denied\)|'(?P<what2>.+)' \(?Permission denied",
+        "the servers' user may not read {what}: mend its permissions and those of the folders above it",
+    ),
+    (
+        r"failed to open GGUF file '(?P<what>.+)' \(No such file or directory\)",
+        "{what} is gone: bring it back, or run site.yml for a new scan",
+    ),
+    (
+        r"invalid magic|not within the file bounds|exceeds remaining file size|failed to read key-value|corrupted",
+        "the model's file is damaged or incomplete: download it again",
+    ),
+    (
+        r"unknown model architecture: '(?P<what>[^']+)'",
+        "this llama-server does not know the architecture {what}: update it",
+    ),
+    (r"couldn't exec|error while loading shared libraries", "llama-server itself cannot run: look at the runtime role"),
+    (r"couldn't setuid", "the service manager may not run servers as their user: run with --become"),
+)
+
+
+def explain(log: Sequence[str], exit_code: int | None) -> str | None:
+    """The likely cause of a server's end and its fix, None where nothing is recognised."""
+    # From the end, as the log may also hold the words of an earlier run.
+    for line in reversed(log):
+        for pattern, fix in CAUSES:
+            match = re.search(pattern, line)
+            if match:
+                what = next((value for value in match.groupdict().values() if value), "")
+                return fix.format(what=what)
+    if exit_code == 137:
+        return "it was killed, most often for lack of memory: lower ctx_size or parallel, and look at the kernel's log"
+    return None

@@ -1,0 +1,37 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""The machine as waiting sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from .._core.processes import all_processes
+from .._services.base import ServiceManager, ServiceStatus
+from .probe import DEEP_TIMEOUT, Probe, Server, probe_all
+
+
+class Machine:
+    """The machine as waiting sees it."""
+
+    def __init__(
+        self, manager: ServiceManager, state_dir: str, deep: bool = False, deep_timeout: float | None = None
+    ) -> None:
+        self._manager = manager
+        self._state_dir = state_dir
+        self._deep = deep
+        self._deep_timeout = deep_timeout or DEEP_TIMEOUT
+
+    def status(self, names: Sequence[str]) -> dict[str, ServiceStatus]:
+        return self._manager.status(names)
+
+    def probe(self, servers: Sequence[Server], pids: Mapping[str, int | None]) -> dict[str, Probe]:
+        return probe_all(servers, pids, deep=self._deep, deep_timeout=self._deep_timeout)
+
+    def uptime(self, pid: int) -> float | None:
+        return next((process.uptime_seconds for process in all_processes(self._state_dir, pids=[pid])), None)
+
+    def log_tail(self, name: str, lines: int) -> list[str]:
+        return self._manager.log_tail(name, lines)

@@ -1,0 +1,192 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""Whether a server answers, and whether it is the one that should."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from .._core.processes import command_of, listeners
+
+Server = Mapping[str, Any]
+
+PROBE_TIMEOUT = 1.0
+DEEP_TIMEOUT = 30.0
+PROBES_AT_ONCE = 8
+
+TOKEN_REQUESTS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "embedding": ("/v1/embeddings", {"input": "hello"}, "data"),
+    "reranker": ("/v1/rerank", {"query": "hello", "documents": ["hello"]}, "results"),
+    "model": ("/completion", {"prompt": "Hello", "n_predict": 1}, "content"),
+}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a server answered.
+
+    state: ready, loading, not_listening, wrong_identity (another process or model answers), hung (no answer in time),
+    unhealthy (another answer than ready or loading).
+    """
+
+    state: str
+    detail: str | None = None
+    # To the answer that the deep check asks for.
+    seconds: float | None = None
+
+
+def probe(server: Server, pid: int | None, *, deep: bool = False, timeout: float = PROBE_TIMEOUT) -> Probe:
+    """Ask one server; pid is the process that should answer."""
+    return probe_all([server], {server["name"]: pid}, deep=deep, timeout=timeout)[str(server["name"])]
+
+
+def probe_all(
+    servers: Sequence[Server],
+    pids: Mapping[str, int | None],
+    *,
+    deep: bool = False,
+    timeout: float = PROBE_TIMEOUT,
+    deep_timeout: float = DEEP_TIMEOUT,
+) -> dict[str, Probe]:
+    """Ask servers at the same time: health, then whether the process and the model that answer are the planned ones.
+
+    deep asks for a token too, and waits deep_timeout for it.
+    """
+    token_timeout = deep_timeout if deep else None
+    if not servers:
+        return {}
+    with ThreadPoolExecutor(max_workers=min(PROBES_AT_ONCE, len(servers))) as pool:
+        found = dict(
+            zip((str(server["name"]) for server in servers), pool.map(lambda s: ask_health(s, timeout), servers))
+        )
+        answering = [
+            server for server in servers if found[str(server["name"])].state not in ("loading", "not_listening")
+        ]
+        # Looked up once for all: the kernel takes long to list its sockets.
+        found.update(_foreign(answering, pids))
+        ready = [server for server in answering if found[str(server["name"])].state == "ready"]
+        found.update(
+            zip((str(server["name"]) for server in ready), pool.map(lambda s: _works(s, token_timeout, timeout), ready))
+        )
+        return found
+
+
+def ask_health(server: Server, timeout: float) -> Probe:
+    try:
+        code, _body = _ask(server, "GET", "/health", timeout)
+    except ConnectionRefusedError:
+        return Probe("not_listening")
+    except socket.timeout:
+        return Probe("hung", f"no answer within {timeout:g} s")
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        return Probe("hung", f"{type(error).__name__}: {error}")
+    return {200: Probe("ready"), 503: Probe("loading")}.get(code, Probe("unhealthy", f"/health answered {code}"))
+
+
+def _works(server: Server, token_timeout: float | None, timeout: float) -> Probe:
+    try:
+        other = _other_model(server, timeout)
+        if other or token_timeout is None:
+            return other or Probe("ready")
+        began = time.monotonic()
+        return _no_token(server, token_timeout) or Probe("ready", seconds=round(time.monotonic() - began, 3))
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        return Probe("hung", f"/health is 200, but asked for more it does not answer: {type(error).__name__} {error}")
+
+
+def _foreign(servers: Sequence[Server], pids: Mapping[str, int | None]) -> dict[str, Probe]:
+    """A finding for each server on whose port any other process than its own has a socket."""
+    ours = {int(server["port"]): pid for server in servers if (pid := pids.get(server["name"])) is not None}
+    held = listeners(ours, first=list(ours.values())) if ours else {}
+    found = {}
+    for server in servers:
+        listener = held.get(int(server["port"]))
+        if listener is None or listener.pid is None:
+            continue
+        pid = ours[listener.port]
+        # A server may have children that hold its socket; they are no strangers.
+        others = [other for other in listener.pids if other != pid and not _descends(other, pid)]
+        if others:
+            shared = " as well" if pid in listener.pids else ""
+            detail = f"port {listener.port} is held by pid {others[0]}{shared} ({command_of(others[0])})"
+            found[str(server["name"])] = Probe("wrong_identity", detail)
+    return found
+
+
+def _descends(pid: int, ancestor: int) -> bool:
+    while pid > 1 and pid != ancestor:
+        try:
+            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stream:
+                pid = int(stream.read().rpartition(")")[2].split()[1])
+        except (OSError, IndexError, ValueError):
+            return False
+    return pid == ancestor
+
+
+def _other_model(server: Server, timeout: float) -> Probe | None:
+    planned = _flag(server["argv"], "--model")
+    code, body = _ask(server, "GET", "/props", timeout)
+    answered = body.get("model_path") if code == 200 and isinstance(body, dict) else None
+    # Without a key that we may read, or with a build that does not tell, the process is proof enough.
+    if not answered or not planned or answered == planned or os.path.realpath(answered) == os.path.realpath(planned):
+        return None
+    return Probe("wrong_identity", f"the server on port {server['port']} serves {answered}, planned is {planned}")
+
+
+def _no_token(server: Server, timeout: float) -> Probe | None:
+    path, body, wanted = TOKEN_REQUESTS.get(str(server.get("kind")), TOKEN_REQUESTS["model"])
+    try:
+        code, answer = _ask(server, "POST", path, timeout, body)
+    except socket.timeout:
+        return Probe("hung", f"/health is 200, but {path} gave no answer within {timeout:g} s")
+    if code == 200 and isinstance(answer, dict) and wanted in answer:
+        return None
+    return Probe("unhealthy", f"/health is 200, but {path} answered {code}: {json.dumps(answer)[:200]}")
+
+
+def _flag(argv: Sequence[str], flag: str) -> str | None:
+    return next((value for word, value in zip(argv, argv[1:]) if word == flag), None)
+
+
+def _ask(server: Server, method: str, path: str, timeout: float, body: Any = None) -> tuple[int, Any]:
+    """A request to the server with its API key; the status and the JSON answered, None where it is none."""
+    headers = {"Content-Type": "application/json", "Connection": "close"}
+    key = _api_key(server.get("api_key_file"))
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
+    connection = http.client.HTTPConnection(asked_address(str(server["host"])), int(server["port"]), timeout=timeout)
+    try:
+        connection.request(method, path, None if body is None else json.dumps(body), headers)
+        response = connection.getresponse()
+        text = response.read()
+    finally:
+        connection.close()
+    try:
+        return response.status, json.loads(text)
+    except ValueError:
+        return response.status, None
+
+
+def asked_address(host: str) -> str:
+    """Where to ask a server that listens on host."""
+    return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host.strip("[]"), host.strip("[]"))
+
+
+def _api_key(path: str | None) -> str | None:
+    if not path:
+        return None
+    try:
+        with open(path, encoding="utf-8") as stream:
+            return next((line.strip() for line in stream if line.strip()), None)
+    except OSError:
+        return None

@@ -1,0 +1,54 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""The status of servers as a document."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .._core.processes import Process
+from .._services.base import ServiceStatus
+from .probe import Probe, Server
+
+
+def status_json(
+    servers: Sequence[Server],
+    statuses: Mapping[str, ServiceStatus],
+    probes: Mapping[str, Probe],
+    running: Mapping[str, Process],
+) -> dict[str, Any]:
+    """The status of all servers, as machines read it."""
+    entries = [
+        _status_entry(server, statuses[server["name"]], probes.get(server["name"]), running.get(server["name"]))
+        for server in servers
+    ]
+    return {
+        "total_servers": len(entries),
+        "ready_servers": sum(entry["is_ready"] for entry in entries),
+        "servers": entries,
+    }
+
+
+def _status_entry(
+    server: Server, status: ServiceStatus, answer: Probe | None, process: Process | None
+) -> dict[str, Any]:
+    state = status.state
+    if answer is not None and state == "running":
+        # A process that does not listen yet has just begun.
+        state = "starting" if answer.state == "not_listening" else answer.state
+    return {
+        "name": server["name"],
+        "model_id": server["model_id"],
+        "display_name": server.get("display_name"),
+        "port": server["port"],
+        "pid": status.pid,
+        "is_ready": state == "ready",
+        "tier": server.get("tier"),
+        "state": state,
+        "uptime_seconds": int(process.uptime_seconds) if process else 0,
+        "rss_bytes": process.rss_bytes if process else 0,
+        "restarts": status.restarts,
+    }

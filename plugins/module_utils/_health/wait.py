@@ -1,0 +1,224 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""Whether servers are healthy: asked at once, and asked again until each is ready, dead or out of time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
+
+from .._core.processes import Listener
+from .._services.base import ServiceStatus
+from .causes import explain
+from .probe import Probe, Server
+
+# A port that another process answers on: long enough for one of ours that is just ending.
+FOREIGN_PATIENCE = 2.0
+# A process that is ready at first sight and older than this became so when nobody looked.
+FRESH_SECONDS = 5.0
+FIRST_POLL = 0.05
+# Asking again after a twentieth of the time waited so far finds a server within 5 % of when it became ready.
+POLL_SHARE = 0.05
+LOG_LINES = 20
+MESSAGE_LINES = 8
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where waiting for one server has got. seconds_to_ready counts from the start of its process."""
+
+    name: str
+    port: int
+    tier: str | None
+    pid: int | None
+    state: str
+    is_ready: bool = False
+    is_settled: bool = False
+    seconds_to_ready: float | None = None
+    token_seconds: float | None = None
+    restarts: int = 0
+    exit_code: int | None = None
+    exit_text: str | None = None
+    detail: str | None = None
+    fix: str | None = None
+    log_tail: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "log_tail": list(self.log_tail)}
+
+
+class Host(Protocol):
+    """The edge to the machine: what waiting needs to see."""
+
+    def status(self, names: Sequence[str]) -> dict[str, ServiceStatus]: ...
+
+    def probe(self, servers: Sequence[Server], pids: Mapping[str, int | None]) -> dict[str, Probe]: ...
+
+    def uptime(self, pid: int) -> float | None: ...
+
+    def log_tail(self, name: str, lines: int) -> list[str]: ...
+
+
+def wait(
+    servers: Sequence[Server],
+    host: Host,
+    *,
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+    interval: float,
+    timeout: float | None = None,
+    slice_seconds: float | None = None,
+    elapsed: float = 0.0,
+    baseline: Mapping[str, int] | None = None,
+) -> list[Outcome]:
+    """Wait until every server is settled, that is ready, dead or out of time, or until the slice is over.
+
+    timeout is for each server, by default its max_startup_time. elapsed are the seconds that earlier slices waited, and
+    baseline the restarts that they saw first, by name: a rise is a crash.
+    """
+    began = clock()
+    first_restarts = dict(baseline or {})
+    outcomes: dict[str, Outcome] = {}
+    foreign_since: dict[str, float] = {}
+    seen_waiting = {str(server["name"]) for server in servers} if elapsed else set()
+    pending = list(servers)
+    while True:
+        statuses = host.status([server["name"] for server in pending])
+        alive = [server for server in pending if statuses[server["name"]].is_alive]
+        probes = host.probe(alive, {name: status.pid for name, status in statuses.items()})
+        now = clock()
+        for server in pending:
+            name = server["name"]
+            status, answer = statuses[name], probes.get(name)
+            restarts = first_restarts.setdefault(name, status.restarts)
+            if answer is not None and answer.state == "wrong_identity":
+                foreign_since.setdefault(name, now)
+            else:
+                foreign_since.pop(name, None)
+            limit = float(server["max_startup_time"]) if timeout is None else timeout
+            outcomes[name] = _outcome(
+                server,
+                status,
+                answer,
+                host,
+                crashed=status.restarts > restarts,
+                watched=name in seen_waiting,
+                foreign_for=now - foreign_since.get(name, now),
+                late=limit if elapsed + now - began >= limit else None,
+            )
+        pending = [server for server in pending if not outcomes[server["name"]].is_settled]
+        # One that is hung may have been ready for long.
+        seen_waiting.update(name for name, outcome in outcomes.items() if outcome.state in ("loading", "not_listening"))
+        passed = now - began
+        over = slice_seconds is not None and passed >= slice_seconds
+        if not pending or over:
+            return [outcomes[server["name"]] for server in servers]
+        pause = min(max(FIRST_POLL, POLL_SHARE * (elapsed + passed)), interval)
+        sleep(pause if slice_seconds is None else min(pause, slice_seconds - passed))
+
+
+def _outcome(
+    server: Server,
+    status: ServiceStatus,
+    answer: Probe | None,
+    host: Host,
+    *,
+    crashed: bool,
+    watched: bool,
+    foreign_for: float,
+    late: float | None,
+) -> Outcome:
+    name, port, tier = str(server["name"]), int(server["port"]), server.get("tier")
+    if answer is not None and answer.state == "ready" and not crashed:
+        uptime = host.uptime(status.pid) if status.pid else None
+        seconds = round(uptime, 2) if uptime is not None and (watched or uptime <= FRESH_SECONDS) else None
+        return Outcome(name, port, tier, status.pid, "ready", True, True, seconds, answer.seconds, status.restarts)
+    detail: str | None
+    if answer is None or crashed:
+        state, detail = "failed", _death(status, crashed)
+    elif answer.state == "wrong_identity" and foreign_for >= FOREIGN_PATIENCE:
+        state, detail = answer.state, answer.detail
+    elif late is not None:
+        state, detail = answer.state, f"not ready after {late:g} s" + (f": {answer.detail}" if answer.detail else "")
+    else:
+        return Outcome(name, port, tier, status.pid, answer.state, restarts=status.restarts, detail=answer.detail)
+    tail = host.log_tail(name, LOG_LINES)
+    fix = explain(tail, status.exit_code) if state == "failed" else None
+    if state == "wrong_identity":
+        fix = "stop what answers there, or run with -e servers_move_on_conflict=true"
+    return Outcome(
+        name,
+        port,
+        tier,
+        status.pid,
+        state,
+        is_settled=True,
+        restarts=status.restarts,
+        exit_code=status.exit_code,
+        exit_text=status.exit_text,
+        detail=detail,
+        fix=fix,
+        log_tail=tuple(tail),
+    )
+
+
+def _death(status: ServiceStatus, crashed: bool) -> str:
+    if crashed:
+        return f"it crashed and was restarted {status.restarts} times"
+    if status.state == "absent":
+        return "the service manager does not know it: run site.yml"
+    if status.state == "stopped":
+        return "it is stopped" if status.exit_text is None else f"it is stopped ({status.exit_text})"
+    return status.exit_text or "it ended"
+
+
+def with_holders(outcomes: Sequence[Outcome], held: Mapping[int, Listener]) -> list[Outcome]:
+    """The outcomes, those that ended saying who listens on their port by now."""
+    return [
+        replace(outcome, detail=f"{outcome.detail}; {_held_by(held[outcome.port])}")
+        if outcome.state == "failed" and outcome.pid is None and outcome.port in held
+        else outcome
+        for outcome in outcomes
+    ]
+
+
+def _held_by(listener: Listener) -> str:
+    who = "a process that only root may see" if listener.pid is None else f"pid {listener.pid} ({listener.command})"
+    return f"port {listener.port} is held by {who}"
+
+
+def failure_text(servers: Sequence[Mapping[str, Any]]) -> str:
+    """A message that names each server that is not ready, its end, its last lines and the fix."""
+    parts = []
+    for server in servers:
+        if server["is_ready"]:
+            continue
+        text = f"{server['name']} (port {server['port']}): {server['detail'] or server['state']}"
+        if server["fix"]:
+            text += f"; {server['fix']}"
+        tail = "".join(f"\n    {line}" for line in server["log_tail"][-MESSAGE_LINES:])
+        parts.append(text + (f"\n  its last lines:{tail}" if tail else ""))
+    return "\n".join(parts)
+
+
+def given_up(outcomes: Sequence[Outcome], statuses: Mapping[str, ServiceStatus]) -> list[str]:
+    """Servers that ended with a configuration error and that their manager would still try again."""
+    return [
+        outcome.name for outcome in outcomes if outcome.exit_code == 1 and statuses[outcome.name].state == "restarting"
+    ]
+
+
+def summary(servers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What all outcomes come to: complete, ready, failed_servers and msg."""
+    ready = sum(bool(server["is_ready"]) for server in servers)
+    text = f"{ready} of {len(servers)} servers are ready"
+    failures = failure_text(servers)
+    return {
+        "complete": all(server["is_settled"] for server in servers),
+        "ready": ready,
+        "failed_servers": [server["name"] for server in servers if not server["is_ready"]],
+        "msg": f"{text}\n{failures}" if failures else text,
+    }

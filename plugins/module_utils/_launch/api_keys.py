@@ -1,0 +1,75 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""The file with the servers' API keys: whether a server can use it, and whether it changed. The keys go nowhere."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import stat
+import subprocess
+from collections.abc import Sequence
+
+from .._core.errors import MagiError
+
+
+class KeyFileError(MagiError):
+    """A file with API keys that the servers could not use."""
+
+
+def check_key_file(path: str, user: str, groups: Sequence[str] = ()) -> str:
+    """A stamp that changes with the file, after a look whether the user, who may yet have to be made, can read it.
+
+    groups are further ones of that user. Raises KeyFileError.
+    """
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise KeyFileError(f"The API key file {path} is no file: write the keys into one, a key a line.")
+        with open(path, "rb") as stream:
+            # Whoever connects may be somebody who may not read it; then the servers' user counts alone.
+            is_empty = not stream.read(65536).strip()
+    except PermissionError:
+        is_empty = False
+        status = None
+    except OSError as error:
+        raise KeyFileError(
+            f"The API key file {path} cannot be read: {error.strerror}. Put it there, a key a line, or set "
+            "servers_api_key_file to where it is."
+        ) from error
+    if is_empty:
+        raise KeyFileError(f"The API key file {path} holds no key: write one into it, a key a line.")
+    if not _is_readable(path, user, groups):
+        raise KeyFileError(
+            f"The API key file {path} cannot be read by the servers' user {user}: give it and its folders to a group "
+            f"of that user (chgrp {user} {path}; chmod 640 {path}), or name its group in servers_user_groups."
+        )
+    return "" if status is None else f"{status.st_size}.{status.st_mtime_ns}.{status.st_ino}"
+
+
+def _is_readable(path: str, user: str, groups: Sequence[str]) -> bool:
+    if os.geteuid() != 0:
+        return os.access(path, os.R_OK)
+    further = [entry.gr_gid for name in groups for entry in _group(name)]
+    try:
+        entry = pwd.getpwnam(user)
+        uid, gid = entry.pw_uid, entry.pw_gid
+        further += os.getgrouplist(user, gid)
+    except KeyError:
+        # Not made yet: nobody's number, and only the groups that it is to have.
+        uid, gid = 65534, 65534
+    # ansible-test wants a module's run_command, but nothing here knows a module.
+    done = subprocess.run(  # pylint: disable=ansible-bad-function
+        ["test", "-r", path], user=uid, group=gid, extra_groups=further, cwd="/", check=False
+    )
+    return done.returncode == 0
+
+
+def _group(name: str) -> list[grp.struct_group]:
+    try:
+        return [grp.getgrnam(name)]
+    except KeyError:
+        return []

@@ -1,0 +1,170 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""Launch configs: where they lie, what a server's sandbox is, and how a set of files is written all or none."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .._core.errors import MagiError
+from .._core.files import discard, leftovers, sync_folder, write_beside
+from .._core.processes import STATE_MARKER
+from .quoting import supervisor_environment, systemd_environment
+from .units import TARGET, UNIT_FOLDER, UNIT_PREFIX, unit_name
+
+
+class LaunchConfigError(MagiError):
+    """Launch configs that could not be written; the old ones are as they were."""
+
+
+@dataclass(frozen=True)
+class File:
+    """A file as it should be."""
+
+    path: str
+    content: bytes
+    mode: int = 0o644
+
+
+@dataclass(frozen=True)
+class Managed:
+    """Files that are ours: those in folder that match the pattern and hold the marker's text."""
+
+    folder: str
+    pattern: str
+    marker: str
+
+
+def config_path(service_manager: str, state_dir: str, server: str) -> str:
+    """Where a server's launch config lies."""
+    if service_manager == "systemd":
+        return os.path.join(UNIT_FOLDER, unit_name(server))
+    return os.path.join(state_dir, "supervisor", "conf.d", f"{server}.conf")
+
+
+def common_config_path(service_manager: str, state_dir: str) -> str:
+    """Where the config that all servers share lies."""
+    if service_manager == "systemd":
+        return os.path.join(UNIT_FOLDER, TARGET)
+    return os.path.join(state_dir, "supervisor", "supervisord.conf")
+
+
+def managed_files(state_dir: str) -> list[Managed]:
+    """The launch configs of this state directory, under either service manager."""
+    env = {STATE_MARKER: state_dir}
+    supervisor = os.path.join(state_dir, "supervisor", "conf.d")
+    # A whole line: another state directory's name may begin with this one's. Supervisor's stands in quotes.
+    line = f"\n{systemd_environment(env)}\n"
+    return [
+        Managed(UNIT_FOLDER, f"{UNIT_PREFIX}*.service", line),
+        Managed(supervisor, "*.conf", supervisor_environment(env)),
+    ]
+
+
+def differing(files: Sequence[File]) -> list[File]:
+    """Those of the files that are not yet as they should be."""
+    return [file for file in files if file_at(file.path) != file]
+
+
+def deployed_paths(state_dir: str, service_manager: str) -> list[str]:
+    """Paths of the launch configs of this state directory, and of the one that they share, be it there or not."""
+    return [*superfluous(managed_files(state_dir), []), common_config_path(service_manager, state_dir)]
+
+
+def digest(file: File) -> str:
+    """A text that changes when a file's content or its mode does."""
+    return hashlib.sha256(b"%o\n%b" % (file.mode, file.content)).hexdigest()
+
+
+def read_file(path: str) -> File:
+    """A file as it is. Raises OSError."""
+    with open(path, "rb") as stream:
+        return File(path, stream.read(), os.fstat(stream.fileno()).st_mode & 0o7777)
+
+
+def file_at(path: str) -> File | None:
+    try:
+        return read_file(path)
+    except OSError:
+        return None
+
+
+def current_text(path: str) -> str:
+    """A file's text for a diff; empty where there is none."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            return stream.read()
+    except OSError:
+        return ""
+
+
+def superfluous(managed: Sequence[Managed], keep: Sequence[str]) -> list[str]:
+    """Paths of files that are ours and are not to be kept."""
+    found = []
+    for entry in managed:
+        with contextlib.suppress(OSError):
+            for name in sorted(os.listdir(entry.folder)):
+                path = os.path.join(entry.folder, name)
+                if (
+                    fnmatch.fnmatchcase(name, entry.pattern)
+                    and path not in keep
+                    and os.path.isfile(path)
+                    and entry.marker in current_text(path)
+                ):
+                    found.append(path)
+    return found
+
+
+def refuse_foreign(files: Sequence[File], managed: Sequence[Managed]) -> None:
+    """Raise LaunchConfigError where a file would take the place of one that is not ours."""
+    for file in files:
+        folder, name = os.path.split(file.path)
+        for entry in managed:
+            if folder != entry.folder or not fnmatch.fnmatchcase(name, entry.pattern) or not os.path.lexists(file.path):
+                continue
+            if entry.marker not in current_text(file.path):
+                raise LaunchConfigError(
+                    f"{file.path} is there and not ours, or another state directory's: nothing was touched. Rename the "
+                    "model's file, from which the server has its name, or that other one."
+                )
+
+
+def write_all(files: Sequence[File], remove: Sequence[str] = ()) -> None:
+    """Write every file and then remove others, in this order; where one cannot be written, none is.
+
+    Raises LaunchConfigError.
+    """
+    staged: list[tuple[str, File]] = []
+    path = ""
+    try:
+        for folder in sorted({os.path.dirname(file.path) for file in files}):
+            path = folder
+            os.makedirs(folder, mode=0o755, exist_ok=True)
+            for path in leftovers(folder):
+                os.unlink(path)
+        for file in files:
+            path = file.path
+            staged.append((write_beside(path, file.content, file.mode), file))
+        for temporary, file in staged:
+            path = file.path
+            os.replace(temporary, path)
+        for path in remove:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        for folder in sorted({os.path.dirname(path) for path in [*(file.path for file in files), *remove]}):
+            sync_folder(folder)
+    except OSError as error:
+        raise LaunchConfigError(
+            f"{path} could not be written: {error.strerror}. Nothing was started or stopped; make room or mend the "
+            "permissions and run again."
+        ) from error
+    finally:
+        for temporary, _file in staged:
+            discard(temporary)

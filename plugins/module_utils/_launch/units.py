@@ -1,0 +1,101 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""The settings of a systemd unit that depend on its server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .._core.values import is_loopback, parse_bool
+from .quoting import systemd_paths
+
+UNIT_FOLDER = "/etc/systemd/system"
+UNIT_PREFIX = "magi-llama-"
+TARGET = "magi-llama.target"
+
+# Names from /proc/devices: they cover every GPU, however many nodes it has.
+GPU_DEVICES = ("char-nvidia*", "char-drm", "char-kfd")
+# The first systemd with RestartSteps and RestartMaxDelaySec.
+BACK_OFF_VERSION = 254
+# A server that keeps crashing is given up after so many starts: they last longer than a minute's fault, whose end a
+# restart finds, and, however long each of them takes to crash, not longer than the time in which systemd counts them.
+START_LIMIT_BURST = 10
+START_LIMIT_SPARE = 1800
+HOMES = ("/home/", "/root/", "/run/user/")
+PATH_FLAGS = ("--model", "--mmproj", "--lora", "--model-draft", "--spec-draft-model", "--chat-template-file")
+
+
+def unit_name(server: str) -> str:
+    """The systemd unit of a server."""
+    return f"{UNIT_PREFIX}{server}.service"
+
+
+def systemd_dependencies(server: Mapping[str, Any], gpu_access: Any = "auto") -> dict[str, Any]:
+    """What must be there before a server is started at boot: its models' mounts, its address, the GPU's devices."""
+    host = str(server["host"])
+    # A wildcard address is there from the beginning; binding any other fails, for good, before the network is up.
+    online = None if is_loopback(host) or host in ("0.0.0.0", "::") else "network-online.target"
+    return {
+        "After": [unit for unit in ("network.target", online) if unit]
+        + (["nvidia-persistenced.service"] if _uses_gpu(server, gpu_access) else []),
+        "Wants": online,
+        "RequiresMountsFor": [systemd_paths([folder]) for folder in model_folders(server["argv"])],
+    }
+
+
+def systemd_restart(systemd_version: int | None) -> dict[str, Any]:
+    """Back-off between the restarts of a server that crashes, as far as this systemd knows it."""
+    if systemd_version is None or systemd_version < BACK_OFF_VERSION:
+        return {"RestartSec": 20}
+    return {"RestartSec": 1, "RestartSteps": 5, "RestartMaxDelaySec": 60}
+
+
+def systemd_start_limit(max_startup_time: int) -> dict[str, Any]:
+    """When a server that keeps crashing is given up. It may take its whole start-up time to crash."""
+    interval = START_LIMIT_SPARE + START_LIMIT_BURST * int(max_startup_time)
+    return {"StartLimitIntervalSec": interval, "StartLimitBurst": START_LIMIT_BURST}
+
+
+def systemd_sandbox(
+    server: Mapping[str, Any], gpu_access: Any = "auto", numa_policy: str = "", numa_mask: str = ""
+) -> dict[str, Any]:
+    """The settings of a unit that depend on its server: memory, devices, folders, addresses.
+
+    gpu_access is true, false or "auto", which is true where the plan puts layers on a GPU.
+    """
+    argv = [str(word) for word in server["argv"]]
+    uses_gpu = _uses_gpu(server, gpu_access)
+    at_home = any(f"{word}/".startswith(HOMES) for word in argv)
+    # Servers on other machines, and clients there, need more than the loopback address.
+    closed = is_loopback(str(server["host"])) and "--rpc" not in argv
+    return {
+        "MemoryMax": server.get("memory_max_bytes") or None,
+        "NUMAPolicy": numa_policy,
+        "NUMAMask": numa_mask,
+        "ReadOnlyPaths": [systemd_paths([f"-{folder}"]) for folder in model_folders(argv)],
+        "ProtectHome": "read-only" if at_home else True,
+        "PrivateDevices": not uses_gpu,
+        "DeviceAllow": [f"{device} rw" for device in GPU_DEVICES] if uses_gpu else [],
+        # GPU drivers compile kernels into memory.
+        "MemoryDenyWriteExecute": not uses_gpu,
+        "IPAddressDeny": "any" if closed else None,
+        "IPAddressAllow": "localhost" if closed else None,
+    }
+
+
+def model_folders(argv: Sequence[str]) -> list[str]:
+    """The folders of the model's files in a command line."""
+    paths = [value for flag, value in zip(argv, argv[1:]) if flag in PATH_FLAGS and value.startswith("/")]
+    return sorted({os.path.dirname(path) for path in paths} - {"/"})
+
+
+def _uses_gpu(server: Mapping[str, Any], gpu_access: Any) -> bool:
+    return (
+        server["memory"].get("vram_bytes", 0) > 0
+        if gpu_access == "auto"
+        else parse_bool("servers_gpu_access", gpu_access)
+    )

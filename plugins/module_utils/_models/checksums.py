@@ -1,0 +1,229 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""Checksums of model files, and the manifest that says what they ought to be."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .._core import pool
+from .._core.errors import MagiError
+from .bounded_reader import GgufError
+from .gguf import open_regular
+
+MANIFEST_VERSION = 1
+_BLOCK = 1 << 20
+
+
+class ManifestError(MagiError):
+    """A manifest that is not one."""
+
+
+Fingerprint = tuple[int, int, int]
+
+
+def sha256_of(path: str, fingerprint: Fingerprint) -> str | None:
+    """The file's checksum; None where it cannot be read or is not of that size, time and inode as long as it takes."""
+    try:
+        descriptor, status = open_regular(path.encode("utf-8", "surrogateescape"))
+    except GgufError:
+        return None
+    digest = hashlib.sha256()
+    try:
+        while block := os.read(descriptor, _BLOCK):
+            digest.update(block)
+        after = os.fstat(descriptor)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    unchanged = (status.st_size, status.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
+    same = (status.st_size, status.st_mtime_ns, status.st_ino) == tuple(fingerprint)
+    return digest.hexdigest() if unchanged and same else None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Files and bytes of which the checksum is known, of how many."""
+
+    files: int
+    total_files: int
+    size: int
+    total_size: int
+
+    @property
+    def complete(self) -> bool:
+        return self.files == self.total_files
+
+
+def _fingerprints(record: Mapping[str, Any]) -> list[Fingerprint]:
+    """Size, time of change and inode of each of a record's files."""
+    whole = record["fingerprint"]
+    return [tuple(shard) for shard in whole.get("shards") or [(whole["size"], whole["mtime_ns"], whole["inode"])]]
+
+
+def _sizes(record: Mapping[str, Any]) -> list[int]:
+    """The size of each of a record's files."""
+    return [size for size, _mtime, _inode in _fingerprints(record)]
+
+
+def add_checksums(
+    records: Sequence[dict[str, Any]],
+    unread: set[str],
+    *,
+    deadline: float | None = None,
+    workers: int | None = None,
+) -> Progress:
+    """Set sha256 of every record, in the order of its files, where it is not known yet.
+
+    Stops at the deadline, with None for those that are missing. A file that cannot be read keeps None and is put into
+    unread: what is there when this is called again is not tried again.
+    """
+    pending: list[tuple[dict[str, Any], int, int]] = []
+    known: list[tuple[dict[str, Any], int, int]] = []
+    for record in records:
+        record["sha256"] = list(record.get("sha256") or [None] * len(record["files"]))
+        for number, size in enumerate(_sizes(record)):
+            is_known = record["sha256"][number] or record["files"][number] in unread
+            (known if is_known else pending).append((record, number, size))
+    # The largest first, so that no core is left with it at the end.
+    pending.sort(key=lambda item: -item[2])
+
+    def work(index: int) -> str | None:
+        record, number, _size = pending[index]
+        return sha256_of(record["files"][number], _fingerprints(record)[number])
+
+    outcome = pool.run(len(pending), work, workers=workers, deadline=deadline, serial_seconds=0.0)
+    for index, digest in outcome.results.items():
+        record, number, _size = pending[index]
+        record["sha256"][number] = digest
+    for index in (*outcome.results, *outcome.lost):
+        record, number, _size = pending[index]
+        if record["sha256"][number] is None:
+            unread.add(record["files"][number])
+    done = [*known, *(pending[index] for index in (*outcome.results, *outcome.lost))]
+    return Progress(
+        len(done),
+        len(known) + len(pending),
+        sum(size for _record, _number, size in done),
+        sum(size for _record, _number, size in (*known, *pending)),
+    )
+
+
+def _relative(path: str, scan_paths: Sequence[str]) -> str:
+    """The path below the innermost scan path that holds it."""
+    inside = [root.rstrip("/") + "/" for root in scan_paths if path.startswith(root.rstrip("/") + "/")]
+    return path[len(max(inside, key=len)) :] if inside else os.path.basename(path)
+
+
+def _checked(content: Mapping[str, Any]) -> list[tuple[str, int, str | None, Mapping[str, Any]]]:
+    """Path, size, sha256 and record of every file of the models and companions."""
+    checked = []
+    for record in (*content["models"], *content["companions"]):
+        sizes = _sizes(record)
+        digests = record.get("sha256") or [None] * len(sizes)
+        checked += [(path, size, digest, record) for path, size, digest in zip(record["files"], sizes, digests)]
+    return checked
+
+
+def manifest_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest that a registry with checksums stands for: {"schema_version", "files": {relative path: …}}.
+
+    Files of two scan paths that are called the same below them stand under their absolute paths.
+    """
+    files: dict[str, Any] = {}
+    checked = _checked(content)
+    names = Counter(_relative(path, content["scan_paths"]) for path, *_rest in checked)
+    for path, size, digest, record in checked:
+        name = _relative(path, content["scan_paths"])
+        if digest:
+            entry = {"sha256": digest, "size": size, "source": record.get("source")}
+            files[name if names[name] == 1 else path] = entry
+    return {"schema_version": MANIFEST_VERSION, "files": dict(sorted(files.items()))}
+
+
+def without_checksum(content: Mapping[str, Any]) -> list[str]:
+    """The files that no manifest can hold: they could not be read to their end, or were written to meanwhile."""
+    return [path for path, _size, digest, _record in _checked(content) if not digest]
+
+
+def merge_manifests(manifests: Sequence[Mapping[str, Any]], known: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """One manifest of several hosts'. Raises ManifestError where two have other contents under one relative path.
+
+    known is a manifest of further hosts: what none of these contradicts is kept.
+    """
+    files: dict[str, Any] = {}
+    for manifest in manifests:
+        for name, entry in manifest["files"].items():
+            if files.setdefault(name, entry)["sha256"] != entry["sha256"]:
+                raise ManifestError(
+                    f"{name} is another file on one host than on another (sha256 {files[name]['sha256'][:12]}… and "
+                    f"{entry['sha256'][:12]}…): bring the right one to all, or lock these hosts apart, with --limit "
+                    "and a registry_lock_file of their own."
+                )
+    files = {**(check_manifest(known) if known else {}), **files}
+    return {"schema_version": MANIFEST_VERSION, "files": dict(sorted(files.items()))}
+
+
+def check_manifest(manifest: Any) -> dict[str, dict[str, Any]]:
+    """The manifest's files. Raises ManifestError that names the key."""
+    if not isinstance(manifest, Mapping) or not isinstance(manifest.get("files"), Mapping):
+        raise ManifestError("The manifest has no mapping `files`. Write it anew with lock.yml.")
+    if manifest.get("schema_version") != MANIFEST_VERSION:
+        found = str(manifest.get("schema_version"))[:40]
+        raise ManifestError(f"The manifest's schema_version is {found}, not {MANIFEST_VERSION}. Write it anew.")
+    for name, entry in manifest["files"].items():
+        digest = entry.get("sha256") if isinstance(entry, Mapping) else None
+        if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+            raise ManifestError(f"The manifest's files.{name}.sha256 is not a SHA-256 in 64 hexadecimal digits.")
+        size = entry.get("size")
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int)):
+            raise ManifestError(f"The manifest's files.{name}.size is not a number of bytes.")
+    return dict(manifest["files"])
+
+
+@dataclass
+class Differences:
+    """Between a host's files and a manifest: sentences about files that differ, and names of the others."""
+
+    differing: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unlisted: list[str] = field(default_factory=list)
+
+
+def differences(content: Mapping[str, Any], manifest: Any) -> Differences:
+    """Hold a registry with checksums against a manifest. Raises ManifestError."""
+    listed = check_manifest(manifest)
+    result = Differences()
+    seen: set[str] = set()
+
+    def entry_of(path: str) -> dict[str, Any] | None:
+        names = [name for name in (path, _relative(path, content["scan_paths"])) if name in listed]
+        seen.update(names)
+        return listed[names[0]] if names else None
+
+    for path, size, digest, _record in _checked(content):
+        entry = entry_of(path)
+        if entry is None:
+            result.unlisted.append(path)
+        elif entry.get("size") not in (None, size):
+            result.differing.append(f"{path} has {size} bytes, the manifest says {entry['size']}")
+        elif digest is None:
+            result.differing.append(f"{path} could not be read to its end, or was written to meanwhile")
+        elif digest != entry["sha256"]:
+            result.differing.append(f"{path} has the sha256 {digest}, the manifest says {entry['sha256']}")
+    for record in content["rejected"]:
+        # Broken files are on the manifest too, by the name that they should have.
+        for path in record.get("files") or [record["path"]]:
+            if entry_of(path) is not None:
+                result.differing.append(f"{path} is rejected: {record['reason']}")
+    result.missing = sorted(listed.keys() - seen)
+    return result

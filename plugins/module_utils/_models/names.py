@@ -1,0 +1,98 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""What files' names say: shards, quantizations, and the ids that models have from them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+MAX_ID = 128
+_SPLIT = re.compile(r"^(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<total>[0-9]{5})\.gguf$")
+
+# A quantization as people write it in file names: UD-Q4_K_XL, IQ2_XXS, q4_0, MXFP4, BF16, …
+QUANT_TOKEN = re.compile(
+    r"(?:^|(?<=[-._ ]))(?:UD[-_])?"
+    r"(?:I?Q[1-8]_(?:K_)?(?:XXS|XXL|XS|XL|NL|S|M|L|P)|Q[1-8]_(?:K|[01](?:_[48]_[48])?)|I?Q[1-8]|TQ[12]_0"
+    r"|MXFP4(?:_MOE)?|NVFP4|BF16|FP?16|FP?32)(?=$|[-._ ])",
+    re.IGNORECASE,
+)
+
+
+class SplitName(NamedTuple):
+    stem: str
+    number: int
+    total: int
+
+
+def split_name(name: str) -> SplitName | None:
+    """What a shard's file name says; None where it is not a shard's."""
+    match = _SPLIT.match(name)
+    return SplitName(match["stem"], int(match["number"]), int(match["total"])) if match else None
+
+
+def stem_of(path: str) -> str:
+    """The file's name without folder, extension and shard number."""
+    name = os.path.basename(path)
+    shard = split_name(name)
+    if shard:
+        return shard.stem
+    return name[: -len(".gguf")] if name.lower().endswith(".gguf") else name
+
+
+def slug(path: str) -> str:
+    """An id from a file's name: lower case, [a-z0-9._-], a letter or digit first; empty where nothing is left."""
+    plain = unicodedata.normalize("NFKD", stem_of(path)).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9._]+", "-", plain).strip("-._")[:MAX_ID].rstrip("-._")
+
+
+def assign_ids(paths: Iterable[str], known: Mapping[str, str]) -> dict[str, str]:
+    """An id for every path, whatever their order.
+
+    A path keeps the id that it had (known). A new one gets its slug where it is the only one of that slug, else the
+    slug and a suffix made of the path, which no other file's coming or going changes.
+    """
+    ordered = sorted(set(paths))
+    slugs = {path: slug(path) for path in ordered}
+    files_of: dict[str, int] = {}
+    for base in slugs.values():
+        files_of[base] = files_of.get(base, 0) + 1
+    ids: dict[str, str] = {}
+    taken: set[str] = set()
+
+    def give(path: str, name: str) -> bool:
+        if path in ids or not name or name in taken:
+            return False
+        ids[path] = name
+        taken.add(name)
+        return True
+
+    for path in ordered:
+        if path in known and (known[path] == slugs[path] or known[path] in _suffixed(path, slugs[path])):
+            give(path, known[path])
+    for path in ordered:
+        if files_of[slugs[path]] == 1:
+            give(path, slugs[path])
+    for path in ordered:
+        for name in _suffixed(path, slugs[path]):
+            if path in ids or give(path, name):
+                break
+    return ids
+
+
+def _suffixed(path: str, base: str) -> list[str]:
+    """The slug with longer and longer suffixes of the path's hash."""
+    digest = hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()
+    return [f"{base or 'model'}-{digest[:length]}" for length in (6, 12, 24, 64)]
+
+
+def other_quantization(name: str, model_id: str) -> bool:
+    """Whether a name and a model's id are the same but for a whole quantization, such as q8_0 or q4_k_m, in each."""
+    parts = [(QUANT_TOKEN.split(text), QUANT_TOKEN.findall(text)) for text in (name, model_id)]
+    return parts[0][0] == parts[1][0] and all("_" in found[-1] or "16" in found[-1] for _rest, found in parts if found)

@@ -1,0 +1,31 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""A model's files as a scan found them, and by what it is seen that they are still the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+
+class SourceFile(NamedTuple):
+    """A file as the scan found it."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    inode: int
+
+
+def fingerprint_of(files: Sequence[SourceFile]) -> dict[str, Any]:
+    """What tells whether files are still the same: for shards the sum, the newest, the first, and each one's own."""
+    fingerprint: dict[str, Any] = {
+        "size": sum(file.size for file in files),
+        "mtime_ns": max(file.mtime_ns for file in files),
+        "inode": files[0].inode,
+    }
+    if len(files) > 1:
+        fingerprint["shards"] = [[file.size, file.mtime_ns, file.inode] for file in files]
+    return fingerprint

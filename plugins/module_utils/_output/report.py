@@ -1,0 +1,224 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""What a run tells people: facts in, lines of text out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .._core.errors import EstimateError
+from .._core.text import format_bytes
+from .._plan.memory import estimate
+from .._plan.plan import companion_sizes, effective_parameters, plan_lines
+from .._plan.profile import select
+
+STEPS = ("discovery", "profile", "enabled models", "launch", "health")
+# The registry has them all.
+MAX_LISTED = 20
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    """Rows under a header, in columns as wide as their widest cell; numbers stand to the right."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [max(len(str(row[column])) for row in [header, *cells]) for column in range(len(header))]
+    right = [bool(rows) and all(_is_number(row[column]) for row in rows) for column in range(len(header))]
+    return [
+        "  ".join(
+            text.rjust(width) if to_right else text.ljust(width) for text, width, to_right in zip(row, widths, right)
+        ).rstrip()
+        for row in [list(header), *cells]
+    ]
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration for people: 0.4 s, 12 s, 3 min 05 s, 2 h 10 min, 3 d 4 h."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def step_line(step: str, text: str) -> str:
+    """[2/5] profile         text"""
+    return f"[{STEPS.index(step) + 1}/{len(STEPS)}] {step:<15} {text}"
+
+
+def runtime_lines(runtime: Mapping[str, Any], tried: Sequence[Mapping[str, str]]) -> list[str]:
+    """Which llama-server is used, by which method, and why by none of those before."""
+    build = f" (build {runtime['build']})" if runtime["build"] else ""
+    what = f"{runtime['version']}{build}" if runtime["installed"] else "not installed yet"
+    lines = [f"llama-server {what}, {runtime['path']}, method {runtime['source']}"]
+    # The reason, without the advice that is for those who have no llama-server at all.
+    return lines + [
+        f"      not {entry['method']}: {entry['result'].partition('. ')[0].rstrip('.')}"
+        for entry in tried
+        if entry["method"] != runtime["source"]
+    ]
+
+
+def discovery_lines(registry: Mapping[str, Any], changes: Mapping[str, Sequence[str]]) -> list[str]:
+    """What a scan found, and what has come and gone since the last one."""
+    rejected, companions = registry["rejected"], registry["companions"]
+    extra = [f"{len(companions)} companion files"] if companions else []
+    extra += [f"{len(rejected)} rejected"] if rejected else []
+    text = f"{registry['total']} models in {', '.join(registry['scan_paths'])}"
+    lines = [step_line("discovery", text + (f" ({', '.join(extra)})" if extra else ""))]
+    lines += [f"      {what:<9}{_listed(ids)}" for what, ids in changes.items() if ids]
+    return lines + [f"      rejected {entry['path']}: {entry['reason']}" for entry in rejected]
+
+
+def _listed(ids: Sequence[str]) -> str:
+    more = f" and {len(ids) - MAX_LISTED} more" if len(ids) > MAX_LISTED else ""
+    return ", ".join(ids[:MAX_LISTED]) + more
+
+
+def profile_lines(profile: Mapping[str, Any]) -> list[str]:
+    """Which profile is used, and where it comes from."""
+    return [step_line("profile", f"{profile['name']}: {profile['description']} ({profile['source']})")]
+
+
+def enabled_lines(plan: Mapping[str, Any]) -> list[str]:
+    """How many servers of which tiers, and what they need."""
+    servers = [server for server in plan["servers"] if server["action"] != "stop"]
+    tiers = Counter(str(server.get("tier") or "-") for server in servers)
+    listing = ", ".join(f"{tier} ×{count}" if count > 1 else tier for tier, count in sorted(tiers.items()))
+    models = len({server["model_id"] for server in servers})
+    memory = plan["memory"]
+    budget = memory["budget_bytes"]
+    limit = f"a budget of {format_bytes(budget)}" if budget else f"{format_bytes(memory['host_ram_bytes'])} RAM"
+    if memory["host_vram_bytes"] and not budget:
+        limit += f" and {format_bytes(memory['host_vram_bytes'])} GPU memory"
+    text = f"{len(servers)} servers of {models} models ({listing}), {format_bytes(memory['needed_bytes'])} of {limit}"
+    return [step_line("enabled models", text)]
+
+
+def launch_lines(plan: Mapping[str, Any]) -> list[str]:
+    """What is started, restarted and stopped, each with its reason."""
+    counts = Counter(str(server["action"]) for server in plan["servers"])
+    order = ("start", "restart", "stop", "keep")
+    text = ", ".join(f"{counts[action]} to {action}" for action in order if counts[action]) or "nothing to do"
+    changing = {**plan, "servers": [server for server in plan["servers"] if server["action"] != "keep"]}
+    return [step_line("launch", text), *(f"      {line}" for line in plan_lines(changing))]
+
+
+def health_lines(health: Mapping[str, Any]) -> list[str]:
+    """How many servers are ready."""
+    return [step_line("health", f"{health['ready']} of {len(health['servers'])} ready")]
+
+
+def summary_lines(
+    registry: Mapping[str, Any] | None, plan: Mapping[str, Any], health: Mapping[str, Any], seconds: float | None
+) -> list[str]:
+    """The end of a run: the counts, and a line for each server."""
+    discovered = f"{registry['total']} discovered, " if registry is not None else ""
+    enabled = [server for server in plan["servers"] if server["action"] != "stop"]
+    launched = sum(server["action"] in ("start", "restart") for server in enabled)
+    tiers = {server["name"]: server.get("tier") for server in enabled}
+    rows = [
+        [
+            server["name"],
+            server["port"],
+            server["pid"],
+            tiers.get(server["name"]),
+            server["state"],
+            server.get("seconds_to_ready"),
+        ]
+        for server in sorted(health["servers"], key=lambda server: int(server["port"]))
+    ]
+    took = f", {format_seconds(seconds)} in all" if seconds is not None else ""
+    return [
+        f"profile {plan['profile']}: {discovered}{len(enabled)} enabled, {launched} launched, "
+        f"{health['ready']} ready{took}",
+        *table(("SERVER", "PORT", "PID", "TIER", "STATE", "SECONDS TO READY"), rows),
+    ]
+
+
+def status_lines(status: Mapping[str, Any]) -> list[str]:
+    """The status JSON as a table."""
+    rows = [
+        [
+            server["name"],
+            server["port"],
+            server["pid"],
+            server["tier"],
+            server["state"],
+            format_seconds(server["uptime_seconds"]) if server["pid"] else "-",
+            format_bytes(server["rss_bytes"]) if server["pid"] else "-",
+            server["restarts"],
+        ]
+        for server in status["servers"]
+    ]
+    header = ("SERVER", "PORT", "PID", "TIER", "STATE", "UPTIME", "MEMORY", "RESTARTS")
+    return [
+        f"{status['ready_servers']} of {status['total_servers']} servers ready",
+        *(table(header, rows) if rows else []),
+    ]
+
+
+def registry_lines(registry: Mapping[str, Any], profile: Mapping[str, Any]) -> list[str]:
+    """The registry as a table; the memory is that of one server with the profile's parameters, without a GPU.
+
+    A short fact tells less: what it lacks is a dash.
+    """
+    chosen = {model["id"]: parameters for model, _instances, parameters in select(profile, registry["models"]).servers}
+    sizes = companion_sizes(registry)
+    wrong: dict[str, None] = {}
+    rows = [
+        [
+            model["id"],
+            model["tier"],
+            format_bytes(model["size_bytes"]) if "size_bytes" in model else None,
+            _count(model.get("parameter_count")),
+            model.get("context_length"),
+            _memory(model, chosen.get(model["id"], profile["parameters"]), sizes, wrong),
+            model["kind"],
+        ]
+        for model in registry["models"]
+    ]
+    lines = table(("ID", "TIER", "SIZE", "PARAMETERS", "CONTEXT", "MEMORY", "KIND"), rows)
+    warnings = [f"{model['id']}: {warning}" for model in registry["models"] for warning in model.get("warnings", ())]
+    return lines + warnings + [f'profile "{profile["name"]}" ({profile["source"]}): {reason}' for reason in wrong]
+
+
+def _memory(
+    model: Mapping[str, Any], parameters: Mapping[str, Any], sizes: Mapping[str, int], wrong: dict[str, None]
+) -> str | None:
+    """What a server takes, None where that cannot be told; wrong gets what is wrong with the parameters."""
+    if "memory" not in model:
+        return None
+    effective = effective_parameters(model, parameters)
+    companion = sizes.get(str(effective.get("mmproj")), 0)
+    try:
+        found = estimate(model["memory"], effective, kind=model["kind"], companion_bytes=companion)
+    except EstimateError as error:
+        wrong[str(error)] = None
+        return None
+    return format_bytes(found["total_bytes"])
+
+
+def _count(number: int | None) -> str:
+    """A count for people: 8.2B, 350M."""
+    for limit, suffix in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if number and number >= limit:
+            return f"{number / limit:.1f}{suffix}"
+    return str(number or "-")

@@ -1,0 +1,157 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""What a rollout tells people and CI: each host's state, the table and the JSON at the end."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .report import format_seconds, table
+
+# A host is untouched until its turn comes. What was being updated when the run ended is counted as failed.
+STATES = ("updated", "unchanged", "planned", "failed", "untouched")
+_DONE = {"start": "started", "restart": "restarted", "stop": "stopped"}
+# Variables that are not for a rollback, or not for the screen; where a secret lies is none.
+_LEFT_OUT = re.compile(
+    r"(profile|output|output_file|rollout_\w+)$|(?!\w+_(file|path|dir)$).*(pass|secret|token|key)", re.IGNORECASE
+)
+
+Host = Mapping[str, Any]
+
+
+def begin() -> dict[str, Any]:
+    """A host that nothing was done to yet."""
+    return {
+        "state": "untouched",
+        "seconds": None,
+        "total_servers": None,
+        "ready_servers": None,
+        "actions": {},
+        "task": None,
+        "error": None,
+        "rollback": None,
+    }
+
+
+def updated(host: Host, plan: Mapping[str, Any], health: Mapping[str, Any], check: bool) -> dict[str, Any]:
+    """A host whose turn is over and that is well; in check mode, one that would be changed."""
+    actions = actions_of(plan)
+    state = "unchanged" if not actions else "planned" if check else "updated"
+    return {**host, "state": state, "actions": actions, **readiness(health)}
+
+
+def failed(
+    host: Host, plan: Mapping[str, Any], health: Mapping[str, Any], task: str, error: str, rollback: str | None
+) -> dict[str, Any]:
+    """A host at which the rollout stops; rollback is the command that returns it, where it was touched."""
+    found = {"actions": actions_of(plan), **readiness(health)} if rollback else {}
+    return {**host, **found, "state": "failed", "task": task, "error": error, "rollback": rollback}
+
+
+def not_as_planned(plan: Mapping[str, Any], running: Mapping[str, str]) -> list[str]:
+    """The servers that a plan starts, restarts or stops and that do not run by it.
+
+    running are the revisions of the servers' processes.
+    """
+    wrong = []
+    for server in plan.get("servers", ()):
+        # One that is kept may run by an older launch config, where its model is gone.
+        wanted = None if server["action"] == "stop" else server.get("revision")
+        if server["action"] != "keep" and running.get(server["name"]) != wanted:
+            wrong.append(str(server["name"]))
+    return wrong
+
+
+def actions_of(plan: Mapping[str, Any]) -> dict[str, int]:
+    """How many servers a plan starts, restarts and stops."""
+    counts = Counter(str(server["action"]) for server in plan.get("servers", ()))
+    return {action: counts[action] for action in _DONE if counts[action]}
+
+
+def readiness(health: Mapping[str, Any]) -> dict[str, Any]:
+    """How many servers there are and are ready, where somebody has looked."""
+    if "servers" not in health:
+        return {"total_servers": None, "ready_servers": None}
+    return {"total_servers": len(health["servers"]), "ready_servers": health["ready"]}
+
+
+def failure_text(name: str, host: Host) -> str:
+    """What a failed host tells: where and why it failed, and how it is returned to what it ran before."""
+    # The task itself has shown the rest.
+    where = f'{name} failed at the task "{host["task"]}": {(host["error"].splitlines() or [""])[0]}'.rstrip()
+    if not host["rollback"]:
+        return f"{where}\nNothing was touched. Mend the cause and run the rollout again."
+    return (
+        f"{where}\nThe rollout stopped here. Mend the cause and run it again, or return {name} to what it ran before:\n"
+        f"  {host['rollback']}"
+    )
+
+
+def summary(hosts: Mapping[str, Host], seconds: float) -> dict[str, Any]:
+    """The end of a rollout as JSON; hosts are in the order of the rollout."""
+    entries = [
+        {"name": name, **{key: host[key] for key in begin()}, "state": _final(host["state"])}
+        for name, host in hosts.items()
+    ]
+    counts = Counter(entry["state"] for entry in entries)
+    return {
+        "is_complete": not counts["failed"] and not counts["untouched"],
+        **{state: counts[state] for state in STATES},
+        "seconds": round(seconds, 1),
+        "hosts": entries,
+    }
+
+
+def _final(state: str) -> str:
+    # Its update has neither ended well nor been caught: the run has lost the host.
+    return "failed" if state == "updating" else state
+
+
+def summary_lines(result: Mapping[str, Any]) -> list[str]:
+    """The same as a table."""
+    counts = ", ".join(f"{result[state]} {state}" for state in STATES if result[state]) or "no hosts"
+    rows = [
+        [entry["name"], entry["state"], entry["seconds"], _ready(entry), _actions(entry)] for entry in result["hosts"]
+    ]
+    return [
+        f"rollout: {counts}, {format_seconds(result['seconds'])} in all",
+        *table(("HOST", "STATE", "SECONDS", "SERVERS READY", "SERVERS"), rows),
+    ]
+
+
+def _ready(entry: Host) -> str:
+    return "-" if entry["total_servers"] is None else f"{entry['ready_servers']} of {entry['total_servers']}"
+
+
+def _actions(entry: Host) -> str:
+    would = entry["state"] == "planned"
+    listed = [f"{count} {f'to {action}' if would else _DONE[action]}" for action, count in entry["actions"].items()]
+    return ", ".join(listed) or "-"
+
+
+def rollback_command(
+    playbook: str, inventories: Sequence[str], host: str, extra_vars: Sequence[Any], options: Sequence[str] = ()
+) -> str:
+    """The command that returns a host, in words of the command line.
+
+    extra_vars are those of the rollout, each key=value, @file or a mapping; they go along, less what a rollback has no
+    use for and secrets. options say how the hosts are reached.
+    """
+    words = ["ansible-playbook"]
+    for inventory in inventories:
+        words += ["-i", inventory]
+    words += [playbook, "--limit", host, *options]
+    for given in extra_vars:
+        if isinstance(given, Mapping):
+            kept = {key: value for key, value in given.items() if not _LEFT_OUT.match(str(key))}
+            words += ["-e", json.dumps(kept)] if kept else []
+        elif given.startswith("@") or not _LEFT_OUT.match(given.partition("=")[0].strip()):
+            words += ["-e", given]
+    return shlex.join(words)

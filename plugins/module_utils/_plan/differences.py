@@ -1,0 +1,91 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""What must happen to a server, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .._core.processes import Process
+from .inputs import Host, Server
+from .ports import _flag_port
+
+
+def with_action(server: Server, previous: Server | None, host: Host) -> Server:
+    process = host.running.get(server["name"])
+    if process is None:
+        reason = "new" if previous is None else "not running"
+        return {**server, "action": "start", "reason": reason}
+    reasons = _differences(server, process)
+    if server["name"] in host.unwatched:
+        reasons.insert(0, host.unwatched[server["name"]])
+    if reasons:
+        return {**server, "action": "restart", "reason": "; ".join(reasons)}
+    return {**server, "action": "keep", "reason": "runs as planned"}
+
+
+def _differences(server: Server, process: Process) -> list[str]:
+    """How the running process is not the planned one, by its own command line and environment."""
+    env = process.env
+    running = list(process.argv)
+    if env.get("MAGI_LLAMA_REVISION") == server["revision"]:
+        # A wrapper script shows the program that it calls, or its interpreter before itself, and may have flags of its
+        # own; the revision tells which one was launched.
+        arguments = server["argv"][1:]
+        running = [*server["argv"][:1], *(arguments if _holds(running, arguments) else running[1:])]
+    reasons = _argv_differences(running, server["argv"])
+    if env.get("MAGI_LLAMA_RUNTIME") != server["env"]["MAGI_LLAMA_RUNTIME"]:
+        reasons.append("llama-server itself changed")
+    if env.get("MAGI_LLAMA_MODEL") != server["env"]["MAGI_LLAMA_MODEL"]:
+        reasons.append("the model's file changed")
+    if process.stray:
+        reasons.append(f"its environment has {', '.join(process.stray)}")
+    if not reasons and env.get("MAGI_LLAMA_REVISION") != server["revision"]:
+        reasons.append("its launch config changed")
+    return reasons
+
+
+def _holds(words: Sequence[str], part: Sequence[str]) -> bool:
+    """Whether a command line has these words, one after another."""
+    return any(words[place : place + len(part)] == part for place in range(len(words) - len(part) + 1))
+
+
+def _argv_differences(old: Sequence[str], new: Sequence[str]) -> list[str]:
+    if list(old) == list(new):
+        return []
+    before, after = _by_flag(old), _by_flag(new)
+    changes = []
+    for flag in sorted({*before, *after}):
+        if before.get(flag) != after.get(flag):
+            changes.append(f"{flag} {before.get(flag, 'unset')} → {after.get(flag, 'unset')}")
+    return changes or ["the order of its flags changed"]
+
+
+def _by_flag(argv: Sequence[str]) -> dict[str, str]:
+    """A command line as flag → its values; the program itself under "program"."""
+    flags: dict[str, list[str]] = {"program": list(argv[:1])}
+    current = "program"
+    for word in argv[1:]:
+        if word.startswith("--"):
+            current = word
+            flags.setdefault(current, [])
+        else:
+            flags[current].append(word)
+    return {flag: " ".join(values) or "on" for flag, values in flags.items()}
+
+
+def stopped_server(
+    name: str, previous: Server | None, process: Process | None, lost: str | None, profile: Mapping[str, Any]
+) -> Server:
+    port = _flag_port(process.argv) if process else None
+    server = previous or {"name": name, "model_id": name, "port": port, "argv": list(process.argv) if process else []}
+    reason = f"{lost}, and it does not run" if lost else f'profile "{profile["name"]}" does not enable it'
+    return {**server, "action": "stop", "reason": reason}
+
+
+def settings_of(servers: Sequence[Server]) -> dict[str, dict[str, Any]]:
+    """What a diff compares: each server's port and command line by name."""
+    return {str(server["name"]): {"port": server["port"], "argv": list(server["argv"])} for server in servers}

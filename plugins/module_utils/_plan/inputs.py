@@ -1,0 +1,52 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""What a plan is made from besides registry, profile and runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .._core.errors import MagiError
+from .._core.processes import Listener, Memory, Process
+from .gpu import Gpu
+
+Server = dict[str, Any]
+
+
+class PlanError(MagiError):
+    """A plan that cannot be made; nothing has been touched."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the role was told: where servers listen, keep their state and what they are launched with."""
+
+    state_dir: str
+    service_manager: str
+    port_first: int = 8080
+    port_last: int = 8099
+    host: str = "127.0.0.1"
+    api_key_file: str | None = None
+    stop_timeout: int = 30
+    memory_overcommit: bool = False
+    move_on_conflict: bool = False
+    launch: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the machine has and what runs on it: read once, before the plan.
+
+    unwatched are running servers that their service manager does not know, with the reason.
+    """
+
+    memory: Memory
+    gpus: Sequence[Gpu] = ()
+    record: Sequence[Server] = ()
+    running: Mapping[str, Process] = field(default_factory=dict)
+    listeners: Mapping[int, Listener] = field(default_factory=dict)
+    unwatched: Mapping[str, str] = field(default_factory=dict)

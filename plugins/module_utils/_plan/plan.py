@@ -1,0 +1,302 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""The plan: every server that a host should run, and what must happen to get there.
+
+Used by the module server_plan. Pure: what the host has and runs comes in as data, nothing here looks at the machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .._core.errors import EstimateError
+from .._core.text import format_bytes
+from .._models.names import other_quantization, slug
+from .._runtime.flags import FlagError
+from .._runtime.render_flags import canonical_parameters, render_flags
+from .differences import stopped_server, with_action
+from .gpu import spread
+from .inputs import Host, PlanError, Server, Settings
+from .memory import estimate
+from .memory_limits import check_memory, growth_warnings
+from .ports import assign_ports
+from .profile import Model, matches, near, nearest, select
+
+# Page tables, threads, allocator slack and what a long prompt adds: a server must not be killed for these.
+MEMORY_MAX_MARGIN = 1.25
+MEMORY_MAX_FLOOR = 512 * 1024**2
+
+
+def make_plan(
+    registry: Mapping[str, Any],
+    profile: Mapping[str, Any],
+    runtime: Mapping[str, Any],
+    settings: Settings,
+    host: Host,
+    known_elsewhere: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Desired against actual, as {"profile", "start", "servers", "memory", "warnings"}; sizes in bytes.
+
+    Each server is a record for servers.json plus "action" (keep, start, restart, stop) and its "reason".
+    known_elsewhere are ids of models that other hosts of the run have. Raises PlanError.
+    """
+    models: Sequence[Model] = registry["models"]
+    selection = select(profile, models)
+    before = {server["name"]: server for server in host.record}
+    lost = _lost(selection.missing, registry, profile, host)
+    orphans = [
+        {**server, "action": "keep", "reason": f"{lost[server['name']]}: the running server is left alone"}
+        for server in host.record
+        if server["name"] in lost and server["name"] in host.running
+    ]
+    warnings = _missing(selection.missing, registry, profile, host, known_elsewhere)
+    warnings += [
+        f"{server['name']}: {lost[server['name']]}. The running server is left alone; bring the file back, or end the "
+        f"server with stop.yml -e servers={server['name']}."
+        for server in orphans
+    ]
+    wanted = _named(selection.servers, models)
+    if not wanted and not orphans:
+        raise PlanError(_nothing_left(profile, models, warnings))
+    ports = assign_ports([name for name, *_rest in wanted], orphans, settings, host, profile)
+
+    sizes = companion_sizes(registry)
+    servers = [
+        _server(
+            name,
+            model,
+            instance,
+            parameters,
+            ports[name],
+            profile,
+            runtime,
+            settings,
+            before.get(name),
+            host,
+            sizes,
+        )
+        for name, model, instance, parameters in wanted
+    ]
+    planned = [with_action(server, before.get(server["name"]), host) for server in servers]
+    planned += orphans
+    kept = {server["name"] for server in planned}
+    planned += [
+        stopped_server(name, before.get(name), host.running.get(name), lost.get(name), profile)
+        for name in sorted({*before, *host.running} - kept)
+    ]
+    memory = check_memory(planned, profile, settings, host)
+    warnings += [f"{server['name']}: {text}" for server in servers for text in _context_warnings(server)]
+    warnings += growth_warnings(planned, memory)
+    return {
+        "profile": profile["name"],
+        "start": profile["start"],
+        "servers": planned,
+        "memory": memory,
+        "warnings": warnings,
+    }
+
+
+def _lost(
+    missing: Mapping[str, str], registry: Mapping[str, Any], profile: Mapping[str, Any], host: Host
+) -> dict[str, str]:
+    """Deployed servers that the profile would enable if their model's file were not gone or broken, with what it is.
+
+    A file that breaks says nothing about what its owner wants: it may be a download or a mount that is under way.
+    """
+    known = {str(model["id"]) for model in registry["models"]}
+    selectors = [entry["selector"] for entry in profile["enabled_models"] if entry["model"] is None]
+    lost = {}
+    for server in host.record:
+        as_model = {**server, "id": server["model_id"]}
+        is_wanted = server["model_id"] in missing or any(matches(selector, as_model) for selector in selectors)
+        if server["model_id"] not in known and is_wanted:
+            path = next((value for flag, value in zip(server["argv"], server["argv"][1:]) if flag == "--model"), "?")
+            broken = [entry["reason"] for entry in registry["rejected"] if entry["path"] == path]
+            lost[str(server["name"])] = f"{path} was rejected ({broken[0]})" if broken else f"{path} is gone"
+    return lost
+
+
+def _missing(
+    missing: Mapping[str, str],
+    registry: Mapping[str, Any],
+    profile: Mapping[str, Any],
+    host: Host,
+    known_elsewhere: Sequence[str],
+) -> list[str]:
+    """Warnings for named models that this host lacks and of which no server runs.
+
+    A name that is nearly that of a model which is here is taken for a typing error, unless another host has such a
+    model, a broken file bears its name, it was deployed here before, or it is that model in another quantization.
+    """
+    warnings: list[str] = []
+    where = f'profile "{profile["name"]}" ({profile["source"]})'
+    for model_id, key in missing.items():
+        deployed = [server for server in host.record if server["model_id"] == model_id]
+        broken = [entry for entry in registry["rejected"] if slug(str(entry["path"])) == model_id]
+        if broken:
+            why = f"{broken[0]['path']} was rejected: {broken[0]['reason']}"
+        elif deployed:
+            why = "it was here when it was deployed last and is gone"
+        elif model_id in known_elsewhere:
+            why = "other hosts of this run have it, this one does not"
+        else:
+            ids = [str(model["id"]) for model in registry["models"]]
+            others = [name for name in ids if other_quantization(model_id, name)]
+            if others:
+                why = f"it has {', '.join(others)}"
+            elif near(model_id, ids):
+                raise PlanError(f'{where}: {key}: unknown model "{model_id}" on this host: {nearest(model_id, ids)}')
+            else:
+                why = f"nothing here is called so or nearly so ({nearest(model_id, ids)})"
+        if not any(server["name"] in host.running for server in deployed):
+            warnings.append(
+                f'{where}: {key}: model "{model_id}" is missing on this host: {why}; the others go on without it.'
+            )
+    return warnings
+
+
+def _nothing_left(profile: Mapping[str, Any], models: Sequence[Model], warnings: Sequence[str]) -> str:
+    where = f'profile "{profile["name"]}" ({profile["source"]})'
+    have = ", ".join(f"{model['id']} ({model.get('tier')})" for model in models[:10]) or "none"
+    more = f" and {len(models) - 10} more" if len(models) > 10 else ""
+    return " ".join([*warnings, f"{where}: enables no model of this host, which has: {have}{more}."])
+
+
+def _named(
+    servers: Sequence[tuple[Model, int, dict[str, Any]]], models: Sequence[Model]
+) -> list[tuple[str, Model, int, dict[str, Any]]]:
+    """Each server with its name: the model's id, and "-2", "-3" … for further instances.
+
+    Where such a name is the id of another model, the instance's number is marked with an x.
+    """
+    ids = {str(model["id"]) for model in models}
+    named = []
+    for model, instance, parameters in servers:
+        name = str(model["id"])
+        if instance > 1:
+            name = f"{model['id']}-{instance}"
+            name = f"{model['id']}-x{instance}" if name in ids else name
+        named.append((name, model, instance, parameters))
+    return named
+
+
+def _server(
+    name: str,
+    model: Model,
+    instance: int,
+    parameters: Mapping[str, Any],
+    port: int,
+    profile: Mapping[str, Any],
+    runtime: Mapping[str, Any],
+    settings: Settings,
+    previous: Server | None,
+    host: Host,
+    companions: Mapping[str, int],
+) -> Server:
+    """The desired server in full: argv, environment, memory, and the revision that sums up its launch."""
+    kind = str(model["kind"])
+    flags = runtime.get("flags") or {}
+    try:
+        effective = effective_parameters(model, parameters)
+        rendered = render_flags(effective, flags)
+        canonical = canonical_parameters(effective, flags)
+        # A build that does not know the flag has no such cache.
+        has_cache = not flags or "cache_ram" in flags
+        memory = estimate(
+            model["memory"],
+            canonical if has_cache else {**canonical, "cache_ram": 0},
+            kind=kind,
+            gpus=len(host.gpus),
+            build=runtime.get("build"),
+            companion_bytes=companions.get(str(canonical.get("mmproj")), 0),
+        )
+    except (FlagError, EstimateError) as error:
+        raise PlanError(f'profile "{profile["name"]}" ({profile["source"]}), server {name}: {error}') from error
+    argv = [str(runtime["path"]), "--model", str(model["path"]), "--alias", str(model["id"])]
+    argv += ["--host", settings.host, "--port", str(port), *rendered]
+    if settings.api_key_file:
+        argv += ["--api-key-file", settings.api_key_file]
+
+    memory_max = int(memory["ram_bytes"] * MEMORY_MAX_MARGIN) + memory["growth_bytes"] + MEMORY_MAX_FLOOR
+    memory["gpu_bytes"] = spread(memory["vram_bytes"], memory["gpu_fixed_bytes"], canonical, host.gpus)
+    # What a server may grow to can be more than there is; a limit above that limits nothing.
+    memory_max = min(memory_max, host.memory.total_bytes)
+    env = {
+        "MAGI_LLAMA_STATE": settings.state_dir,
+        "MAGI_LLAMA_SERVER": name,
+        "MAGI_LLAMA_RUNTIME": str(runtime.get("identity") or ""),
+        "MAGI_LLAMA_MODEL": _fingerprint(model),
+        # A llama.cpp/config.ini of the user's would change the server.
+        "XDG_CONFIG_HOME": "/nonexistent",
+    }
+    launch: list[Any] = [argv, env, settings.launch, settings.service_manager]
+    if settings.service_manager == "supervisor":
+        # systemd takes a new deadline over by itself, supervisor with a new process only.
+        launch.append(settings.stop_timeout)
+    revision = _digest(launch)
+    same = previous is not None and previous.get("revision") == revision
+    generation = 1 if previous is None else int(previous.get("generation", 1)) + (0 if same else 1)
+    return {
+        "name": name,
+        "model_id": str(model["id"]),
+        "display_name": str(model["display_name"]),
+        "tier": model.get("tier"),
+        "kind": kind,
+        "architecture": model.get("architecture"),
+        "instance": instance,
+        "generation": generation,
+        "host": settings.host,
+        "port": port,
+        "argv": argv,
+        "env": {**env, "MAGI_LLAMA_REVISION": revision},
+        "revision": revision,
+        "memory": memory,
+        "memory_max_bytes": memory_max,
+        "api_key_file": settings.api_key_file,
+        "stop_timeout": settings.stop_timeout,
+        "max_startup_time": profile["start"]["max_startup_time"],
+    }
+
+
+def effective_parameters(model: Model, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that a model's kind and companion ask for, and the profile's, which win."""
+    by_kind = {"embedding": {"embedding": True}, "reranker": {"reranking": True}}
+    projector = {"mmproj": model["mmproj"]} if model.get("mmproj") else {}
+    return {**by_kind.get(str(model["kind"]), {}), **projector, **parameters}
+
+
+def companion_sizes(registry: Mapping[str, Any]) -> dict[str, int]:
+    """The bytes of every file that belongs to a model, by path."""
+    return {companion["path"]: int(companion.get("size_bytes") or 0) for companion in registry["companions"]}
+
+
+def _fingerprint(model: Model) -> str:
+    """The model's files as they are now, short: a replaced file gives another text."""
+    fingerprint = model["fingerprint"]
+    return _digest([model["files"], fingerprint["size"], fingerprint["mtime_ns"], fingerprint["inode"]])
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _context_warnings(server: Server) -> list[str]:
+    slot = server["memory"].get("slot_context")
+    if slot is not None and 0 < slot < 512 and server["kind"] == "model":
+        return [f"a slot gets a context of {slot} tokens only: raise ctx_size or lower parallel."]
+    return []
+
+
+def plan_lines(plan: Mapping[str, Any]) -> list[str]:
+    """The plan for people and for the diff: a line for each server."""
+    width = max((len(str(server["name"])) for server in plan["servers"]), default=0)
+    return [
+        f"{server['action']:<8}{server['name']:<{width}}  port {server['port']}  {server.get('tier') or '-':<4}"
+        f"{format_bytes(server.get('memory', {}).get('total_bytes', 0)):>10}  {server['reason']}"
+        for server in plan["servers"]
+    ]

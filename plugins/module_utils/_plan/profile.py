@@ -1,0 +1,223 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""Profiles: which models of a registry get a server, and with which parameters.
+
+Used by the action plugin profile (validation, on the controller) and the module server_plan (selection, on the host).
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .._core.errors import MagiError
+
+SELECTORS = ("tier", "architecture", "kind", "id")
+TIERS = ("Q1", "Q2", "Q3", "Q4", "Q5", "Q6", "Q8", "F16", "F32")
+KINDS = ("model", "embedding", "reranker")
+START_DEFAULTS: dict[str, Any] = {"concurrent": True, "max_startup_time": 120, "readiness_check_interval": 2}
+
+_PROFILE_KEYS = ("description", "enabled_models", "parameters", "memory_budget", "start")
+_ENTRY_KEYS = ("model", *SELECTORS, "instances", "parameters")
+_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)(?P<binary>i?)B?", re.IGNORECASE)
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+
+Model = Mapping[str, Any]
+
+
+class ProfileError(MagiError):
+    """A profile that cannot be used: names the profile's file, the key and what is valid there."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a profile picks on a host: (model record, instance number, parameters) in order of priority.
+
+    missing maps the explicitly named model ids that this registry lacks to the key that names them.
+    """
+
+    servers: tuple[tuple[Model, int, dict[str, Any]], ...]
+    missing: dict[str, str]
+
+
+def near(word: str, valid: Iterable[str]) -> list[str]:
+    """The valid names that word may be a misspelling of, nearest first."""
+    return difflib.get_close_matches(str(word), sorted({str(name) for name in valid}), n=3, cutoff=0.6)
+
+
+def nearest(word: str, valid: Iterable[str]) -> str:
+    """A clause that offers the nearest valid names, or lists them all where none is near."""
+    names = sorted({str(name) for name in valid})
+    close = near(word, names)
+    if close:
+        return "did you mean " + " or ".join(f'"{name}"' for name in close) + "?"
+    shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    return f"valid are: {shown or 'none'}"
+
+
+def parse_size(value: Any) -> int:
+    """Bytes in a size: 8GiB, 512M, 1.5TB or a plain number; M and MiB are 1024², MB is 1000². Raises ValueError."""
+    if isinstance(value, bool):
+        raise ValueError(value)
+    if isinstance(value, int):
+        size = value
+    else:
+        match = _SIZE.fullmatch(str(value).strip())
+        if match is None:
+            raise ValueError(value)
+        decimal = str(value).strip().upper().endswith("B") and not match["binary"]
+        size = int(float(match["number"]) * (1000 if decimal else 1024) ** _POWERS[match["unit"].upper()])
+    if size <= 0:
+        raise ValueError(value)
+    return size
+
+
+def _check_keys(mapping: Any, valid: Sequence[str], where: str, prefix: str) -> dict[str, Any]:
+    if not isinstance(mapping, Mapping):
+        raise ProfileError(f"{where}: {prefix or 'the file'} must be a mapping, not {_kind_of(mapping)}.")
+    for key in mapping:
+        if key not in valid:
+            name = f"{prefix}.{key}" if prefix else str(key)
+            raise ProfileError(f'{where}: unknown key "{name}": {nearest(str(key), valid)}')
+    return dict(mapping)
+
+
+def _kind_of(value: Any) -> str:
+    names = ((type(None), "empty"), (bool, "a boolean"), (Mapping, "a mapping"), (str, "a string"), (int, "a number"))
+    return next((name for kind, name in names if isinstance(value, kind)), f"a {type(value).__name__}")
+
+
+def _check_parameters(value: Any, where: str, prefix: str) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ProfileError(f"{where}: {prefix} must be a mapping of llama-server's long flags, not {_kind_of(value)}.")
+    for key, setting in value.items():
+        if not isinstance(key, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", key):
+            fixed = str(key).lstrip("-").replace("-", "_").lower()
+            raise ProfileError(f'{where}: {prefix}.{key}: write the flag in snake_case without dashes: "{fixed}".')
+        # A mapping becomes JSON, as chat_template_kwargs takes it.
+        values = setting if isinstance(setting, (list, tuple)) else []
+        if any(isinstance(item, (Mapping, list, tuple)) for item in values):
+            raise ProfileError(f"{where}: {prefix}.{key}: a flag takes a scalar, a list of scalars or a mapping.")
+    return dict(value)
+
+
+def _check_entry(entry: Any, where: str, prefix: str) -> dict[str, Any]:
+    if isinstance(entry, str):
+        entry = {"model": entry}
+    entry = _check_keys(entry, _ENTRY_KEYS, where, prefix)
+    selector = {key: str(entry[key]) for key in SELECTORS if key in entry}
+    if ("model" in entry) == bool(selector):
+        raise ProfileError(
+            f"{where}: {prefix} needs either model (an id from the registry) or a selector ({', '.join(SELECTORS)})."
+        )
+    for key, valid in (("tier", TIERS), ("kind", KINDS)):
+        if key in selector and selector[key] not in valid:
+            raise ProfileError(
+                f'{where}: {prefix}.{key}: unknown {key} "{selector[key]}": {nearest(selector[key], valid)}'
+            )
+    instances = entry.get("instances", 1)
+    if isinstance(instances, bool) or not isinstance(instances, int) or instances < 1:
+        raise ProfileError(f"{where}: {prefix}.instances must be a whole number of at least 1, not {instances!r}.")
+    return {
+        "model": str(entry["model"]) if "model" in entry else None,
+        "selector": selector,
+        "instances": instances,
+        "parameters": _check_parameters(entry.get("parameters"), where, f"{prefix}.parameters"),
+        "key": prefix,
+    }
+
+
+def _check_start(value: Any, where: str) -> dict[str, Any]:
+    start = {**START_DEFAULTS, **_check_keys(value or {}, tuple(START_DEFAULTS), where, "start")}
+    if not isinstance(start["concurrent"], bool):
+        raise ProfileError(f"{where}: start.concurrent must be true or false, not {start['concurrent']!r}.")
+    # supervisor counts in whole seconds.
+    for key, kinds, what in (
+        ("max_startup_time", (int,), "a whole number"),
+        ("readiness_check_interval", (int, float), "a number"),
+    ):
+        seconds = start[key]
+        if isinstance(seconds, bool) or not isinstance(seconds, kinds) or seconds <= 0:
+            raise ProfileError(f"{where}: start.{key} must be {what} of seconds above 0, not {seconds!r}.")
+    return start
+
+
+def validate(name: str, source: str, data: Any) -> dict[str, Any]:
+    """The profile read from the file source, checked against the schema, with every default filled in.
+
+    Returns {"name", "source", "description", "enabled_models": [{"model" or None, "selector", "instances",
+    "parameters", "key"}], "parameters", "memory_budget_bytes": bytes or None, "start"}. Raises ProfileError.
+    """
+    where = f'profile "{name}" ({source})'
+    profile = _check_keys(data, _PROFILE_KEYS, where, "")
+    entries = profile.get("enabled_models")
+    if not isinstance(entries, (list, tuple)) or not entries:
+        raise ProfileError(f"{where}: enabled_models must be a list of at least one model id or selector.")
+    enabled = [_check_entry(entry, where, f"enabled_models[{index}]") for index, entry in enumerate(entries)]
+    first_named: dict[str, str] = {}
+    for entry in enabled:
+        if entry["model"] is not None and first_named.setdefault(entry["model"], entry["key"]) != entry["key"]:
+            raise ProfileError(
+                f'{where}: {entry["key"]} names "{entry["model"]}" again, after {first_named[entry["model"]]}: '
+                "for more servers of one model set its instances."
+            )
+    try:
+        budget = None if profile.get("memory_budget") is None else parse_size(profile["memory_budget"])
+    except ValueError:
+        raise ProfileError(
+            f"{where}: memory_budget must be a size such as 8GiB or 512M, not {profile['memory_budget']!r}."
+        ) from None
+    return {
+        "name": name,
+        "source": source,
+        "description": str(profile.get("description") or ""),
+        "enabled_models": enabled,
+        "parameters": _check_parameters(profile.get("parameters"), where, "parameters"),
+        "memory_budget_bytes": budget,
+        "start": _check_start(profile.get("start"), where),
+    }
+
+
+def matches(selector: Mapping[str, str], model: Model) -> bool:
+    """Whether a model's record answers to every part of a selector; id is a shell pattern."""
+    return all(
+        fnmatch.fnmatchcase(str(model["id"]), wanted) if key == "id" else str(model.get(key)) == wanted
+        for key, wanted in selector.items()
+    )
+
+
+def select(profile: Mapping[str, Any], models: Sequence[Model]) -> Selection:
+    """The servers that a validated profile wants of these registry records.
+
+    A model gets the instances and parameters of the first entry that picks it; later ones add nothing.
+    Selected models keep the registry's order. An explicit id wins over a selector before it.
+    """
+    by_id = {str(model["id"]): model for model in models}
+    named = {entry["model"] for entry in profile["enabled_models"] if entry["model"] is not None}
+    servers: list[tuple[Model, int, dict[str, Any]]] = []
+    missing: dict[str, str] = {}
+    taken: set[str] = set()
+    for entry in profile["enabled_models"]:
+        if entry["model"] is not None:
+            picked = [by_id[entry["model"]]] if entry["model"] in by_id else []
+            if not picked:
+                missing[entry["model"]] = entry["key"]
+        else:
+            picked = [
+                model
+                for model in models
+                if model["id"] not in taken and model["id"] not in named and matches(entry["selector"], model)
+            ]
+        parameters = {**profile["parameters"], **entry["parameters"]}
+        for model in picked:
+            taken.add(model["id"])
+            servers += [(model, instance, parameters) for instance in range(1, entry["instances"] + 1)]
+    return Selection(tuple(servers), missing)

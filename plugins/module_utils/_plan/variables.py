@@ -1,0 +1,63 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""The role servers' variables: what is wrong with them by themselves, before anything is looked at or touched."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from .._core.values import ValueTypeError, is_loopback, parse_bool
+
+WHOLE_NUMBER = re.compile(r"[1-9][0-9]*")
+NUMBERS = ("servers_port_range_start", "servers_port_range_end", "servers_stop_timeout", "servers_max_startup_time")
+
+
+def setting_errors(settings: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the role's variables (by their names), a sentence each; empty where all is well.
+
+    An empty servers_max_startup_time leaves it to the profile.
+    """
+    numbers = {name: str(settings[name]) for name in NUMBERS}
+    if not numbers["servers_max_startup_time"]:
+        del numbers["servers_max_startup_time"]
+    wrong = [f"{name} is {text}" for name, text in numbers.items() if not WHOLE_NUMBER.fullmatch(text)]
+    if wrong:
+        return [
+            f"{', '.join(wrong)}: set it to a whole number of at least 1 (or MODEL_MAX_STARTUP_TIME, "
+            "MODEL_PORT_RANGE_START, MODEL_PORT_RANGE_END)."
+        ]
+    return [*_gpu_access(settings), *_port_range(settings), *_open_to_all(settings)]
+
+
+def _gpu_access(settings: Mapping[str, Any]) -> list[str]:
+    value = settings["servers_gpu_access"]
+    try:
+        if value != "auto":
+            parse_bool("servers_gpu_access", value)
+    except ValueTypeError as error:
+        return [str(error)]
+    return []
+
+
+def _port_range(settings: Mapping[str, Any]) -> list[str]:
+    first, last = int(settings["servers_port_range_start"]), int(settings["servers_port_range_end"])
+    if 1 <= first <= last <= 65535:
+        return []
+    return [
+        f"The port range {first} to {last} is empty or not within 1 to 65535: set servers_port_range_start and "
+        "servers_port_range_end (or MODEL_PORT_RANGE_START, MODEL_PORT_RANGE_END)."
+    ]
+
+
+def _open_to_all(settings: Mapping[str, Any]) -> list[str]:
+    host = str(settings["servers_host"])
+    if is_loopback(host) or settings["servers_api_key_file"] or settings["servers_allow_open"]:
+        return []
+    return [
+        f"servers_host is {host}, which others can reach, and there is no servers_api_key_file: set that to a file "
+        "with API keys on the host, or set servers_allow_open if a firewall or gateway stands before the servers."
+    ]

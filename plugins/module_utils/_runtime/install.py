@@ -1,0 +1,111 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""Providing llama-server on a host: what is there, the distribution's package, Debian's in a prefix, or an archive.
+
+Used by the module runtime. Every provider takes (request, run) and says where the binary is, or raises ProviderError.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .._core.errors import MagiError
+from .prefix_manifest import note_in_manifest, read_manifest
+from .probe import ProbeError, Run, absent, probe
+from .providers.existing import existing
+from .providers.package import package
+from .providers.portable import loader_command, portable
+from .providers.release import release
+from .requests import MissingError, Provided, Provider, ProviderError, Request
+
+METHODS = ("existing", "package", "portable", "release")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The fact llama_runtime, how it came about, and what was tried on the way."""
+
+    fact: dict[str, Any]
+    method: str
+    changed: bool
+    tried: list[dict[str, str]]
+    before: Mapping[str, Any]
+    after: Mapping[str, Any]
+
+
+def ensure(request: Request, method: str, run: Run, cache_path: str | None = None) -> Outcome:
+    """Find or provide llama-server by method, or for "auto" by the first that works. Raises MagiError."""
+    if method != "auto":
+        try:
+            return _attempt(request, method, run, cache_path, [])
+        except MissingError as error:
+            if not request.check:
+                raise
+            # Something else may put it there in the real run.
+            fact = {**absent(request.path, method, [str(error)]), "staged": False}
+            return Outcome(fact, method, False, [{"method": method, "result": str(error)}], {}, {})
+    tried: list[dict[str, str]] = []
+    for candidate in _auto_order(request):
+        try:
+            return _attempt(request, candidate, run, cache_path, tried)
+        except ProbeError as error:
+            if candidate == "existing":
+                # Somebody put it there to be used, a build for this host's GPU perhaps: another must not take its
+                # place unnoticed.
+                raise ProviderError(
+                    f"{error} Mend or remove it, or set runtime_install_method to package, portable or release to "
+                    "have another."
+                ) from error
+            tried.append({"method": candidate, "result": str(error)})
+        except MagiError as error:
+            tried.append({"method": candidate, "result": str(error)})
+    listed = " ".join(f"{entry['method']}: {entry['result']}" for entry in tried)
+    raise ProviderError(f"No way to have llama-server works on this host. {listed}")
+
+
+def _auto_order(request: Request) -> list[str]:
+    """The methods in order. What an earlier run chose stays chosen: a package that appears later takes nothing over."""
+    chosen = read_manifest(request.prefix).get("method")
+    order = [method for method in METHODS if method != chosen]
+    return [order[0], chosen, *order[1:]] if chosen in METHODS else order
+
+
+def _attempt(request: Request, method: str, run: Run, cache: str | None, tried: Sequence[dict[str, str]]) -> Outcome:
+    provided = PROVIDERS[method](request, run)
+    if provided.lies is not None:
+        fact = _probe_staged(request, provided, method, run)
+    elif provided.installed:
+        fact = probe(
+            provided.path, run, source=method, cache_path=cache, write_cache=not request.check, etc=request.etc
+        )
+        if method in ("portable", "release") and not request.check:
+            note_in_manifest(request.prefix, identity=fact["identity"])
+    else:
+        fact = absent(provided.path, method)
+    fact["staged"] = provided.lies is not None and not provided.discard
+    steps = [*tried, {"method": method, "result": provided.note}]
+    return Outcome(fact, method, provided.changed, steps, provided.before, provided.after)
+
+
+def _probe_staged(request: Request, provided: Provided, method: str, run: Run) -> dict[str, Any]:
+    """Ask a binary that is not in its place yet: what it will say from there."""
+    lies = str(provided.lies)
+    program = os.path.join(lies, "bin", "llama-server")
+    command = [program]
+    if method == "portable":
+        # Its wrapper is written for the final place.
+        command = loader_command(os.path.join(lies, "root"), program, os.path.join(lies, "root/usr/bin/llama-server"))
+    try:
+        return probe(provided.path, run, source=method, write_cache=False, etc=request.etc, file=program, argv=command)
+    finally:
+        if provided.discard:
+            shutil.rmtree(lies, ignore_errors=True)
+
+
+PROVIDERS: dict[str, Provider] = {"existing": existing, "package": package, "portable": portable, "release": release}

@@ -1,0 +1,191 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""A prefix of ours: filled next to the one in use, put in place of it, and kept until the next."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from .prefix_manifest import previous_prefix, read_manifest, staged_prefix, write_manifest
+from .requests import PACKAGE_NAME, Provided, ProviderError, Request
+
+# How a prefix is laid out: one of another layout is made anew.
+PREFIX_LAYOUT = 2
+
+
+# --- prefix -----------------------------------------------------------------------------------------------------------
+
+
+def provide(
+    request: Request, wanted: Mapping[str, Any], fill: Callable[[str], dict[str, Any]], notes: tuple[str, str]
+) -> Provided:
+    """Have in the prefix what is wanted, or beside it where the request says stage and there is one already.
+
+    fill lays it into an empty folder and returns its manifest. notes are for a prefix that has it and one that gets it.
+    """
+    prefix = request.prefix
+    path = os.path.join(prefix, "bin", "llama-server")
+    if is_current(prefix, wanted):
+        return Provided(path, notes[0])
+    _require_prefix(prefix)
+    before = _summary(read_manifest(prefix))
+    # A first installation leaves nothing behind when the plan is refused, so it needs no look ahead.
+    if request.check and not (request.stage and before):
+        return Provided(path, notes[1], installed=False, changed=True, before=before, after=_summary(wanted))
+    if request.check:
+        folder = tempfile.mkdtemp(prefix=f"{os.path.basename(prefix)}.check-", dir=os.path.dirname(prefix))
+        try:
+            after = _summary(fill(folder))
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return Provided(path, notes[1], False, True, folder, discard=True, before=before, after=after)
+    staged = staged_prefix(prefix)
+    places = not request.stage or (request.first and not before)
+    if is_current(staged, wanted) and places:
+        return Provided(path, notes[1], changed=_put_staged(prefix), before=before, after=_summary(wanted))
+    place = prefix if places else staged
+    with _new_prefix(prefix, place, wanted) as new:
+        if new is not None:
+            write_manifest(new, fill(new))
+    after = _summary(read_manifest(place))
+    lies = place if place != prefix else None
+    return Provided(path, notes[1], lies is None, new is not None, lies, before=before, after=after)
+
+
+def _put_staged(prefix: str) -> bool:
+    """Put what is staged in place; tells whether it was still there."""
+    staged = staged_prefix(prefix)
+    try:
+        with _locked(os.path.dirname(prefix)):
+            is_there = os.path.lexists(staged)
+            if is_there:
+                _put_in_place(staged, prefix)
+    except OSError as error:
+        raise ProviderError(f"{staged} could not be put in place: {error}.") from error
+    return is_there
+
+
+def restore_previous(prefix: str) -> None:
+    """Let the prefix and the one before it change places. Raises ProviderError."""
+    previous, aside = previous_prefix(prefix), f"{prefix}.new"
+    try:
+        with _locked(os.path.dirname(prefix)):
+            shutil.rmtree(aside, ignore_errors=True)
+            if os.path.lexists(prefix):
+                os.rename(prefix, aside)
+            os.rename(previous, prefix)
+            if os.path.lexists(aside):
+                os.rename(aside, previous)
+    except OSError as error:
+        raise ProviderError(f"{previous} could not take the place of {prefix}: {error}.") from error
+
+
+def _summary(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a manifest that people compare."""
+    shown = {key: manifest[key] for key in ("method", "suite", "sha256") if key in manifest}
+    packages = manifest.get("packages")
+    if isinstance(packages, dict) and PACKAGE_NAME in packages:
+        shown["packages"] = {PACKAGE_NAME: packages[PACKAGE_NAME]}
+    return shown
+
+
+def is_current(prefix: str, wanted: Mapping[str, Any]) -> bool:
+    manifest = read_manifest(prefix)
+    same = all(manifest.get(key) == value for key, value in wanted.items())
+    return same and os.path.exists(os.path.join(prefix, "bin", "llama-server"))
+
+
+def _require_prefix(prefix: str) -> None:
+    """Refuse a prefix that cannot be made or written into a script."""
+    if not os.path.isabs(prefix) or re.search(r'[:;"\n]', prefix):
+        raise ProviderError(f'runtime_prefix must be an absolute path without : ; and ", not {prefix}.')
+    folder = os.path.dirname(os.path.normpath(prefix))
+    while not os.path.exists(folder):
+        folder = os.path.dirname(folder)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ProviderError(
+            f"this user may not write to {folder}. Set become, or runtime_prefix to a folder of this user's, such as "
+            "~/.local/share/magi-llama/runtime."
+        )
+
+
+@contextlib.contextmanager
+def _new_prefix(prefix: str, place: str, wanted: Mapping[str, Any]) -> Iterator[str | None]:
+    """A folder beside prefix to fill; when filled it takes its place, the prefix itself or the staged one.
+
+    None where another run has filled it meanwhile. What an interrupted run left is cleared first.
+    """
+    # Ansible may hand down a umask that shuts the unprivileged user of the servers out.
+    mask = os.umask(0o022)
+    new = f"{prefix}.new"
+    try:
+        os.makedirs(os.path.dirname(prefix), exist_ok=True)
+        with _locked(os.path.dirname(prefix)):
+            if is_current(place, wanted):
+                yield None
+                return
+            shutil.rmtree(new, ignore_errors=True)
+            os.mkdir(new)
+            try:
+                yield new
+                _open_to_all(new)
+            except BaseException:
+                shutil.rmtree(new, ignore_errors=True)
+                raise
+            if place == prefix:
+                _put_in_place(new, prefix)
+                # Whatever else waited there is not wanted any more.
+                shutil.rmtree(staged_prefix(prefix), ignore_errors=True)
+            else:
+                shutil.rmtree(place, ignore_errors=True)
+                os.rename(new, place)
+    except OSError as error:
+        raise ProviderError(f"{prefix} could not be made: {error}.") from error
+    finally:
+        os.umask(mask)
+
+
+@contextlib.contextmanager
+def _locked(folder: str) -> Iterator[None]:
+    """One run at a time; what it renames in the folder is on disk when it ends."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+        os.fsync(lock)
+    finally:
+        os.close(lock)
+
+
+def _put_in_place(new: str, prefix: str) -> None:
+    """Rename new to prefix; the old one is kept, unless that is one that never worked while a kept one has."""
+    previous = previous_prefix(prefix)
+    if os.path.lexists(prefix):
+        if read_manifest(previous).get("good") and not read_manifest(prefix).get("good"):
+            shutil.rmtree(prefix)
+        else:
+            shutil.rmtree(previous, ignore_errors=True)
+            os.rename(prefix, previous)
+    os.rename(new, prefix)
+
+
+def _open_to_all(top: str) -> None:
+    """Readable and executable for everyone, writable for the owner, no set-id bits."""
+    for folder, _folders, files in os.walk(top):
+        os.chmod(folder, 0o755)
+        for name in files:
+            path = os.path.join(folder, name)
+            mode = os.lstat(path).st_mode
+            if not stat.S_ISLNK(mode):
+                os.chmod(path, 0o755 if mode & 0o111 else 0o644)

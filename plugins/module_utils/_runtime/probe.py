@@ -1,0 +1,278 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""Asking the llama-server on a host what it is: the fact llama_runtime.
+
+Used by the module runtime. What the answers mean is read in _runtime.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import stat
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .._core.errors import MagiError
+from .._core.files import write_atomic
+from .flags import flags_to_fact
+from .help_text import Version, VersionError, parse_help, parse_version
+
+
+class ProbeError(MagiError):
+    """A binary that does not run, or is not llama-server."""
+
+
+@dataclass(frozen=True)
+class Completed:
+    """How a command ended; code is negative where a signal ended it."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+# run(argv, environment, seconds): raises OSError where the program cannot be started, TimeoutError where it hangs.
+Run = Callable[[Sequence[str], Mapping[str, str], float], Completed]
+
+PROBE_SECONDS = 20.0
+# Nothing of the caller's: LLAMA_ARG_*, AIP_* and a user's configuration file would change the answers.
+PROBE_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/nonexistent"}
+
+# Remote holes and the first upstream build without each.
+CVE_FLOORS = (("CVE-2026-33298", 7824), ("CVE-2026-27940", 8146), ("CVE-2026-21869", 8908))
+
+_IK_FLAGS = {"attention_max_batch", "fused_moe", "mla_use", "run_time_repack", "smart_expert_reduction"}
+_CHANGING_VARIABLE = re.compile(
+    r"^\s*(?:export\s+)?(LLAMA_ARG_\w+|LLAMA_API_KEY|AIP_MODE|AIP_HTTP_PORT)\s*=", re.MULTILINE
+)
+_CACHE_SCHEMA = 1
+
+
+def run_command(argv: Sequence[str], environment: Mapping[str, str], seconds: float) -> Completed:
+    """Run argv with exactly this environment and wait for it."""
+    try:
+        # ansible-test wants a module's run_command, but nothing here knows a module.
+        done = subprocess.run(  # pylint: disable=ansible-bad-function
+            list(argv),
+            env=dict(environment),
+            timeout=seconds,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise TimeoutError(f"{argv[0]} did not end within {seconds:g} s") from error
+    return Completed(done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace"))
+
+
+def absent(path: str, source: str, warnings: Sequence[str] = ()) -> dict[str, Any]:
+    """The fact for a binary that is not there yet: what check mode goes on with."""
+    return {
+        "path": path,
+        "installed": False,
+        "version": None,
+        "build": None,
+        "commit": None,
+        "flavour": None,
+        "sha256": None,
+        "identity": None,
+        "flags": {},
+        "source": source,
+        "warnings": list(warnings),
+    }
+
+
+def probe(
+    path: str,
+    run: Run = run_command,
+    *,
+    source: str = "existing",
+    cache_path: str | None = None,
+    write_cache: bool = True,
+    etc: str = "/etc",
+    file: str | None = None,
+    argv: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Ask the binary at path what it is: the fact llama_runtime. Raises ProbeError.
+
+    cache_path is a JSON file that keeps the help text by identity, so that a binary seen before costs one --version.
+    A binary that is not at path yet lies at file and is started by argv.
+    """
+    command = list(argv or [path])
+    cache = _read_cache(cache_path)
+    text = _output(path, "--version", run, command)
+    try:
+        version = parse_version(text)
+    except VersionError as error:
+        raise ProbeError(f"{path}: {error} Set runtime_binary_path to a llama-server.") from error
+    sha256 = _sha256(file or path, cache)
+    # A distribution's llama-server is a thin file over shared libraries: an upgrade may leave the file as it was, so
+    # what it prints counts too.
+    said = [line for line in text.splitlines() if line.startswith(("version:", "built with"))]
+    identity = hashlib.sha256(" ".join([sha256, *said]).encode()).hexdigest()[:16]
+    help_text = cache["help"].get(identity)
+    if not isinstance(help_text, str):
+        help_text = _output(path, "--help", run, command)
+        cache["help"] = {identity: help_text}
+    flags = parse_help(help_text)
+    if "model" not in flags:
+        raise ProbeError(
+            f"{path}: its --help names no flag --model, so it is not llama-server. Check runtime_binary_path."
+        )
+    if write_cache:
+        _write_cache(cache_path, cache)
+    flavour = "ik_llama.cpp" if _IK_FLAGS & set(flags) else "llama.cpp"
+    return {
+        "path": path,
+        "installed": True,
+        "version": version.version,
+        "build": version.build,
+        "commit": version.commit,
+        "flavour": flavour,
+        "sha256": sha256,
+        "identity": identity,
+        "flags": flags_to_fact(flags),
+        "source": source,
+        "warnings": build_warnings(path, version, flavour) + configuration_warnings(etc),
+    }
+
+
+def build_warnings(path: str, version: Version, flavour: str) -> list[str]:
+    """Known remote holes of this build. Only upstream's build numbers can be compared."""
+    if flavour != "llama.cpp":
+        return []
+    if version.build is None:
+        return [f"{path} does not say its build number, so it cannot be checked for known holes."]
+    open_holes = [(name, floor) for name, floor in CVE_FLOORS if version.build < floor]
+    if not open_holes:
+        return []
+    names = ", ".join(f"{name} (fixed in build {floor})" for name, floor in open_holes)
+    return [f"{path} is build {version.build}, which has known remote holes: {names}. Install a newer llama.cpp."]
+
+
+def configuration_warnings(etc: str = "/etc") -> list[str]:
+    """What lies on the host and changes every llama-server silently. Values are not shown, one may be a key."""
+    warnings = []
+    config = os.path.join(etc, "llama.cpp", "config.ini")
+    if os.path.exists(config):
+        warnings.append(f"{config} changes every llama-server on this host; move its settings into the profile.")
+    environment = os.path.join(etc, "environment")
+    with contextlib.suppress(OSError), open(environment, encoding="utf-8", errors="replace") as stream:
+        names = sorted(set(_CHANGING_VARIABLE.findall(stream.read())))
+        if names:
+            warnings.append(
+                f"{environment} sets {', '.join(names)}: a llama-server started by hand behaves differently from ours."
+            )
+    return warnings
+
+
+def _output(path: str, argument: str, run: Run, command: Sequence[str]) -> str:
+    """What the binary prints on argument. Raises ProbeError with its own words and the fix."""
+    try:
+        done = run([*command, argument], PROBE_ENVIRONMENT, PROBE_SECONDS)
+    except TimeoutError as error:
+        raise ProbeError(
+            f"{path} {argument} did not end within {PROBE_SECONDS:g} s. A GPU driver may hang: run it by hand."
+        ) from error
+    except OSError as error:
+        raise ProbeError(f"{path} does not run: {explain_start_error(path, error)}") from error
+    if done.code != 0:
+        raise ProbeError(f"{path} does not run: {explain_exit(done)}")
+    # Which of the two it prints to differs from build to build.
+    return f"{done.stdout}\n{done.stderr}"
+
+
+def explain_start_error(path: str, error: OSError) -> str:
+    """Why the system would not start path, and what to do."""
+    if error.errno == errno.ENOENT and os.path.exists(path):
+        return (
+            "the loader or interpreter that it names is missing, so it was built for another distribution. "
+            "Use a binary for this distribution, or runtime_install_method portable."
+        )
+    if error.errno == errno.ENOENT:
+        return "there is no such file. Set runtime_binary_path, or a runtime_install_method that provides one."
+    if error.errno == errno.ENOEXEC:
+        machine = os.uname().machine
+        return f"it is no program for this machine ({machine}). Use a binary built for {machine}."
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return _explain_permission(path)
+    return f"{error.strerror or error}."
+
+
+def _explain_permission(path: str) -> str:
+    try:
+        mode = os.stat(path).st_mode
+        noexec = os.statvfs(path).f_flag & getattr(os, "ST_NOEXEC", 8)
+    except OSError:
+        return "a folder on the way to it may not be entered by this user. Check the folders' permissions."
+    if stat.S_ISDIR(mode):
+        return "it is a folder. Name the file llama-server in it."
+    if noexec:
+        return (
+            "its file system is mounted noexec. Put it elsewhere (runtime_prefix, runtime_binary_path), or remount it."
+        )
+    return f"this user may not execute it (mode {stat.S_IMODE(mode):04o}). Run: chmod a+rx {path}"
+
+
+def explain_exit(done: Completed) -> str:
+    """Why the program ended at once, in its own words, and what to do."""
+    lines = [line.strip() for line in (done.stderr + "\n" + done.stdout).splitlines() if line.strip()]
+    said = " | ".join(lines[-3:])[:500] or "it printed nothing"
+    library = re.search(r"error while loading shared libraries: (\S+?):", done.stderr)
+    if re.search(r"version `(GLIBC|GLIBCXX|CXXABI)_[\d.]+' not found", done.stderr):
+        return f"it was built for a newer system than this: {said}. Use runtime_install_method portable or package."
+    if library:
+        return (
+            f"the shared library {library[1]} is missing: {said}. "
+            "Install the package that has it, or keep the libraries of its archive beside the binary."
+        )
+    if done.code in (-4, 132):
+        return f"it uses instructions that this processor lacks (SIGILL): {said}. Use a build for this processor."
+    ended = f"signal {-done.code}" if done.code < 0 else f"exit code {done.code}"
+    return f"it ended with {ended}: {said}."
+
+
+def _sha256(path: str, cache: dict[str, Any]) -> str:
+    """The binary's sha256; taken from the cache while the file is the same, since a CUDA build has half a gigabyte."""
+    try:
+        found = os.stat(path)
+        mark = [found.st_size, found.st_mtime_ns, found.st_ino, found.st_dev, found.st_ctime_ns]
+        known = cache["files"].get(path)
+        if isinstance(known, dict) and known.get("mark") == mark and known.get("sha256"):
+            return str(known["sha256"])
+        digest = hashlib.sha256()
+        with open(path, "rb") as stream:
+            for block in iter(lambda: stream.read(1024 * 1024), b""):
+                digest.update(block)
+    except OSError as error:
+        raise ProbeError(f"{path} cannot be read: {error.strerror}. Give this user read permission.") from error
+    cache["files"] = {path: {"mark": mark, "sha256": digest.hexdigest()}}
+    return digest.hexdigest()
+
+
+def _read_cache(path: str | None) -> dict[str, Any]:
+    """The cache as it is on disk; anything unreadable is an empty one, since it can be made anew."""
+    if path:
+        with contextlib.suppress(OSError, ValueError, TypeError, LookupError), open(path, encoding="utf-8") as stream:
+            cache = json.load(stream)
+            if cache["schema_version"] == _CACHE_SCHEMA and all(isinstance(cache[k], dict) for k in ("files", "help")):
+                return {**cache, "read": json.dumps(cache, sort_keys=True)}
+    return {"schema_version": _CACHE_SCHEMA, "files": {}, "help": {}, "read": ""}
+
+
+def _write_cache(path: str | None, cache: dict[str, Any]) -> None:
+    text = json.dumps({key: value for key, value in cache.items() if key != "read"}, sort_keys=True)
+    if path and text != cache["read"]:
+        # A cache that cannot be written costs milliseconds, not the run.
+        with contextlib.suppress(OSError):
+            write_atomic(path, text.encode(), 0o644)

@@ -1,0 +1,88 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""llama-server as a package of the distribution."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import shutil
+from collections.abc import Callable, Sequence
+
+from ..probe import Run
+from ..requests import (
+    CLEAN_ENVIRONMENT,
+    DOWNLOAD_SECONDS,
+    PACKAGE_NAME,
+    QUICK_SECONDS,
+    Provided,
+    ProviderError,
+    Request,
+    last_lines,
+)
+
+# --- package ----------------------------------------------------------------------------------------------------------
+
+
+def package(request: Request, run: Run) -> Provided:
+    """The distribution's package, from the repositories that the host already has."""
+    if os.path.exists(request.package_path):
+        return Provided(request.package_path, f"{request.package_path} is installed")
+    manager = next((name for name in _MANAGERS if shutil.which(name, path=CLEAN_ENVIRONMENT["PATH"])), None)
+    if manager is None:
+        raise ProviderError(f"the host has none of {', '.join(_MANAGERS)}.")
+    candidate, install = _MANAGERS[manager]
+    found = candidate(request, run)
+    if found is None:
+        raise ProviderError(f"{manager} has no llama.cpp in the host's repositories.")
+    after = {"method": "package", "packages": {found[0]: found[1]}}
+    note = f"{found[0]} {found[1]} from the host's repositories"
+    if request.check or not request.first:
+        return Provided(request.package_path, note, installed=False, changed=True, after=after)
+    if os.geteuid() != 0:
+        raise ProviderError(f"{manager} has {found[0]}, but only root may install it. Set become, or another method.")
+    done = run([*install, found[0]], CLEAN_ENVIRONMENT, DOWNLOAD_SECONDS)
+    if done.code != 0:
+        raise ProviderError(f"{manager} could not install {found[0]}: {last_lines(done)}")
+    return Provided(request.package_path, note, changed=True, after=after)
+
+
+def parse_apt_policy(text: str, names: Sequence[str]) -> tuple[str, str] | None:
+    """The first of names that has a candidate in the output of apt-cache policy, with its version."""
+    candidates = dict(re.findall(r"^(\S+):\n(?:  .*\n)*?  Candidate: (\S+)$", text, re.MULTILINE))
+    for name in names:
+        if candidates.get(name, "(none)") != "(none)":
+            return name, candidates[name]
+    return None
+
+
+def _apt_candidate(request: Request, run: Run) -> tuple[str, str] | None:
+    names = (PACKAGE_NAME, "llama.cpp")
+    found = parse_apt_policy(run(["apt-cache", "policy", *names], CLEAN_ENVIRONMENT, QUICK_SECONDS).stdout, names)
+    if found or request.check or os.geteuid() != 0 or glob.glob("/var/lib/apt/lists/*Packages*"):
+        return found
+    # A fresh image comes without lists, which is not the same as without the package.
+    run(["apt-get", "-q", "update"], CLEAN_ENVIRONMENT, DOWNLOAD_SECONDS)
+    return parse_apt_policy(run(["apt-cache", "policy", *names], CLEAN_ENVIRONMENT, QUICK_SECONDS).stdout, names)
+
+
+def _dnf_candidate(_request: Request, run: Run) -> tuple[str, str] | None:
+    argv = ["dnf", "--quiet", "repoquery", "--latest-limit=1", "--queryformat", "%{version}-%{release}\n", "llama-cpp"]
+    lines = run(argv, CLEAN_ENVIRONMENT, DOWNLOAD_SECONDS).stdout.split()
+    return ("llama-cpp", lines[-1]) if lines else None
+
+
+def _zypper_candidate(_request: Request, run: Run) -> tuple[str, str] | None:
+    argv = ["zypper", "--non-interactive", "--quiet", "info", "llamacpp"]
+    version = re.search(r"^Version\s*: (\S+)", run(argv, CLEAN_ENVIRONMENT, DOWNLOAD_SECONDS).stdout, re.MULTILINE)
+    return ("llamacpp", version[1]) if version else None
+
+
+_MANAGERS: dict[str, tuple[Callable[[Request, Run], tuple[str, str] | None], list[str]]] = {
+    "apt-get": (_apt_candidate, ["apt-get", "install", "-q", "-y", "--no-install-recommends"]),
+    "dnf": (_dnf_candidate, ["dnf", "install", "-q", "-y"]),
+    "zypper": (_zypper_candidate, ["zypper", "--non-interactive", "--quiet", "install", "--no-recommends"]),
+}

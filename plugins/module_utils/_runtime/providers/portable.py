@@ -1,0 +1,278 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""Debian's signed packages in a prefix, with a C library of their own: for hosts whose own is too old."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ..._core.files import write_atomic
+from ..._core.text import redact
+from ..prefix import PREFIX_LAYOUT, is_current, provide
+from ..probe import Completed, Run
+from ..requests import (
+    CLEAN_ENVIRONMENT,
+    DOWNLOAD_SECONDS,
+    PACKAGE_NAME,
+    QUICK_SECONDS,
+    Provided,
+    ProviderError,
+    Request,
+    last_lines,
+)
+
+_DEBIAN_SUITES = ("oldstable", "stable", "testing", "unstable", "sid")
+# The host's own way out (proxies, time-outs, retries) is kept; what it reads, and from whom it accepts it, is not.
+_KEPT_APT_SETTING = re.compile(
+    r"Acquire::(?!AllowDowngrade|AllowInsecure|AllowWeak|Changelogs|CompressionTypes|GzipIndexes|IndexTargets|Languages)"
+)
+
+
+# --- portable ---------------------------------------------------------------------------------------------------------
+
+
+def portable(request: Request, run: Run) -> Provided:
+    """Debian's signed packages, unpacked into a prefix of their own beside the host's own libraries. Needs no root."""
+    wanted = {"layout": PREFIX_LAYOUT, "method": "portable", "suite": request.portable_suite}
+    holds = f"{request.prefix} holds {PACKAGE_NAME} of {request.portable_suite}"
+    if not request.upgrade and is_current(request.prefix, wanted):
+        return Provided(os.path.join(request.prefix, "bin", "llama-server"), holds)
+    keyring, mirror = _portable_source(request)
+    if request.upgrade and is_current(request.prefix, wanted):
+        wanted["packages"] = _candidates(request, keyring, mirror, run)
+
+    def fill(new: str) -> dict[str, Any]:
+        packages = _fetch_packages(request, new, keyring, mirror, run)
+        _write_wrappers(request.prefix, new, packages, run)
+        return {**wanted, "packages": packages}
+
+    note = f"{PACKAGE_NAME} of {request.portable_suite} in {request.prefix}"
+    return provide(request, wanted, fill, (holds, note))
+
+
+def _portable_source(request: Request) -> tuple[str, str]:
+    """(keyring, mirror) to take Debian's packages from."""
+    missing = [name for name in ("apt-get", "dpkg-deb") if not shutil.which(name, path=CLEAN_ENVIRONMENT["PATH"])]
+    if missing:
+        raise ProviderError(f"the host has no {' and no '.join(missing)}: this method is for Debian hosts.")
+    keyring = next((path for path in request.keyrings if os.path.exists(path)), None)
+    if keyring is None:
+        raise ProviderError("the host has no Debian keyring to check signatures with. Install debian-archive-keyring.")
+    if request.portable_mirror:
+        return keyring, request.portable_mirror
+    release = _os_release(request.etc)
+    if release.get("ID") != "debian":
+        raise ProviderError("the host is not Debian, so it names no Debian mirror. Set runtime_portable_mirror.")
+    mirror = find_mirror(request.etc, release.get("VERSION_CODENAME", ""))
+    if mirror is None:
+        raise ProviderError("the host's apt configuration names no Debian mirror. Set runtime_portable_mirror.")
+    return keyring, mirror
+
+
+def _os_release(etc: str) -> dict[str, str]:
+    return {
+        key: value.strip("\"'") for key, _equals, value in (line.partition("=") for line in _lines(etc, "os-release"))
+    }
+
+
+def _lines(*parts: str) -> list[str]:
+    with contextlib.suppress(OSError), open(os.path.join(*parts), encoding="utf-8", errors="replace") as stream:
+        return stream.read().splitlines()
+    return []
+
+
+def find_mirror(etc: str, codename: str) -> str | None:
+    """The mirror of Debian's main archive that the host's own apt uses."""
+    folder = os.path.join(etc, "apt", "sources.list.d")
+    sources = parse_one_line_sources(_lines(etc, "apt", "sources.list"))
+    for path in sorted(glob.glob(os.path.join(folder, "*.list"))):
+        sources += parse_one_line_sources(_lines(path))
+    for path in sorted(glob.glob(os.path.join(folder, "*.sources"))):
+        sources += parse_deb822_sources(_lines(path))
+    suites = {codename, *_DEBIAN_SUITES} - {""}
+    for uri, suite, components in sources:
+        if suite in suites and "main" in components and not uri.startswith("cdrom:"):
+            return uri
+    return None
+
+
+Source = tuple[str, str, tuple[str, ...]]
+
+
+def parse_one_line_sources(lines: Iterable[str]) -> list[Source]:
+    """(uri, suite, components) of every "deb …" line."""
+    found: list[Source] = []
+    for line in lines:
+        match = re.match(r"\s*deb\s+(?:\[[^\]]*\]\s+)?(\S+)\s+(\S+)\s+([^#]+)", line)
+        if match:
+            found.append((match[1], match[2], tuple(match[3].split())))
+    return found
+
+
+def parse_deb822_sources(lines: Iterable[str]) -> list[Source]:
+    """(uri, suite, components) of every enabled deb stanza."""
+    stanzas: list[dict[str, list[str]]] = [{}]
+    key = ""
+    for line in lines:
+        if line.startswith("#"):
+            continue
+        if not line.strip():
+            stanzas.append({})
+        elif line[0].isspace():
+            stanzas[-1].setdefault(key, []).extend(line.split())
+        else:
+            name, _colon, value = line.partition(":")
+            key = name.strip().lower()
+            stanzas[-1][key] = value.split()
+    found: list[Source] = []
+    for stanza in stanzas:
+        if "deb" in stanza.get("types", []) and stanza.get("enabled", ["yes"])[0].lower() not in ("no", "false", "0"):
+            components = tuple(stanza.get("components", []))
+            found += [(uri, suite, components) for uri in stanza.get("uris", []) for suite in stanza.get("suites", [])]
+    return found
+
+
+def apt_configuration(folder: str, host_settings: str) -> str:
+    """An apt configuration that reads and writes below folder only, and reaches the network as the host does."""
+    kept = [line for line in host_settings.splitlines() if _KEPT_APT_SETTING.match(line)]
+    own = {
+        "Dir::Etc::sourcelist": f"{folder}/sources.list",
+        "Dir::Etc::sourceparts": "/dev/null",
+        "Dir::Etc::main": "/dev/null",
+        "Dir::Etc::parts": "/dev/null",
+        "Dir::Etc::preferences": "/dev/null",
+        "Dir::Etc::preferencesparts": "/dev/null",
+        "Dir::State": f"{folder}/state",
+        "Dir::State::status": "/dev/null",
+        "Dir::Cache": f"{folder}/cache",
+        "Dir::Log": f"{folder}/log",
+        "Debug::NoLocking": "true",
+        "Acquire::Languages": "none",
+        "APT::Update::Error-Mode": "any",
+        "APT::Get::AllowUnauthenticated": "false",
+        "Acquire::AllowInsecureRepositories": "false",
+        "Acquire::AllowWeakRepositories": "false",
+        "Acquire::AllowDowngradeToInsecureRepositories": "false",
+    }
+    return "\n".join([*kept, *(f'{key} "{value}";' for key, value in own.items())]) + "\n"
+
+
+def _candidates(request: Request, keyring: str, mirror: str, run: Run) -> dict[str, str]:
+    """The packages that the suite has now, with their versions."""
+    with tempfile.TemporaryDirectory(prefix="magi-llama-") as folder:
+        argv = ["apt-get", "-q", "-s", "--no-install-recommends", "install", PACKAGE_NAME]
+        return parse_apt_simulation(_run_apt(request, folder, keyring, mirror, run, argv).stdout)
+
+
+def parse_apt_simulation(text: str) -> dict[str, str]:
+    """The packages that apt-get -s would install, with their versions."""
+    return dict(re.findall(r"^Inst (\S+) \((\S+)", text, re.MULTILINE))
+
+
+def _fetch_packages(request: Request, new: str, keyring: str, mirror: str, run: Run) -> dict[str, str]:
+    """Download the packages with apt, which checks the signatures, and unpack them below new/root; their versions."""
+    folder = os.path.join(new, "apt")
+    argv = ["apt-get", "-q", "-y", "--download-only", "--no-install-recommends", "install", PACKAGE_NAME]
+    _run_apt(request, folder, keyring, mirror, run, argv)
+    environment = {**CLEAN_ENVIRONMENT, "APT_CONFIG": os.path.join(folder, "apt.conf")}
+    packages: dict[str, str] = {}
+    for archive in sorted(glob.glob(os.path.join(folder, "cache", "archives", "*.deb"))):
+        show = ["dpkg-deb", "--show", "--showformat=${Package} ${Version}", archive]
+        done = run(show, environment, QUICK_SECONDS)
+        name, _space, version = done.stdout.strip().partition(" ")
+        unpacked = run(["dpkg-deb", "-x", archive, os.path.join(new, "root")], environment, QUICK_SECONDS)
+        if done.code or unpacked.code:
+            raise ProviderError(f"{os.path.basename(archive)} could not be unpacked: {last_lines(unpacked)}")
+        packages[name] = version
+    shutil.rmtree(folder)
+    return packages
+
+
+def _run_apt(request: Request, folder: str, keyring: str, mirror: str, run: Run, command: Sequence[str]) -> Completed:
+    """Read the suite's lists and run an apt command, all of it below folder."""
+    for part in ("state/lists/partial", "cache/archives/partial", "log"):
+        os.makedirs(os.path.join(folder, part), mode=0o755)
+    host = run(["apt-config", "dump"], CLEAN_ENVIRONMENT, QUICK_SECONDS).stdout
+    # The host's settings may hold a proxy's password.
+    write_atomic(os.path.join(folder, "apt.conf"), apt_configuration(folder, host).encode(), 0o600)
+    source = f"deb [signed-by={keyring}] {mirror} {request.portable_suite} main\n"
+    write_atomic(os.path.join(folder, "sources.list"), source.encode(), 0o644)
+    environment = {**CLEAN_ENVIRONMENT, "APT_CONFIG": os.path.join(folder, "apt.conf")}
+    for argv in (["apt-get", "-q", "update"], command):
+        done = run(argv, environment, DOWNLOAD_SECONDS)
+        if done.code != 0:
+            where = f"suite {request.portable_suite} of {redact(mirror)}"
+            raise ProviderError(f"apt-get could not take {PACKAGE_NAME} from {where}: {last_lines(done)}")
+    return done
+
+
+def loader_command(root: str, argv0: str, program: str) -> list[str]:
+    """How to start a program of the prefix with the prefix's own loader and libraries.
+
+    The loader is called by its copy beside the CPU backends: ggml looks for them in the folder of the running program,
+    which then is the loader, and takes the best one for this very processor itself.
+    """
+    libraries = os.path.dirname(next(iter(sorted(glob.glob(f"{root}/usr/lib/*/libggml.so*"))), ""))
+    backends = next(iter(sorted(glob.glob(f"{libraries}/ggml/backends*"), reverse=True)), "")
+    loader = next(iter(sorted(glob.glob(f"{backends}/ld-linux*.so.*"))), "")
+    if not (libraries and backends and loader):
+        raise ProviderError(f"the packages below {root} are laid out in a way that is not known here.")
+    folders = [libraries, os.path.join(libraries, "llama"), backends]
+    search = ":".join(folder for folder in folders if os.path.isdir(folder))
+    return [loader, "--library-path", search, "--argv0", argv0, program]
+
+
+def _copy_loader(root: str) -> None:
+    """Put a copy of the loader beside the backends (see loader_command)."""
+    for libraries in glob.glob(f"{root}/usr/lib/*/ggml"):
+        loaders = glob.glob(f"{os.path.dirname(libraries)}/ld-linux*.so.*") + glob.glob(f"{root}/lib*/ld-linux*.so.*")
+        for backends in glob.glob(f"{libraries}/backends*"):
+            if loaders:
+                shutil.copy(loaders[0], os.path.join(backends, os.path.basename(loaders[0])))
+
+
+def _write_wrappers(prefix: str, new: str, packages: Mapping[str, str], run: Run) -> None:
+    """Write bin/llama-server and its like, and see that the CPU backend is found."""
+    root = os.path.join(new, "root")
+    _copy_loader(root)
+    digest = hashlib.sha256(json.dumps(packages, sort_keys=True).encode()).hexdigest()
+    programs = sorted(glob.glob(f"{root}/usr/bin/llama-*"))
+    if f"{root}/usr/bin/llama-server" not in programs:
+        raise ProviderError(f"{PACKAGE_NAME} holds no llama-server.")
+    os.mkdir(os.path.join(new, "bin"))
+    for program in programs:
+        name = os.path.basename(program)
+        argv0 = os.path.join(prefix, "bin", name)
+        # Written for the final place: the prefix is renamed there when it is whole.
+        command = [word.replace(new, prefix) for word in loader_command(root, argv0, program)]
+        text = wrapper_text(command, digest)
+        write_atomic(os.path.join(new, "bin", name), text.encode(), 0o755)
+    bench = f"{root}/usr/bin/llama-bench"
+    done = run([*loader_command(root, bench, bench), "-m", "/dev/null"], CLEAN_ENVIRONMENT, QUICK_SECONDS)
+    if re.search(r"no backends are loaded|backend is not loaded", done.stdout + done.stderr):
+        raise ProviderError(f"llama.cpp finds no CPU backend in the packages: {last_lines(done)}")
+
+
+def wrapper_text(command: Sequence[str], digest: str) -> str:
+    """A shell script that becomes command with its own arguments added."""
+    # Called by the name that it is called by: by that, through links too, the plan knows the running process again.
+    words = ['"$0"' if before == "--argv0" else shlex.quote(word) for before, word in zip(["", *command], command)]
+    return (
+        "#!/bin/sh\n"
+        "# Starts a program of this prefix with the prefix's own loader and libraries.\n"
+        # So that the file's sha256 says when a package changed.
+        f"# packages: {digest}\n"
+        f'exec {" ".join(words)} "$@"\n'
+    )

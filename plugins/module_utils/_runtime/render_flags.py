@@ -1,0 +1,188 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""Parameters of a profile as flags of the very llama-server that is to run."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+from .flags import (
+    Flag,
+    Flags,
+    FlagValueError,
+    ManagedFlagError,
+    UnknownFlagError,
+    flag_name,
+    flags_from_fact,
+)
+from .special_flags import DOWNLOAD_REASON, MANAGED_FLAGS, ON_OFF_FLAGS, PRESET_FLAG, RENAMED_FLAGS, SYNONYMS
+
+
+def canonical_parameters(parameters: Mapping[str, Any], flags: Flags) -> dict[str, Any]:
+    """The same parameters under the names that this binary calls canonical; negated ones turned to the positive name.
+
+    So {"gpu_layers": 9, "no_mmap": true} becomes {"n_gpu_layers": 9, "mmap": false} where the binary knows it so.
+    Without flags the parameters are returned as they are. Raises FlagError.
+    """
+    if not flags:
+        return dict(parameters)
+    known = flags_from_fact(flags)
+    index = _index(known)
+    result: dict[str, Any] = {}
+    for key, given in parameters.items():
+        flag, inverted = _find(key, known, index)
+        value = not given if inverted and isinstance(given, bool) else given
+        if flag.name in result and result[flag.name] != value:
+            raise FlagValueError(key, f"is set twice, also under another of its names (canonical: {flag.name})")
+        result[flag.name] = value
+    return result
+
+
+def render_flags(parameters: Mapping[str, Any], flags: Flags) -> list[str]:
+    """Render llama-server's long flags in snake_case as its arguments, sorted by name.
+
+    flags is what parse_help returns, or the fact made from it. Without flags (nothing installed yet, check mode) all is
+    rendered as it stands, unvalidated. Raises FlagError: UnknownFlagError, ManagedFlagError or FlagValueError.
+    """
+    if not flags:
+        return _render_unknown(parameters)
+    known = flags_from_fact(flags)
+    # Before anything else, since a managed flag may be unknown to this build and still has a better answer.
+    for key in parameters:
+        _refuse_managed(key)
+    canonical = canonical_parameters(parameters, known)
+    argv: list[str] = []
+    for name in sorted(canonical):
+        _refuse_managed(name)
+        argv += _render(known[name], canonical[name])
+    return argv
+
+
+def _refuse_managed(key: str) -> None:
+    reason = MANAGED_FLAGS.get(key) or (DOWNLOAD_REASON if PRESET_FLAG.fullmatch(key) else None)
+    if reason:
+        raise ManagedFlagError(key, reason)
+
+
+def _index(flags: Mapping[str, Flag]) -> dict[str, tuple[Flag, bool]]:
+    """Every name that may be written for a flag, and whether it means the opposite."""
+    index: dict[str, tuple[Flag, bool]] = {}
+    for flag in flags.values():
+        for alias in flag.aliases:
+            index[alias] = (flag, bool(flag.negation) and alias.startswith("no_"))
+        if flag.negation:
+            index[flag_name(flag.negation)] = (flag, True)
+        elif not flag.value:
+            # A switch that has only one spelling: its opposite is to leave it away.
+            opposite = flag.name[3:] if flag.name.startswith("no_") else "no_" + flag.name
+            index.setdefault(opposite, (flag, True))
+    # A flag's own name wins over another's alias or opposite.
+    index.update({name: (flag, False) for name, flag in flags.items()})
+    for group in SYNONYMS:
+        present = next((index[name] for name in group if name in index and not index[name][0].removed), None)
+        for name in group if present else ():
+            index.setdefault(name, present)  # type: ignore[arg-type]
+    return index
+
+
+def _find(key: str, flags: Mapping[str, Flag], index: Mapping[str, tuple[Flag, bool]]) -> tuple[Flag, bool]:
+    """The flag that key means, and whether it means its opposite. Raises UnknownFlagError."""
+    if key in index:
+        flag, inverted = index[key]
+        if flag.removed:
+            raise UnknownFlagError(key, flag.instead, f'"{key}" was removed from this llama-server')
+        return flag, inverted
+    became = [name for name in RENAMED_FLAGS.get(key, ()) if name in index and not index[name][0].removed]
+    if became:
+        raise UnknownFlagError(key, became)
+    plain = key.lstrip("-").replace("-", "_")
+    short = next((name for name, flag in flags.items() if plain in flag.shorts or plain == name), None)
+    if short:
+        raise UnknownFlagError(key, [short], f'"{key}" is not a long flag in snake_case')
+    candidates = [name for name, (flag, _inverted) in index.items() if not flag.removed]
+    raise UnknownFlagError(key, difflib.get_close_matches(plain, candidates, n=3, cutoff=0.6))
+
+
+def _render(flag: Flag, value: Any) -> list[str]:
+    if value is None:
+        return []
+    if not flag.value:
+        return _render_switch(flag, value)
+    if value == "auto" and flag.name in ("n_gpu_layers", "gpu_layers") and not flag.auto:
+        # Older builds know a number only; they offload what fits when nothing is said, or nothing at all.
+        return []
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    if not values:
+        return []
+    words = [_word(flag, item) for item in values]
+    if flag.words > 1:
+        if len(words) != flag.words:
+            raise FlagValueError(flag.name, f"takes {flag.words} values as a list, not {len(words)}")
+        return [flag.spelling, *words]
+    if flag.joined:
+        return [flag.spelling, ",".join(words)]
+    return [part for word in words for part in (flag.spelling, word)]
+
+
+def _render_switch(flag: Flag, value: Any) -> list[str]:
+    # What newer builds call on, off and auto: one profile serves hosts with either.
+    state = {"on": True, "off": False, "auto": None}.get(value, value) if isinstance(value, str) else value
+    if state is True:
+        return [flag.spelling]
+    if state is False:
+        return [flag.negation] if flag.negation else []
+    if state is None:
+        return []
+    raise FlagValueError(flag.name, f"takes true or false, not {value!r}")
+
+
+def _word(flag: Flag, value: Any) -> str:
+    """One value as one word, checked against the choices of the flag."""
+    if isinstance(value, bool):
+        for true, false in (("on", "off"), ("1", "0"), ("true", "false")):
+            if true in flag.choices and false in flag.choices:
+                return true if value else false
+        raise FlagValueError(flag.name, f"takes a value, not {str(value).lower()}")
+    word = _text(flag.name, value)
+    if flag.choices and word not in flag.choices:
+        raise FlagValueError(flag.name, f"takes one of {', '.join(flag.choices)}, not {word}")
+    return word
+
+
+def _text(key: str, value: Any) -> str:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise FlagValueError(key, f"takes a number, not {value}")
+        # 4096.0 and 4096 are one value, and 1e-05 is written out.
+        return str(int(value)) if value.is_integer() else format(Decimal(repr(value)), "f")
+    if isinstance(value, Mapping):
+        return json.dumps(value, sort_keys=True, separators=(",", ":"))
+    if not isinstance(value, (str, int)):
+        raise FlagValueError(key, f"takes text, a number, true or false, a list or a mapping, not {value!r}")
+    if "\0" in str(value):
+        raise FlagValueError(key, "holds a NUL byte, which no command line can carry")
+    return str(value)
+
+
+def _render_unknown(parameters: Mapping[str, Any]) -> list[str]:
+    """Render with nothing to ask: what the plan shows on a host where llama-server is not installed yet."""
+    argv: list[str] = []
+    for key in sorted(parameters):
+        _refuse_managed(key)
+        value = parameters[key]
+        spelling = "--" + key.replace("_", "-")
+        for item in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(item, bool) and key in ON_OFF_FLAGS:
+                argv += [spelling, "on" if item else "off"]
+            elif item is True:
+                argv.append(spelling)
+            elif item is not None and item is not False:
+                argv += [spelling, _text(key, item)]
+    return argv

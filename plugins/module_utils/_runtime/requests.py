@@ -1,0 +1,85 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""What is asked of those that provide a llama-server, and what they answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .._core.errors import MagiError
+from .._core.text import redact
+from .probe import Completed, Run
+
+KEYRINGS = (
+    "/usr/share/keyrings/debian-archive-keyring.pgp",
+    "/usr/share/keyrings/debian-archive-keyring.gpg",
+)
+PACKAGE_NAME = "llama.cpp-tools"
+CLEAN_ENVIRONMENT = {
+    "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+    "LC_ALL": "C.UTF-8",
+    "DEBIAN_FRONTEND": "noninteractive",
+    "HOME": "/nonexistent",
+}
+QUICK_SECONDS = 60.0
+DOWNLOAD_SECONDS = 1800.0
+CONNECT_SECONDS = 60.0
+
+
+class ProviderError(MagiError):
+    """A way to have llama-server that does not work on this host."""
+
+
+class MissingError(ProviderError):
+    """No binary where one was said to be."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the role asks for. etc, keyrings and package_path are parameters for the tests."""
+
+    path: str
+    prefix: str
+    portable_suite: str = "forky"
+    portable_mirror: str | None = None
+    release_url: str | None = None
+    release_sha256: str | None = None
+    upgrade: bool = False
+    stage: bool = False
+    first: bool = True
+    check: bool = False
+    etc: str = "/etc"
+    keyrings: Sequence[str] = KEYRINGS
+    package_path: str = "/usr/bin/llama-server"
+
+
+@dataclass(frozen=True)
+class Provided:
+    """Where the binary is, or will be where installed is false, and what that took.
+
+    lies is the folder that stands for the prefix as long as it is not in its place, removed after a look at it where
+    discard is set.
+    """
+
+    path: str
+    note: str
+    installed: bool = True
+    changed: bool = False
+    lies: str | None = None
+    discard: bool = False
+    before: Mapping[str, Any] = field(default_factory=dict)
+    after: Mapping[str, Any] = field(default_factory=dict)
+
+
+Provider = Callable[[Request, Run], Provided]
+
+
+def last_lines(done: Completed) -> str:
+    """The last lines that a command printed, errors before the rest."""
+    lines = [line.strip() for line in (done.stderr + "\n" + done.stdout).splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith(("E:", "Err:", "W: GPG", "W: Failed"))]
+    return redact(" | ".join((errors or lines)[-4:])) or f"exit code {done.code}"

@@ -1,0 +1,90 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""The flags of llama-server that need special care: set by the collection, renamed upstream, and the like."""
+
+from __future__ import annotations
+
+import re
+
+_MODEL = "the model comes from the profile's enabled_models, found in the model folders of the host"
+_SECRET = "a key on a command line shows in ps; put the keys in a file on the host and set servers_api_key_file"
+DOWNLOAD_REASON = "servers only load files that are on the host; put the file in a model folder"
+_TLS = "servers speak plain HTTP, or their health could not be checked; put TLS in a proxy in front of them"
+_LOG = "the service manager keeps the log, and a failed start is explained from it"
+_ROUTER = "one server serves one model here; list the models in the profile's enabled_models"
+_ONCE = "it prints and ends, it does not serve"
+
+# Set by the plan, or harmful to it: refused with what to do instead. Names of every build, old and new.
+MANAGED_FLAGS: dict[str, str] = {
+    "model": _MODEL,
+    "alias": "a server answers to its model's id, which proves that the right one answers",
+    "host": "the address is the role's input servers_host",
+    "port": "the plan gives each server its port, from the port range of the role servers",
+    "reuse_port": "two servers would share one port and answer in turn",
+    "api_prefix": "the health check would not find the server",
+    "api_key": _SECRET,
+    "api_key_file": "set servers_api_key_file, so that the health check knows the key too",
+    "hf_token": "a token on a command line shows in ps, and servers download nothing",
+    "ssl_key_file": _TLS,
+    "ssl_cert_file": _TLS,
+    "log_file": _LOG,
+    "log_disable": _LOG,
+    "model_url": DOWNLOAD_REASON,
+    "docker_repo": DOWNLOAD_REASON,
+    "hf_repo": DOWNLOAD_REASON,
+    "hf_file": DOWNLOAD_REASON,
+    "hf_repo_v": DOWNLOAD_REASON,
+    "hf_file_v": DOWNLOAD_REASON,
+    "hf_repo_draft": DOWNLOAD_REASON,
+    "spec_draft_hf": DOWNLOAD_REASON,
+    "mmproj_url": DOWNLOAD_REASON,
+    "models_dir": _ROUTER,
+    "models_preset": _ROUTER,
+    "models_max": _ROUTER,
+    "models_autoload": _ROUTER,
+    "config": "a configuration file changes a server behind the plan's back; write its settings as parameters",
+    "help": _ONCE,
+    "usage": _ONCE,
+    "version": _ONCE,
+    "license": _ONCE,
+    "cache_list": _ONCE,
+    "list_devices": _ONCE,
+    "completion_bash": _ONCE,
+}
+
+# One flag under several names: builds list one or the other, and some accept a name that their help leaves out.
+SYNONYMS: tuple[tuple[str, ...], ...] = (
+    ("n_gpu_layers", "gpu_layers"),
+    ("n_predict", "predict"),
+    ("embedding", "embeddings"),
+    ("reranking", "rerank"),
+    ("ui", "webui"),
+    ("verbosity", "log_verbosity"),
+    ("temp", "temperature"),
+    ("spec_draft_model", "model_draft"),
+    ("spec_draft_ngl", "n_gpu_layers_draft", "gpu_layers_draft"),
+    ("spec_draft_type_k", "cache_type_k_draft"),
+    ("spec_draft_type_v", "cache_type_v_draft"),
+    ("spec_draft_p_min", "draft_p_min"),
+)
+
+# Flags that became a value of another one: too different to translate, near enough to name.
+RENAMED_FLAGS: dict[str, tuple[str, ...]] = {
+    "mmap": ("load_mode",),
+    "no_mmap": ("load_mode",),
+    "mlock": ("load_mode",),
+    "direct_io": ("load_mode",),
+    "load_mode": ("mlock", "no_mmap"),
+    "draft_max": ("spec_draft_n_max",),
+    "draft_min": ("spec_draft_n_min",),
+    "spec_draft_n_max": ("draft_max",),
+    "spec_draft_n_min": ("draft_min",),
+}
+
+# Flags that take on, off or auto in newer builds: what booleans become while no binary can be asked.
+ON_OFF_FLAGS = ("flash_attn", "fit", "log_colors", "reasoning")
+
+# Presets that fetch a model of their own.
+PRESET_FLAG = re.compile(r"(embd|fim|gpt_oss|tts|vision)_.+_(default|spec)")

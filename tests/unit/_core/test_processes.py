@@ -1,0 +1,212 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from ansible_collections.magi.llama.plugins.module_utils._core import processes
+
+HEADER = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
+
+
+class FakeProc:
+    """A /proc with a few processes, as the kernel writes it."""
+
+    def __init__(self, root):
+        self.root = root
+        (root / "net").mkdir()
+        self.link_namespace("self", 1)
+        self.write("uptime", "1000.50 1900.00\n")
+        self.write("stat", "cpu  1 2 3\nbtime 1700000000\n")
+        self.write("meminfo", "MemTotal:        2048 kB\nMemFree:          512 kB\nMemAvailable:    1024 kB\n")
+        self.write("net/tcp", HEADER)
+        self.write("net/tcp6", HEADER)
+
+    def write(self, name, text):
+        (self.root / name).write_text(text)
+
+    def link_namespace(self, process, number):
+        (self.root / process / "ns").mkdir(parents=True)
+        (self.root / process / "ns" / "pid").symlink_to(f"pid:[{number}]")
+
+    def add(self, pid, argv, env=(), ppid=1, uid=0, start=50000, sockets=(), comm="llama-server", namespace=1):
+        folder = self.root / str(pid)
+        self.link_namespace(str(pid), namespace)
+        (folder / "fd").mkdir(parents=True)
+        (folder / "cmdline").write_bytes(b"".join(os.fsencode(word) + b"\0" for word in argv))
+        (folder / "environ").write_bytes(b"".join(os.fsencode(word) + b"\0" for word in env))
+        (folder / "comm").write_text(comm + "\n")
+        (folder / "status").write_text(f"Name:\t{comm}\nPPid:\t{ppid}\nUid:\t{uid}\t0\t0\t0\nVmRSS:\t  2048 kB\n")
+        fields = " ".join(["S", str(ppid), *["0"] * 17, str(start), "0", "0"])
+        (folder / "stat").write_text(f"{pid} ({comm}) {fields}\n")
+        for number, inode in enumerate(sockets):
+            (folder / "fd" / str(number)).symlink_to(f"socket:[{inode}]")
+
+    def listen(self, local, inode, table="tcp", state="0A"):
+        row = f"   0: {local} 00000000:0000 {state} 00000000:00000000 00:00000000 00000000  0 0 {inode} 1 0 100 0\n"
+        with (self.root / "net" / table).open("a") as stream:
+            stream.write(row)
+
+
+@pytest.fixture
+def fake(tmp_path):
+    return FakeProc(tmp_path)
+
+
+def markers(name, state="/var/lib/magi-llama"):
+    return ["PATH=/usr/bin", f"MAGI_LLAMA_STATE={state}", f"MAGI_LLAMA_SERVER={name}", "MAGI_LLAMA_REVISION=abc"]
+
+
+def test_listeners_names_the_holder(fake):
+    fake.listen("0100007F:1F90", "11")
+    fake.listen("00000000:1F91", "12")
+    fake.listen("00000000000000000000000001000000:1F91", "13", table="tcp6")
+    fake.listen("0100007F:1F92", "14", state="01")
+    fake.add(40, ["/usr/bin/nginx", "-g", "daemon\noff"], sockets=["99", "11"])
+    found = processes.listeners([8080, 8081, 8082], str(fake.root))
+    assert found == {
+        8080: processes.Listener(8080, ("127.0.0.1",), 40, "/usr/bin/nginx -g daemon?off", (40,)),
+        8081: processes.Listener(8081, ("0.0.0.0", "::1"), None, None, ()),
+    }
+
+
+def test_listeners_names_all_who_share_a_port(fake):
+    fake.listen("0100007F:1F90", "11")
+    fake.listen("0100007F:1F90", "12")
+    fake.add(41, ["b"], sockets=["12"])
+    fake.add(40, ["a"], sockets=["11"])
+    assert processes.listeners([8080], str(fake.root))[8080].pids == (40, 41)
+    assert processes.listeners([8080], str(fake.root), first=[41])[8080].pids == (40, 41)
+
+
+def test_a_process_without_command_line_is_named_by_its_comm(fake):
+    fake.listen("0100007F:1F90", "11")
+    fake.add(40, [], sockets=["11"], comm="kthread")
+    assert processes.listeners([8080], str(fake.root))[8080].command == "kthread"
+
+
+def test_processes_are_ours_of_this_state_dir(fake):
+    fake.add(40, ["/usr/bin/llama-server", "--port", "8080"], markers("a"), uid=990, start=90000)
+    fake.add(41, ["/usr/bin/llama-server"], markers("b", state="/other"))
+    fake.add(42, ["/usr/bin/llama-server"], ["PATH=/usr/bin"])
+    fake.add(43, ["helper"], markers("a"), ppid=40)
+    fake.add(44, [], markers("zombie"))
+    fake.add(45, ["/usr/bin/llama-server"], markers("c", state="/var/lib/magi-llama-2"))
+    ticks = os.sysconf("SC_CLK_TCK")
+    assert processes.processes("/var/lib/magi-llama", str(fake.root)) == {
+        "a": processes.Process(
+            pid=40,
+            ppid=1,
+            name="a",
+            argv=("/usr/bin/llama-server", "--port", "8080"),
+            env={
+                "MAGI_LLAMA_STATE": "/var/lib/magi-llama",
+                "MAGI_LLAMA_SERVER": "a",
+                "MAGI_LLAMA_REVISION": "abc",
+            },
+            uid=990,
+            started_at=1700000000 + 90000 / ticks,
+            uptime_seconds=1000.5 - 90000 / ticks,
+            rss_bytes=2048 * 1024,
+            children=(43,),
+        )
+    }
+
+
+def test_a_server_that_a_marked_process_started_is_a_server(fake):
+    fake.add(40, ["a"], markers("a"))
+    fake.add(41, ["b"], markers("b"), ppid=40)
+    assert sorted(processes.processes("/var/lib/magi-llama", str(fake.root))) == ["a", "b"]
+
+
+def test_of_two_with_one_name_the_older_counts(fake):
+    fake.add(40, ["new"], markers("a"), start=70000)
+    fake.add(41, ["old"], markers("a"), start=60000)
+    assert processes.processes("/var/lib/magi-llama", str(fake.root))["a"].pid == 41
+    assert len(processes.all_processes("/var/lib/magi-llama", str(fake.root))) == 2
+
+
+def test_a_server_in_a_container_is_the_containers(fake):
+    fake.add(40, ["ours"], markers("a"))
+    fake.add(41, ["theirs"], markers("b"), namespace=2)
+    assert set(processes.processes("/var/lib/magi-llama", str(fake.root))) == {"a"}
+
+
+def test_a_command_name_with_brackets_does_not_shift_the_fields(fake):
+    fake.add(40, ["x"], markers("a"), comm="a) R 1 (b", ppid=7)
+    found = processes.processes("/var/lib/magi-llama", str(fake.root))["a"]
+    assert (found.ppid, found.uptime_seconds) == (7, 1000.5 - 50000 / os.sysconf("SC_CLK_TCK"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["/usr/bin/llama-server", "--port", "1"], ("/usr/bin/llama-server", "--port", "1")),
+        (
+            ["/p/ld-linux-x86-64.so.2", "--library-path", "/p:/q", "--argv0", "/p/run", "/p/llama-server", "-c", "4"],
+            ("/p/run", "-c", "4"),
+        ),
+        (
+            ["/lib/ld-musl-x86_64.so.1", "--argv0", "n", "--library-path", "/p", "/p/x", "--port", "1"],
+            ("n", "--port", "1"),
+        ),
+        (["/p/ld-linux.so.2", "--library-path", "/p", "/p/llama-server", "--x"], ("/p/llama-server", "--x")),
+        (["/usr/bin/llama-server", "--alias", ""], ("/usr/bin/llama-server", "--alias", "")),
+        (["/p/ld-linux.so.2"], ("/p/ld-linux.so.2",)),
+        (["/opt/old-linux-tool", "--a", "b"], ("/opt/old-linux-tool", "--a", "b")),
+    ],
+)
+def test_argv_without_the_loader(fake, argv, expected):
+    fake.add(40, argv, markers("a"))
+    assert processes.processes("/var/lib/magi-llama", str(fake.root))["a"].argv == expected
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        (None, processes.Memory(2048 * 1024, 1024 * 1024)),
+        ("max", processes.Memory(2048 * 1024, 1024 * 1024)),
+        ("524288", processes.Memory(524288, 524288)),
+        ("9223372036854771712", processes.Memory(2048 * 1024, 1024 * 1024)),
+    ],
+)
+def test_memory_is_the_containers(fake, limit, expected):
+    if limit is not None:
+        fake.write("memory.max", limit + "\n")
+    assert processes.memory(str(fake.root), str(fake.root)) == expected
+
+
+def test_the_real_proc_shows_a_started_server(tmp_path):
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        port = held.getsockname()[1]
+        child = subprocess.Popen(
+            [sys.executable, "-c", "import time; time.sleep(60)", "--marker", "a\nb"],
+            env={"MAGI_LLAMA_STATE": str(tmp_path), "MAGI_LLAMA_SERVER": "real"},
+        )
+        try:
+            deadline = time.monotonic() + 5
+            while not (found := processes.processes(str(tmp_path))) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            process = found["real"]
+            assert process.pid == child.pid
+            assert process.ppid == os.getpid()
+            assert process.uid == os.getuid()
+            assert process.argv[-2:] == ("--marker", "a\nb")
+            assert process.rss_bytes > 0
+            assert 0 <= process.uptime_seconds < 10
+            assert abs(process.started_at - time.time()) < 10
+            listener = processes.listeners([port])[port]
+            assert (listener.pid, listener.addresses) == (os.getpid(), ("127.0.0.1",))
+        finally:
+            child.kill()
+            child.wait()
+    assert processes.processes(str(tmp_path)) == {}
+    assert processes.memory().total_bytes >= processes.memory().available_bytes > 0

@@ -1,0 +1,288 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is kept of a deployment, when, and what it takes to return to it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from ansible_collections.magi.llama.plugins.module_utils._core.processes import Process
+from ansible_collections.magi.llama.plugins.module_utils._deployment import rollback
+from ansible_collections.magi.llama.plugins.module_utils._deployment.record import record_path
+from ansible_collections.magi.llama.plugins.module_utils._deployment.rollback import Deployment, RollbackError
+from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import File, config_path
+
+RUNTIME = "1111"
+
+
+class Host:
+    """A state directory with a deployment of the supervisor's, and a prefix with its llama-server."""
+
+    def __init__(self, folder: Path) -> None:
+        self.state_dir = str(folder / "state")
+        self.prefix = folder / "runtime"
+
+    def record(self, **revisions: str) -> dict:
+        servers = [
+            {
+                "name": name,
+                "model_id": name,
+                "port": 8080,
+                "argv": [f"{self.prefix}/bin/llama-server"],
+                "env": {"MAGI_LLAMA_RUNTIME": RUNTIME, "MAGI_LLAMA_REVISION": revision},
+                "revision": revision,
+                "max_startup_time": 60,
+            }
+            for name, revision in revisions.items()
+        ]
+        return {"schema_version": 1, "profile": "p", "service_manager": "supervisor", "servers": servers}
+
+    def deploy(self, **revisions: str) -> None:
+        common = f"{self.state_dir}/supervisor/supervisord.conf"
+        texts = {record_path(self.state_dir): json.dumps(self.record(**revisions)), common: "common"}
+        texts.update({file.path: file.content.decode() for file in self.configs(**revisions)})
+        for path, text in texts.items():
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            Path(path).write_text(text)
+
+    def configs(self, **revisions: str) -> list[File]:
+        return [
+            File(
+                config_path("supervisor", self.state_dir, name),
+                f'environment=MAGI_LLAMA_STATE="{self.state_dir}"\nrevision={revision}\n'.encode(),
+            )
+            for name, revision in revisions.items()
+        ]
+
+    def ready(self, **revisions: str) -> None:
+        known = {name: {"pid": 1, "seconds": 1.0, "revision": revision} for name, revision in revisions.items()}
+        Path(self.state_dir, "ready.json").write_text(json.dumps(known))
+
+    def kept(self, **revisions: str) -> Deployment | None:
+        """What would be kept if these took the place of what is deployed."""
+        configs = [file for file in self.configs(**revisions) if not _is_there(file)]
+        file = rollback.kept(self.state_dir, self.record(**revisions), configs, [])
+        if file is None:
+            return None
+        Path(file.path).write_bytes(file.content)
+        return rollback.read_previous(self.state_dir)
+
+    def kept_files(self) -> list[File]:
+        return list(rollback.read_previous(self.state_dir).files)
+
+    def manifest(self, part: str = "", **entries: object) -> None:
+        folder = Path(f"{self.prefix}{part}")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "manifest.json").write_text(json.dumps(entries))
+
+
+def _is_there(file: File) -> bool:
+    return Path(file.path).exists() and Path(file.path).read_bytes() == file.content
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+def test_a_good_deployment_is_kept_with_its_files(host: Host) -> None:
+    host.deploy(a="r1")
+    host.ready(a="r1")
+    kept = host.kept(a="r2")
+    assert kept is not None
+    assert kept.record == host.record(a="r1")
+    texts = {os.path.basename(file.path): file.content.decode() for file in kept.files}
+    assert sorted(texts) == ["a.conf", "supervisord.conf"]
+    assert "revision=r1" in texts["a.conf"]
+
+
+@pytest.mark.parametrize(
+    ("ready", "to_come", "expected"),
+    [
+        ({"a": "r1", "b": "r1"}, {"a": "r2", "b": "r1"}, True),
+        # A server less is another deployment too.
+        ({"a": "r1", "b": "r1"}, {"a": "r1"}, True),
+        # Nothing that was launched differs.
+        ({"a": "r1", "b": "r1"}, {"a": "r1", "b": "r1"}, False),
+        # b never was ready, or not as it is recorded.
+        ({"a": "r1"}, {"a": "r2", "b": "r2"}, False),
+        ({"a": "r1", "b": "r0"}, {"a": "r2", "b": "r2"}, False),
+        ({}, {"a": "r2"}, False),
+    ],
+)
+def test_only_what_was_good_is_kept(host: Host, ready: dict, to_come: dict, expected: bool) -> None:
+    host.deploy(a="r1", b="r1")
+    host.ready(**ready)
+    assert (host.kept(**to_come) is not None) == expected
+
+
+def test_failed_attempts_leave_the_last_good_one(host: Host) -> None:
+    host.deploy(a="r1")
+    host.ready(a="r1")
+    assert host.kept(a="r2") is not None
+    host.deploy(a="r2")
+    assert host.kept(a="r3") is None
+    assert rollback.revisions(rollback.read_previous(host.state_dir).record) == {"a": "r1"}
+
+
+def test_a_changed_template_alone_is_another_deployment(host: Host) -> None:
+    host.deploy(a="r1")
+    host.ready(a="r1")
+    other = [File(config_path("supervisor", host.state_dir, "a"), b"another template")]
+    assert rollback.kept(host.state_dir, host.record(a="r1"), other, []) is not None
+
+
+@pytest.mark.parametrize("damage", ["record", "config", "nothing"])
+def test_what_is_not_whole_is_not_kept(host: Host, damage: str) -> None:
+    if damage != "nothing":
+        host.deploy(a="r1")
+        host.ready(a="r1")
+    if damage == "record":
+        Path(record_path(host.state_dir)).write_text("{")
+    if damage == "config":
+        Path(host.state_dir, "supervisor", "supervisord.conf").unlink()
+    assert rollback.kept(host.state_dir, host.record(a="r2"), host.configs(a="r2"), []) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "nothing to return to.*previous.json.*site.yml"),
+        ("{", "is damaged"),
+        ('{"schema_version": 1}', "is damaged"),
+        ('{"schema_version": 99, "files": [], "record": {}}', "newer magi.llama"),
+    ],
+)
+def test_nothing_to_return_to(host: Host, text: str | None, message: str) -> None:
+    os.makedirs(host.state_dir)
+    if text is not None:
+        Path(rollback.previous_path(host.state_dir)).write_text(text)
+    with pytest.raises(RollbackError, match=message):
+        rollback.read_previous(host.state_dir)
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "probed", "expected"),
+    [
+        # The binary is the same, by the manifest or by asking it.
+        ({"identity": RUNTIME}, {"identity": "0"}, None, []),
+        ({}, {}, RUNTIME, []),
+        ({"identity": "2"}, {"identity": RUNTIME}, "2", ["runtime"]),
+        # Interrupted between the two renames.
+        ({}, {"identity": RUNTIME}, None, ["runtime"]),
+        ({"identity": "2"}, {"identity": "3"}, "2", "not kept any more"),
+        ({}, {}, "2", "not ours to roll back"),
+        ({}, {}, None, "not ours to roll back"),
+    ],
+)
+def test_the_binary_comes_back_where_it_is_kept(
+    host: Host, now: dict, before: dict, probed: str | None, expected: list[str] | str
+) -> None:
+    host.manifest("", **now)
+    host.manifest(".previous", **before)
+    deployment = Deployment(host.record(a="r1", b="r1"), ())
+    if isinstance(expected, list):
+        assert rollback.prefixes_to_restore(deployment, lambda path: probed) == [
+            str(host.prefix.parent / name) for name in expected
+        ]
+        return
+    with pytest.raises(RollbackError, match=expected):
+        rollback.prefixes_to_restore(deployment, lambda path: probed)
+    assert rollback.prefixes_to_restore(deployment, lambda path: probed, keep_binary=True) == []
+
+
+@pytest.mark.parametrize(
+    ("ready", "identity", "expected"),
+    [({"a": "r1"}, RUNTIME, True), ({"a": "r0"}, RUNTIME, None), ({"a": "r1"}, "2", None)],
+)
+def test_a_prefix_is_noted_as_good(host: Host, ready: dict, identity: str, expected: bool | None) -> None:
+    host.deploy(a="r1")
+    host.ready(**ready)
+    host.manifest(identity=identity)
+    rollback.note_good(host.state_dir, host.record(a="r1"))
+    assert json.loads((host.prefix / "manifest.json").read_text()).get("good") == expected
+
+
+@pytest.mark.parametrize(
+    ("ready", "now", "before", "expected"),
+    [
+        # The run ended between the new llama-server and the launch configs for it.
+        ({"a": "r2"}, {"identity": "3"}, {"identity": RUNTIME}, "r2"),
+        ({"a": "r2"}, {}, {"identity": RUNTIME}, "r2"),
+        # All of it went well, or r2 never worked, or its llama-server is not kept.
+        ({"a": "r2"}, {"identity": RUNTIME}, {"identity": "0"}, "r1"),
+        ({"a": "r1"}, {"identity": "3"}, {"identity": RUNTIME}, "r1"),
+        ({"a": "r2"}, {"identity": "3"}, {"identity": "0"}, "r1"),
+    ],
+)
+def test_where_the_llama_server_alone_was_replaced_it_alone_comes_back(
+    host: Host, ready: dict, now: dict, before: dict, expected: str
+) -> None:
+    host.deploy(a="r1")
+    host.ready(a="r1")
+    assert host.kept(a="r2") is not None
+    host.deploy(a="r2")
+    host.ready(**ready)
+    host.manifest("", **now)
+    host.manifest(".previous", **before)
+    deployment = rollback.deployment_before(host.state_dir)
+    assert rollback.revisions(deployment.record) == {"a": expected}
+    assert [file.path for file in deployment.files] == [file.path for file in host.kept_files()]
+    # Written as what was before, so that a second rollback stays here.
+    file = rollback.previous_file(host.state_dir, deployment)
+    Path(file.path).write_bytes(file.content)
+    assert rollback.read_previous(host.state_dir) == deployment
+
+
+@pytest.mark.parametrize(("same_binary", "good"), [(False, False), (True, True)])
+def test_what_gives_no_token_is_not_good(host: Host, same_binary: bool, good: bool) -> None:
+    host.deploy(a="r1")
+    host.ready(a="r1")
+    if same_binary:
+        # The llama-server of what worked before stays good, whatever was launched with it since.
+        assert host.kept(a="r2") is not None
+    host.deploy(a="r2")
+    host.ready(a="r2")
+    host.manifest(identity=RUNTIME)
+    rollback.note_good(host.state_dir, host.record(a="r2"))
+    rollback.note_bad(host.state_dir, ["a"], ["a"])
+    assert not rollback.is_good(host.state_dir, host.record(a="r2"))
+    assert host.kept(a="r3") is None
+    assert json.loads((host.prefix / "manifest.json").read_text())["good"] == good
+    # The seconds that it took stay known.
+    known = {"pid": 1, "seconds": 1.0, "refused": "r2"}
+    assert json.loads(Path(host.state_dir, "ready.json").read_text()) == {"a": known}
+    # A token that it gives at last makes it good.
+    rollback.note_answered(host.state_dir, ["a"])
+    assert rollback.is_good(host.state_dir, host.record(a="r2"))
+    assert json.loads((host.prefix / "manifest.json").read_text())["good"] is True
+
+
+def process(name: str, revision: str) -> Process:
+    env = {"MAGI_LLAMA_REVISION": revision}
+    return Process(1, 1, name, ("/x", "--port", "1"), env, 0, 0.0, 0.0, 0)
+
+
+def test_the_plan_of_a_rollback(host: Host) -> None:
+    before = Deployment(host.record(a="r1", b="r1", c="r1"), ())
+    now = host.record(a="r2", b="r1", d="r2")["servers"]
+    running = {"a": process("a", "r2"), "b": process("b", "r1"), "e": process("e", "r2")}
+    plan = {server["name"]: server for server in rollback.planned(before, now, running)}
+    actions = {name: server["action"] for name, server in plan.items()}
+    assert actions == {"a": "restart", "b": "keep", "c": "start", "d": "stop", "e": "stop"}
+    assert plan["a"]["revision"] == "r1"
+
+
+def test_servers_start_again_as_they_did(host: Host) -> None:
+    record = host.record(a="r1")
+    assert rollback.starting(Deployment(record, ()))["concurrent"] is True
+    record["start"] = {"concurrent": False, "max_startup_time": 9, "readiness_check_interval": 5}
+    assert rollback.starting(Deployment(record, ())) == {
+        "concurrent": False,
+        "max_startup_time": 60,
+        "readiness_check_interval": 5,
+    }

@@ -1,0 +1,168 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+import errno
+import getpass
+import json
+import os
+from pathlib import Path
+
+import pytest
+from ansible_collections.magi.llama.plugins.module_utils._deployment import teardown
+from ansible_collections.magi.llama.plugins.module_utils._launch import config_files, quoting
+from ansible_collections.magi.llama.plugins.module_utils._services import base, supervision
+
+
+class Host:
+    """A state directory and a folder for units, as a test lays them out."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.state = root / "app"
+        self.units = root / "units"
+        self.state.mkdir()
+        self.units.mkdir()
+
+    def write(self, *names: str, text: str = "x") -> None:
+        for name in names:
+            path = self.root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+
+    def record(self, *names: str) -> None:
+        servers = [{"name": name, "port": 1, "argv": ["/x"], "model_id": name} for name in names]
+        record = {"schema_version": 1, "profile": "p", "service_manager": "supervisor", "servers": servers}
+        (self.state / "servers.json").write_text(json.dumps(record))
+
+    def unit(self, name: str, state: object, user: str = "llama") -> None:
+        marker = quoting.systemd_environment({"MAGI_LLAMA_STATE": str(state)})
+        (self.units / f"magi-llama-{name}.service").write_text(f"[Service]\n{marker}\nUser={user}\n")
+
+    def take_down(self, **more: str) -> list[str]:
+        prefix = more.get("prefix")
+        paths = teardown.ours(str(self.state), str(self.state / "registry.json"), prefix, more.get("cache"))
+        removed = teardown.remove(paths, str(self.state))
+        assert len(removed) == len(set(removed))
+        return [os.path.relpath(path, self.root) for path in removed]
+
+    def left(self) -> list[str]:
+        return sorted(str(path.relative_to(self.root)) for path in self.root.rglob("*") if path != self.units)
+
+
+@pytest.fixture
+def host(tmp_path, monkeypatch):
+    for module in (config_files, teardown):
+        monkeypatch.setattr(module, "UNIT_FOLDER", str(tmp_path / "units"))
+    return Host(tmp_path)
+
+
+def test_all_that_a_supervisor_of_ours_has_is_removed(host):
+    host.record("a")
+    host.write("app/supervisor/supervisord.conf", text="[supervisord]\nidentifier=magi-llama\n")
+    marker = quoting.supervisor_environment({"MAGI_LLAMA_STATE": str(host.state)})
+    host.write("app/supervisor/conf.d/a.conf", text=f"[program:a]\nenvironment={marker}\n")
+    host.write("app/supervisor/supervisord.log.1", text="INFO spawned: 'older' with pid 11\n")
+    host.write(*(f"app/supervisor/{name}" for name in ("supervisord.log", "supervisord.pid", "supervisor.sock.77")))
+    host.write("app/supervisor/venv/bin/supervisord", "app/supervisor/started.json")
+    host.write("app/ready.json", text='{"gone": {"pid": 1}}')
+    host.write("app/log/a.log", "app/log/a.log.3", "app/log/gone.log", "app/log/older.log.1", "app/run.lock")
+    host.take_down()
+    assert host.left() == []
+
+
+def test_what_others_keep_in_the_state_directory_stays(host):
+    host.record("a")
+    host.write("app/ready.json", text='{"a": {"pid": 1}}')
+    theirs = ["app/log/access.log", "app/log/access.log.1", "app/supervisor/supervisord.conf"]
+    theirs += ["app/supervisor/supervisord.log", "app/supervisor/venv/bin/python", "app/supervisor/supervisor.sock"]
+    theirs += ["app/supervisor/conf.d/web.conf", "app/main.py"]
+    host.write(*theirs, text="[program:web]\n")
+    assert not supervision.is_ours(str(host.state))
+    host.take_down()
+    assert [path for path in host.left() if (host.root / path).is_file()] == sorted(theirs)
+
+
+def test_a_foreign_log_folder_keeps_all_but_our_logs(host):
+    host.record("a")
+    host.write("app/log/a.log", "app/log/b.log")
+    host.take_down()
+    assert host.left() == ["app", "app/log", "app/log/b.log"]
+
+
+def test_an_empty_log_folder_of_others_stays(host):
+    host.record("a")
+    (host.state / "log").mkdir()
+    host.take_down()
+    assert host.left() == ["app", "app/log"]
+
+
+@pytest.mark.parametrize(("other", "last"), [("/srv/other", False), (None, True)])
+def test_the_target_goes_with_the_last_state_directory(host, other, last):
+    host.unit("a", host.state)
+    # Somebody's own unit has no such line, whatever its name is.
+    host.write("units/magi-llama-foreign.service", text="[Service]\nExecStart=/usr/bin/llama-server\n")
+    host.write("units/magi-llama.target", "units/magi-llama.target.wants/x")
+    if other:
+        host.unit("b", other)
+    host.take_down()
+    assert ("units/magi-llama.target" in host.left()) == (not last)
+    assert "units/magi-llama-foreign.service" in host.left()
+    assert "units/magi-llama-a.service" not in host.left()
+
+
+def test_what_killed_runs_have_left_is_removed(host):
+    host.write("units/.magi-llama-1.tmp", "app/.magi-llama-2.tmp", "app/supervisor/conf.d/.magi-llama-3.tmp")
+    host.write("cache/.magi-llama-4.tmp", "cache/.other.tmp", "app/registry.json.partial")
+    host.write("opt/runtime.new/bin/x", "opt/runtime.check-abc/bin/x", "opt/runtime-of-others/x", "opt/runtime/x")
+    host.take_down(prefix=str(host.root / "opt/runtime"), cache=str(host.root / "cache/runtime.json"))
+    assert [path for path in host.left() if (host.root / path).is_file()] == [
+        "cache/.other.tmp",
+        "opt/runtime-of-others/x",
+        "opt/runtime/x",
+    ]
+
+
+def test_another_s_half_written_unit_stays(host):
+    host.unit("b", "/srv/other")
+    host.write("units/.magi-llama-1.tmp")
+    host.take_down()
+    assert "units/.magi-llama-1.tmp" in host.left()
+
+
+def test_a_state_directory_that_is_a_mount_point_stays(host, monkeypatch):
+    host.record("a")
+    real = os.rmdir
+
+    def rmdir(path, **more):
+        if str(path) == str(host.state):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), path)
+        real(path, **more)
+
+    monkeypatch.setattr(os, "rmdir", rmdir)
+    assert host.take_down() == ["app/servers.json"]
+    assert host.left() == ["app"]
+
+
+def test_a_user_that_others_run_as_is_known(host):
+    host.unit("a", host.state, user="nobody-of-magi")
+    assert teardown.users_of("nobody-of-magi", str(host.state)) == []
+    host.unit("b", "/srv/other", user="nobody-of-magi")
+    assert teardown.users_of("nobody-of-magi", str(host.state)) == ["magi-llama-b.service"]
+    mine = teardown.users_of(getpass.getuser(), str(host.state))
+    assert any(entry.startswith(f"pid {os.getpid()} (") for entry in mine)
+
+
+@pytest.mark.parametrize(
+    ("signals", "text"),
+    [
+        ({}, ""),
+        ({"a": "SIGTERM"}, "1 server stopped"),
+        ({"a": "SIGTERM", "b": "SIGTERM"}, "2 servers stopped"),
+        ({"a": "SIGTERM", "c": "SIGKILL", "b": "SIGKILL"}, "3 servers stopped (2 by SIGKILL: b, c)"),
+        ({"a": "SIGABRT", "b": "SIGKILL"}, "2 servers stopped (1 by SIGABRT: a; 1 by SIGKILL: b)"),
+    ],
+)
+def test_which_signals_were_needed_is_said(signals, text):
+    assert base.ended_text(signals) == text

@@ -1,0 +1,455 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from ansible_collections.magi.llama.plugins.module_utils._core.processes import Process
+from ansible_collections.magi.llama.plugins.module_utils._deployment import record as record_module
+from ansible_collections.magi.llama.plugins.module_utils._health import (
+    causes,
+    machine,
+)
+from ansible_collections.magi.llama.plugins.module_utils._health import (
+    pace as pace_module,
+)
+from ansible_collections.magi.llama.plugins.module_utils._health import (
+    probe as probe_module,
+)
+from ansible_collections.magi.llama.plugins.module_utils._health import (
+    status as status_module,
+)
+from ansible_collections.magi.llama.plugins.module_utils._health import (
+    wait as wait_module,
+)
+from ansible_collections.magi.llama.plugins.module_utils._health.probe import Probe
+from ansible_collections.magi.llama.plugins.module_utils._services.base import ServiceStatus
+
+
+def server(name="a", port=8080, **changes):
+    return {
+        "name": name,
+        "model_id": name,
+        "display_name": name.upper(),
+        "tier": "Q4",
+        "kind": "model",
+        "host": "127.0.0.1",
+        "port": port,
+        "argv": ["/usr/bin/llama-server", "--model", "/m/a.gguf", "--port", str(port)],
+        "api_key_file": None,
+        "max_startup_time": 120,
+        **changes,
+    }
+
+
+class FakeHost:
+    """Servers whose states follow a timetable: (from second, status, probe) by name."""
+
+    def __init__(self, timetable):
+        self.timetable, self.now, self.rounds, self.asked = timetable, 0.0, 0, []
+
+    def clock(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+    def _at(self, name):
+        return [entry for entry in self.timetable[name] if entry[0] <= self.now][-1]
+
+    def status(self, names):
+        self.rounds += 1
+        return {name: self._at(name)[1] for name in names}
+
+    def probe(self, servers, pids):
+        self.asked += [server["name"] for server in servers]
+        return {server["name"]: self._at(server["name"])[2] for server in servers}
+
+    def uptime(self, pid):
+        return self.now + 0.5
+
+    def log_tail(self, name, lines):
+        return ["error: invalid argument: --x"]
+
+
+def running(name="a", restarts=0):
+    return ServiceStatus(name, "running", 42, restarts=restarts)
+
+
+def wait(host, servers, **options):
+    return wait_module.wait(servers, host, clock=host.clock, sleep=host.sleep, **{"interval": 2.0, **options})
+
+
+@pytest.mark.parametrize("ready_at", [0.0, 0.2, 1.0, 7.0, 60.0])
+def test_a_server_is_found_ready_within_a_few_percent(ready_at):
+    host = FakeHost({"a": [(0, running(), Probe("loading")), (ready_at, running(), Probe("ready"))]})
+    [outcome] = wait(host, [server()])
+    assert (outcome.state, outcome.is_ready, outcome.is_settled, outcome.pid) == ("ready", True, True, 42)
+    assert ready_at + 0.5 <= outcome.seconds_to_ready <= ready_at * 1.06 + 0.56
+    assert host.rounds < 120
+
+
+def test_a_dead_server_is_told_at_once_and_the_others_are_awaited():
+    dead = ServiceStatus("b", "failed", None, 1, "exit code 1")
+    host = FakeHost(
+        {
+            "a": [(0, running(), Probe("loading")), (30, running(), Probe("ready"))],
+            "b": [(0, running("b"), Probe("loading")), (1, dead, None)],
+        }
+    )
+    a, b = wait(host, [server(), server("b", 8081)])
+    assert a.is_ready
+    assert (b.state, b.exit_code, b.detail, b.is_ready, b.is_settled) == ("failed", 1, "exit code 1", False, True)
+    assert b.log_tail == ("error: invalid argument: --x",)
+    assert "does not know the flag --x" in b.fix
+    # Settled servers are not asked again.
+    assert host.asked[-1] == "a"
+    assert host.asked.count("b") < 25
+
+
+@pytest.mark.parametrize(
+    ("status", "detail"),
+    [
+        (ServiceStatus("a", "restarting", None, 139, "killed by SIGSEGV"), "killed by SIGSEGV"),
+        (ServiceStatus("a", "stopped"), "it is stopped"),
+        (ServiceStatus("a", "stopped", None, 0, "exit code 0"), "it is stopped (exit code 0)"),
+        (ServiceStatus("a", "absent"), "the service manager does not know it: run site.yml"),
+        (ServiceStatus("a", "failed"), "it ended"),
+    ],
+)
+def test_every_way_to_be_dead(status, detail):
+    host = FakeHost({"a": [(0, status, None)]})
+    [outcome] = wait(host, [server()])
+    assert (outcome.state, outcome.detail, host.now) == ("failed", detail, 0)
+
+
+def test_a_rising_restart_count_is_a_crash():
+    host = FakeHost({"a": [(0, running(), Probe("loading")), (1, running(restarts=1), Probe("ready"))]})
+    [outcome] = wait(host, [server()])
+    assert (outcome.state, outcome.detail) == ("failed", "it crashed and was restarted 1 times")
+    assert host.now < 1.2
+
+
+def test_an_old_restart_is_no_crash_but_one_between_two_slices_is():
+    host = FakeHost({"a": [(0, running(restarts=3), Probe("ready"))]})
+    assert wait(host, [server()])[0].is_ready
+    assert not wait(host, [server()], baseline={"a": 2})[0].is_ready
+
+
+def test_out_of_time_is_told_with_the_last_state():
+    host = FakeHost({"a": [(0, running(), Probe("hung", "no answer within 2 s"))]})
+    [outcome] = wait(host, [server(max_startup_time=10)])
+    assert (outcome.state, outcome.is_settled, outcome.is_ready) == ("hung", True, False)
+    assert outcome.detail == "not ready after 10 s: no answer within 2 s"
+    assert 10 <= host.now < 10.6
+    assert outcome.log_tail
+    host.now = 0
+    assert wait(host, [server()], timeout=5, elapsed=3)[0].detail.startswith("not ready after 5 s")
+    assert 2 <= host.now < 2.5
+
+
+def test_a_slice_ends_early_when_all_are_settled_and_else_in_time():
+    host = FakeHost({"a": [(0, running(), Probe("loading")), (5, running(), Probe("ready"))]})
+    [outcome] = wait(host, [server()], slice_seconds=2.0)
+    assert (outcome.is_settled, outcome.state) == (False, "loading")
+    assert host.now == pytest.approx(2.0)
+    [outcome] = wait(host, [server()], slice_seconds=60.0, elapsed=2.0)
+    assert outcome.is_ready
+    assert host.now < 5.4
+
+
+def test_a_stranger_on_the_port_is_given_a_moment_to_go():
+    stranger = Probe("wrong_identity", "port 8080 is held by pid 7 (nginx)")
+    host = FakeHost({"a": [(0, running(), stranger), (1, running(), Probe("ready"))]})
+    assert wait(host, [server()])[0].is_ready
+    host = FakeHost({"a": [(0, running(), stranger)]})
+    [outcome] = wait(host, [server()])
+    assert (outcome.state, outcome.detail) == ("wrong_identity", "port 8080 is held by pid 7 (nginx)")
+    assert "servers_move_on_conflict" in outcome.fix
+    assert 2 <= host.now < 2.5
+
+
+def test_a_server_that_has_long_been_ready_tells_no_seconds():
+    host = FakeHost({"a": [(0, running(), Probe("ready"))]})
+    host.uptime = lambda pid: 6.0
+    assert wait(host, [server()])[0].seconds_to_ready is None
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "expected"),
+    [
+        (["E srv start: couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 8991"], 1, "its port is taken"),
+        (["error: invalid argument: --no-such-flag"], 1, "does not know the flag --no-such-flag:"),
+        (['error while handling argument "--ctx-size": stoi', "", "usage:"], 1, "the value of --ctx-size"),
+        (["E llama_init_from_model: failed to initialize the context: std::bad_alloc"], 1, "not enough memory"),
+        (
+            ["ggml_backend_cuda_buffer_type_alloc_buffer: allocating 1 MiB: cudaMalloc failed: out of memory"],
+            1,
+            "memory",
+        ),
+        (
+            [
+                "E gguf_init_from_file: failed to open GGUF file '/m/a b '.gguf' (Permission denied)",
+                "E failed to load model",
+            ],
+            1,
+            "may not read /m/a b '.gguf:",
+        ),
+        (
+            ["gguf_init_from_file: failed to open GGUF file '/m/a.gguf' (No such file or directory)"],
+            1,
+            "/m/a.gguf is gone",
+        ),
+        (["E gguf_init_from_reader: invalid magic characters: 'hell', expected 'GGUF'"], 1, "damaged or incomplete"),
+        (
+            ["tensor 'x' data is not within the file bounds, model is corrupted or incomplete"],
+            1,
+            "damaged or incomplete",
+        ),
+        (["read: string length 6 exceeds remaining file size 2 bytes"], 1, "damaged or incomplete"),
+        (["error loading model architecture: unknown model architecture: 'qwen9'"], 1, "architecture qwen9"),
+        (["supervisor: couldn't setuid to 65534: Can't drop privilege as nonroot user"], 127, "run with --become"),
+        (["couldn't bind HTTP server socket", "error: invalid argument: --x"], 1, "the flag --x"),
+        (["all slots are idle"], 137, "lack of memory"),
+        (["all slots are idle"], 139, None),
+        ([], 1, None),
+    ],
+)
+def test_known_causes_are_explained(lines, code, expected):
+    found = causes.explain(lines, code)
+    assert found == expected if expected is None else expected in found
+
+
+def test_the_failure_text_names_each_server():
+    host = FakeHost(
+        {
+            "a": [(0, ServiceStatus("a", "failed", None, 1, "exit code 1"), None)],
+            "b": [(0, running("b"), Probe("ready"))],
+            "c": [(0, ServiceStatus("c", "stopped"), None)],
+        }
+    )
+    outcomes = wait(host, [server(), server("b", 8081), server("c", 8082)])
+    found = wait_module.summary([outcome.as_dict() for outcome in outcomes])
+    assert (found["complete"], found["ready"], found["failed_servers"]) == (True, 1, ["a", "c"])
+    text = found["msg"]
+    assert text.startswith(
+        "1 of 3 servers are ready\na (port 8080): exit code 1; this llama-server does not know the flag --x"
+    )
+    assert "\n  its last lines:\n    error: invalid argument: --x" in text
+    assert "\nc (port 8082): it is stopped" in text
+    assert "8081" not in text
+
+
+def test_the_status_json_has_exactly_the_documented_keys():
+    status = status_module.status_json(
+        [server(), server("b", 8081), server("c", 8082), server("d", 8083)],
+        {
+            "a": running(restarts=2),
+            "b": ServiceStatus("b", "failed", None, 1, "exit code 1"),
+            "c": running("c"),
+            "d": running("d"),
+        },
+        {"a": Probe("ready"), "c": Probe("not_listening"), "d": Probe("loading")},
+        {"a": Process(42, 1, "a", (), {}, 0, 0.0, 61.7, 4096)},
+    )
+    assert (status["total_servers"], status["ready_servers"]) == (4, 1)
+    assert status["servers"][0] == {
+        "name": "a",
+        "model_id": "a",
+        "display_name": "A",
+        "port": 8080,
+        "pid": 42,
+        "is_ready": True,
+        "tier": "Q4",
+        "state": "ready",
+        "uptime_seconds": 61,
+        "rss_bytes": 4096,
+        "restarts": 2,
+    }
+    assert [entry["state"] for entry in status["servers"]] == ["ready", "failed", "starting", "loading"]
+    assert status_module.status_json([], {}, {}, {}) == {"total_servers": 0, "ready_servers": 0, "servers": []}
+
+
+@pytest.mark.parametrize(
+    ("host", "asked"),
+    [("0.0.0.0", "127.0.0.1"), ("::", "::1"), ("[::]", "::1"), ("10.0.0.1", "10.0.0.1"), ("", "127.0.0.1")],
+)
+def test_servers_on_every_address_are_asked_on_loopback(host, asked):
+    assert probe_module.asked_address(host) == asked
+
+
+class Answers:
+    """A server in this process that answers as told: path → (status, JSON), or a number of seconds to hang."""
+
+    def __init__(self, answers):
+        outer = self
+        self.answers, self.headers = answers, []
+
+        class Handler(BaseHTTPRequestHandler):
+            def answer(self):
+                outer.headers.append((self.path, self.headers.get("Authorization")))
+                told = outer.answers.get(self.path, (404, {}))
+                if isinstance(told, float):
+                    time.sleep(told)
+                    told = (200, {})
+                body = json.dumps(told[1]).encode()
+                self.send_response(told[0])
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_GET = do_POST = answer
+
+            def log_message(self, *args):
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01})
+        self.thread.start()
+
+    def close(self):
+        self.http.shutdown()
+        self.http.server_close()
+        self.thread.join()
+
+
+OK = {"/health": (200, {"status": "ok"}), "/props": (200, {"model_path": "/m/a.gguf"})}
+
+
+@pytest.mark.parametrize(
+    ("answers", "options", "state", "detail"),
+    [
+        (OK, {}, "ready", None),
+        ({"/health": (503, {"error": {"message": "Loading model"}})}, {}, "loading", None),
+        ({"/health": (500, {})}, {}, "unhealthy", "/health answered 500"),
+        (
+            {**OK, "/props": (200, {"model_path": "/m/b.gguf"})},
+            {},
+            "wrong_identity",
+            "serves /m/b.gguf, planned is /m/a.gguf",
+        ),
+        ({**OK, "/props": (401, {})}, {}, "ready", None),
+        ({**OK, "/props": (200, [])}, {}, "ready", None),
+        ({"/health": 0.5}, {"timeout": 0.1}, "hung", "no answer within 0.1 s"),
+        ({**OK, "/props": 0.5}, {"timeout": 0.1}, "hung", "asked for more it does not answer"),
+        ({**OK, "/completion": (200, {"content": "x"})}, {"deep": True}, "ready", None),
+        (
+            {**OK, "/completion": (500, {"error": "CUDA"})},
+            {"deep": True},
+            "unhealthy",
+            '/completion answered 500: {"error": "CUDA"}',
+        ),
+    ],
+)
+def test_a_probe_tells_what_answers(answers, options, state, detail):
+    answering = Answers(answers)
+    try:
+        found = probe_module.probe(server(port=answering.http.server_port), os.getpid(), **options)
+    finally:
+        answering.close()
+    assert found.state == state
+    assert found.detail is None if detail is None else detail in found.detail
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "answer"),
+    [("embedding", "/v1/embeddings", {"data": []}), ("reranker", "/v1/rerank", {"results": []})],
+)
+def test_the_deep_check_asks_for_what_the_kind_gives(kind, path, answer):
+    answering = Answers({**OK, path: (200, answer)})
+    try:
+        found = probe_module.probe(server(port=answering.http.server_port, kind=kind), None, deep=True)
+    finally:
+        answering.close()
+    assert (found.state, found.detail) == ("ready", None)
+    assert isinstance(found.seconds, float)
+
+
+@pytest.mark.parametrize(("given", "patience"), [(300.0, 300.0), (2.0, 2.0), (None, probe_module.DEEP_TIMEOUT)])
+def test_the_answer_may_take_what_the_caller_allows(monkeypatch, given, patience):
+    seen = {}
+    monkeypatch.setattr(machine, "probe_all", lambda servers, pids, **options: seen.update(options))
+    machine.Machine(None, "/s", True, given).probe([], {})
+    assert seen == {"deep": True, "deep_timeout": patience}
+
+
+@pytest.mark.parametrize(
+    ("answer", "pauses"),
+    [(OK["/health"], 0), ((503, {}), 13)],
+    ids=["one that is ready", "one that loads for longer than a moment"],
+)
+def test_the_next_start_waits_for(answer, pauses):
+    http, clock = Answers({"/health": answer}), FakeHost({})
+    slept = []
+    pace = pace_module.Pace(clock.clock, lambda seconds: (slept.append(seconds), clock.sleep(seconds)))
+    try:
+        first, second = (server(name, port=http.http.server_address[1]) for name in "ab")
+        pace.on_started(first, False)
+        assert len(slept) == pauses
+        assert sum(slept) <= pace_module.LOAD_PATIENCE + pace_module.LOAD_POLL
+        # By the next look it has become ready: it is told with the time since its own start.
+        http.answers["/health"] = OK["/health"]
+        clock.sleep(1.0)
+        pace.on_started(second, False)
+        assert pace.ready == {"a": 0.0 if pauses == 0 else round(sum(slept) + 1.0, 2), "b": 0.0}
+        # After the last there is nobody to wait for.
+        pace.on_started(server("c", port=1), True)
+        assert len(slept) == pauses
+    finally:
+        http.close()
+
+
+def test_another_process_on_the_port_is_no_health():
+    answering = Answers(OK)
+    planned = subprocess.Popen(["sleep", "60"])
+    try:
+        found = probe_module.probe(server(port=answering.http.server_port), planned.pid)
+    finally:
+        answering.close()
+        planned.kill()
+        planned.wait()
+    assert found.state == "wrong_identity"
+    assert f"is held by pid {os.getpid()} (" in found.detail
+
+
+def test_the_api_key_is_sent(tmp_path):
+    key = tmp_path / "keys"
+    key.write_text("\nsecret-1\nsecret-2\n")
+    answering = Answers(OK)
+    try:
+        assert probe_module.probe(server(port=answering.http.server_port, api_key_file=str(key)), None) == Probe(
+            "ready"
+        )
+    finally:
+        answering.close()
+    assert answering.headers[-1] == ("/props", "Bearer secret-1")
+
+
+def test_many_are_asked_at_the_same_time():
+    answering = [Answers({**OK, "/health": 0.3}) for _ in range(4)]
+    servers = [server(str(number), entry.http.server_port) for number, entry in enumerate(answering)]
+    servers.append(server("none", 1))
+    began = time.monotonic()
+    try:
+        found = probe_module.probe_all(servers, {}, timeout=2)
+    finally:
+        for entry in answering:
+            entry.close()
+    assert time.monotonic() - began < 1
+    assert [found[name].state for name in "0123"] == ["ready"] * 4
+    assert found["none"].state == "not_listening"
+
+
+def test_unknown_names_are_refused():
+    record = {"servers": [server("a"), server("b")]}
+    assert [entry["name"] for entry in record_module.chosen(record, ["b"])] == ["b"]
+    assert len(record_module.chosen(record, [])) == 2
+    with pytest.raises(record_module.UnknownServerError, match="No server x is deployed here; there are: a, b"):
+        record_module.chosen(record, ["x", "a"])

@@ -1,0 +1,242 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+from ansible_collections.magi.llama.plugins.module_utils._core import files as files_module
+from ansible_collections.magi.llama.plugins.module_utils._core.values import ValueTypeError
+from ansible_collections.magi.llama.plugins.module_utils._deployment import record
+from ansible_collections.magi.llama.plugins.module_utils._launch import config_files, quoting
+from ansible_collections.magi.llama.plugins.module_utils._launch import units as units_module
+from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import File, Managed
+
+
+def server(**changes):
+    return {
+        "argv": ["/usr/bin/llama-server", "--model", "/models/a/x.gguf", "--mmproj", "/models/b c/y.gguf"],
+        "host": "127.0.0.1",
+        "memory": {"vram_bytes": 0},
+        "memory_max_bytes": 1000,
+        **changes,
+    }
+
+
+def test_a_server_on_the_cpu_sees_no_devices_and_no_network():
+    assert units_module.systemd_sandbox(server()) == {
+        "MemoryMax": 1000,
+        "NUMAPolicy": "",
+        "NUMAMask": "",
+        "ReadOnlyPaths": ["-/models/a", '"-/models/b c"'],
+        "ProtectHome": True,
+        "PrivateDevices": True,
+        "DeviceAllow": [],
+        "MemoryDenyWriteExecute": True,
+        "IPAddressDeny": "any",
+        "IPAddressAllow": "localhost",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "expected"),
+    [
+        ({"memory": {"vram_bytes": 1}}, {}, {"PrivateDevices": False, "MemoryDenyWriteExecute": False}),
+        ({"memory": {"vram_bytes": 1}}, {"gpu_access": False}, {"PrivateDevices": True, "DeviceAllow": []}),
+        (
+            {},
+            {"gpu_access": "true"},
+            {"PrivateDevices": False, "DeviceAllow": [f"{d} rw" for d in units_module.GPU_DEVICES]},
+        ),
+        ({}, {"gpu_access": "no"}, {"PrivateDevices": True}),
+        ({"argv": ["/home/me/llama-server"]}, {}, {"ProtectHome": "read-only", "ReadOnlyPaths": []}),
+        ({"argv": ["/x", "--model", "/root/m/x.gguf"]}, {}, {"ProtectHome": "read-only"}),
+        ({"argv": ["/x", "--alias", "/homeless"]}, {}, {"ProtectHome": True}),
+        ({"host": "0.0.0.0"}, {}, {"IPAddressDeny": None, "IPAddressAllow": None}),
+        ({"host": "::1"}, {}, {"IPAddressDeny": "any"}),
+        ({"argv": ["/x", "--rpc", "10.0.0.1:50052"]}, {}, {"IPAddressDeny": None}),
+        ({"memory_max_bytes": 0}, {}, {"MemoryMax": None}),
+        ({}, {"numa_policy": "bind", "numa_mask": "0"}, {"NUMAPolicy": "bind", "NUMAMask": "0"}),
+    ],
+)
+def test_the_sandbox_follows_the_server(changes, options, expected):
+    found = units_module.systemd_sandbox(server(**changes), **options)
+    assert {key: found[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "after", "wants"),
+    [
+        ({}, ["network.target"], None),
+        ({"host": "::1"}, ["network.target"], None),
+        ({"host": "0.0.0.0"}, ["network.target"], None),
+        ({"host": "10.0.0.5"}, ["network.target", "network-online.target"], "network-online.target"),
+        ({"memory": {"vram_bytes": 1}}, ["network.target", "nvidia-persistenced.service"], None),
+    ],
+)
+def test_a_unit_waits_for_what_its_server_needs(changes, after, wants):
+    assert units_module.systemd_dependencies(server(**changes)) == {
+        "After": after,
+        "Wants": wants,
+        "RequiresMountsFor": ["/models/a", '"/models/b c"'],
+    }
+
+
+@pytest.mark.parametrize("given", ["ture", "", None, "Auto "])
+def test_gpu_access_that_is_no_truth_is_refused(given):
+    for make in (units_module.systemd_sandbox, units_module.systemd_dependencies):
+        with pytest.raises(ValueTypeError, match="servers_gpu_access"):
+            make(server(), gpu_access=given)
+
+
+VERSIONS = [(None, False), (247, False), (252, False), (253, False), (254, True), (262, True)]
+
+
+@pytest.mark.parametrize(("version", "grows"), VERSIONS)
+def test_restarts_are_paced_as_far_as_systemd_can(version, grows):
+    settings = units_module.systemd_restart(version)
+    assert ("RestartSteps" in settings) == ("RestartMaxDelaySec" in settings) == grows
+
+
+def starts(version, until_crash, count):
+    """When systemd starts a server that crashes each time, in seconds: its own formula."""
+    settings = units_module.systemd_restart(version)
+    first, steps, most = settings["RestartSec"], settings.get("RestartSteps", 0), settings.get("RestartMaxDelaySec", 0)
+    found = [0.0]
+    for number in range(1, count):
+        delay = first if not steps or number == 1 else most if number > steps else 0
+        found.append(found[-1] + until_crash + (delay or first * (most / first) ** ((number - 1) / steps)))
+    return found
+
+
+@pytest.mark.parametrize("version", [version for version, _grows in VERSIONS])
+@pytest.mark.parametrize("max_startup_time", [1, 120, 150, 600, 3600])
+def test_a_server_that_crashes_whenever_it_is_loaded_is_given_up_and_a_fault_of_minutes_is_outlived(
+    version, max_startup_time
+):
+    limit = units_module.systemd_start_limit(max_startup_time)
+    allowed = limit["StartLimitBurst"]
+    # systemd refuses the start after the last that is allowed, if it is within the interval.
+    assert starts(version, max_startup_time, allowed + 1)[-1] < limit["StartLimitIntervalSec"]
+    assert starts(version, 0, allowed)[-1] >= 150
+
+
+def test_the_record_is_the_plan_less_what_is_to_stop():
+    plan = {
+        "profile": "p",
+        "start": {"concurrent": True},
+        "servers": [
+            {"name": "a", "port": 1, "action": "keep", "reason": "runs"},
+            {"name": "b", "port": 2, "action": "stop", "reason": "gone"},
+        ],
+    }
+    assert record.record_of(plan, "systemd") == {
+        "schema_version": 1,
+        "profile": "p",
+        "service_manager": "systemd",
+        "start": {"concurrent": True},
+        "servers": [{"name": "a", "port": 1}],
+    }
+
+
+def test_files_are_written_once(tmp_path):
+    files = [File(str(tmp_path / "new" / "a"), b"A"), File(str(tmp_path / "b"), b"B", 0o640)]
+    assert config_files.differing(files) == files
+    config_files.write_all(files)
+    assert config_files.differing(files) == []
+    assert (tmp_path / "new" / "a").read_bytes() == b"A"
+    assert (tmp_path / "b").stat().st_mode & 0o777 == 0o640
+    (tmp_path / "b").chmod(0o644)
+    assert config_files.differing(files) == files[1:]
+
+
+def test_only_ours_is_superfluous(tmp_path):
+    for name, text in {
+        "magi-llama-a.service": "mine\n",
+        "magi-llama-b.service": "mine\n",
+        "magi-llama-c.service": "another state directory's",
+        "other.service": "mine\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "magi-llama-d.service").mkdir()
+    managed = [Managed(str(tmp_path), "magi-llama-*.service", "mine"), Managed(str(tmp_path / "none"), "*", "")]
+    keep = [str(tmp_path / "magi-llama-a.service")]
+    assert config_files.superfluous(managed, keep) == [str(tmp_path / "magi-llama-b.service")]
+
+
+def test_a_full_disk_leaves_all_as_it_was(tmp_path, monkeypatch):
+    for name in "abc":
+        (tmp_path / name).write_text("old")
+    calls = []
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    files = [File(str(tmp_path / name), b"new") for name in "abc"]
+    with pytest.raises(config_files.LaunchConfigError, match=r"/c could not be written: No space left on device"):
+        config_files.write_all(files, [str(tmp_path / "d")])
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys("abc", "old")
+
+
+def test_a_read_only_folder_is_named(tmp_path, monkeypatch):
+    def read_only(*args, **kwargs):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(files_module.tempfile, "mkstemp", read_only)
+    with pytest.raises(config_files.LaunchConfigError, match="/a could not be written: Read-only file system"):
+        config_files.write_all([File(str(tmp_path / "a"), b"new")])
+
+
+def test_leftovers_of_a_killed_run_are_removed(tmp_path):
+    (tmp_path / ".magi-llama-x.tmp").write_text("half")
+    (tmp_path / ".other.tmp").write_text("not ours")
+    config_files.write_all([File(str(tmp_path / "a"), b"new")])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.tmp", "a"]
+
+
+@pytest.mark.parametrize("state_dir", ["/var/lib/magi-llama", "/srv/my 50% state"])
+def test_a_written_config_bears_the_marker_of_its_state_dir(state_dir):
+    env = {"MAGI_LLAMA_STATE": state_dir, "MAGI_LLAMA_SERVER": "a"}
+    units, programs = config_files.managed_files(state_dir)
+    assert units.marker in f"[Service]\n{quoting.systemd_environment(env)}\n"
+    assert programs.marker in quoting.supervisor_environment(env)
+
+
+def test_units_of_a_state_dir_whose_name_begins_with_ours_are_not_ours(tmp_path, monkeypatch):
+    monkeypatch.setattr(config_files, "UNIT_FOLDER", str(tmp_path))
+    for name, state in (("a", "/srv/llama"), ("b", "/srv/llama-staging"), ("c", "/srv/llama/x")):
+        env = quoting.systemd_environment({"MAGI_LLAMA_STATE": state, "MAGI_LLAMA_SERVER": name})
+        (tmp_path / f"magi-llama-{name}.service").write_text(f"[Service]\n{env}\nUser=llama\n")
+    managed = config_files.managed_files("/srv/llama")
+    assert config_files.superfluous(managed, []) == [str(tmp_path / "magi-llama-a.service")]
+    with pytest.raises(config_files.LaunchConfigError, match="not ours"):
+        config_files.refuse_foreign([config_files.File(str(tmp_path / "magi-llama-b.service"), b"")], managed)
+
+
+def test_what_is_deployed_is_known_by_a_digest_of_each_file(tmp_path):
+    state = str(tmp_path)
+    marked = f'environment=MAGI_LLAMA_STATE="{state}"\n'.encode()
+    wanted = [
+        record.record_file(state, {"servers": []}),
+        config_files.File(config_files.config_path("supervisor", state, "a"), marked),
+        config_files.File(config_files.common_config_path("supervisor", state), b"[supervisord]\n"),
+    ]
+    told = {file.path: config_files.digest(file) for file in wanted}
+    assert record.deployed(state, "supervisor") == {}
+    config_files.write_all(wanted)
+    assert record.deployed(state, "supervisor") == told
+    # One that is no longer wanted, one with another mode, and one that was changed.
+    config_files.write_all([config_files.File(config_files.config_path("supervisor", state, "b"), marked)])
+    assert record.deployed(state, "supervisor").keys() - told.keys() == {
+        config_files.config_path("supervisor", state, "b")
+    }
+    os.chmod(wanted[1].path, 0o600)
+    with open(wanted[2].path, "a", encoding="utf-8") as stream:
+        stream.write("user=root\n")
+    now = record.deployed(state, "supervisor")
+    assert [now[file.path] == told[file.path] for file in wanted] == [True, False, False]

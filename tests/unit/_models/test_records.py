@@ -1,0 +1,549 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From headers to records: kinds, names, tiers, shards, projectors."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+from ansible_collections.magi.llama.plugins.module_utils._models import records as records_module
+from ansible_collections.magi.llama.plugins.module_utils._models.gguf import Header, Tensor, read_header
+from ansible_collections.magi.llama.plugins.module_utils._models.names import assign_ids, slug
+from ansible_collections.magi.llama.plugins.module_utils._models.projectors import pair_projectors
+from ansible_collections.magi.llama.plugins.module_utils._models.records import (
+    ModelError,
+    clean_text,
+    describe,
+    kind_of,
+    quantization_of,
+    tier_of,
+    tier_of_bits,
+)
+from ansible_collections.magi.llama.plugins.module_utils._models.source_files import SourceFile
+from support import gguf_files as make
+
+TYPES = {kind.name: kind.value for kind in gguf.GGMLQuantizationType}
+
+
+def weights(kind: str = "F16", name: str = "token_embd.weight") -> tuple[Tensor, ...]:
+    return (Tensor(name, (256, 64), TYPES[kind], 0),)
+
+
+def header_of(values: dict[str, Any], tensors: tuple[Tensor, ...] | None = None) -> Header:
+    metadata = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return Header(3, 32, metadata, {}, weights() if tensors is None else tensors, 0, 0, 0)
+
+
+def record_of(
+    name: str = "small-F16.gguf", tensors: tuple[Tensor, ...] | None = None, **changes: Any
+) -> dict[str, Any]:
+    file = SourceFile(f"/models/{name}", 1000, 2, 3)
+    return describe([file], [header_of(make.llama_values(**changes), tensors)])
+
+
+# --- kinds -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "kind"),
+    [
+        ("x", {"general.architecture": "llama"}, "model"),
+        ("x", {"general.architecture": "llama", "llama.pooling_type": 0}, "model"),
+        ("x", {"general.architecture": "qwen3", "qwen3.pooling_type": 3}, "embedding"),
+        ("x", {"general.architecture": "qwen3", "qwen3.pooling_type": 4}, "reranker"),
+        ("x", {"general.architecture": "bert", "bert.pooling_type": 2}, "embedding"),
+        ("x", {"general.architecture": "bert", "bert.pooling_type": 4}, "reranker"),
+        ("x", {"general.architecture": "nomic-bert"}, "embedding"),
+        ("x", {"general.architecture": "bert"}, "embedding"),
+        ("x", {"general.architecture": "clip"}, "mmproj"),
+        ("x", {"general.architecture": "clip", "general.type": "mmproj"}, "mmproj"),
+        ("x", {"general.architecture": "llama", "general.type": "adapter"}, "adapter"),
+        ("x", {"general.architecture": "llama", "adapter.type": "lora"}, "adapter"),
+        ("x", {"general.architecture": "controlvector"}, "adapter"),
+        ("x", {"general.type": "imatrix"}, "imatrix"),
+        ("x", {"general.architecture": "eagle3"}, "draft"),
+        ("Mistral-Small-3.1-DRAFT-0.5B.Q8_0", {"general.architecture": "llama"}, "draft"),
+        ("Overdrafted-7B", {"general.architecture": "llama"}, "model"),
+        ("x", {"general.architecture": "wavtokenizer-dec"}, "vocoder"),
+    ],
+)
+def test_kind(name: str, values: dict[str, Any], kind: str) -> None:
+    assert kind_of(f"/models/{name}.gguf", values, weights()) == kind
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        # What llama-server serves of it: without a pooling type it refuses embeddings and gives rankings.
+        ({"general.architecture": "bert"}, "reranker"),
+        ({"general.architecture": "bert", "bert.pooling_type": 1}, "embedding"),
+        ({"general.architecture": "llama"}, "model"),
+    ],
+)
+def test_an_encoder_with_a_head_that_scores(values: dict[str, Any], kind: str) -> None:
+    assert kind_of("/models/bge-reranker.gguf", values, (*weights(), *weights(name="cls.output.weight"))) == kind
+
+
+def test_a_file_without_tensors_is_a_vocabulary() -> None:
+    assert kind_of("/models/ggml-vocab-llama.gguf", make.llama_values(), ()) == "vocab"
+
+
+# --- quantization and tier -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "quantization", "tier"),
+    [
+        ("DeepSeek-R1-0528-Qwen3-8B-UD-Q4_K_XL", "UD-Q4_K_XL", "Q4"),
+        ("Qwen3-8B-UD-IQ2_M", "UD-IQ2_M", "Q2"),
+        ("model.i1-IQ2_XXS", "IQ2_XXS", "Q2"),
+        ("ggml-model-q4_0", "Q4_0", "Q4"),
+        ("llama-2-7b.Q5_K_S", "Q5_K_S", "Q5"),
+        ("Q8_0-of-all-F16", "F16", "F16"),
+        ("gpt-oss-20b-mxfp4", "MXFP4", "Q4"),
+        ("GLM-NVFP4", "NVFP4", "Q4"),
+        ("BitNet-TQ1_0", "TQ1_0", "Q1"),
+        ("BitNet-TQ2_0", "TQ2_0", "Q2"),
+        ("deepseek-IQ1_S", "IQ1_S", "Q1"),
+        ("phi-4-bf16", "BF16", "F16"),
+        ("phi-4-fp16", "F16", "F16"),
+        ("phi-4-f32", "F32", "F32"),
+        ("gemma-3-4b-it-q4_0_4_4", "Q4_0_4_4", "Q4"),
+        ("mixtral_Q3_K_L", "Q3_K_L", "Q3"),
+        ("mixtral Q6_K", "Q6_K", "Q6"),
+        ("x-Q4_K_M-00001-of-00003", "Q4_K_M", "Q4"),
+    ],
+)
+def test_the_file_name_says_the_quantization(name: str, quantization: str, tier: str) -> None:
+    # A type whose measure fits every tier's name would not exist: the warnings are another test's.
+    result = quantization_of(f"/models/{name}.gguf", {}, weights())
+    assert (result.name, result.tier) == (quantization, tier)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "quantization"),
+    [
+        ("x-Q4_K_M-f16-embed", "Q4_K", "Q4_K_M"),
+        ("x-Q4_K_M-f16-embed", "F16", "F16"),
+        ("x-Q4_0-Q4_K_M", "Q4_K", "Q4_K_M"),
+        ("x-Q8_0-F32", "Q4_K", "F32"),
+    ],
+)
+def test_of_several_words_the_last_that_the_tensors_bear_out(name: str, kind: str, quantization: str) -> None:
+    assert quantization_of(f"/models/{name}.gguf", {}, weights(kind)).name == quantization
+
+
+@pytest.mark.parametrize("name", ["FooQ4_K_Mbar", "Qwen3-8B", "sq4_0", "Q9_0", "F161", "llama-3.1-8b-instruct"])
+def test_words_that_are_no_quantization(name: str) -> None:
+    assert quantization_of(f"/models/{name}.gguf", {"general.file_type": 15}, weights("Q4_K")).name == "Q4_K_M"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "file_type", "quantization", "tier", "warning"),
+    [
+        ("x-Q4_K_M", "Q4_K", 15, "Q4_K_M", "Q4", None),
+        ("x-Q4_K_M", "Q4_K", None, "Q4_K_M", "Q4", None),
+        ("x-Q4_K_M", "Q4_K", 15 + 1024, "Q4_K_M", "Q4", None),
+        ("x-UD-IQ2_M", "IQ2_S", 14, "UD-IQ2_M", "Q2", "the file name says UD-IQ2_M, general.file_type says Q4_K_S"),
+        ("x-Q8_0", "Q4_K", 7, "Q8_0", "Q8", "the file name says Q8_0, the tensors measure 4.5 bits per weight"),
+        ("x-F16", "Q8_0", 1, "F16", "F16", "the file name says F16, the tensors measure 8.5 bits per weight"),
+        ("x", "Q4_K", 15, "Q4_K_M", "Q4", None),
+        ("x", "Q4_K", None, "Q4_K", "Q4", None),
+        ("x", "Q4_K", 999, "Q4_K", "Q4", None),
+        ("x", "F16", 15, "F16", "F16", "the tensors measure 16.0 bits per weight, general.file_type says Q4_K_M"),
+        ("x", "F32", 0, "F32", "F32", None),
+        ("x", "TQ1_0", None, "TQ1_0", "Q2", None),
+    ],
+)
+def test_tier_truth(
+    name: str, kind: str, file_type: int | None, quantization: str, tier: str, warning: str | None
+) -> None:
+    metadata = {} if file_type is None else {"general.file_type": file_type}
+    result = quantization_of(f"/models/{name}.gguf", metadata, weights(kind))
+    assert (result.name, result.tier) == (quantization, tier)
+    assert result.warnings == ([f"tier: {warning}"] if warning else [])
+
+
+@pytest.mark.parametrize(
+    ("bits", "tier"),
+    [
+        (2.99, "Q2"),
+        (3.0, "Q3"),
+        (3.99, "Q3"),
+        (4.0, "Q4"),
+        (5.19, "Q4"),
+        (5.2, "Q5"),
+        (6.0, "Q6"),
+        (7.49, "Q6"),
+        (7.5, "Q8"),
+        (8.99, "Q8"),
+        (9.0, "F16"),
+        (16.0, "F16"),
+        (32.0, "F32"),
+    ],
+)
+def test_tier_of_bits(bits: float, tier: str) -> None:
+    assert tier_of_bits(bits) == tier
+
+
+def test_file_types_are_those_of_the_gguf_package() -> None:
+    expected = {
+        kind.value: re.sub(r"^(ALL|MOSTLY)_", "", kind.name)
+        for kind in gguf.LlamaFileType
+        if kind != gguf.LlamaFileType.GUESSED
+    }
+    assert expected == records_module._FILE_TYPES
+    assert {tier_of(name) for name in expected.values()} <= set(records_module.TIERS)
+
+
+# --- records ---------------------------------------------------------------------------------------------------------
+
+
+def test_record() -> None:
+    record = record_of(
+        "Small-Llama-F16.gguf",
+        general__size_label="16K",
+        general__license="apache-2.0",
+        tokenizer__chat_template="hello",
+        llama__expert_count=8,
+        llama__expert_used_count=2,
+        **{
+            "general.base_model.0.name": "Base",
+            "general.base_model.0.organization": "Some One",
+            "general.base_model.0.repo_url": "https://example.org/base",
+        },
+    )
+    memory = record.pop("memory")
+    assert memory["context_length"] == 2048
+    assert record == {
+        "id": "",
+        "display_name": "Small Llama (F16)",
+        "kind": "model",
+        "path": "/models/Small-Llama-F16.gguf",
+        "files": ["/models/Small-Llama-F16.gguf"],
+        "size_bytes": 1000,
+        "shards": 1,
+        "architecture": "llama",
+        "name": "Small Llama",
+        "source": None,
+        "size_label": "16K",
+        "parameter_count": 16384,
+        "quantization": "F16",
+        "tier": "F16",
+        "bits_per_weight": 16.0,
+        "context_length": 2048,
+        "embedding_length": 256,
+        "block_count": 2,
+        "head_count": 4,
+        "head_count_kv": 2,
+        "expert_count": 8,
+        "expert_used_count": 2,
+        "sliding_window": 0,
+        "tokenizer": "llama",
+        "chat_template_sha256": hashlib.sha256(b"hello").hexdigest(),
+        "base_model": "https://example.org/base",
+        "license": "apache-2.0",
+        "mmproj": None,
+        "fingerprint": {"size": 1000, "mtime_ns": 2, "inode": 3},
+        "warnings": [],
+    }
+
+
+@pytest.mark.parametrize(
+    ("heads", "heads_kv", "expected"),
+    [
+        (4, 2, (4, 2)),
+        (4, None, (4, 4)),
+        (None, None, (0, 0)),
+        ([4, 4], [2, 2], (4, 2)),
+        ([4, 8], [0, 2], ([4, 8], [0, 2])),
+    ],
+)
+def test_head_counts(heads: Any, heads_kv: Any, expected: tuple[Any, Any]) -> None:
+    # The memory shape has its own tests; here it must only not fail.
+    record = record_of(**{"llama.attention.head_count": heads, "llama.attention.head_count_kv": heads_kv})
+    assert (record["head_count"], record["head_count_kv"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"general.architecture": None}, "no key general.architecture"),
+        ({"general.architecture": "x\x1b[2J"}, "no architecture's name"),
+        ({"llama.context_length": None}, "no key llama.context_length"),
+        ({"llama.context_length": "many"}, "no key llama.context_length"),
+        ({"llama.context_length": -1}, "no key llama.context_length"),
+        ({"llama.block_count": None}, "no key llama.block_count"),
+        ({"llama.block_count": 1 << 31}, "no model of that many layers"),
+        ({"llama.embedding_length": True}, "no key llama.embedding_length"),
+        ({"llama.attention.head_count": "four"}, "llama.attention.head_count is 'four'"),
+        ({"split.count": 3, "split.no": 0}, "one of 3 shards, but its name"),
+    ],
+)
+def test_what_is_no_model(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ModelError, match=reason):
+        record_of(**changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "general_name", "display"),
+    [
+        ("x-Q4_K_M", "DeepSeek R1 Qwen3 8B", "DeepSeek R1 Qwen3 8B (Q4_K_M)"),
+        ("x-Q4_K_M", "Deepseek-R1-Qwen3-8B", "Deepseek R1 Qwen3 8B (Q4_K_M)"),
+        ("DeepSeek-R1-Q4_K_M", None, "DeepSeek R1 (Q4_K_M)"),
+        ("DeepSeek-R1-Q4_K_M", "models", "DeepSeek R1 (Q4_K_M)"),
+        ("DeepSeek-R1-Q4_K_M", ".", "DeepSeek R1 (Q4_K_M)"),
+        ("x-Q4_K_M", "Evil\n\x1b[31m\u202ename\0", "Evil [31m name (Q4_K_M)"),
+        ("x-Q4_K_M", "通义千问 7B", "通义千问 7B (Q4_K_M)"),
+        ("x-Q4_K_M", "Llama Q4_K_M", "Llama Q4_K_M"),
+        ("x-Q4_K_M", "a" * 500, "a" * 80 + " (Q4_K_M)"),
+    ],
+)
+def test_display_name(name: str, general_name: str | None, display: str) -> None:
+    record = record_of(f"{name}.gguf", weights("Q4_K"), general__name=general_name, general__file_type=15)
+    assert record["display_name"] == display
+    assert record["name"] is None or record["name"].isprintable()
+
+
+def test_clean_text() -> None:
+    assert clean_text("a\tb\r\nc\x00\u2028d\ud800\ue000e") == "a b c d e"
+    assert clean_text("x" * 1000, 10) == "x" * 10
+
+
+# --- shards ----------------------------------------------------------------------------------------------------------
+
+
+def shards(count: int, **changes: Any) -> tuple[list[SourceFile], list[Header]]:
+    files = [SourceFile(f"/models/x-Q4_K-{n + 1:05}-of-{count:05}.gguf", 100 + n, 10 - n, 20 + n) for n in range(count)]
+    headers = []
+    for number in range(count):
+        values = {"split.no": number, "split.count": count, "split.tensors.count": count}
+        values = {**(make.llama_values() if number == 0 else {}), **values, **changes.get(f"shard_{number}", {})}
+        headers.append(header_of(values, changes.get(f"tensors_{number}", weights("Q4_K", f"t{number}"))))
+    return files, headers
+
+
+def test_shards_are_one_model() -> None:
+    files, headers = shards(3)
+    record = describe(files, headers)
+    assert record["path"] == files[0].path
+    assert record["files"] == [file.path for file in files]
+    assert (record["shards"], record["size_bytes"], record["parameter_count"]) == (3, 303, 3 * 16384)
+    assert record["fingerprint"] == {
+        "size": 303,
+        "mtime_ns": 10,
+        "inode": 20,
+        "shards": [[100, 10, 20], [101, 9, 21], [102, 8, 22]],
+    }
+    assert slug(record["path"]) == "x-q4_k"
+
+
+def test_a_first_shard_without_tensors_is_no_vocabulary() -> None:
+    files, headers = shards(2, tensors_0=(), shard_0={"split.tensors.count": 1})
+    assert describe(files, headers)["kind"] == "model"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"shard_0": {"split.count": 4}}, r"00001-of-00003.gguf has split.count 4, its name says 3"),
+        ({"shard_0": {"split.count": None}}, r"no split.count"),
+        ({"shard_1": {"split.no": 2}}, r"00002-of-00003.gguf has split.no 2, its name says 1"),
+        ({"shard_0": {"split.tensors.count": 5}}, r"hold 3 tensors, split.tensors.count says 5"),
+        ({"tensors_1": weights("Q4_K", "t0")}, r"a tensor of the same name"),
+    ],
+)
+def test_shards_that_do_not_belong_together(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ModelError, match=reason):
+        describe(*shards(3, **changes))
+
+
+# --- ids -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("DeepSeek-R1-Qwen3-8B-Q4_K_M.gguf", "deepseek-r1-qwen3-8b-q4_k_m"),
+        ("Qwen2.5 Coder (7B) [best].Q8_0.GGUF", "qwen2.5-coder-7b-best-.q8_0"),
+        ("..hidden--x-.gguf", "hidden-x"),
+        ("Café-Ünal-７B.gguf", "cafe-unal-7b"),
+        ("通义.gguf", ""),
+        ("x-00001-of-00002.gguf", "x"),
+        ("a%i$HOME;rm -rf.gguf", "a-i-home-rm-rf"),
+        ("a" * 240 + ".gguf", "a" * 128),
+    ],
+)
+def test_slug(name: str, expected: str) -> None:
+    assert slug(f"/models/{name}") == expected
+
+
+PATHS = ["/a/x.gguf", "/b/x.gguf", "/a/X.gguf", "/a/y.gguf", "/a/通义.gguf", "/b/千问.gguf"]
+
+
+def test_ids_are_unique_unit_safe_and_do_not_depend_on_the_order() -> None:
+    ids = assign_ids(PATHS, {})
+    assert ids["/a/y.gguf"] == "y"
+    assert len(set(ids.values())) == len(PATHS)
+    for name in ids.values():
+        assert re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name)
+    for order in itertools.permutations(PATHS):
+        assert assign_ids(order, {}) == ids
+
+
+def test_an_id_does_not_change_when_another_file_goes_or_comes() -> None:
+    both = assign_ids(["/a/x.gguf", "/b/x.gguf"], {})
+    assert sorted(both.values()) == ["x-5c0989", "x-e83ed7"]
+    assert assign_ids(["/b/x.gguf"], both) == {"/b/x.gguf": both["/b/x.gguf"]}
+    alone = assign_ids(["/a/x.gguf"], {})
+    assert alone == {"/a/x.gguf": "x"}
+    later = assign_ids(["/a/x.gguf", "/b/x.gguf"], alone)
+    assert later == {"/a/x.gguf": "x", "/b/x.gguf": both["/b/x.gguf"]}
+    assert assign_ids(["/b/x.gguf"], later) == {"/b/x.gguf": both["/b/x.gguf"]}
+
+
+def test_ids_of_a_tampered_registry_are_not_believed() -> None:
+    assert assign_ids(["/a/x.gguf"], {"/a/x.gguf": "../../etc"}) == {"/a/x.gguf": "x"}
+    twice = {"/a/x.gguf": "x", "/b/x.gguf": "x"}
+    ids = assign_ids(list(twice), twice)
+    assert ids["/a/x.gguf"] == "x" and ids["/b/x.gguf"].startswith("x-")
+    assert assign_ids(list(twice)[::-1], twice) == ids
+
+
+def test_a_file_named_like_anothers_suffixed_id() -> None:
+    taken = assign_ids(["/a/x.gguf", "/b/x.gguf"], {})["/b/x.gguf"]
+    ids = assign_ids(["/a/x.gguf", "/b/x.gguf", f"/a/{taken}.gguf"], {})
+    assert len(set(ids.values())) == 3
+
+
+# --- projectors ------------------------------------------------------------------------------------------------------
+
+
+def model(name: str, *, folder: str = "/m", embedding: int = 256, blocks: int = 2) -> dict[str, Any]:
+    return {
+        "path": f"{folder}/{name}.gguf",
+        "architecture": "llama",
+        "block_count": blocks,
+        "embedding_length": embedding,
+        "mmproj": "stale",
+        "warnings": ["tier: kept", "mmproj: stale"],
+    }
+
+
+def projector(
+    name: str, *, folder: str = "/m", embedding: int | None = 256, quantization: str = "F16"
+) -> dict[str, Any]:
+    path = f"{folder}/{name}.gguf"
+    return {"path": path, "kind": "mmproj", "embedding_length": embedding, "quantization": quantization}
+
+
+@pytest.mark.parametrize(
+    ("models", "projectors", "chosen", "warning"),
+    [
+        pytest.param([model("a")], [], [None], None, id="none"),
+        pytest.param([model("a")], [projector("mmproj-model-f16")], ["mmproj-model-f16"], None, id="one"),
+        pytest.param([model("a")], [projector("mmproj-model-f16", folder="/n")], [None], None, id="another folder"),
+        pytest.param([model("a")], [projector("mmproj", embedding=512)], [None], None, id="another width"),
+        pytest.param([model("a")], [projector("mmproj", embedding=None)], ["mmproj"], None, id="unknown width"),
+        pytest.param(
+            [model("a-Q4_0"), model("a-Q8_0")], [projector("mmproj")], ["mmproj", "mmproj"], None, id="quantizations"
+        ),
+        pytest.param(
+            [model("gemma-4b-Q4_0"), model("llama-8b-Q4_0")],
+            [projector("mmproj-gemma-4b-f16"), projector("llama-8b-mmproj-f16")],
+            ["mmproj-gemma-4b-f16", "llama-8b-mmproj-f16"],
+            None,
+            id="by name",
+        ),
+        pytest.param(
+            [model("gemma-4b-Q4_0"), model("llama-8b-Q4_0")],
+            [projector("mmproj-gemma-4b-f16")],
+            ["mmproj-gemma-4b-f16", None],
+            None,
+            id="another's by name",
+        ),
+        pytest.param(
+            [model("gemma-4b-Q4_0"), model("llama-8b-Q4_0")],
+            [projector("mmproj-f16")],
+            [None, None],
+            "fits several models in this folder, none is taken",
+            id="fits two models",
+        ),
+        pytest.param(
+            [model("a")],
+            [projector("mmproj-BF16", quantization="BF16"), projector("mmproj-F16"), projector("mmproj-F32")],
+            ["mmproj-F16"],
+            "mmproj-F16.gguf is taken",
+            id="several precisions",
+        ),
+        pytest.param(
+            [model("a")],
+            [projector("mmproj-b"), projector("mmproj-c")],
+            [None],
+            "fit, none is taken",
+            id="two that fit",
+        ),
+    ],
+)
+def test_projectors(
+    models: list[dict[str, Any]], projectors: list[dict[str, Any]], chosen: list[str | None], warning: str | None
+) -> None:
+    for order in (projectors, projectors[::-1]):
+        records = [dict(record) for record in models]
+        pair_projectors(records, order)
+        assert [Path(record["mmproj"]).stem if record["mmproj"] else None for record in records] == chosen
+        for record in records:
+            assert record["warnings"][0] == "tier: kept"
+            topics = [text for text in record["warnings"] if text.startswith("mmproj: ")]
+            assert bool(topics) == bool(warning) and all(warning in text for text in topics)
+
+
+def test_a_projector_of_the_gguf_package(tmp_path: Path) -> None:
+    path = tmp_path / "mmproj-x-F16.gguf"
+    values = {"general.architecture": "clip", "general.type": "mmproj", "clip.vision.projection_dim": 256}
+    path.write_bytes(make.model_bytes(values))
+    record = describe([SourceFile(str(path), 1, 2, 3)], [read_header(str(path))])
+    assert (record["kind"], record["embedding_length"], record["quantization"]) == ("mmproj", 256, "F16")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "embedding"),
+    [
+        # LLaVA's converter leaves CLIP's own 768 in the key.
+        ([("mm.0.weight", (1024, 4096)), ("mm.0.bias", (4096,)), ("mm.2.bias", (4096,))], 4096),
+        ([("mm.2.bias", (2048,)), ("mm.3.bias", (2560,))], 2560),
+        ([("mm.model.mb_block.1.block.2.1.bias", (2048,))], 2048),
+        ([("mm.model.peg.0.bias", (2048,))], 2048),
+        ([("mm.model.fc.weight", (12288, 960))], 960),
+        ([("mm.input_projection.weight", (2560, 1152))], 2560),
+        ([("mm.model.fc.weight", (5,)), ("v.blk.0.ln1.bias", (1024,))], 768),
+    ],
+)
+def test_the_width_of_a_projector_is_its_last_tensor_s(tensors: list[Any], embedding: int) -> None:
+    values = {"general.architecture": "clip", "clip.vision.projection_dim": 768}
+    header = header_of(values, tuple(Tensor(name, shape, 0, 0) for name, shape in tensors))
+    record = describe([SourceFile("/m/mmproj.gguf", 1, 2, 3)], [header])
+    assert record["embedding_length"] == embedding
+
+
+def test_a_projector_that_fits_nothing_is_told() -> None:
+    companions = [projector("mmproj-x", embedding=512), projector("mmproj-y"), projector("z", folder="/n", embedding=5)]
+    assert pair_projectors([model("x-7b")], companions) == [
+        "/m/mmproj-x.gguf is for models of width 512, which no model in its folder has: none is given it"
+    ]
+
+
+def test_pairing_is_quick() -> None:
+    models = [model(f"model-{number}-7b-Q4_K_M") for number in range(3000)]
+    projectors = [projector(f"mmproj-{number}") for number in range(5)]
+    started = time.process_time()
+    pair_projectors(models, projectors)
+    assert time.process_time() - started < 0.5

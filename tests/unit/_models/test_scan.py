@@ -1,0 +1,716 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Scanning folders, and keeping what was found."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.magi.llama.plugins.module_utils._models import read_files, registry_file
+from ansible_collections.magi.llama.plugins.module_utils._models import scan as scan_module
+from ansible_collections.magi.llama.plugins.module_utils._models.registry_file import (
+    Kept,
+    RegistryError,
+    diff_lines,
+    load,
+    printable,
+    save,
+    serialize,
+    short_content,
+)
+from ansible_collections.magi.llama.plugins.module_utils._models.scan import Scan, list_files, scan
+from support import gguf_files as make
+
+Scanner = Callable[..., Scan]
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def rescan(models: Path, tmp_path: Path) -> Scanner:
+    """Scan as the module does, with the registry file kept in between."""
+
+    def run(**options: Any) -> Scan:
+        path = str(tmp_path / "registry.json")
+        kept = load(path)
+        result = scan([str(models)], kept, workers=1, **options)
+        if kept.content != result.content:
+            save(path, result.content)
+        return result
+
+    return run
+
+
+def paths(result: Scan, part: str = "models") -> list[str]:
+    return [os.path.basename(record["path"]) for record in result.content[part]]
+
+
+def reasons(result: Scan) -> dict[str, str]:
+    return {os.path.basename(record["path"]): record["reason"] for record in result.content["rejected"]}
+
+
+# --- finding ---------------------------------------------------------------------------------------------------------
+
+
+def test_finds_files_in_all_folders_below(models: Path, rescan: Scanner) -> None:
+    for name in ("a.gguf", "sub/b.gguf", "sub/.hidden/c.GGUF", "sub/deep/er/d.gguf"):
+        make.small_model(models / name)
+    (models / "readme.md").write_text("x")
+    (models / "e.gguf.part").write_text("x")
+    (models / "folder.gguf").mkdir()
+    (models / "lost+found").mkdir()
+    result = rescan()
+    assert sorted(paths(result)) == ["a.gguf", "b.gguf", "c.GGUF", "d.gguf"]
+    assert result.content["rejected"] == []
+    assert result.content["total"] == 4
+    assert result.content["scan_paths"] == [str(models)]
+
+
+def test_no_folder_is_an_error_that_says_where_it_looked(tmp_path: Path) -> None:
+    with pytest.raises(RegistryError, match=r"no folder to scan \(looked at: /none, /neither\)"):
+        scan(["/none", "/neither"], Kept())
+    with pytest.raises(RegistryError, match="looked at: nowhere"):
+        scan([], Kept())
+
+
+def test_no_gguf_is_an_error_that_says_where_it_looked(models: Path) -> None:
+    (models / "model.safetensors").write_text("x")
+    with pytest.raises(RegistryError, match=f"no GGUF file in {models} or below"):
+        scan([str(models)], Kept())
+
+
+def test_one_missing_folder_among_several_is_a_warning(models: Path) -> None:
+    make.small_model(models / "a.gguf")
+    result = scan([str(models), str(models / "a.gguf"), "/none"], Kept())
+    assert paths(result) == ["a.gguf"]
+    assert result.warnings == [
+        f"The scan path {models / 'a.gguf'} is not a folder.",
+        "The scan path /none does not exist.",
+    ]
+
+
+def test_overlapping_scan_paths_find_a_file_once(models: Path, tmp_path: Path) -> None:
+    make.small_model(models / "sub/a.gguf")
+    link = tmp_path / "link"
+    link.symlink_to(models)
+    expected = [str(models / "sub/a.gguf")]
+    for order in ([models, models / "sub", link], [link, models / "sub", models]):
+        result = scan([str(path) for path in order], Kept())
+        assert [record["path"] for record in result.content["models"]] == expected
+
+
+def test_what_is_no_regular_file(models: Path, rescan: Scanner) -> None:
+    make.small_model(models / "a.gguf")
+    os.mkfifo(models / "fifo.gguf")
+    (models / "device.gguf").symlink_to("/dev/zero")
+    (models / "loop.gguf").symlink_to(models / "loop.gguf")
+    (models / "dangling.gguf").symlink_to(models / "none.gguf")
+    (models / "circle").symlink_to(models)
+    assert paths(rescan(follow_links=True)) == ["a.gguf"]
+    result = rescan()
+    assert paths(result) == ["a.gguf"]
+    found = reasons(result)
+    assert found.pop("device.gguf").startswith("a symlink to /dev/zero, which is outside")
+    assert found == {
+        "fifo.gguf": "not a regular file",
+        "loop.gguf": "cannot be opened: Too many levels of symbolic links",
+        "dangling.gguf": "cannot be opened: No such file or directory",
+    }
+
+
+def test_links_out_of_the_folder_are_refused_unless_asked_for(models: Path, tmp_path: Path, rescan: Scanner) -> None:
+    outside = tmp_path / "outside"
+    make.small_model(outside / "b.gguf")
+    make.small_model(outside / "sub/c.gguf")
+    (outside / "sub/back").symlink_to(outside)
+    (outside / "sub/home").symlink_to(models)
+    make.small_model(models / "a.gguf")
+    (models / "b.gguf").symlink_to(outside / "b.gguf")
+    (models / "more").symlink_to(outside / "sub")
+    result = rescan()
+    assert paths(result) == ["a.gguf"]
+    assert set(reasons(result)) == {"b.gguf", "more"}
+    assert "set follow_links" in reasons(result)["more"]
+    followed = rescan(follow_links=True)
+    assert [record["path"] for record in followed.content["models"]] == [
+        str(models / name) for name in ("a.gguf", "b.gguf", "more/c.gguf")
+    ]
+
+
+def test_of_two_links_to_one_folder_always_the_same_counts(
+    models: Path, tmp_path: Path, rescan: Scanner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make.small_model(tmp_path / "outside/a.gguf")
+    for name in "bcda":
+        (models / name).symlink_to(tmp_path / "outside")
+    real = os.scandir
+    for turned in (False, True):
+
+        @contextlib.contextmanager
+        def scandir(path: bytes, turned: bool = turned) -> Iterator[Any]:
+            with real(path) as entries:
+                yield sorted(entries, key=lambda entry: entry.name, reverse=turned)
+
+        monkeypatch.setattr(os, "scandir", scandir)
+        result = rescan(follow_links=True)
+        assert [record["path"] for record in result.content["models"]] == [str(models / "a/a.gguf")]
+
+
+def test_scan_paths_are_brought_into_one_form(models: Path) -> None:
+    make.small_model(models / "sub/a.gguf")
+    for path in (f"{models}/", f"/{models}", f"{models}/sub/..", f"{models}//"):
+        content = scan([path, str(models)], Kept()).content
+        assert content["scan_paths"] == [str(models)]
+        assert content["models"][0]["path"] == str(models / "sub/a.gguf")
+
+
+def test_links_within_the_folder_are_the_file_they_lead_to(models: Path, rescan: Scanner) -> None:
+    make.small_model(models / "z.gguf")
+    (models / "latest.gguf").symlink_to("z.gguf")
+    # As in a Hugging Face cache: the names are links to files without an extension.
+    make.small_model(models / "blobs/0123")
+    for revision in ("1", "2"):
+        (models / "snapshots" / revision).mkdir(parents=True)
+        (models / "snapshots" / revision / "hub.gguf").symlink_to(models / "blobs/0123")
+    result = rescan()
+    assert [record["path"] for record in result.content["models"]] == [
+        str(models / "snapshots/1/hub.gguf"),
+        str(models / "z.gguf"),
+    ]
+    assert result.content["rejected"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "shown", "reason"),
+    [
+        (b"new\nline.gguf", "new\\nline.gguf", "control character, quote"),
+        (b"esc\x1b[2J.gguf", "esc\\x1b[2J.gguf", "control character, quote"),
+        (b"it's.gguf", "it's.gguf", "control character, quote"),
+        (b'"x".gguf', '"x".gguf', "control character, quote"),
+        (b"back\\slash.gguf", "back\\slash.gguf", "control character, quote"),
+        (b"-rf.gguf", "-rf.gguf", "begins with a dash"),
+        (b"caf\xe9.gguf", "caf\\xe9.gguf", "not UTF-8"),
+        (b"\xed\xa0\x80.gguf", "\\xed\\xa0\\x80.gguf", "not UTF-8"),
+        (b"sub/-/x.gguf", "x.gguf", "begins with a dash"),
+    ],
+)
+def test_names_that_no_launch_config_could_carry(
+    models: Path, tmp_path: Path, rescan: Scanner, name: bytes, shown: str, reason: str
+) -> None:
+    path = os.path.join(os.fsencode(models), name)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb") as stream:
+        stream.write(make.model_bytes(make.llama_values()))
+    result = rescan()
+    assert result.content["models"] == []
+    assert shown in reasons(result) and reason in reasons(result)[shown]
+    data = (tmp_path / "registry.json").read_bytes()
+    json.loads(data.decode("utf-8").encode("ascii"))
+    assert "\\ud" not in data.decode()
+
+
+def test_names_that_are_fine(models: Path, rescan: Scanner) -> None:
+    names = ["Qwen 2.5 (7B).gguf", "模型.gguf", "a%b$c.gguf", "x--y.gguf"]
+    for name in names:
+        make.small_model(models / name)
+    assert sorted(paths(rescan())) == sorted(names)
+
+
+def test_unreadable(models: Path, rescan: Scanner, monkeypatch: pytest.MonkeyPatch) -> None:
+    make.small_model(models / "a.gguf")
+    make.small_model(models / "secret.gguf")
+    make.small_model(models / "closed/b.gguf")
+    real_open, real_scandir = os.open, os.scandir
+
+    def refuse_open(path: Any, *arguments: Any, **options: Any) -> int:
+        if os.fsencode(path).endswith(b"secret.gguf"):
+            raise PermissionError(13, "Permission denied", path)
+        return real_open(path, *arguments, **options)
+
+    def refuse_scandir(path: Any) -> Any:
+        if os.fsencode(path).endswith(b"closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return real_scandir(path)
+
+    # Root may read everything, so the refusals are made up.
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse_open)
+        patch.setattr(os, "scandir", refuse_scandir)
+        result = rescan()
+    assert paths(result) == ["a.gguf"]
+    assert reasons(result) == {
+        "secret.gguf": "cannot be opened: Permission denied",
+        "closed": "the folder cannot be searched: Permission denied",
+    }
+    assert sorted(paths(rescan())) == ["a.gguf", "b.gguf", "secret.gguf"]
+
+
+def test_a_file_that_vanishes_or_grows_during_the_scan(
+    models: Path, rescan: Scanner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.gguf", "gone.gguf", "growing.gguf"):
+        make.small_model(models / name)
+    real = read_files.read_open_header
+
+    def meddle(descriptor: int, size: int, budget: Any) -> Any:
+        if os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")) == "growing.gguf":
+            with open(models / "growing.gguf", "ab") as stream:
+                stream.write(b"more")
+        return real(descriptor, size, budget)
+
+    listing = list_files([str(models)])
+    monkeypatch.setattr(scan_module, "list_files", lambda *_arguments, **_options: listing)
+    monkeypatch.setattr(read_files, "read_open_header", meddle)
+    (models / "gone.gguf").unlink()
+    result = rescan()
+    assert paths(result) == ["a.gguf"]
+    assert reasons(result) == {
+        "gone.gguf": "cannot be opened: No such file or directory",
+        "growing.gguf": "it was written to while it was read: scan again later",
+    }
+    monkeypatch.undo()
+    assert sorted(paths(rescan())) == ["a.gguf", "growing.gguf"]
+
+
+def test_a_read_error_is_not_kept(models: Path, rescan: Scanner, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.gguf", "b.gguf", "stale.gguf"):
+        make.small_model(models / name)
+    write = make.write_tiny_llama(models / "tiny-F16.gguf", split_max_tensors=8)
+    assert write
+    real_pread, real_fstat = os.pread, os.fstat
+
+    def is_open(descriptor: int, *names: str) -> bool:
+        return os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")).startswith(names)
+
+    def pread(descriptor: int, *arguments: Any) -> bytes:
+        if is_open(descriptor, "a.gguf", "tiny-F16-00002"):
+            raise OSError(errno.EIO, "Input/output error")
+        return real_pread(descriptor, *arguments)
+
+    looks: list[int] = []
+
+    def fstat(descriptor: int) -> os.stat_result:
+        if is_open(descriptor, "stale.gguf"):
+            looks.append(descriptor)
+            if len(looks) == 2:
+                raise OSError(errno.ESTALE, "Stale file handle")
+        return real_fstat(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", pread)
+        patch.setattr(os, "fstat", fstat)
+        result = rescan()
+    assert paths(result) == ["b.gguf"]
+    assert reasons(result)["a.gguf"] == "cannot be read: Input/output error"
+    assert reasons(result)["tiny-F16-00001-of-00003.gguf"].startswith("tiny-F16-00002-of-00003.gguf: cannot be read")
+    assert "written to" in reasons(result)["stale.gguf"]
+    assert not any("fingerprint" in record for record in result.content["rejected"])
+    assert len(paths(rescan())) == 4
+
+
+def test_one_bad_entry_harms_no_other(models: Path, rescan: Scanner, monkeypatch: pytest.MonkeyPatch) -> None:
+    make.small_model(models / "a.gguf")
+    make.small_model(models / "bad.gguf")
+    (models / "bad.txt").write_text("x")
+    real = os.scandir
+
+    class Entry:
+        def __init__(self, entry: os.DirEntry[bytes]) -> None:
+            self.name = entry.name
+            self._entry = entry
+
+        def is_symlink(self) -> bool:
+            if self.name.startswith(b"bad"):
+                raise OSError(errno.EIO, "Input/output error")
+            return self._entry.is_symlink()
+
+        def is_dir(self, *, follow_symlinks: bool) -> bool:
+            return self._entry.is_dir(follow_symlinks=follow_symlinks)
+
+    @contextlib.contextmanager
+    def scandir(path: bytes) -> Iterator[Any]:
+        with real(path) as entries:
+            yield [Entry(entry) for entry in entries]
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    result = rescan()
+    assert paths(result) == ["a.gguf"]
+    assert reasons(result) == {"bad.gguf": "cannot be opened: Input/output error"}
+
+
+def test_a_stranger_s_text_is_cut(models: Path, rescan: Scanner) -> None:
+    make.small_model(models / "a.gguf")
+    make.small_model(models / "b.gguf", llama__attention__key_length="x" * 1_000_000)
+    result = rescan()
+    assert "attention.key_length is 'xxx" in reasons(result)["b.gguf"]
+    assert len(reasons(result)["b.gguf"]) < 200
+
+
+def test_one_broken_file_harms_no_other(models: Path, rescan: Scanner) -> None:
+    make.small_model(models / "a.gguf")
+    (models / "broken.gguf").write_bytes(b"GGUF")
+    (models / "html.gguf").write_bytes(b"<!DOCTYPE html>")
+    result = rescan()
+    assert paths(result) == ["a.gguf"]
+    assert set(reasons(result)) == {"broken.gguf", "html.gguf"}
+
+
+def test_an_unforeseen_error_is_a_rejection(models: Path, rescan: Scanner, monkeypatch: pytest.MonkeyPatch) -> None:
+    make.small_model(models / "a.gguf")
+
+    def fail(*_arguments: Any) -> None:
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr(read_files, "describe", fail)
+    assert reasons(rescan()) == {"a.gguf": "its metadata makes no sense (ZeroDivisionError: by zero)"}
+    monkeypatch.undo()
+    assert paths(rescan()) == ["a.gguf"]
+
+
+# --- shards ----------------------------------------------------------------------------------------------------------
+
+
+def test_shards(models: Path, rescan: Scanner) -> None:
+    make.write_tiny_llama(models / "tiny-F16.gguf", split_max_tensors=8)
+    record = rescan().content["models"][0]
+    assert (record["id"], record["shards"]) == ("tiny-f16", 3)
+    second = models / "tiny-F16-00002-of-00003.gguf"
+    content = second.read_bytes()
+
+    second.write_bytes(content[:-40])
+    result = rescan()
+    assert paths(result) == []
+    assert reasons(result)["tiny-F16-00001-of-00003.gguf"].startswith(
+        "tiny-F16-00002-of-00003.gguf: truncated: tensor data ends at byte"
+    )
+    second.unlink()
+    assert reasons(rescan()) == {"tiny-F16-00001-of-00003.gguf": "1 of 3 shards missing: tiny-F16-00002-of-00003.gguf"}
+    (models / "tiny-F16-00001-of-00003.gguf").unlink()
+    assert "2 of 3 shards missing" in reasons(rescan())["tiny-F16-00003-of-00003.gguf"]
+
+    second.write_bytes(content)
+    os.rename(second, models / "renamed.gguf")
+    assert "one of 3 shards" in reasons(rescan())["renamed.gguf"]
+
+
+def test_shard_names_that_make_no_sense(models: Path, rescan: Scanner) -> None:
+    for name in ("a-00003-of-00002.gguf", "b-00001-of-00000.gguf", "c-00001-of-99999.gguf", "d-00001-of-00001.gguf"):
+        make.small_model(models / name)
+    for number in (1, 2):
+        make.small_model(models / f"a-0000{number}-of-00002.gguf")
+    result = rescan()
+    assert paths(result) == ["d-00001-of-00001.gguf"]
+    found = reasons(result)
+    assert found["a-00003-of-00002.gguf"] == "its name says shard 3 of 2"
+    assert found["b-00001-of-00000.gguf"] == "its name says shard 1 of 0"
+    assert found["c-00001-of-99999.gguf"].startswith("99998 of 99999 shards missing: c-00002-of-99999.gguf, ")
+    assert found["c-00001-of-99999.gguf"].endswith(" and 99995 more")
+
+
+# --- reuse -----------------------------------------------------------------------------------------------------------
+
+
+def test_unchanged_files_are_not_read_again(models: Path, tmp_path: Path, rescan: Scanner) -> None:
+    make.small_model(models / "a.gguf")
+    make.write_tiny_llama(models / "tiny-F16.gguf", split_max_tensors=8)
+    values = {"general.architecture": "clip", "clip.vision.projection_dim": 256}
+    (models / "mmproj-a.gguf").write_bytes(make.model_bytes(values))
+    (models / "broken.gguf").write_bytes(b"GGUF")
+    first = rescan(now=1)
+    assert (first.read, first.done, first.total) == (4, 4, 4)
+    assert first.content["models"][0]["mmproj"] == str(models / "mmproj-a.gguf")
+    written = (tmp_path / "registry.json").stat()
+    second = rescan(now=2)
+    assert second.read == 0
+    assert second.content == first.content
+    assert second.content["updated_at"] == "1970-01-01T00:00:01Z"
+    assert (tmp_path / "registry.json").stat().st_ino == written.st_ino
+    assert second.changes == {"added": [], "removed": [], "replaced": []}
+    forced = rescan(force=True, now=3)
+    assert forced.read == 4
+    assert forced.content == first.content
+
+
+@pytest.mark.parametrize("change", ["size", "mtime", "inode", "second shard"])
+def test_changed_files_are_read_again(models: Path, tmp_path: Path, rescan: Scanner, change: str) -> None:
+    make.write_tiny_llama(models / "tiny-F16.gguf", split_max_tensors=8)
+    path = make.small_model(models / "a.gguf")
+    rescan()
+    status = path.stat()
+    if change == "size":
+        with path.open("ab") as stream:
+            stream.write(b"x")
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    elif change == "mtime":
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    elif change == "inode":
+        other = path.with_suffix(".new")
+        other.write_bytes(path.read_bytes())
+        os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+        os.replace(other, path)
+    else:
+        shard = models / "tiny-F16-00002-of-00003.gguf"
+        # Older than the newest shard, so that size, newest time and first inode stay the same.
+        os.utime(shard, ns=(0, 1))
+    before = diff_lines(load(str(tmp_path / "registry.json")).content)
+    result = rescan()
+    assert result.read == 1
+    assert result.changes["replaced"] == ["tiny-f16" if change == "second shard" else "a"]
+    changed = [
+        (old, new) for old, new in zip(before.splitlines(), diff_lines(result.content).splitlines()) if old != new
+    ]
+    assert len(changed) == 1
+
+
+def test_another_version_of_the_reader_reads_again(models: Path, tmp_path: Path, rescan: Scanner) -> None:
+    make.small_model(models / "a.gguf")
+    rescan()
+    path = tmp_path / "registry.json"
+    path.write_text(
+        path.read_text().replace(f'"reader_version": {registry_file.READER_VERSION}', '"reader_version": 0')
+    )
+    assert rescan().read == 1
+
+
+def test_changes_and_stable_ids(models: Path, rescan: Scanner) -> None:
+    make.small_model(models / "a/x.gguf")
+    assert rescan().changes == {"added": ["x"], "removed": [], "replaced": []}
+    make.small_model(models / "b/x.gguf")
+    later = rescan()
+    added = later.changes["added"]
+    assert len(added) == 1 and added[0].startswith("x-")
+    assert later.changes["removed"] == []
+    (models / "a/x.gguf").unlink()
+    assert rescan().changes == {"added": [], "removed": ["x"], "replaced": []}
+    assert [record["id"] for record in rescan(force=True).content["models"]] == added
+
+
+def test_an_id_outlives_a_broken_or_missing_file(models: Path, rescan: Scanner) -> None:
+    first = make.small_model(models / "a/x.gguf")
+    rescan()
+    make.small_model(models / "b/x.gguf")
+    ids = {model["path"]: model["id"] for model in rescan().content["models"]}
+    assert ids[str(first)] == "x"
+    whole = first.read_bytes()
+    for away in (lambda: first.write_bytes(whole[:100]), first.unlink):
+        away()
+        content = rescan().content
+        assert content["ids"] == {str(first): "x"}
+        assert {model["path"]: model["id"] for model in content["models"]}.items() <= ids.items()
+        first.write_bytes(whole)
+        content = rescan().content
+        assert {model["path"]: model["id"] for model in content["models"]} == ids
+        assert content["ids"] == {}
+    assert short_content(content)["ids"] == {}
+
+
+def test_a_moved_file_keeps_its_name_and_a_broken_one_gives_it_to_nobody(models: Path, rescan: Scanner) -> None:
+    make.small_model(models / "x.gguf")
+    rescan()
+    (models / "sub").mkdir()
+    (models / "x.gguf").rename(models / "sub/x.gguf")
+    content = rescan().content
+    assert [model["id"] for model in content["models"]] == ["x"]
+    assert content["ids"] == {}
+    (models / "sub/x.gguf").write_bytes(b"GGUF")
+    make.small_model(models / "new/x.gguf")
+    assert rescan().content["models"][0]["id"].startswith("x-")
+
+
+def test_only_so_many_old_ids_are_remembered(models: Path, rescan: Scanner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan_module, "MAX_OLD_IDS", 2)
+    make.small_model(models / "z.gguf")
+    for name in "abc":
+        make.small_model(models / f"{name}.gguf")
+        rescan()
+        (models / f"{name}.gguf").unlink()
+    assert list(rescan().content["ids"].values()) == ["b", "c"]
+
+
+# --- the file --------------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_registry_is_a_warning(tmp_path: Path) -> None:
+    kept = load(str(tmp_path / "none.json"))
+    assert kept.content is None
+    assert "There is no registry at" in str(kept.warning)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "damaged"),
+        (b"{", "damaged"),
+        (b"\xff\xfe", "damaged"),
+        (b"[]", "not a JSON object"),
+        (b"[" * 100_000, "damaged"),
+        (b"{}", "schema_version is None"),
+        (b'{"schema_version": 2}', "schema_version is 2, not 1"),
+        (b'{"schema_version": 1}', "models is not a list"),
+        (b'{"schema_version": 1, "models": [{"id": "x"}]}', "a record of models lacks keys"),
+        (b'{"schema_version": 1, "models": [], "companions": {}}', "companions is not a list"),
+        (b'{"schema_version": 1, "models": [], "companions": [], "rejected": [], "ids": []}', "ids is not a JSON"),
+        (
+            b'{"schema_version": 1, "models": [], "companions": [], "rejected": [], "ids": {"a": 1}}',
+            "one of ids is not",
+        ),
+        (
+            b'{"schema_version": 1, "models": [], "companions": [], "rejected": [], "tried": {"a": [[]]}}',
+            "tried holds something other",
+        ),
+        (
+            b'{"schema_version": 1, "models": [], "companions": [], "rejected": [{"path": 1, "reason": "x"}]}',
+            "path of a record of rejected has a wrong type",
+        ),
+    ],
+)
+def test_a_damaged_registry_is_a_warning_and_a_fresh_scan(
+    models: Path, tmp_path: Path, rescan: Scanner, data: bytes, reason: str
+) -> None:
+    make.small_model(models / "a.gguf")
+    path = tmp_path / "registry.json"
+    path.write_bytes(data)
+    assert reason in str(load(str(path)).warning)
+    assert rescan().read == 1
+    assert load(str(path)).warning is None
+
+
+def test_a_registry_that_is_a_folder(tmp_path: Path) -> None:
+    assert "cannot be read (Is a directory)" in str(load(str(tmp_path)).warning)
+    with pytest.raises(RegistryError, match="cannot be written"):
+        save(str(tmp_path), {})
+
+
+def test_the_registry_file(models: Path, tmp_path: Path, rescan: Scanner) -> None:
+    make.small_model(models / "a.gguf", general__name="Ünï\x00code")
+    result = rescan()
+    path = tmp_path / "registry.json"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert json.loads(path.read_bytes()) == result.content
+    assert path.read_bytes() == serialize(result.content)
+    assert [line[:10] for line in path.read_text().splitlines()].count('  {"id": "') == 1
+    assert list(result.content)[:2] == ["schema_version", "reader_version"]
+
+
+def test_short_content(models: Path, rescan: Scanner) -> None:
+    make.small_model(models / "a.gguf")
+    content = rescan().content
+    short = short_content(content)
+    assert short["models"][0]["id"] == "a"
+    assert short["models"][0].items() <= content["models"][0].items()
+    assert all(not isinstance(value, (dict, list)) for value in short["models"][0].values())
+
+
+def test_printable() -> None:
+    assert printable("/a b/ü\x00\n\udce9\u202e") == "/a b/ü\\x00\\n\\xe9\\u202e"
+
+
+# --- slices and cores ------------------------------------------------------------------------------------------------
+
+
+def test_a_time_limit_cuts_a_scan_in_slices(models: Path, tmp_path: Path) -> None:
+    for number in range(5):
+        make.small_model(models / f"m{number}.gguf")
+    partial = Kept()
+    path = str(tmp_path / "partial.json")
+    calls = 0
+    while True:
+        result = scan([str(models)], Kept(), partial=partial, force=True, time_limit=0.0, workers=1)
+        calls += 1
+        assert result.read == 1
+        assert (result.done, result.total) == (calls, 5)
+        if result.complete:
+            break
+        save(path, result.content)
+        partial = load(path)
+    assert calls == 5
+    assert paths(result) == [f"m{number}.gguf" for number in range(5)]
+
+
+def test_a_slow_search_leaves_as_much_time_for_reading(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(5):
+        make.small_model(models / f"m{number}.gguf")
+    real = scan_module.list_files
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        time.sleep(0.2)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(scan_module, "list_files", slow)
+    assert scan([str(models)], Kept(), time_limit=0.05, workers=1).complete
+    assert scan([str(models)], Kept(), time_limit=0.0, workers=1).done == 1
+
+
+@pytest.mark.parametrize("what", ["unreadable", "growing"])
+def test_a_bad_file_is_tried_once_in_a_scan_in_slices(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    for name in ("a", "b", "c"):
+        make.small_model(models / f"{name}.gguf")
+    real = read_files.read_group
+    tried = []
+
+    def read_group(files: Any) -> Any:
+        if not files[0].path.endswith("/a.gguf"):
+            return real(files)
+        tried.append(files)
+        if what == "growing":
+            with open(files[0].path, "ab") as stream:
+                stream.write(b"x")
+            return real(files)
+        return {"rejected": {"path": files[0].path, "reason": "cannot be read"}}
+
+    monkeypatch.setattr(read_files, "read_group", read_group)
+    path = str(tmp_path / "partial.json")
+    for _ in range(10):
+        if what == "growing":
+            with open(models / "a.gguf", "ab") as stream:
+                stream.write(b"x")
+        result = scan([str(models)], Kept(), partial=load(path, "this"), time_limit=0.0, workers=1)
+        if result.complete:
+            break
+        save(path, result.unfinished("this"))
+    assert result.complete and len(tried) == 1
+    assert len(result.content["models"]) == (3 if what == "growing" else 2)
+    assert "tried" not in result.content
+    if what == "unreadable":
+        assert scan([str(models)], Kept(), partial=load(path, "another"), workers=1).complete
+        assert len(tried) == 2
+
+
+def test_all_cores_give_the_same_result(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(20):
+        make.small_model(models / f"m{number}.gguf")
+    (models / "broken.gguf").write_bytes(b"GGUF")
+    alone = scan([str(models)], Kept(), workers=1, now=1)
+    monkeypatch.setattr(scan_module.pool, "SERIAL_SECONDS", 0.0)
+    together = scan([str(models)], Kept(), workers=3, now=1)
+    assert together.content == alone.content
+
+
+def test_reuse_is_quick(models: Path, tmp_path: Path) -> None:
+    """1,000 unchanged files in well under a second; the whole module's time is measured by make bench."""
+    for number in range(1000):
+        make.small_model(models / f"{number % 20}/model-{number}.gguf")
+    path = str(tmp_path / "registry.json")
+    save(path, scan([str(models)], load(path)).content)
+    started = time.process_time()
+    result = scan([str(models)], load(path))
+    seconds = time.process_time() - started
+    assert result.read == 0
+    assert seconds < 0.6

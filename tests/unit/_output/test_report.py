@@ -1,0 +1,108 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a run tells people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.magi.llama.plugins.module_utils._core.text import format_bytes
+from ansible_collections.magi.llama.plugins.module_utils._models.registry_file import Kept, short_content
+from ansible_collections.magi.llama.plugins.module_utils._models.scan import scan
+from ansible_collections.magi.llama.plugins.module_utils._output.report import (
+    discovery_lines,
+    registry_lines,
+    runtime_lines,
+)
+from ansible_collections.magi.llama.plugins.module_utils._plan.memory import estimate
+from ansible_collections.magi.llama.plugins.module_utils._plan.profile import validate
+from support import gguf_files as make
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> dict[str, Any]:
+    make.write_tiny_llama(tmp_path / "tiny-F16.gguf")
+    make.small_model(tmp_path / "other/small-Q4_K_M.gguf")
+    values = {"general.architecture": "clip", "clip.vision.projection_dim": 256}
+    data = make.model_bytes(values)
+    (tmp_path / "mmproj.gguf").write_bytes(data + bytes(50 << 20))
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF")
+    return scan([str(tmp_path)], Kept()).content
+
+
+def profile(*entries: Any, **more: Any) -> dict[str, Any]:
+    return validate("test", "profiles/test.yml", {"enabled_models": list(entries or ["tiny-f16"]), **more})
+
+
+def test_the_runtime_is_told_with_its_method_and_why_not_another() -> None:
+    runtime = {
+        "path": "/usr/bin/llama-server",
+        "installed": True,
+        "version": "0.7.0",
+        "build": 11669,
+        "source": "package",
+    }
+    tried = [
+        {"method": "existing", "result": "there is none at /x/y. Set z."},
+        {"method": "package", "result": "it is installed"},
+    ]
+    assert runtime_lines(runtime, tried) == [
+        "llama-server 0.7.0 (build 11669), /usr/bin/llama-server, method package",
+        "      not existing: there is none at /x/y",
+    ]
+    absent = {**runtime, "installed": False, "version": None, "build": None}
+    assert runtime_lines(absent, [])[0].startswith("llama-server not installed yet, /usr/bin/llama-server")
+
+
+def test_discovery(registry: dict[str, Any], tmp_path: Path) -> None:
+    changes = {"added": ["a", "b"], "removed": [], "replaced": ["c"]}
+    lines = discovery_lines(registry, changes)
+    assert lines[0] == f"[1/5] discovery       2 models in {tmp_path} (1 companion files, 1 rejected)"
+    assert lines[1:3] == ["      added    a, b", "      replaced c"]
+    assert lines[3].startswith(f"      rejected {tmp_path}/broken.gguf: ")
+    assert len(lines) == 4
+    assert len(discovery_lines({**registry, "companions": [], "rejected": []}, {})) == 1
+
+
+def test_the_table(registry: dict[str, Any]) -> None:
+    entry = {"model": "tiny-f16", "parameters": {"ctx_size": 512, "mmproj": None}}
+    lines = registry_lines(registry, profile(entry, parameters={"ctx_size": 1024}))
+    assert lines[0].split() == ["ID", "TIER", "SIZE", "PARAMETERS", "CONTEXT", "MEMORY", "KIND"]
+    rows = {line.split()[0]: line.split() for line in lines[1:3]}
+    assert rows["tiny-f16"][1:7] == ["F16", "2.5", "MiB", "1.3M", "2048", *memory(registry, {"ctx_size": 512})[:1]]
+    assert rows["small-q4_k_m"][1] == "Q4"
+    # What does not agree is told below.
+    assert lines[3].startswith("small-q4_k_m: tier: ")
+
+
+def memory(registry: dict[str, Any], settings: dict[str, Any], companion: int = 0) -> list[str]:
+    shape = next(model["memory"] for model in registry["models"] if model["id"] == "tiny-f16")
+    return format_bytes(estimate(shape, settings, companion_bytes=companion)["total_bytes"]).split()
+
+
+def test_the_memory_counts_the_projector_that_the_server_gets(registry: dict[str, Any]) -> None:
+    path, size = registry["companions"][0]["path"], registry["companions"][0]["size_bytes"]
+    for parameters, companion in (({}, size), ({"mmproj": path}, size), ({"mmproj": None}, 0), ({"mmproj": "/x"}, 0)):
+        row = next(line for line in registry_lines(registry, profile(parameters=parameters)) if "tiny-f16" in line)
+        assert " ".join(memory(registry, {}, companion)) in row
+
+
+def test_a_parameter_that_makes_no_estimate_is_told(registry: dict[str, Any]) -> None:
+    lines = registry_lines(registry, profile(parameters={"ctx_size": "8k"}))
+    assert [line.split()[-2] for line in lines[1:3]] == ["-", "-"]
+    assert lines[-1] == "profile \"test\" (profiles/test.yml): ctx_size is '8k': it must be a whole number."
+
+
+def test_a_short_registry_has_no_memory(registry: dict[str, Any]) -> None:
+    lines = registry_lines(short_content(registry), profile())
+    assert [line.split()[-2] for line in lines[1:3]] == ["-", "-"]
+
+
+def test_of_many_new_models_the_first_are_named(registry: dict[str, Any]) -> None:
+    ids = [f"model-{number:02}" for number in range(23)]
+    lines = discovery_lines(registry, {"added": ids, "removed": ids[:20]})
+    assert lines[1] == f"      added    {', '.join(ids[:20])} and 3 more"
+    assert lines[2] == f"      removed  {', '.join(ids[:20])}"

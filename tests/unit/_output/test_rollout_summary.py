@@ -1,0 +1,147 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a rollout tells of its hosts."""
+
+from __future__ import annotations
+
+import pytest
+from ansible.cli.playbook import PlaybookCLI
+from ansible_collections.magi.llama.plugins.action import rollout as action
+from ansible_collections.magi.llama.plugins.module_utils._output import rollout_summary
+
+PLAN = {"servers": [{"action": "restart"}, {"action": "restart"}, {"action": "stop"}, {"action": "keep"}]}
+SAME = {"servers": [{"action": "keep"}]}
+HEALTH = {"servers": [{}, {}, {}], "ready": 3}
+BEGUN = rollout_summary.begin()
+
+
+@pytest.mark.parametrize(
+    ("plan", "check", "health", "state", "ready"),
+    [
+        (PLAN, False, HEALTH, "updated", 3),
+        (SAME, False, HEALTH, "unchanged", 3),
+        # In check mode the looks at health are skipped.
+        (PLAN, True, {"skipped": True}, "planned", None),
+        (SAME, True, {}, "unchanged", None),
+    ],
+)
+def test_a_host_that_is_well(plan, check, health, state, ready):
+    host = rollout_summary.updated(BEGUN, plan, health, check)
+    assert (host["state"], host["ready_servers"]) == (state, ready)
+    assert host["actions"] == ({"restart": 2, "stop": 1} if plan is PLAN else {})
+
+
+@pytest.mark.parametrize(
+    ("running", "expected"),
+    [
+        ({"a": "r2", "b": "r2", "d": "r0"}, []),
+        # The connection was lost when a was to be restarted, b to be started, c to be stopped.
+        ({"a": "r1", "d": "r0"}, ["a", "b"]),
+        ({"a": "r2", "b": "r2", "c": "r1", "d": "r0"}, ["c"]),
+        # What was kept, its health tells of.
+        ({"a": "r2", "b": "r2"}, []),
+    ],
+)
+def test_what_does_not_run_as_planned(running, expected):
+    servers = [
+        {"name": "a", "action": "restart", "revision": "r2"},
+        {"name": "b", "action": "start", "revision": "r2"},
+        {"name": "c", "action": "stop", "revision": "r1"},
+        {"name": "d", "action": "keep", "revision": "r1"},
+    ]
+    assert rollout_summary.not_as_planned({"servers": servers}, running) == expected
+
+
+def test_a_failed_host_offers_its_way_back():
+    host = rollout_summary.failed(
+        BEGUN, PLAN, {"servers": [{}], "ready": 0}, "Check", "0 of 1\nlog", "ansible-playbook back"
+    )
+    assert (host["state"], host["ready_servers"], host["actions"]) == ("failed", 0, {"restart": 2, "stop": 1})
+    assert rollout_summary.failure_text("h", host) == (
+        'h failed at the task "Check": 0 of 1\n'
+        "The rollout stopped here. Mend the cause and run it again, or return h to what it ran before:\n"
+        "  ansible-playbook back"
+    )
+
+
+def test_a_host_that_was_not_touched_needs_no_way_back():
+    host = rollout_summary.failed(BEGUN, PLAN, {}, "Plan", "", None)
+    assert host["actions"] == {}
+    text = rollout_summary.failure_text("h", host)
+    assert text.startswith('h failed at the task "Plan":\nNothing was touched.')
+
+
+def test_the_summary():
+    hosts = {
+        "b": {**rollout_summary.updated(BEGUN, PLAN, HEALTH, False), "seconds": 8.14, "began": 1.0},
+        "a": {**rollout_summary.failed(BEGUN, PLAN, {}, "Check", "no", "back"), "message": "…"},
+        # Lost without a word, for example by a handler that failed.
+        "d": {**BEGUN, "state": "updating"},
+        "c": BEGUN,
+    }
+    result = rollout_summary.summary(hosts, 61.26)
+    assert [entry["name"] for entry in result["hosts"]] == ["b", "a", "d", "c"]
+    assert set(result["hosts"][1]) == {"name", *BEGUN}
+    assert {key: value for key, value in result.items() if key != "hosts"} == {
+        "is_complete": False,
+        "updated": 1,
+        "unchanged": 0,
+        "planned": 0,
+        "failed": 2,
+        "untouched": 1,
+        "seconds": 61.3,
+    }
+    assert rollout_summary.summary_lines(result) == [
+        "rollout: 1 updated, 2 failed, 1 untouched, 1 min 01 s in all",
+        "HOST  STATE      SECONDS  SERVERS READY  SERVERS",
+        "b     updated        8.1  3 of 3         2 restarted, 1 stopped",
+        "a     failed           -  -              2 restarted, 1 stopped",
+        "d     failed           -  -              -",
+        "c     untouched        -  -              -",
+    ]
+
+
+def test_a_complete_rollout():
+    well = {
+        "a": rollout_summary.updated(BEGUN, SAME, HEALTH, False),
+        "b": rollout_summary.updated(BEGUN, PLAN, {}, True),
+    }
+    result = rollout_summary.summary(well, 1.0)
+    assert result["is_complete"]
+    assert rollout_summary.summary_lines(result)[-1].endswith("2 to restart, 1 to stop")
+
+
+@pytest.mark.parametrize(
+    ("extra_vars", "expected"),
+    [
+        ((), ""),
+        (["profile=production", "output=json", "output_file=x", "rollout_serial=[1]"], ""),
+        (["api_key=1", "ansible_become_PASSWORD=x", {"hf_token": 1, "profile": "x"}], ""),
+        (["servers_state_dir='/a b'", "@v.yml"], """ -e 'servers_state_dir='"'"'/a b'"'"'' -e @v.yml"""),
+        # A word in a value or in a file's name makes no secret.
+        (
+            ["registry_path=/srv/monkeys", "@keys.yml", "ansible_ssh_private_key_file=/k"],
+            " -e registry_path=/srv/monkeys -e @keys.yml -e ansible_ssh_private_key_file=/k",
+        ),
+        ([{"servers_user": "x", "api_key": "y"}], """ -e '{"servers_user": "x"}'"""),
+    ],
+)
+def test_the_command_that_returns_a_host(extra_vars, expected):
+    command = rollout_summary.rollback_command("rollback.yml", ["inv", "h,"], "gpu1", extra_vars)
+    assert command == f"ansible-playbook -i inv -i h, rollback.yml --limit gpu1{expected}"
+
+
+def test_the_command_reaches_the_host_as_the_rollout_did(monkeypatch):
+    given = ["-i", "h,", "-u", "deploy", "--private-key", "/k", "-b", "-K", "--vault-id", "a@p", "--vault-id", "b@q"]
+    given += ["--ssh-common-args=-J bastion", "-e", "profile=x servers_state_dir=/srv/llama", "-e", '{"a": 1}', "r.yml"]
+    cli = PlaybookCLI(["ansible-playbook", *given])
+    cli.init_parser()
+    arguments = vars(cli.parser.parse_args(given))
+    monkeypatch.setattr(action.context, "CLIARGS", arguments)
+    monkeypatch.setattr(action.sys, "argv", ["magi.llama.rollout"])
+    assert action._rollback_command({"playbook_dir": "/p", "inventory_hostname": "gpu1"}) == (
+        "ansible-playbook -i h, magi.llama.rollback --limit gpu1 --user=deploy --private-key=/k "
+        "'--ssh-common-args=-J bastion' --become --ask-become-pass --vault-id=a@p --vault-id=b@q "
+        """-e servers_state_dir=/srv/llama -e '{"a": 1}'"""
+    )

@@ -1,0 +1,481 @@
+"""The plan: ports, memory, actions, and what is refused before anything is touched."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from ansible_collections.magi.llama.plugins.module_utils._core.errors import EstimateError
+from ansible_collections.magi.llama.plugins.module_utils._core.processes import Listener, Memory, Process
+from ansible_collections.magi.llama.plugins.module_utils._core.text import format_bytes
+from ansible_collections.magi.llama.plugins.module_utils._plan.gpu import Gpu
+from ansible_collections.magi.llama.plugins.module_utils._plan.inputs import Host, PlanError, Settings
+from ansible_collections.magi.llama.plugins.module_utils._plan.plan import make_plan, plan_lines
+from ansible_collections.magi.llama.plugins.module_utils._plan.profile import validate
+
+GIB = 1024**3
+RUNTIME = {
+    "path": "/usr/bin/llama-server",
+    "identity": "abc123",
+    "installed": True,
+    "flags": {
+        "ctx_size": {"spelling": "--ctx-size", "value": True},
+        "parallel": {"spelling": "--parallel", "value": True},
+        "metrics": {"spelling": "--metrics", "value": False},
+        "embedding": {"spelling": "--embedding", "value": False, "aliases": ["embeddings"]},
+        "mmproj": {"spelling": "--mmproj", "value": True},
+    },
+}
+SHAPE: dict[str, Any] = {}
+
+
+def model(model_id: str, tier: str = "Q4", kind: str = "model", **more: Any) -> dict[str, Any]:
+    path = f"/models/{model_id}.gguf"
+    return {
+        "id": model_id,
+        "display_name": model_id.title(),
+        "kind": kind,
+        "tier": tier,
+        "architecture": "llama",
+        "path": path,
+        "files": [path],
+        "mmproj": None,
+        "fingerprint": {"size": 1, "mtime_ns": 2, "inode": 3},
+        "memory": {"stub": True},
+        **more,
+    }
+
+
+A, B, C = model("a", "Q2"), model("b", "Q3"), model("c", "Q4")
+SETTINGS = Settings(state_dir="/state", service_manager="supervisor")
+
+
+@pytest.fixture(autouse=True)
+def one_gib_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every server needs 1 GiB here: the estimate has its own tests."""
+
+    def estimate(shape: Any, settings: Any, *, gpus: int = 0, **_: Any) -> dict[str, Any]:
+        vram = GIB if gpus else 0
+        return {
+            "total_bytes": GIB,
+            "ram_bytes": GIB - vram,
+            "vram_bytes": vram,
+            "growth_bytes": 0,
+            "gpu_fixed_bytes": 0,
+            "slot_context": 4096,
+        }
+
+    monkeypatch.setattr("ansible_collections.magi.llama.plugins.module_utils._plan.plan.estimate", estimate)
+
+
+def profile(*entries: Any, **more: Any) -> dict[str, Any]:
+    return validate("test", "profiles/test.yml", {"enabled_models": list(entries), **more})
+
+
+def host(**more: Any) -> Host:
+    return Host(**{"memory": Memory(64 * GIB, 32 * GIB), **more})
+
+
+def plan(
+    models: list, chosen: dict, on: Host | None = None, settings: Settings = SETTINGS, **more: Any
+) -> dict[str, Any]:
+    registry = {"models": models, "rejected": more.pop("rejected", []), "companions": more.pop("companions", [])}
+    return make_plan(registry, chosen, RUNTIME, settings, on or host(), **more)
+
+
+def ports(made: dict[str, Any]) -> dict[str, int]:
+    return {server["name"]: server["port"] for server in made["servers"] if server["action"] != "stop"}
+
+
+def actions(made: dict[str, Any]) -> dict[str, str]:
+    return {server["name"]: server["action"] for server in made["servers"]}
+
+
+def process(server: dict[str, Any], pid: int = 100, **changed: Any) -> Process:
+    fields = {
+        "pid": pid,
+        "ppid": 1,
+        "name": server["name"],
+        "argv": tuple(server["argv"]),
+        "env": dict(server["env"]),
+        "uid": 0,
+        "started_at": 0.0,
+        "uptime_seconds": 1.0,
+        "rss_bytes": 0,
+    }
+    return Process(**{**fields, **changed})
+
+
+def deployed(made: dict[str, Any]) -> Host:
+    """The host on which a plan has been carried out."""
+    servers = [server for server in made["servers"] if server["action"] != "stop"]
+    running = {server["name"]: process(server, 100 + index) for index, server in enumerate(servers)}
+    return host(
+        record=servers,
+        running=running,
+        listeners={
+            s["port"]: Listener(s["port"], ("127.0.0.1",), running[s["name"]].pid, "llama-server") for s in servers
+        },
+    )
+
+
+def foreign(*held: int) -> dict[int, Listener]:
+    return {port: Listener(port, ("0.0.0.0",), 4242, "nginx: master") for port in held}
+
+
+def test_a_fresh_host_starts_everything_from_the_first_port() -> None:
+    made = plan([A, B], profile({"model": "a", "instances": 2}, "b"))
+    assert ports(made) == {"a": 8080, "a-2": 8081, "b": 8082}
+    assert actions(made) == {"a": "start", "a-2": "start", "b": "start"}
+    assert {server["reason"] for server in made["servers"]} == {"new"}
+
+
+def test_a_server_s_command_line() -> None:
+    chosen = profile("a", parameters={"ctx_size": 4096, "metrics": True})
+    (server,) = plan([A], chosen, settings=Settings("/state", "systemd", api_key_file="/etc/keys"))["servers"]
+    assert server["argv"] == [
+        "/usr/bin/llama-server", "--model", "/models/a.gguf", "--alias", "a", "--host", "127.0.0.1", "--port", "8080",
+        "--ctx-size", "4096", "--metrics", "--api-key-file", "/etc/keys",
+    ]  # fmt: skip
+    assert server["env"]["MAGI_LLAMA_SERVER"] == "a"
+    assert server["env"]["MAGI_LLAMA_REVISION"] == server["revision"]
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        (model("e", kind="embedding"), ["--embedding"]),
+        (model("v", mmproj="/models/p.gguf"), ["--mmproj", "/models/p.gguf"]),
+    ],
+)
+def test_a_kind_brings_its_flags(record: dict, words: list[str]) -> None:
+    (server,) = plan([record], profile(record["id"]))["servers"]
+    assert server["argv"][9:] == words
+
+
+@pytest.mark.parametrize(
+    ("parameters", "seen", "size", "words"),
+    [
+        ({}, "/models/p.gguf", 7, ["--mmproj", "/models/p.gguf"]),
+        ({"mmproj": "/models/q.gguf"}, "/models/q.gguf", 9, ["--mmproj", "/models/q.gguf"]),
+        ({"mmproj": "/other.gguf"}, "/other.gguf", 0, ["--mmproj", "/other.gguf"]),
+        ({"mmproj": None}, None, 0, []),
+    ],
+)
+def test_the_estimate_is_of_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, parameters: dict, seen: str | None, size: int, words: list[str]
+) -> None:
+    calls = []
+
+    def estimate(_shape: Any, settings: Any, *, companion_bytes: int, **_: Any) -> dict[str, Any]:
+        calls.append((settings.get("mmproj"), settings.get("embedding"), companion_bytes))
+        return {**dict.fromkeys(("total_bytes", "ram_bytes", "vram_bytes", "growth_bytes", "gpu_fixed_bytes"), 0)}
+
+    monkeypatch.setattr("ansible_collections.magi.llama.plugins.module_utils._plan.plan.estimate", estimate)
+    companions = [{"path": "/models/p.gguf", "size_bytes": 7}, {"path": "/models/q.gguf", "size_bytes": 9}]
+    record = model("v", kind="embedding", mmproj="/models/p.gguf")
+    (server,) = plan([record], profile("v", parameters=parameters), companions=companions)["servers"]
+    assert server["argv"][9:] == ["--embedding", *words]
+    assert calls == [(seen, True, size)]
+
+
+def growing(monkeypatch: pytest.MonkeyPatch, growth: int) -> list[Any]:
+    caches = []
+
+    def estimate(_shape: Any, settings: Any, **_: Any) -> dict[str, Any]:
+        caches.append(settings.get("cache_ram"))
+        numbers = dict.fromkeys(("vram_bytes", "growth_bytes", "gpu_fixed_bytes"), 0)
+        return {**numbers, "total_bytes": GIB, "ram_bytes": GIB, "expected_growth_bytes": growth}
+
+    monkeypatch.setattr("ansible_collections.magi.llama.plugins.module_utils._plan.plan.estimate", estimate)
+    return caches
+
+
+def test_servers_that_may_grow_over_the_host_s_ram_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    caches = growing(monkeypatch, 2 * GIB)
+    (warning,) = plan([A, B], profile("a", "b"), host(memory=Memory(5 * GIB, GIB)))["warnings"]
+    assert "may take 4.0 GiB more than the 2.0 GiB that they need, and this host's RAM is 5.0 GiB: a 2.0 GiB" in warning
+    assert "Set cache_ram" in warning
+    assert plan([A, B], profile("a", "b"), host(memory=Memory(6 * GIB, GIB)))["warnings"] == []
+    # This llama-server knows no such flag, so it has no such cache.
+    assert set(caches) == {0}
+
+
+def test_nothing_to_do_on_a_host_that_runs_the_plan() -> None:
+    chosen = profile("a", "b")
+    first = plan([A, B], chosen)
+    second = plan([A, B], chosen, deployed(first))
+    assert actions(second) == {"a": "keep", "b": "keep"}
+    assert [server["generation"] for server in second["servers"]] == [1, 1]
+
+
+def test_adding_and_removing_never_moves_another() -> None:
+    first = plan([A, B, C], profile("a", "b", "c"))
+    second = plan([A, B, C], profile("c", "b"), deployed(first))
+    assert ports(second) == {"c": 8082, "b": 8081}
+    assert actions(second) == {"c": "keep", "b": "keep", "a": "stop"}
+    third = plan([A, B, C], profile({"model": "b", "instances": 2}, "c", "a"), deployed(second))
+    assert ports(third) == {"b": 8081, "c": 8082, "b-2": 8080, "a": 8083}
+
+
+def test_the_port_of_a_stopping_server_is_taken_last() -> None:
+    first = plan([A, B], profile("a", "b"))
+    narrow = Settings("/state", "supervisor", port_first=8080, port_last=8081)
+    assert ports(plan([A, B, C], profile("c"), deployed(first))) == {"c": 8082}
+    assert ports(plan([A, B, C], profile("b", "c"), deployed(first), narrow)) == {"b": 8081, "c": 8080}
+
+
+def test_a_running_server_without_a_record_keeps_its_port() -> None:
+    first = plan([A, B], profile("a", "b"))
+    lost = deployed(first)
+    second = plan([A, B], profile("b", "a"), host(running=lost.running, listeners=lost.listeners))
+    assert ports(second) == {"b": 8081, "a": 8080}
+    assert actions(second) == {"a": "keep", "b": "keep"}
+
+
+def test_a_foreign_port_is_passed_over_for_a_new_server() -> None:
+    assert ports(plan([A, B], profile("a", "b"), host(listeners=foreign(8080)))) == {"a": 8081, "b": 8082}
+
+
+def test_a_foreign_process_on_an_existing_server_s_port_is_named() -> None:
+    first = plan([A], profile("a"))
+    with pytest.raises(PlanError, match=r"Port 8080 of server a is held by pid 4242 \(nginx: master\)"):
+        plan([A], profile("a"), host(record=first["servers"], listeners=foreign(8080)))
+    moved = plan(
+        [A],
+        profile("a"),
+        host(record=first["servers"], listeners=foreign(8080)),
+        Settings("/state", "supervisor", move_on_conflict=True),
+    )
+    assert ports(moved) == {"a": 8081}
+
+
+def test_a_stolen_port_is_given_to_nobody() -> None:
+    narrow = Settings("/state", "supervisor", port_first=8080, port_last=8081, move_on_conflict=True)
+    first = plan([A, B], profile("a", "b"), settings=narrow)
+    up = deployed(first)
+    on = host(record=up.record, running={"a": up.running["a"]}, listeners={8080: up.listeners[8080], **foreign(8081)})
+    with pytest.raises(PlanError, match="8080 to 8081 has room for 1; 8081 is held by pid 4242"):
+        plan([A, B], profile("a", "b"), on, narrow)
+    with pytest.raises(PlanError, match="8081 is held by pid 4242"):
+        plan([A, C], profile("a", "c"), on, narrow)
+
+
+def test_a_port_outside_of_the_range_moves() -> None:
+    first = plan([A], profile("a"))
+    second = plan([A], profile("a"), deployed(first), Settings("/state", "supervisor", port_first=9000, port_last=9001))
+    assert ports(second) == {"a": 9000}
+    assert actions(second) == {"a": "restart"}
+    assert "--port 8080 → 9000" in second["servers"][0]["reason"]
+
+
+def test_more_servers_than_ports_name_the_range_and_the_holders() -> None:
+    narrow = Settings("/state", "supervisor", port_first=8080, port_last=8081)
+    with pytest.raises(PlanError, match=r"wants 2 servers, .* 8080 to 8081 has room for 1; 8081 is held by pid 4242"):
+        plan([A, B], profile("a", "b"), host(listeners=foreign(8081)), narrow)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"argv": ("/usr/bin/llama-server", "--port", "8080")}, "--model unset → /models/a.gguf"),
+        ({"env": {"MAGI_LLAMA_RUNTIME": "old"}}, "llama-server itself changed"),
+        ({"env": {"MAGI_LLAMA_MODEL": "old"}}, "the model's file changed"),
+        ({"env": {"MAGI_LLAMA_REVISION": "old"}}, "its launch config changed"),
+    ],
+)
+def test_a_server_that_runs_otherwise_is_restarted_with_the_reason(changed: dict, reason: str) -> None:
+    chosen = profile("a")
+    first = plan([A], chosen)
+    (server,) = first["servers"]
+    if "env" in changed:
+        changed["env"] = {**server["env"], **changed["env"]}
+    on = host(record=first["servers"], running={"a": process(server, **changed)})
+    (again,) = plan([A], chosen, on)["servers"]
+    assert again["action"] == "restart"
+    assert reason in again["reason"]
+
+
+def test_a_changed_launch_raises_the_generation_and_restarts() -> None:
+    first = plan([A], profile("a"))
+    (again,) = plan([A], profile("a", parameters={"ctx_size": 1024}), deployed(first))["servers"]
+    assert (again["action"], again["generation"]) == ("restart", 2)
+    assert again["reason"] == "--ctx-size unset → 1024"
+
+
+def test_a_dead_server_starts_again_on_its_port() -> None:
+    first = plan([A, B], profile("a", "b"))
+    up = deployed(first)
+    on = host(record=up.record, running={"b": up.running["b"]}, listeners={8081: up.listeners[8081]})
+    again = plan([A, B], profile("a", "b"), on)
+    assert actions(again) == {"a": "start", "b": "keep"}
+    assert ports(again) == {"a": 8080, "b": 8081}
+    assert again["servers"][0]["reason"] == "not running"
+
+
+def test_an_unknown_model_is_an_error_with_the_nearest() -> None:
+    with pytest.raises(
+        PlanError, match=r'profiles/test.yml.*enabled_models\[0\].*unknown model "alpha-q4".*"alpha-q4_k"'
+    ):
+        plan([model("alpha-q4_k"), B], profile("alpha-q4", "b"))
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"known_elsewhere": ["gone"]}, "other hosts of this run have it"),
+        (
+            {"rejected": [{"path": "/models/Gone.gguf", "reason": "truncated"}]},
+            "/models/Gone.gguf was rejected: truncated",
+        ),
+        ({}, "nothing here is called so or nearly so (valid are: b)"),
+    ],
+)
+def test_a_model_that_is_missing_here_is_a_warning(more: dict, why: str) -> None:
+    made = plan([B], profile("gone", "b"), **more)
+    assert actions(made) == {"b": "start"}
+    assert '"gone" is missing on this host' in made["warnings"][0]
+    assert why in made["warnings"][0]
+
+
+@pytest.mark.parametrize("entry", ["a", {"tier": "Q2"}, {"architecture": "llama"}, {"id": "?"}], ids=str)
+@pytest.mark.parametrize(
+    ("rejected", "why"),
+    [
+        ([], "/models/a.gguf is gone"),
+        ([{"path": "/models/a.gguf", "reason": "truncated"}], "/models/a.gguf was rejected (truncated)"),
+    ],
+)
+def test_the_running_server_of_a_lost_model_is_left_alone(entry: Any, rejected: list, why: str) -> None:
+    chosen = profile(entry, "b")
+    first = plan([A, B], chosen)
+    second = plan([B], chosen, deployed(first), rejected=rejected)
+    assert actions(second) == {"a": "keep", "b": "keep"}
+    assert second["servers"][1]["reason"] == f"{why}: the running server is left alone"
+    assert f"a: {why}. The running server is left alone" in second["warnings"][0]
+    # Once it does not run, there is nothing left to keep.
+    on = deployed(second)
+    running = {"b": on.running["b"]}
+    third = plan([B], chosen, dataclasses.replace(on, running=running), rejected=rejected)
+    assert actions(third) == {"a": "stop", "b": "keep"}
+    assert third["servers"][1]["reason"] == f"{why}, and it does not run"
+
+
+def test_a_lost_model_that_the_profile_does_not_enable_is_stopped() -> None:
+    first = plan([A, B], profile("a", "b"))
+    second = plan([B], profile("b", {"tier": "Q8"}), deployed(first))
+    assert actions(second) == {"a": "stop", "b": "keep"}
+    assert second["servers"][1]["reason"] == 'profile "test" does not enable it'
+
+
+def test_a_server_that_nobody_watches_over_is_restarted() -> None:
+    first = plan([A, B], profile("a", "b"))
+    on = deployed(first)
+    second = plan([A, B], profile("a", "b"), dataclasses.replace(on, unwatched={"a": "nobody watches over it"}))
+    assert actions(second) == {"a": "restart", "b": "keep"}
+    assert second["servers"][0]["reason"] == "nobody watches over it"
+
+
+def test_a_server_with_llama_server_s_variables_in_its_environment_is_restarted() -> None:
+    first = plan([A], profile("a"))
+    server = first["servers"][0]
+    meddled = process(server, stray=("AIP_MODE", "LLAMA_ARG_CTX_SIZE"))
+    second = plan([A], profile("a"), host(record=[server], running={"a": meddled}))
+    assert second["servers"][0]["reason"] == "its environment has AIP_MODE, LLAMA_ARG_CTX_SIZE"
+
+
+def test_a_wrapper_script_that_calls_another_program_is_no_difference() -> None:
+    first = plan([A], profile("a"))
+    server = first["servers"][0]
+    wrapped = process(server, argv=("/opt/llama.cpp/build/bin/llama-server", *server["argv"][1:]))
+    second = plan([A], profile("a"), host(record=[server], running={"a": wrapped}))
+    assert actions(second) == {"a": "keep"}
+    moved = {**wrapped.env, "MAGI_LLAMA_REVISION": "of another path"}
+    third = plan([A], profile("a"), host(record=[server], running={"a": dataclasses.replace(wrapped, env=moved)}))
+    assert third["servers"][0]["reason"] == "program /opt/llama.cpp/build/bin/llama-server → /usr/bin/llama-server"
+
+
+def test_a_wrapper_script_that_stays_the_parent_of_llama_server_is_no_difference() -> None:
+    first = plan([A], profile("a"))
+    server = first["servers"][0]
+    shell = process(server, 100, argv=("/bin/sh", server["argv"][0], *server["argv"][1:]), children=(101,))
+    held = {server["port"]: Listener(server["port"], ("127.0.0.1",), 101, "llama-server")}
+    second = plan([A], profile("a"), host(record=[server], running={"a": shell}, listeners=held))
+    assert actions(second) == {"a": "keep"}
+
+
+def test_a_wrapper_script_with_flags_of_its_own_is_no_difference() -> None:
+    first = plan([A], profile("a"))
+    server = first["servers"][0]
+    for before, after in (((), ("--threads", "4")), (("--numa", "isolate"), ("--metrics",))):
+        argv = (server["argv"][0], *before, *server["argv"][1:], *after)
+        second = plan([A], profile("a"), host(record=[server], running={"a": process(server, argv=argv)}))
+        assert actions(second) == {"a": "keep"}
+
+
+def test_another_quantization_of_a_model_that_is_here_is_missing_not_misspelt() -> None:
+    made = plan([model("alpha-q4_k_m"), B], profile("alpha-q8_0", "b"))
+    assert actions(made) == {"b": "start"}
+    assert '"alpha-q8_0" is missing on this host: it has alpha-q4_k_m' in made["warnings"][0]
+
+
+def test_a_setting_that_makes_no_estimate_names_profile_and_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    def estimate(*_: Any, **__: Any) -> dict[str, Any]:
+        raise EstimateError("ctx_size is '4k': it must be a whole number.")
+
+    monkeypatch.setattr("ansible_collections.magi.llama.plugins.module_utils._plan.plan.estimate", estimate)
+    with pytest.raises(PlanError, match=r"profiles/test\.yml.*server a: ctx_size is '4k'"):
+        plan([A], profile("a"))
+
+
+def test_a_new_deadline_restarts_under_supervisor_only() -> None:
+    for manager, action in (("supervisor", "restart"), ("systemd", "keep")):
+        first = plan([A], profile("a"), settings=Settings("/state", manager))
+        again = plan([A], profile("a"), deployed(first), Settings("/state", manager, stop_timeout=3))
+        assert actions(again) == {"a": action}
+
+
+def test_a_profile_that_enables_nothing_here_is_an_error_that_lists_what_there_is() -> None:
+    with pytest.raises(PlanError, match=r"enables no model of this host, which has: b \(Q3\)"):
+        plan([B], profile({"tier": "Q8"}))
+    with pytest.raises(PlanError, match="missing on this host"):
+        plan([B], profile("gone"), known_elsewhere=["gone"])
+
+
+def test_an_unknown_flag_names_profile_and_server() -> None:
+    with pytest.raises(PlanError, match=r'profile "test" \(profiles/test.yml\), server a: .*ctx_sizes.*ctx_size'):
+        plan([A], profile("a", parameters={"ctx_sizes": 1}))
+
+
+def test_an_instance_never_takes_another_model_s_name() -> None:
+    made = plan([A, model("a-2", "Q3")], profile({"model": "a", "instances": 2}, "a-2"))
+    assert list(ports(made)) == ["a", "a-x2", "a-2"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "on", "words"),
+    [
+        (profile("a", "b", memory_budget="1GiB"), host(), "need 2.0 GiB, the profile's memory_budget is 1.0 GiB: a 1.0 GiB"),
+        (profile("a", "b"), host(memory=Memory(GIB, GIB)), "this host's RAM is 1.0 GiB"),
+        (profile("a", "b"), host(gpus=[Gpu(0, "g", GIB, GIB, "nvidia")]), "need 2.0 GiB, the memory of GPU 0 (g) is 1.0 GiB"),
+    ],
+)  # fmt: skip
+def test_too_little_memory_is_an_error_that_lists_the_needs(chosen: dict, on: Host, words: str) -> None:
+    with pytest.raises(PlanError) as error:
+        plan([A, B], chosen, on)
+    assert words in str(error.value)
+    overcommit = Settings("/state", "supervisor", memory_overcommit=True)
+    assert len(plan([A, B], chosen, on, overcommit)["servers"]) == 2
+
+
+def test_lines_for_people() -> None:
+    first = plan([A, B], profile("a", "b"))
+    lines = plan_lines(plan([A, B], profile("b"), deployed(first)))
+    assert lines[0].split() == ["keep", "b", "port", "8081", "Q3", "1.0", "GiB", "runs", "as", "planned"]
+    assert lines[1].endswith('profile "test" does not enable it')
+
+
+@pytest.mark.parametrize(("size", "text"), [(0, "0 B"), (1536, "1.5 KiB"), (GIB, "1.0 GiB"), (3 * 1024**4, "3.0 TiB")])
+def test_format_bytes(size: int, text: str) -> None:
+    assert format_bytes(size) == text

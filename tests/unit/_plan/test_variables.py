@@ -1,0 +1,61 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+import pytest
+from ansible_collections.magi.llama.plugins.module_utils._plan.variables import setting_errors
+
+GOOD = {
+    "servers_port_range_start": 8080,
+    "servers_port_range_end": "8099",
+    "servers_stop_timeout": 30,
+    "servers_max_startup_time": "",
+    "servers_gpu_access": "auto",
+    "servers_host": "127.0.0.1",
+    "servers_api_key_file": "",
+    "servers_allow_open": False,
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"servers_max_startup_time": "120"},
+        {"servers_gpu_access": True},
+        {"servers_gpu_access": "off"},
+        {"servers_host": "localhost"},
+        {"servers_host": "::1"},
+        {"servers_host": "0.0.0.0", "servers_api_key_file": "/etc/keys"},
+        {"servers_host": "0.0.0.0", "servers_allow_open": True},
+        {"servers_port_range_start": 1, "servers_port_range_end": 65535},
+    ],
+)
+def test_what_is_right_is_no_error(changes):
+    assert setting_errors({**GOOD, **changes}) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"servers_port_range_start": "808O", "servers_stop_timeout": 0},
+            "servers_port_range_start is 808O, servers_stop_timeout is 0: set it to a whole number of at least 1",
+        ),
+        ({"servers_max_startup_time": "2m"}, "servers_max_startup_time is 2m: set it to a whole number"),
+        ({"servers_port_range_start": 9000}, "The port range 9000 to 8099 is empty or not within 1 to 65535"),
+        ({"servers_port_range_end": 70000}, "The port range 8080 to 70000 is empty or not within 1 to 65535"),
+        ({"servers_gpu_access": "ture"}, "servers_gpu_access is ture: set it to auto, true or false"),
+        ({"servers_host": "10.0.0.1"}, "servers_host is 10.0.0.1, which others can reach"),
+        # Begins like one, and is a name that others may have.
+        ({"servers_host": "localhost.example.org"}, "servers_host is localhost.example.org, which others can reach"),
+    ],
+)
+def test_each_error_names_the_variable_and_the_fix(changes, told):
+    [error] = setting_errors({**GOOD, **changes})
+    assert error.startswith(told)
+
+
+def test_all_errors_are_told_together():
+    assert len(setting_errors({**GOOD, "servers_gpu_access": "maybe", "servers_host": "::"})) == 2

@@ -1,0 +1,225 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+import pytest
+from ansible_collections.magi.llama.plugins.module_utils._services import supervision, systemd
+from ansible_collections.magi.llama.plugins.module_utils._services.base import ServiceError, ServiceStatus, Stopped
+
+SHOWN = """\
+MainPID=4242
+NRestarts=0
+Result=success
+ExecMainPID=4242
+ExecMainCode=0
+ExecMainStatus=0
+Id=magi-llama-a.service
+LoadState=loaded
+ActiveState=active
+SubState=running
+UnitFileState=enabled
+NeedDaemonReload=no
+InactiveEnterTimestampMonotonic=0
+ActiveExitTimestampMonotonic=0
+
+MainPID=0
+NRestarts=3
+Result=exit-code
+ExecMainPID=77
+ExecMainCode=1
+ExecMainStatus=1
+Id=magi-llama-b.service
+LoadState=loaded
+ActiveState=failed
+SubState=failed
+UnitFileState=enabled
+NeedDaemonReload=no
+InactiveEnterTimestampMonotonic=7500000
+ActiveExitTimestampMonotonic=7000000
+"""
+
+
+def test_show_is_parsed_unit_by_unit():
+    shown = systemd.parse_show(SHOWN)
+    assert sorted(shown) == ["magi-llama-a.service", "magi-llama-b.service"]
+    assert shown["magi-llama-a.service"]["MainPID"] == "4242"
+    assert systemd.parse_show("") == {}
+
+
+def unit(**changes):
+    return {"LoadState": "loaded", "ActiveState": "inactive", "SubState": "dead", "MainPID": "0", **changes}
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        ({}, ServiceStatus("a", "absent")),
+        (unit(LoadState="not-found"), ServiceStatus("a", "absent")),
+        (unit(), ServiceStatus("a", "stopped")),
+        (
+            unit(ActiveState="active", SubState="running", MainPID="5", NRestarts="2"),
+            ServiceStatus("a", "running", 5, restarts=2),
+        ),
+        (unit(ActiveState="activating", SubState="start", MainPID="5"), ServiceStatus("a", "starting", 5)),
+        (unit(ActiveState="deactivating", SubState="stop-sigterm", MainPID="5"), ServiceStatus("a", "stopping", 5)),
+        (
+            unit(
+                ActiveState="activating", SubState="auto-restart", ExecMainCode="3", ExecMainStatus="6", NRestarts="1"
+            ),
+            ServiceStatus("a", "restarting", None, 134, "killed by SIGABRT", 1),
+        ),
+        (
+            unit(ActiveState="activating", SubState="auto-restart-queued", ExecMainCode="2", ExecMainStatus="11"),
+            ServiceStatus("a", "restarting", None, 139, "killed by SIGSEGV"),
+        ),
+        (
+            unit(ActiveState="failed", ExecMainCode="1", ExecMainStatus="1", Result="exit-code"),
+            ServiceStatus("a", "failed", None, 1, "exit code 1"),
+        ),
+        (
+            unit(ActiveState="failed", ExecMainCode="1", ExecMainStatus="203", Result="exit-code"),
+            ServiceStatus("a", "failed", None, 203, "exit code 203: its program could not be run"),
+        ),
+        (
+            unit(ActiveState="failed", ExecMainCode="2", ExecMainStatus="9", Result="oom-kill"),
+            ServiceStatus("a", "failed", None, 137, "killed by SIGKILL, ran out of memory"),
+        ),
+        (
+            unit(ActiveState="failed", ExecMainCode="2", ExecMainStatus="11", Result="start-limit-hit", NRestarts="9"),
+            ServiceStatus("a", "failed", None, 139, "killed by SIGSEGV, crashed too often", 9),
+        ),
+        (
+            unit(ActiveState="failed", Result="start-limit-hit"),
+            ServiceStatus("a", "failed", exit_text="crashed too often"),
+        ),
+    ],
+)
+def test_a_units_properties_become_a_status(shown, expected):
+    assert systemd.status_of("a", shown) == expected
+
+
+TIMES = {"ActiveExitTimestampMonotonic": "7000000", "InactiveEnterTimestampMonotonic": "7250000"}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (unit(), unit(), Stopped("a", None, None, 0.0)),
+        (unit(MainPID="5"), unit(ExecMainCode="1", ExecMainStatus="0", **TIMES), Stopped("a", 5, "SIGTERM", 0.25)),
+        (unit(MainPID="5"), unit(ExecMainCode="2", ExecMainStatus="15", **TIMES), Stopped("a", 5, "SIGTERM", 0.25)),
+        (
+            unit(MainPID="5"),
+            unit(ExecMainCode="2", ExecMainStatus="9", Result="timeout"),
+            Stopped("a", 5, "SIGKILL", 0.0),
+        ),
+    ],
+)
+def test_how_a_unit_ended(before, after, expected):
+    assert systemd.stopped_of("a", before, after) == expected
+
+
+class FakeSystemctl:
+    """Answers systemctl show from properties by unit, and keeps what it was asked for."""
+
+    def __init__(self, units, failing=()):
+        self.units, self.failing, self.calls = units, failing, []
+
+    def __call__(self, command):
+        self.calls.append(list(command))
+        if command[1] == "show":
+            names = command[command.index("--") + 1 :]
+            blocks = [{"Id": name, **self.units.get(name, {"LoadState": "not-found"})} for name in names]
+            return 0, "\n\n".join("\n".join(f"{k}={v}" for k, v in block.items()) for block in blocks), ""
+        return (1, "", "Failed.") if command[1] in self.failing else (0, "", "")
+
+    def acts(self):
+        return [call[1:] for call in self.calls if call[1] != "show"]
+
+
+A, B, TARGET = "magi-llama-a.service", "magi-llama-b.service", "magi-llama.target"
+TARGET_ONLY = ["start", "--job-mode=ignore-dependencies", TARGET]
+ENABLED = {"LoadState": "loaded", "UnitFileState": "enabled", "NeedDaemonReload": "no"}
+
+
+def test_start_enables_new_units_and_starts_each_at_the_pace_given():
+    systemctl = FakeSystemctl({A: ENABLED, B: {**ENABLED, "UnitFileState": "disabled"}, TARGET: ENABLED})
+    manager = systemd.SystemdManager(systemctl)
+    manager.reload(["a", "b", "gone"])
+    assert manager.start(["a", "b"], lambda name: systemctl.calls.append(["pace", name])) == {}
+    assert systemctl.acts() == [
+        ["enable", "--quiet", A, B, TARGET],
+        ["reset-failed", A, B],
+        ["start", A],
+        ["a"],
+        ["start", B],
+        ["b"],
+        TARGET_ONLY,
+    ]
+
+
+@pytest.mark.parametrize(("needed", "reloads"), [("yes", [["daemon-reload"]]), ("no", [])])
+def test_only_changed_units_are_read_again(needed, reloads):
+    target = {**ENABLED, "ActiveState": "active"}
+    systemctl = FakeSystemctl({A: {**ENABLED, "NeedDaemonReload": needed}, TARGET: target})
+    manager = systemd.SystemdManager(systemctl)
+    manager.reload(["a"])
+    manager.start(["a"])
+    assert systemctl.acts() == [*reloads, ["reset-failed", A], ["start", A]]
+
+
+def test_a_unit_that_systemd_cannot_load_is_an_error():
+    systemctl = FakeSystemctl({A: {**ENABLED, "LoadState": "bad-setting"}, TARGET: ENABLED}, failing=("start",))
+    assert systemd.SystemdManager(systemctl).start(["a"]) == {"a": f"{A} cannot be loaded: Failed."}
+
+
+def test_a_server_that_dies_at_once_is_no_error_of_the_start():
+    systemctl = FakeSystemctl({A: ENABLED, TARGET: ENABLED}, failing=("start",))
+    assert systemd.SystemdManager(systemctl).start(["a"]) == {}
+
+
+def test_stop_is_one_call_for_those_that_run():
+    running = {**ENABLED, "ActiveState": "active", "MainPID": "5"}
+    systemctl = FakeSystemctl({A: running, B: {**ENABLED, "ActiveState": "inactive"}})
+    stopped = systemd.SystemdManager(systemctl).stop(["a", "b", "gone"], 30)
+    assert systemctl.acts() == [["stop", A]]
+    assert [(name, entry.pid) for name, entry in stopped.items()] == [("a", 5), ("b", None), ("gone", None)]
+
+
+def test_a_failing_systemctl_says_why():
+    systemctl = FakeSystemctl({A: {"LoadState": "loaded"}}, failing=("enable",))
+    with pytest.raises(ServiceError, match=r"systemctl enable .* failed: Failed\."):
+        systemd.SystemdManager(systemctl).reload(["a"])
+
+
+@pytest.mark.parametrize(
+    ("output", "version"),
+    [("systemd 252 (252.39-1~deb12u1)\n+PAM", 252), ("systemd 262 (262-1)\n", 262), ("", None)],
+)
+def test_the_version_is_the_first_number(output, version):
+    assert systemd.SystemdManager(lambda command: (0, output, "")).version() == version
+
+
+@pytest.mark.parametrize("call", ["start", "forget"])
+def test_nothing_to_do_calls_nothing(call):
+    systemctl = FakeSystemctl({})
+    getattr(systemd.SystemdManager(systemctl), call)([])
+    assert systemctl.calls == []
+
+
+def test_what_somebody_has_disabled_would_not_be_started_at_boot(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervision, "UNIT_FOLDER", str(tmp_path))
+    record = {"service_manager": "systemd", "servers": [{"name": "a"}, {"name": "b"}]}
+    assert supervision.disabled(record, "systemd") == ["a", "b"]
+    for link in (f"multi-user.target.wants/{TARGET}", f"{TARGET}.wants/{A}", f"{TARGET}.wants/{B}"):
+        (tmp_path / link).parent.mkdir(exist_ok=True)
+        (tmp_path / link).symlink_to("/nonexistent")
+    assert supervision.disabled(record, "systemd") == []
+    (tmp_path / f"{TARGET}.wants/{B}").unlink()
+    assert supervision.disabled(record, "systemd") == ["b"]
+    # Without its target nothing is started at boot.
+    (tmp_path / f"multi-user.target.wants/{TARGET}").unlink()
+    assert supervision.disabled(record, "systemd") == ["a", "b"]
+    # Servers that change over to another manager are started anew anyhow.
+    assert supervision.disabled(record, "supervisor") == []
+    assert supervision.disabled({**record, "service_manager": None}, "systemd") == []

@@ -1,0 +1,104 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""lock.yml, and what scans make of its file: with two hosts on this machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+import yaml
+from ansible_collections.magi.llama.plugins.module_utils._core import run_lock
+from support import gguf_files as make
+from support.runs import BIN, ROOT, execute, write_inventory
+
+
+class Fleet:
+    """Hosts one and two, each with models of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.inventory = folder / "inventory/hosts.yml"
+        self.manifest = folder / "inventory/models.lock.yml"
+        self.inventory.parent.mkdir()
+        local = {"ansible_connection": "local", "ansible_python_interpreter": str(BIN / "python")}
+        write_inventory(
+            self.inventory,
+            {
+                name: {
+                    **local,
+                    "registry_scan_paths": [str(folder / name)],
+                    "registry_path": str(folder / f"{name}.json"),
+                    "servers_state_dir": str(folder / f"{name}.state"),
+                }
+                for name in ("one", "two")
+            },
+        )
+
+    def run(self, playbook: str, *arguments: str, code: int = 0) -> str:
+        command = [BIN / "ansible-playbook", "-i", self.inventory, ROOT / f"playbooks/{playbook}.yml", *arguments]
+        environment = {"ANSIBLE_COLLECTIONS_PATH": str(ROOT / "collections")}
+        done: CompletedProcess[str] = execute(command, self.folder, **environment)
+        assert done.returncode == code, done.stdout + done.stderr
+        return " ".join((done.stdout + done.stderr).split())
+
+    def listed(self) -> dict[str, str]:
+        return {name: entry["sha256"] for name, entry in yaml.safe_load(self.manifest.read_text())["files"].items()}
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Fleet:
+    for host in ("one", "two"):
+        make.small_model(tmp_path / host / f"{host}.gguf")
+        make.small_model(tmp_path / host / "both.gguf")
+    return Fleet(tmp_path)
+
+
+def test_the_manifest_of_a_fleet(fleet: Fleet) -> None:
+    (fleet.folder / "one/broken.gguf").write_bytes(b"GGUF")
+    assert "warning not in the manifest" in fleet.run("lock")
+    first = fleet.listed()
+    assert list(first) == ["both.gguf", "one.gguf", "two.gguf"]
+
+    # Of the hosts that are left out, and of one that fails, everything stays.
+    make.small_model(fleet.folder / "one/one.gguf", general__name="Other")
+    make.small_model(fleet.folder / "one/new.gguf")
+    fleet.run("lock", "--limit", "one")
+    second = fleet.listed()
+    assert list(second) == ["both.gguf", "new.gguf", "one.gguf", "two.gguf"]
+    assert {name for name in first if first[name] != second[name]} == {"one.gguf"}
+    fleet.run("lock", "-e", '{"registry_path": "/proc/none/{{ inventory_hostname }}.json"}', code=2)
+    assert fleet.listed() == second
+
+    # A scan of all hosts forgets what is gone.
+    (fleet.folder / "one/new.gguf").unlink()
+    (fleet.folder / "two/two.gguf").unlink()
+    fleet.run("lock")
+    assert list(fleet.listed()) == ["both.gguf", "one.gguf"]
+
+
+def test_later_scans_are_held_against_it(fleet: Fleet) -> None:
+    fleet.run("lock")
+    assert "warning" not in fleet.run("scan", "--limit", "one").replace("two.gguf is in the manifest", "")
+    make.small_model(fleet.folder / "one/one.gguf", general__name="Changed")
+    output = fleet.run("scan", "--limit", "one", code=2)
+    assert f"{fleet.folder}/one/one.gguf has " in output and "the manifest says" in output
+    fleet.run("scan", "--limit", "one", "-e", '{"registry_manifest_file": ""}')
+
+
+def test_a_file_without_a_checksum_is_not_left_out_in_silence(fleet: Fleet) -> None:
+    fleet.run("lock")
+    before = fleet.manifest.read_text()
+    scan = {"without_checksum": ["/m/x.gguf"], "manifest": {"files": {}}, "changes": {}, "warned": []}
+    output = fleet.run("lock", "-e", json.dumps({"__registry_scan": scan}), code=2)
+    assert "/m/x.gguf could not be read to the end" in output
+    assert fleet.manifest.read_text() == before
+
+
+@pytest.mark.parametrize("playbook", ["scan", "lock"])
+def test_a_scan_by_itself_goes_on_beside_another_run(fleet: Fleet, playbook: str) -> None:
+    run_lock.acquire(str(fleet.folder / "one.state"), run_lock.Run("other", "controller", "user", 1, "site.yml"))
+    fleet.run(playbook, "--limit", "one")
