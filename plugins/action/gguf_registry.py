@@ -11,7 +11,7 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-from ansible_collections.magi.llama.plugins.action.run_lock import this_run
+from ansible_collections.magi.llama.plugins.plugin_utils.this_run import this_run
 
 display = Display()
 

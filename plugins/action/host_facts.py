@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from ansible.plugins.action import ActionBase
-from ansible_collections.magi.llama.plugins.action.run_lock import hold
 from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import WAITING
+from ansible_collections.magi.llama.plugins.plugin_utils.hold import acquire_with_wait
 
 MODULE = "magi.llama.host_facts"
 
@@ -30,11 +30,11 @@ class ActionModule(ActionBase):
                 "supervisord_path": {"type": "str"},
                 "api_key_file": {"type": "str", "no_log": False},
                 "user_groups": {"type": "list", "elements": "str"},
-                "launch": {"type": "bool", "default": False},
+                "validate_launch": {"type": "bool", "default": False},
                 "lock": {"type": "bool", "default": False},
                 **WAITING,
             }
         )
         # Without `lock` it answers at once, as nobody holds what is not asked for.
-        answer = hold(self, MODULE, self._task.args, task_vars, checked["wait"], checked["take_over"])
+        answer = acquire_with_wait(self, MODULE, self._task.args, task_vars, checked["wait"], checked["take_over"])
         return {**result, **answer}

@@ -11,7 +11,6 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 from ansible.template import trust_as_template
-from ansible_collections.magi.llama.plugins.action.run_lock import this_run
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import record_file, record_of
 from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import (
@@ -20,6 +19,7 @@ from ansible_collections.magi.llama.plugins.module_utils._launch.config_files im
     config_path,
     digest,
 )
+from ansible_collections.magi.llama.plugins.plugin_utils.this_run import this_run
 
 TEMPLATES = {
     "systemd": ("systemd.service.j2", "magi-llama.target.j2"),

@@ -12,8 +12,8 @@ from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
-from ansible.utils.display import Display
 from ansible_collections.magi.llama.plugins.module_utils._output import report
+from ansible_collections.magi.llama.plugins.plugin_utils.show import has_several_hosts, show
 
 STEPS = (
     *("begin", "runtime", "discovery", "registry", "profile"),
@@ -56,7 +56,7 @@ class ActionModule(ActionBase):
             show(task_vars, lines + [f"      warning  {warning}" for warning in warnings])
         if arguments["path"] and arguments["status"] is not None and not self._task.check_mode:
             path = Path(arguments["path"])
-            if _several_hosts(task_vars):
+            if has_several_hosts(task_vars):
                 path = path.with_name(f"{path.stem}-{task_vars['inventory_hostname']}{path.suffix}")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(arguments["status"], indent=2) + "\n", encoding="utf-8")
@@ -96,15 +96,3 @@ def _warnings(step: str, arguments: dict[str, Any], found: dict[str, Any]) -> li
     if step == "discovery":
         return [*found.get("llama_runtime", {}).get("warnings", []), *arguments["warnings"]]
     return found["llama_plan"]["warnings"] if step == "launch" else []
-
-
-def show(task_vars: dict[str, Any], lines: list[str]) -> None:
-    """Print lines, each behind the host's name where the run has several hosts."""
-    prefix = f"{task_vars['inventory_hostname']} | " if _several_hosts(task_vars) else ""
-    display = Display()
-    for line in "\n".join(lines).splitlines():
-        display.display(f"{prefix}{line}")
-
-
-def _several_hosts(task_vars: dict[str, Any]) -> bool:
-    return len(task_vars.get("ansible_play_hosts_all") or []) > 1

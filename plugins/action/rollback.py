@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ansible.plugins.action import ActionBase
-from ansible_collections.magi.llama.plugins.action.run_lock import this_run
+from ansible_collections.magi.llama.plugins.plugin_utils.this_run import this_run
 
 
 class ActionModule(ActionBase):

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from ansible.plugins.action import ActionBase
-from ansible_collections.magi.llama.plugins.action.report import show
-from ansible_collections.magi.llama.plugins.action.run_lock import this_run
-from ansible_collections.magi.llama.plugins.action.wait_for_health import wait_in_slices
+from ansible_collections.magi.llama.plugins.plugin_utils.show import show
+from ansible_collections.magi.llama.plugins.plugin_utils.this_run import this_run
+from ansible_collections.magi.llama.plugins.plugin_utils.wait_in_slices import wait_in_slices
 
 MODULE = "magi.llama.server_state"
 

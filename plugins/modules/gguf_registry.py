@@ -406,7 +406,7 @@ from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
-from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import keep
+from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import renew
 from ansible_collections.magi.llama.plugins.module_utils._models.registry_file import (
     diff_lines,
     load,
@@ -451,7 +451,7 @@ def main() -> None:
 def run(module: AnsibleModule) -> None:
     params = module.params
     if params["state_dir"] and params["run_id"] and not module.check_mode:
-        keep(params["state_dir"], params["run_id"])
+        renew(params["state_dir"], params["run_id"])
     if params["manifest_file"]:
         raise MagiError(
             "manifest_file is read on the controller by the action plugin of this module. Pass manifest here."

@@ -43,7 +43,7 @@ options:
     type: list
     elements: str
     default: []
-  launch:
+  validate_launch:
     description:
       - Whether the run is going to launch servers. That the connecting user may not use the service manager is an error
         then, and so is an O(api_key_file) that is missing, empty, or that the servers' user cannot read; in check mode
@@ -143,7 +143,13 @@ import pwd
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
-from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import FILLED_IN, WAITING, Run, acquire, told
+from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import (
+    FILLED_IN,
+    WAITING,
+    Run,
+    acquire,
+    describe_holder,
+)
 from ansible_collections.magi.llama.plugins.module_utils._launch.api_keys import check_key_file
 
 # What the role servers writes as the comment of a user that it makes.
@@ -159,7 +165,7 @@ def main() -> None:
             "supervisord_path": {"type": "path"},
             "api_key_file": {"type": "path", "no_log": False},
             "user_groups": {"type": "list", "elements": "str", "default": []},
-            "launch": {"type": "bool", "default": False},
+            "validate_launch": {"type": "bool", "default": False},
             "lock": {"type": "bool", "default": False},
             **WAITING,
             **FILLED_IN,
@@ -188,7 +194,7 @@ def main() -> None:
 
         version, stray = SystemdManager().version(), SystemdManager().stray_variables()
     root = os.geteuid() == 0
-    if given["launch"] and manager == "systemd" and not root:
+    if given["validate_launch"] and manager == "systemd" and not root:
         module.fail_json(
             msg="This host runs systemd, whose units only root may write: run with --become (or ansible_become in the "
             "inventory), or set servers_service_manager to supervisor."
@@ -201,7 +207,7 @@ def main() -> None:
     except KeyError:
         group, comment, user_exists = user, "", False
     stamp = ""
-    if given["launch"] and given["api_key_file"]:
+    if given["validate_launch"] and given["api_key_file"]:
         try:
             stamp = check_key_file(given["api_key_file"], user, given["user_groups"])
         except MagiError as error:
@@ -216,7 +222,7 @@ def main() -> None:
             module.fail_json(msg="run is filled in by the action plugin of this module: call it from a playbook.")
         run = Run(**given["run"])
         try:
-            other = told(acquire(given["state_dir"], run, dead=given["dead"]), run.id)
+            other = describe_holder(acquire(given["state_dir"], run, dead=given["dead"]), run.id)
         except MagiError as error:
             module.fail_json(msg=str(error))
     own = os.path.join(given["state_dir"], "supervisor", "venv", "bin", "supervisord")

@@ -121,16 +121,16 @@ removed:
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
-from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import keep
+from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import renew
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import record_file, record_of
-from ansible_collections.magi.llama.plugins.module_utils._deployment.rollback import kept
+from ansible_collections.magi.llama.plugins.module_utils._deployment.rollback import snapshot_if_good
 from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import (
     File,
     current_text,
-    differing,
+    files_to_write,
     managed_files,
     refuse_foreign,
-    superfluous,
+    stale_files,
     write_all,
 )
 
@@ -165,8 +165,8 @@ def main() -> None:
     record = record_file(given["state_dir"], planned)
     managed = managed_files(given["state_dir"])
     # The record comes first: a run that dies after it is known by it.
-    write = differing([record, *configs])
-    remove = superfluous(managed, [file.path for file in configs])
+    write = files_to_write([record, *configs])
+    remove = stale_files(managed, [file.path for file in configs])
     try:
         refuse_foreign(configs, managed)
     except MagiError as error:
@@ -175,8 +175,10 @@ def main() -> None:
     diff += [_diff(path, "") for path in remove]
     if not module.check_mode and (write or remove):
         try:
-            keep(given["state_dir"], given["run_id"])
-            before = kept(given["state_dir"], planned, [file for file in write if file is not record], remove)
+            renew(given["state_dir"], given["run_id"])
+            before = snapshot_if_good(
+                given["state_dir"], planned, [file for file in write if file is not record], remove
+            )
             write_all([*([before] if before else []), *write], remove)
         except MagiError as error:
             module.fail_json(msg=str(error))

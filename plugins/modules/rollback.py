@@ -90,7 +90,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import processes
-from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import keep
+from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import renew
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import (
     DamagedRecordError,
     empty_record,
@@ -107,9 +107,9 @@ from ansible_collections.magi.llama.plugins.module_utils._deployment.rollback im
 )
 from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import (
     current_text,
-    differing,
+    files_to_write,
     managed_files,
-    superfluous,
+    stale_files,
     write_all,
 )
 from ansible_collections.magi.llama.plugins.module_utils._runtime.prefix import restore_previous
@@ -132,12 +132,12 @@ def main() -> None:
         restored = prefixes_to_restore(before, _identity, given["keep_binary"])
         servers = planned(before, _deployed(state_dir), processes(state_dir))
         notes = [previous_file(state_dir, before), record_file(state_dir, before.record)]
-        write = differing([*notes, *before.files])
-        remove = superfluous(managed_files(state_dir), [file.path for file in before.files])
+        write = files_to_write([*notes, *before.files])
+        remove = stale_files(managed_files(state_dir), [file.path for file in before.files])
         diff = [_diff(file.path, file.content.decode()) for file in write if file not in notes]
         diff += [_diff(path, "") for path in remove]
         if not module.check_mode and (restored or write or remove):
-            keep(state_dir, given["run_id"])
+            renew(state_dir, given["run_id"])
             for prefix in restored:
                 restore_previous(prefix)
             write_all(write, remove)

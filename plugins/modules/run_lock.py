@@ -97,9 +97,9 @@ from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import (
     WAITING,
     Run,
     acquire,
+    describe_holder,
     holder,
     release,
-    told,
 )
 
 
@@ -132,7 +132,7 @@ def main() -> None:
             found = acquire(given["state_dir"], run, lease=given["lease"], dead=given["dead"])
     except MagiError as error:
         module.fail_json(msg=str(error))
-    module.exit_json(changed=False, holder=told(found, run.id))
+    module.exit_json(changed=False, holder=describe_holder(found, run.id))
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ options:
       - In check mode it is laid into a temporary folder and removed.
     type: bool
     default: false
-  first:
+  install_if_missing:
     description:
       - Whether to install a binary where there is none yet. Otherwise O(stage) lays that one beside too, and a package
         is only looked for.
@@ -221,7 +221,7 @@ def main() -> None:
             "release_sha256": {"type": "str"},
             "upgrade": {"type": "bool", "default": False},
             "stage": {"type": "bool", "default": False},
-            "first": {"type": "bool", "default": True},
+            "install_if_missing": {"type": "bool", "default": True},
             "cache_path": {"type": "path"},
         },
         required_by={"release_url": ["release_sha256"]},
@@ -237,7 +237,7 @@ def main() -> None:
         release_sha256=given["release_sha256"],
         upgrade=given["upgrade"],
         stage=given["stage"],
-        first=given["first"],
+        install_if_missing=given["install_if_missing"],
         check=module.check_mode,
     )
     try:

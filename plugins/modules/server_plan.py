@@ -75,7 +75,7 @@ options:
     description: Give a server a new port when a foreign process holds its own, instead of failing.
     type: bool
     default: false
-  launch:
+  restart_triggers:
     description:
       - Whatever else the launch configs are rendered from, such as user and limits.
       - A change of it restarts the servers.
@@ -191,7 +191,7 @@ def main() -> None:
             "stop_timeout": {"type": "int", "default": 30},
             "memory_overcommit": {"type": "bool", "default": False},
             "move_on_conflict": {"type": "bool", "default": False},
-            "launch": {"type": "dict", "default": {}},
+            "restart_triggers": {"type": "dict", "default": {}},
             "stray_variables": {"type": "list", "elements": "str", "default": []},
             "known_elsewhere": {"type": "list", "elements": "str", "default": []},
         },
@@ -216,7 +216,7 @@ def main() -> None:
             stop_timeout=given["stop_timeout"],
             memory_overcommit=given["memory_overcommit"],
             move_on_conflict=given["move_on_conflict"],
-            launch=given["launch"],
+            restart_triggers=given["restart_triggers"],
         )
         running = processes(given["state_dir"])
         host = Host(

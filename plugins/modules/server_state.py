@@ -141,7 +141,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import processes
-from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import keep
+from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import renew
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import chosen, read_record
 from ansible_collections.magi.llama.plugins.module_utils._health.observations import note_seconds
 from ansible_collections.magi.llama.plugins.module_utils._health.pace import Pace
@@ -192,7 +192,7 @@ def main() -> None:
             results = [{"name": name, "action": action} for name, action in todo.items()]
             module.exit_json(changed=bool(todo), msg=_planned(todo), servers=results)
         if todo:
-            keep(state_dir, given["run_id"])
+            renew(state_dir, given["run_id"])
         retire_other(record, state_dir)
         pace = Pace()
         results = apply(

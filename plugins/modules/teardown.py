@@ -91,7 +91,7 @@ from ansible_collections.magi.llama.plugins.module_utils._core.errors import Mag
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import all_processes
 from ansible_collections.magi.llama.plugins.module_utils._deployment.teardown import (
-    ours,
+    owned_paths,
     remove,
     target_path,
     unit_servers,
@@ -122,7 +122,7 @@ def main() -> None:
     ended = {process.name: "SIGTERM" for process in all_processes(state_dir)}
     more = {}
     try:
-        removed = ours(state_dir, *paths)
+        removed = owned_paths(state_dir, *paths)
         if not module.check_mode:
             signals, removed = _take_down(state_dir, removed, given["stop_timeout"])
             ended.update(signals)

@@ -204,11 +204,11 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import all_processes, listeners, processes
-from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import LockError, keep, release
+from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import LockError, release, renew
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import chosen, read_record
 from ansible_collections.magi.llama.plugins.module_utils._deployment.rollback import note_good
 from ansible_collections.magi.llama.plugins.module_utils._health.machine import Machine
-from ansible_collections.magi.llama.plugins.module_utils._health.observations import remember
+from ansible_collections.magi.llama.plugins.module_utils._health.observations import update_observations
 from ansible_collections.magi.llama.plugins.module_utils._health.wait import given_up, summary, wait, with_holders
 from ansible_collections.magi.llama.plugins.module_utils._services.table import manager_for
 
@@ -254,12 +254,12 @@ def main() -> None:
         if given["run_id"] is not None and not module.check_mode:
             # Looking on needs no lock.
             with contextlib.suppress(LockError):
-                keep(given["state_dir"], given["run_id"])
+                renew(given["state_dir"], given["run_id"])
         if not module.check_mode:
             misconfigured = given_up(outcomes, manager.status([outcome.name for outcome in outcomes]))
             if misconfigured:
                 manager.stop(misconfigured, 1.0)
-        result = remember(
+        result = update_observations(
             given["state_dir"], outcomes, _launched(given["state_dir"], outcomes), write=not module.check_mode
         )
         if not module.check_mode:

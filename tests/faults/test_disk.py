@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import Run, acquire, holder, keep, release
+from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import Run, acquire, holder, release, renew
 from support.bed import Bed
 
 Q3, Q4 = "tiny-llama-q3_k_m", "tiny-llama-q4_k_m"
@@ -114,7 +114,7 @@ def test_a_lock_is_renewed_and_given_back_on_a_full_disk(bed: Bed) -> None:
         pytest.skip("no file system may be mounted here")
     fill(filler)
     try:
-        keep(state, run.id)
+        renew(state, run.id)
         held = holder(state)
         assert held is not None and held.run.id == run.id
         assert release(state, run.id)

@@ -152,13 +152,13 @@ def test_a_unit_that_is_not_ours_is_not_overwritten(tmp_path: Path) -> None:
         LaunchConfigError,
         Managed,
         refuse_foreign,
-        superfluous,
+        stale_files,
     )
 
     managed = [Managed(str(tmp_path), "magi-llama-*.service", "MAGI_LLAMA_STATE=/var/lib/magi-llama")]
     theirs = tmp_path / "magi-llama-foreign.service"
     theirs.write_text("[Service]\nExecStart=/usr/bin/foreign\n")
-    assert superfluous(managed, []) == []
+    assert stale_files(managed, []) == []
     with pytest.raises(LaunchConfigError, match=r"magi-llama-foreign\.service is there and not ours"):
         refuse_foreign([File(str(theirs), b"")], managed)
     theirs.write_text("Environment=MAGI_LLAMA_STATE=/var/lib/magi-llama\n")
@@ -175,7 +175,12 @@ def key_file(bed: Bed) -> Iterator[Path]:
 def test_a_key_file_that_cannot_be_used_is_told_before_anything_is_touched(bed: Bed, key_file: Path) -> None:
     def look(**more: Any) -> dict[str, Any]:
         return bed.module(
-            "host_facts", user="nobody", state_dir=str(bed.state), api_key_file=str(key_file), launch=True, **more
+            "host_facts",
+            user="nobody",
+            state_dir=str(bed.state),
+            api_key_file=str(key_file),
+            validate_launch=True,
+            **more,
         )
 
     assert f"The API key file {key_file} cannot be read: No such file" in look()["msg"]

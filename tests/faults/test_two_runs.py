@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
-from ansible_collections.magi.llama.plugins.action.run_lock import this_run
 from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import Run, acquire, holder, release
+from ansible_collections.magi.llama.plugins.plugin_utils.this_run import this_run
 from support.bed import Bed
 
 

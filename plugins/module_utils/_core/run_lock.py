@@ -110,14 +110,14 @@ def holder(state_dir: str, proc: str = "/proc", *, expired: bool = False) -> Hel
         return None
 
 
-def told(found: Held | None, run_id: str) -> dict[str, Any] | None:
+def describe_holder(found: Held | None, run_id: str) -> dict[str, Any] | None:
     """A lock as modules return it, for the controller to wait or to refuse; None where it is this run's or nobody's."""
     if found is None or found.run.id == run_id:
         return None
     return {**asdict(found.run), "text": str(found.run), "seconds_left": round(found.seconds_left, 1)}
 
 
-def keep(state_dir: str, run_id: str | None, lease: float = LEASE_SECONDS) -> None:
+def renew(state_dir: str, run_id: str | None, lease: float = LEASE_SECONDS) -> None:
     """Renew the lock of this run before it changes the host. Raises LockError where another run has it by now.
 
     One that has expired is taken again where nobody else has it. Who took no lock may go on as long as nobody else has.

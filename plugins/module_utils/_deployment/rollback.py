@@ -18,7 +18,7 @@ from typing import Any
 
 from .._core.errors import MagiError
 from .._core.processes import Process
-from .._health.observations import judge, ready_revisions
+from .._health.observations import ready_revisions, record_verdicts
 from .._launch.config_files import File, deployed_paths, read_file
 from .._runtime.prefix_manifest import note_in_manifest, previous_prefix, read_manifest
 from .record import DamagedRecordError, read_record
@@ -72,7 +72,7 @@ def note_bad(state_dir: str, names: Sequence[str], refused: Sequence[str] = ()) 
     """Note which servers gave no token: their deployment is not good. Of the refused ones not until they give one."""
     try:
         record = read_record(state_dir)
-        judge(state_dir, revisions(record), failed=names, refused=refused)
+        record_verdicts(state_dir, revisions(record), failed=names, refused=refused)
         binaries = Deployment(record, ()).binaries
         worked = read_previous(state_dir).binaries
     except DamagedRecordError:
@@ -88,7 +88,7 @@ def note_bad(state_dir: str, names: Sequence[str], refused: Sequence[str] = ()) 
 def note_answered(state_dir: str, names: Sequence[str]) -> None:
     """Note that servers which did not work do by now."""
     record = read_record(state_dir)
-    judge(state_dir, revisions(record), answered=names)
+    record_verdicts(state_dir, revisions(record), answered=names)
     note_good(state_dir, record)
 
 
@@ -97,7 +97,9 @@ def prefix_of(path: str) -> str:
     return os.path.dirname(os.path.dirname(path))
 
 
-def kept(state_dir: str, record: Mapping[str, Any], launch: Sequence[File], remove: Sequence[str]) -> File | None:
+def snapshot_if_good(
+    state_dir: str, record: Mapping[str, Any], launch: Sequence[File], remove: Sequence[str]
+) -> File | None:
     """What is deployed now, as the file that keeps it, where it is good and the new record and configs differ from it.
 
     launch are the launch configs that are to be written, remove the paths of those that are to go.

@@ -19,7 +19,7 @@ from .._core.files import leftovers
 from .._core.processes import STATE_MARKER, all_processes, command_of
 from .._core.run_lock import lock_path
 from .._health.observations import readiness_path, ready_revisions
-from .._launch.config_files import Managed, current_text, managed_files, superfluous
+from .._launch.config_files import Managed, current_text, managed_files, stale_files
 from .._launch.units import TARGET, UNIT_FOLDER, UNIT_PREFIX
 from .._models.registry_file import partial_path
 from .._runtime.prefix_manifest import read_manifest
@@ -38,7 +38,7 @@ class TeardownError(MagiError):
 def unit_servers(state_dir: str) -> list[str]:
     """Names of the servers that have a systemd unit of this state directory."""
     units = [entry for entry in managed_files(state_dir) if entry.folder == UNIT_FOLDER]
-    return [os.path.basename(path)[len(UNIT_PREFIX) : -len(".service")] for path in superfluous(units, [])]
+    return [os.path.basename(path)[len(UNIT_PREFIX) : -len(".service")] for path in stale_files(units, [])]
 
 
 def target_path() -> str:
@@ -46,12 +46,14 @@ def target_path() -> str:
     return os.path.join(UNIT_FOLDER, TARGET)
 
 
-def ours(state_dir: str, registry_path: str, runtime_prefix: str | None, runtime_cache_path: str | None) -> list[str]:
+def owned_paths(
+    state_dir: str, registry_path: str, runtime_prefix: str | None, runtime_cache_path: str | None
+) -> list[str]:
     """Paths of what we made and what is there, files and whole folders; prefixes without our manifest are not ours."""
     managed = managed_files(state_dir)
-    paths = superfluous(managed, [])
+    paths = stale_files(managed, [])
     halves = leftovers(UNIT_FOLDER)
-    if not superfluous([Managed(UNIT_FOLDER, f"{UNIT_PREFIX}*.service", f"{STATE_MARKER}=")], paths):
+    if not stale_files([Managed(UNIT_FOLDER, f"{UNIT_PREFIX}*.service", f"{STATE_MARKER}=")], paths):
         # No other state directory on this host has units: the target goes with the last of them.
         paths += [os.path.join(UNIT_FOLDER, f"{TARGET}.wants"), target_path()]
         paths += [os.path.join(UNIT_FOLDER, "multi-user.target.wants", TARGET)]

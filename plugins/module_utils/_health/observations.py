@@ -31,7 +31,7 @@ def ready_revisions(state_dir: str) -> dict[str, Any]:
     return {name: seen.get("revision") for name, seen in known.items()}
 
 
-def remember(
+def update_observations(
     state_dir: str, outcomes: Sequence[Outcome], revisions: Mapping[str, str], *, write: bool = True
 ) -> list[dict[str, Any]]:
     """The outcomes as dicts with became_ready, and with the seconds seen when their processes became ready.
@@ -76,7 +76,7 @@ def refused_revisions(state_dir: str) -> dict[str, Any]:
     return {name: seen["refused"] for name, seen in known.items() if "refused" in seen}
 
 
-def judge(
+def record_verdicts(
     state_dir: str,
     revisions: Mapping[str, Any],
     *,

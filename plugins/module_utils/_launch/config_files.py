@@ -68,14 +68,14 @@ def managed_files(state_dir: str) -> list[Managed]:
     ]
 
 
-def differing(files: Sequence[File]) -> list[File]:
+def files_to_write(files: Sequence[File]) -> list[File]:
     """Those of the files that are not yet as they should be."""
     return [file for file in files if file_at(file.path) != file]
 
 
 def deployed_paths(state_dir: str, service_manager: str) -> list[str]:
     """Paths of the launch configs of this state directory, and of the one that they share, be it there or not."""
-    return [*superfluous(managed_files(state_dir), []), common_config_path(service_manager, state_dir)]
+    return [*stale_files(managed_files(state_dir), []), common_config_path(service_manager, state_dir)]
 
 
 def digest(file: File) -> str:
@@ -105,7 +105,7 @@ def current_text(path: str) -> str:
         return ""
 
 
-def superfluous(managed: Sequence[Managed], keep: Sequence[str]) -> list[str]:
+def stale_files(managed: Sequence[Managed], keep: Sequence[str]) -> list[str]:
     """Paths of files that are ours and are not to be kept."""
     found = []
     for entry in managed:

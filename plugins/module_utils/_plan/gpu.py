@@ -124,7 +124,7 @@ def parse_devices(text: str) -> list[str]:
     return re.findall(r"^ {2}([A-Za-z]+[0-9]+): .*MiB free\)$", text, re.MULTILINE)
 
 
-def spread(vram_bytes: int, fixed_bytes: int, flags: Mapping[str, Any], gpus: Sequence[Gpu]) -> list[int]:
+def vram_per_gpu(vram_bytes: int, fixed_bytes: int, flags: Mapping[str, Any], gpus: Sequence[Gpu]) -> list[int]:
     """What a server takes on each GPU, in their order, of vram_bytes in all; fixed_bytes of it on every GPU it uses.
 
     As llama-server splits: by tensor_split, else by the GPUs' memory, over those that device names; on main_gpu alone

@@ -34,7 +34,7 @@ class Settings:
     stop_timeout: int = 30
     memory_overcommit: bool = False
     move_on_conflict: bool = False
-    launch: Mapping[str, Any] = field(default_factory=dict)
+    restart_triggers: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

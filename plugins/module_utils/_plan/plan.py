@@ -20,7 +20,7 @@ from .._models.names import other_quantization, slug
 from .._runtime.flags import FlagError
 from .._runtime.render_flags import canonical_parameters, render_flags
 from .differences import stopped_server, with_action
-from .gpu import spread
+from .gpu import vram_per_gpu
 from .inputs import Host, PlanError, Server, Settings
 from .memory import estimate
 from .memory_limits import check_memory, growth_warnings
@@ -223,7 +223,7 @@ def _server(
         argv += ["--api-key-file", settings.api_key_file]
 
     memory_max = int(memory["ram_bytes"] * MEMORY_MAX_MARGIN) + memory["growth_bytes"] + MEMORY_MAX_FLOOR
-    memory["gpu_bytes"] = spread(memory["vram_bytes"], memory["gpu_fixed_bytes"], canonical, host.gpus)
+    memory["gpu_bytes"] = vram_per_gpu(memory["vram_bytes"], memory["gpu_fixed_bytes"], canonical, host.gpus)
     # What a server may grow to can be more than there is; a limit above that limits nothing.
     memory_max = min(memory_max, host.memory.total_bytes)
     env = {
@@ -234,7 +234,7 @@ def _server(
         # A llama.cpp/config.ini of the user's would change the server.
         "XDG_CONFIG_HOME": "/nonexistent",
     }
-    launch: list[Any] = [argv, env, settings.launch, settings.service_manager]
+    launch: list[Any] = [argv, env, settings.restart_triggers, settings.service_manager]
     if settings.service_manager == "supervisor":
         # systemd takes a new deadline over by itself, supervisor with a new process only.
         launch.append(settings.stop_timeout)

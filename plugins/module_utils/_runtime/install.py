@@ -78,7 +78,7 @@ def _auto_order(request: Request) -> list[str]:
 
 def _attempt(request: Request, method: str, run: Run, cache: str | None, tried: Sequence[dict[str, str]]) -> Outcome:
     provided = PROVIDERS[method](request, run)
-    if provided.lies is not None:
+    if provided.staged_dir is not None:
         fact = _probe_staged(request, provided, method, run)
     elif provided.installed:
         fact = probe(
@@ -88,24 +88,26 @@ def _attempt(request: Request, method: str, run: Run, cache: str | None, tried: 
             note_in_manifest(request.prefix, identity=fact["identity"])
     else:
         fact = absent(provided.path, method)
-    fact["staged"] = provided.lies is not None and not provided.discard
+    fact["staged"] = provided.staged_dir is not None and not provided.discard
     steps = [*tried, {"method": method, "result": provided.note}]
     return Outcome(fact, method, provided.changed, steps, provided.before, provided.after)
 
 
 def _probe_staged(request: Request, provided: Provided, method: str, run: Run) -> dict[str, Any]:
     """Ask a binary that is not in its place yet: what it will say from there."""
-    lies = str(provided.lies)
-    program = os.path.join(lies, "bin", "llama-server")
+    staged_dir = str(provided.staged_dir)
+    program = os.path.join(staged_dir, "bin", "llama-server")
     command = [program]
     if method == "portable":
         # Its wrapper is written for the final place.
-        command = loader_command(os.path.join(lies, "root"), program, os.path.join(lies, "root/usr/bin/llama-server"))
+        command = loader_command(
+            os.path.join(staged_dir, "root"), program, os.path.join(staged_dir, "root/usr/bin/llama-server")
+        )
     try:
         return probe(provided.path, run, source=method, write_cache=False, etc=request.etc, file=program, argv=command)
     finally:
         if provided.discard:
-            shutil.rmtree(lies, ignore_errors=True)
+            shutil.rmtree(staged_dir, ignore_errors=True)
 
 
 PROVIDERS: dict[str, Provider] = {"existing": existing, "package": package, "portable": portable, "release": release}

@@ -51,7 +51,7 @@ def provide(
             raise
         return Provided(path, notes[1], False, True, folder, discard=True, before=before, after=after)
     staged = staged_prefix(prefix)
-    places = not request.stage or (request.first and not before)
+    places = not request.stage or (request.install_if_missing and not before)
     if is_current(staged, wanted) and places:
         return Provided(path, notes[1], changed=_put_staged(prefix), before=before, after=_summary(wanted))
     place = prefix if places else staged
@@ -59,8 +59,8 @@ def provide(
         if new is not None:
             write_manifest(new, fill(new))
     after = _summary(read_manifest(place))
-    lies = place if place != prefix else None
-    return Provided(path, notes[1], lies is None, new is not None, lies, before=before, after=after)
+    staged_dir = place if place != prefix else None
+    return Provided(path, notes[1], staged_dir is None, new is not None, staged_dir, before=before, after=after)
 
 
 def _put_staged(prefix: str) -> bool:

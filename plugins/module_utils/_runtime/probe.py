@@ -106,7 +106,7 @@ def probe(
     """Ask the binary at path what it is: the fact llama_runtime. Raises ProbeError.
 
     cache_path is a JSON file that keeps the help text by identity, so that a binary seen before costs one --version.
-    A binary that is not at path yet lies at file and is started by argv.
+    A binary that is not at path yet staged_dir at file and is started by argv.
     """
     command = list(argv or [path])
     cache = _read_cache(cache_path)
@@ -161,7 +161,7 @@ def build_warnings(path: str, version: Version, flavour: str) -> list[str]:
 
 
 def configuration_warnings(etc: str = "/etc") -> list[str]:
-    """What lies on the host and changes every llama-server silently. Values are not shown, one may be a key."""
+    """Files and variables that silently change every llama-server here. No values: one may be a key."""
     warnings = []
     config = os.path.join(etc, "llama.cpp", "config.ini")
     if os.path.exists(config):

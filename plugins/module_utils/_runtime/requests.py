@@ -50,7 +50,7 @@ class Request:
     release_sha256: str | None = None
     upgrade: bool = False
     stage: bool = False
-    first: bool = True
+    install_if_missing: bool = True
     check: bool = False
     etc: str = "/etc"
     keyrings: Sequence[str] = KEYRINGS
@@ -61,15 +61,15 @@ class Request:
 class Provided:
     """Where the binary is, or will be where installed is false, and what that took.
 
-    lies is the folder that stands for the prefix as long as it is not in its place, removed after a look at it where
-    discard is set.
+    staged_dir is the folder that holds the new prefix until it is moved into place; with discard it is removed after
+    a look at it.
     """
 
     path: str
     note: str
     installed: bool = True
     changed: bool = False
-    lies: str | None = None
+    staged_dir: str | None = None
     discard: bool = False
     before: Mapping[str, Any] = field(default_factory=dict)
     after: Mapping[str, Any] = field(default_factory=dict)

@@ -22,7 +22,7 @@ def state(tmp_path):
 def test_a_working_run_renews_its_lock(state):
     assert run_lock.acquire(state, run("mine"), lease=10) is None
     since = run_lock.holder(state).run.since
-    run_lock.keep(state, run("mine").id)
+    run_lock.renew(state, run("mine").id)
     held = run_lock.holder(state)
     assert held.seconds_left > run_lock.LEASE_SECONDS - 10
     assert held.run.since == since
@@ -32,7 +32,7 @@ def test_a_working_run_takes_its_lock_again_after_it_has_expired(state):
     assert run_lock.acquire(state, run("mine"), lease=0.01) is None
     time.sleep(0.05)
     assert run_lock.holder(state) is None
-    run_lock.keep(state, run("mine").id)
+    run_lock.renew(state, run("mine").id)
     held = run_lock.acquire(state, run("other"))
     assert held is not None and held.run.id == run("mine").id
 
@@ -42,25 +42,25 @@ def test_a_run_whose_lock_expired_and_was_taken_is_refused(state):
     time.sleep(0.05)
     assert run_lock.acquire(state, run("other", "rollout.yml")) is None
     with pytest.raises(run_lock.LockError, match=r"Another run is changing this host: rollout\.yml by anna"):
-        run_lock.keep(state, run("mine").id)
+        run_lock.renew(state, run("mine").id)
     assert run_lock.holder(state).run.id == run("other").id
 
 
 def test_what_expired_or_was_given_back_is_not_taken_for_anybody_else(state):
-    run_lock.keep(state, run("mine").id)
+    run_lock.renew(state, run("mine").id)
     assert not os.path.exists(run_lock.lock_path(state))
     run_lock.acquire(state, run("other"), lease=0.01)
     time.sleep(0.05)
-    run_lock.keep(state, run("mine").id)
-    run_lock.keep(state, None)
+    run_lock.renew(state, run("mine").id)
+    run_lock.renew(state, None)
     assert run_lock.holder(state) is None
     run_lock.acquire(state, run("mine"))
     assert run_lock.release(state, run("mine").id)
-    run_lock.keep(state, run("mine").id)
+    run_lock.renew(state, run("mine").id)
     assert run_lock.holder(state) is None
 
 
 def test_a_lock_that_cannot_be_renewed_holds_its_own_run_not_up(state, monkeypatch):
     run_lock.acquire(state, run("mine"))
     monkeypatch.setattr(os, "pwrite", lambda *arguments: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    run_lock.keep(state, run("mine").id)
+    run_lock.renew(state, run("mine").id)

@@ -62,10 +62,10 @@ class Host:
         known = {name: {"pid": 1, "seconds": 1.0, "revision": revision} for name, revision in revisions.items()}
         Path(self.state_dir, "ready.json").write_text(json.dumps(known))
 
-    def kept(self, **revisions: str) -> Deployment | None:
+    def snapshot_if_good(self, **revisions: str) -> Deployment | None:
         """What would be kept if these took the place of what is deployed."""
         configs = [file for file in self.configs(**revisions) if not _is_there(file)]
-        file = rollback.kept(self.state_dir, self.record(**revisions), configs, [])
+        file = rollback.snapshot_if_good(self.state_dir, self.record(**revisions), configs, [])
         if file is None:
             return None
         Path(file.path).write_bytes(file.content)
@@ -92,7 +92,7 @@ def host(tmp_path: Path) -> Host:
 def test_a_good_deployment_is_kept_with_its_files(host: Host) -> None:
     host.deploy(a="r1")
     host.ready(a="r1")
-    kept = host.kept(a="r2")
+    kept = host.snapshot_if_good(a="r2")
     assert kept is not None
     assert kept.record == host.record(a="r1")
     texts = {os.path.basename(file.path): file.content.decode() for file in kept.files}
@@ -117,15 +117,15 @@ def test_a_good_deployment_is_kept_with_its_files(host: Host) -> None:
 def test_only_what_was_good_is_kept(host: Host, ready: dict, to_come: dict, expected: bool) -> None:
     host.deploy(a="r1", b="r1")
     host.ready(**ready)
-    assert (host.kept(**to_come) is not None) == expected
+    assert (host.snapshot_if_good(**to_come) is not None) == expected
 
 
 def test_failed_attempts_leave_the_last_good_one(host: Host) -> None:
     host.deploy(a="r1")
     host.ready(a="r1")
-    assert host.kept(a="r2") is not None
+    assert host.snapshot_if_good(a="r2") is not None
     host.deploy(a="r2")
-    assert host.kept(a="r3") is None
+    assert host.snapshot_if_good(a="r3") is None
     assert rollback.revisions(rollback.read_previous(host.state_dir).record) == {"a": "r1"}
 
 
@@ -133,7 +133,7 @@ def test_a_changed_template_alone_is_another_deployment(host: Host) -> None:
     host.deploy(a="r1")
     host.ready(a="r1")
     other = [File(config_path("supervisor", host.state_dir, "a"), b"another template")]
-    assert rollback.kept(host.state_dir, host.record(a="r1"), other, []) is not None
+    assert rollback.snapshot_if_good(host.state_dir, host.record(a="r1"), other, []) is not None
 
 
 @pytest.mark.parametrize("damage", ["record", "config", "nothing"])
@@ -145,7 +145,7 @@ def test_what_is_not_whole_is_not_kept(host: Host, damage: str) -> None:
         Path(record_path(host.state_dir)).write_text("{")
     if damage == "config":
         Path(host.state_dir, "supervisor", "supervisord.conf").unlink()
-    assert rollback.kept(host.state_dir, host.record(a="r2"), host.configs(a="r2"), []) is None
+    assert rollback.snapshot_if_good(host.state_dir, host.record(a="r2"), host.configs(a="r2"), []) is None
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_where_the_llama_server_alone_was_replaced_it_alone_comes_back(
 ) -> None:
     host.deploy(a="r1")
     host.ready(a="r1")
-    assert host.kept(a="r2") is not None
+    assert host.snapshot_if_good(a="r2") is not None
     host.deploy(a="r2")
     host.ready(**ready)
     host.manifest("", **now)
@@ -244,14 +244,14 @@ def test_what_gives_no_token_is_not_good(host: Host, same_binary: bool, good: bo
     host.ready(a="r1")
     if same_binary:
         # The llama-server of what worked before stays good, whatever was launched with it since.
-        assert host.kept(a="r2") is not None
+        assert host.snapshot_if_good(a="r2") is not None
     host.deploy(a="r2")
     host.ready(a="r2")
     host.manifest(identity=RUNTIME)
     rollback.note_good(host.state_dir, host.record(a="r2"))
     rollback.note_bad(host.state_dir, ["a"], ["a"])
     assert not rollback.is_good(host.state_dir, host.record(a="r2"))
-    assert host.kept(a="r3") is None
+    assert host.snapshot_if_good(a="r3") is None
     assert json.loads((host.prefix / "manifest.json").read_text())["good"] == good
     # The seconds that it took stay known.
     known = {"pid": 1, "seconds": 1.0, "refused": "r2"}

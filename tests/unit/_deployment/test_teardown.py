@@ -42,7 +42,7 @@ class Host:
 
     def take_down(self, **more: str) -> list[str]:
         prefix = more.get("prefix")
-        paths = teardown.ours(str(self.state), str(self.state / "registry.json"), prefix, more.get("cache"))
+        paths = teardown.owned_paths(str(self.state), str(self.state / "registry.json"), prefix, more.get("cache"))
         removed = teardown.remove(paths, str(self.state))
         assert len(removed) == len(set(removed))
         return [os.path.relpath(path, self.root) for path in removed]

@@ -143,13 +143,13 @@ def test_the_record_is_the_plan_less_what_is_to_stop():
 
 def test_files_are_written_once(tmp_path):
     files = [File(str(tmp_path / "new" / "a"), b"A"), File(str(tmp_path / "b"), b"B", 0o640)]
-    assert config_files.differing(files) == files
+    assert config_files.files_to_write(files) == files
     config_files.write_all(files)
-    assert config_files.differing(files) == []
+    assert config_files.files_to_write(files) == []
     assert (tmp_path / "new" / "a").read_bytes() == b"A"
     assert (tmp_path / "b").stat().st_mode & 0o777 == 0o640
     (tmp_path / "b").chmod(0o644)
-    assert config_files.differing(files) == files[1:]
+    assert config_files.files_to_write(files) == files[1:]
 
 
 def test_only_ours_is_superfluous(tmp_path):
@@ -163,7 +163,7 @@ def test_only_ours_is_superfluous(tmp_path):
     (tmp_path / "magi-llama-d.service").mkdir()
     managed = [Managed(str(tmp_path), "magi-llama-*.service", "mine"), Managed(str(tmp_path / "none"), "*", "")]
     keep = [str(tmp_path / "magi-llama-a.service")]
-    assert config_files.superfluous(managed, keep) == [str(tmp_path / "magi-llama-b.service")]
+    assert config_files.stale_files(managed, keep) == [str(tmp_path / "magi-llama-b.service")]
 
 
 def test_a_full_disk_leaves_all_as_it_was(tmp_path, monkeypatch):
@@ -213,7 +213,7 @@ def test_units_of_a_state_dir_whose_name_begins_with_ours_are_not_ours(tmp_path,
         env = quoting.systemd_environment({"MAGI_LLAMA_STATE": state, "MAGI_LLAMA_SERVER": name})
         (tmp_path / f"magi-llama-{name}.service").write_text(f"[Service]\n{env}\nUser=llama\n")
     managed = config_files.managed_files("/srv/llama")
-    assert config_files.superfluous(managed, []) == [str(tmp_path / "magi-llama-a.service")]
+    assert config_files.stale_files(managed, []) == [str(tmp_path / "magi-llama-a.service")]
     with pytest.raises(config_files.LaunchConfigError, match="not ours"):
         config_files.refuse_foreign([config_files.File(str(tmp_path / "magi-llama-b.service"), b"")], managed)
 

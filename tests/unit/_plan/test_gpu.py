@@ -18,7 +18,7 @@ from ansible_collections.magi.llama.plugins.module_utils._plan.gpu import (
     parse_nvidia_smi,
     parse_rocm_smi,
     read_gpus,
-    spread,
+    vram_per_gpu,
 )
 
 MIB = 1024 * 1024
@@ -173,13 +173,13 @@ TWO = [Gpu(0, "a", 24 * GIB, 24 * GIB, "nvidia"), Gpu(1, "b", 8 * GIB, 8 * GIB, 
     ],
 )
 def test_a_server_is_spread_over_the_gpus_as_llama_server_does(flags: dict, expected: list[int]) -> None:
-    assert spread(8 * GIB, 0, flags, TWO) == [size * GIB for size in expected]
+    assert vram_per_gpu(8 * GIB, 0, flags, TWO) == [size * GIB for size in expected]
 
 
 def test_the_fixed_part_is_taken_on_every_gpu() -> None:
-    assert spread(10 * GIB, GIB, {}, TWO) == [7 * GIB, 3 * GIB]
-    assert spread(8 * GIB, GIB, {}, []) == []
-    assert spread(0, 0, {}, TWO) == [0, 0]
+    assert vram_per_gpu(10 * GIB, GIB, {}, TWO) == [7 * GIB, 3 * GIB]
+    assert vram_per_gpu(8 * GIB, GIB, {}, []) == []
+    assert vram_per_gpu(0, 0, {}, TWO) == [0, 0]
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,8 @@ def test_an_installed_package_is_taken(tmp_path: Path, request_for: Callable[...
 
 
 @pytest.mark.parametrize(
-    ("how", "installs"), [({}, True), ({"stage": True}, True), ({"check": True}, False), ({"first": False}, False)]
+    ("how", "installs"),
+    [({}, True), ({"stage": True}, True), ({"check": True}, False), ({"install_if_missing": False}, False)],
 )
 def test_the_package_is_installed_unless_it_is_only_looked_for(
     tmp_path: Path,
@@ -541,7 +542,7 @@ def _release(tmp_path: Path, version: str) -> dict[str, str]:
 
 
 def _builds(prefix: Path) -> dict[str, str]:
-    """Which build lies where, by the archives' names."""
+    """Which build is where, by the archives' names."""
     found = {part: read_manifest(f"{prefix}{part}").get("url", "") for part in ("", ".previous", ".staged", ".new")}
     return {part: Path(url).name.partition(".")[0] for part, url in found.items() if url}
 
@@ -551,7 +552,7 @@ def test_a_first_release_is_laid_beside_too_where_nothing_is_to_be_touched(
 ) -> None:
     prefix, release = tmp_path / "prefix", _release(tmp_path, "1")
     for changed in (True, False):
-        planned = ensure(request_for(**release, stage=True, first=False), "release", run_command)
+        planned = ensure(request_for(**release, stage=True, install_if_missing=False), "release", run_command)
         assert (planned.changed, planned.fact["staged"], _builds(prefix)) == (changed, True, {".staged": "1"})
     # Fetched once.
     (tmp_path / "1.tar.gz").unlink()

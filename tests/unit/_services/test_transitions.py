@@ -224,10 +224,10 @@ def ready(pid, seconds):
 
 
 def test_the_seconds_to_ready_are_those_seen_first(tmp_path):
-    assert observations.remember(str(tmp_path), [ready(5, 1.2)], {"a": "r1"})[0]["became_ready"]
-    [entry] = observations.remember(str(tmp_path), [ready(5, 77.0)], {"a": "r1"})
+    assert observations.update_observations(str(tmp_path), [ready(5, 1.2)], {"a": "r1"})[0]["became_ready"]
+    [entry] = observations.update_observations(str(tmp_path), [ready(5, 77.0)], {"a": "r1"})
     assert (entry["became_ready"], entry["seconds_to_ready"]) == (False, 1.2)
-    [entry] = observations.remember(str(tmp_path), [ready(6, 2.0)], {"a": "r2"})
+    [entry] = observations.update_observations(str(tmp_path), [ready(6, 2.0)], {"a": "r2"})
     assert (entry["became_ready"], entry["seconds_to_ready"]) == (True, 2.0)
     assert stat.S_IMODE(os.stat(tmp_path / "ready.json").st_mode) == 0o644
 
@@ -235,21 +235,21 @@ def test_the_seconds_to_ready_are_those_seen_first(tmp_path):
 @pytest.mark.parametrize("text", ["[]", "{", '{"a": {}}'])
 def test_a_damaged_memory_is_only_a_memory(tmp_path, text):
     (tmp_path / "ready.json").write_text(text)
-    assert observations.remember(str(tmp_path), [ready(5, 1.2)], {"a": "r1"})[0]["seconds_to_ready"] == 1.2
+    assert observations.update_observations(str(tmp_path), [ready(5, 1.2)], {"a": "r1"})[0]["seconds_to_ready"] == 1.2
 
 
 def test_a_look_in_check_mode_writes_nothing(tmp_path):
-    observations.remember(str(tmp_path), [ready(5, 1.2)], {"a": "r1"}, write=False)
+    observations.update_observations(str(tmp_path), [ready(5, 1.2)], {"a": "r1"}, write=False)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_process_that_is_known_gets_the_revision_that_it_was_ready_with(tmp_path):
-    observations.remember(str(tmp_path), [ready(5, 1.2)], {})
+    observations.update_observations(str(tmp_path), [ready(5, 1.2)], {})
     assert observations.ready_revisions(str(tmp_path)) == {"a": None}
-    observations.remember(str(tmp_path), [ready(5, 1.2)], {"a": "r1"})
+    observations.update_observations(str(tmp_path), [ready(5, 1.2)], {"a": "r1"})
     assert observations.ready_revisions(str(tmp_path)) == {"a": "r1"}
     died = Outcome("a", 8080, "Q4", None, "failed", False, True, None)
-    observations.remember(str(tmp_path), [died], {})
+    observations.update_observations(str(tmp_path), [died], {})
     assert observations.ready_revisions(str(tmp_path)) == {"a": "r1"}
 
 
@@ -270,38 +270,38 @@ def test_a_run_tells_how_servers_were_ended_that_were_stopped_or_would_not_stop(
 
 def test_ready_is_not_enough_for_what_gave_no_token(tmp_path):
     state = str(tmp_path)
-    observations.remember(state, [ready(5, 1.2)], {"a": "r1"})
-    observations.judge(state, {"a": "r1"}, failed=["a"], refused=["a"])
+    observations.update_observations(state, [ready(5, 1.2)], {"a": "r1"})
+    observations.record_verdicts(state, {"a": "r1"}, failed=["a"], refused=["a"])
     assert (observations.ready_revisions(state), observations.refused_revisions(state)) == ({"a": None}, {"a": "r1"})
     # Nor is a new process of it, or being ready with something else in between.
-    observations.remember(state, [ready(6, 1.2)], {"a": "r1"})
+    observations.update_observations(state, [ready(6, 1.2)], {"a": "r1"})
     assert observations.ready_revisions(state) == {"a": None}
-    observations.remember(state, [ready(7, 1.2)], {"a": "r2"})
+    observations.update_observations(state, [ready(7, 1.2)], {"a": "r2"})
     assert observations.ready_revisions(state) == {"a": "r2"}
-    observations.remember(state, [ready(8, 1.2)], {"a": "r1"})
+    observations.update_observations(state, [ready(8, 1.2)], {"a": "r1"})
     assert observations.ready_revisions(state) == {"a": None}
     # What answers now is another revision than the one that did not.
-    observations.judge(state, {"a": "r2"}, answered=["a"])
+    observations.record_verdicts(state, {"a": "r2"}, answered=["a"])
     assert observations.refused_revisions(state) == {"a": "r1"}
-    observations.judge(state, {"a": "r1"}, answered=["a"])
+    observations.record_verdicts(state, {"a": "r1"}, answered=["a"])
     assert (observations.ready_revisions(state), observations.refused_revisions(state)) == ({"a": "r1"}, {})
 
 
 def test_one_that_could_not_be_asked_is_good_again_when_it_is_ready(tmp_path):
     state = str(tmp_path)
-    observations.remember(state, [ready(5, 1.2)], {"a": "r1"})
-    observations.judge(state, {"a": "r1", "never seen": "r1"}, failed=["a", "never seen"])
+    observations.update_observations(state, [ready(5, 1.2)], {"a": "r1"})
+    observations.record_verdicts(state, {"a": "r1", "never seen": "r1"}, failed=["a", "never seen"])
     assert (observations.ready_revisions(state), observations.refused_revisions(state)) == ({"a": None}, {})
-    observations.remember(state, [ready(5, 1.2)], {"a": "r1"})
+    observations.update_observations(state, [ready(5, 1.2)], {"a": "r1"})
     assert observations.ready_revisions(state) == {"a": "r1"}
 
 
 def test_the_seconds_seen_during_the_starts_count_for_their_processes(tmp_path):
     state = str(tmp_path)
     observations.note_seconds(state, {"a": (5, 0.12)})
-    [entry] = observations.remember(state, [ready(5, 4.4)], {"a": "r1"})
+    [entry] = observations.update_observations(state, [ready(5, 4.4)], {"a": "r1"})
     assert (entry["became_ready"], entry["seconds_to_ready"]) == (True, 0.12)
     # Another process of it took its own time.
     observations.note_seconds(state, {"a": (6, 0.13)})
-    assert observations.remember(state, [ready(7, 2.2)], {"a": "r1"})[0]["seconds_to_ready"] == 2.2
-    assert observations.remember(state, [ready(7, 9.9)], {"a": "r1"})[0]["seconds_to_ready"] == 2.2
+    assert observations.update_observations(state, [ready(7, 2.2)], {"a": "r1"})[0]["seconds_to_ready"] == 2.2
+    assert observations.update_observations(state, [ready(7, 9.9)], {"a": "r1"})[0]["seconds_to_ready"] == 2.2

@@ -8,7 +8,7 @@ import sys
 import pytest
 from ansible import context
 from ansible.utils.context_objects import CLIArgs
-from ansible_collections.magi.llama.plugins.action.run_lock import this_run
+from ansible_collections.magi.llama.plugins.plugin_utils.this_run import this_run
 
 
 @pytest.mark.parametrize(

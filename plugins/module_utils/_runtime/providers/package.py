@@ -40,7 +40,7 @@ def package(request: Request, run: Run) -> Provided:
         raise ProviderError(f"{manager} has no llama.cpp in the host's repositories.")
     after = {"method": "package", "packages": {found[0]: found[1]}}
     note = f"{found[0]} {found[1]} from the host's repositories"
-    if request.check or not request.first:
+    if request.check or not request.install_if_missing:
         return Provided(request.package_path, note, installed=False, changed=True, after=after)
     if os.geteuid() != 0:
         raise ProviderError(f"{manager} has {found[0]}, but only root may install it. Set become, or another method.")

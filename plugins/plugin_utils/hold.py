@@ -1,0 +1,58 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this plugin_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""Take the run lock of a host, waiting for the run that holds it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+from ansible_collections.magi.llama.plugins.plugin_utils.show import show
+from ansible_collections.magi.llama.plugins.plugin_utils.this_run import has_ended, this_run
+
+POLL_SECONDS = 2.0
+
+
+def acquire_with_wait(
+    action: ActionBase,
+    module: str,
+    arguments: Mapping[str, Any],
+    task_vars: dict[str, Any],
+    wait: float,
+    take_over: bool,
+) -> dict[str, Any]:
+    """Call a module that takes the host's lock until it has it; its last answer, failed where it never did.
+
+    wait are the seconds that another run is waited for, with take_over none.
+    """
+    arguments = {**arguments, "run": this_run()}
+    began = time.monotonic()
+    shown = False
+    while True:
+        answer: dict[str, Any] = action._execute_module(module, arguments, task_vars=task_vars)
+        holder = answer.get("holder")
+        if not holder or action._task.check_mode:
+            return answer
+        if arguments.get("dead") != holder["id"] and (take_over or has_ended(holder)):
+            arguments["dead"] = holder["id"]
+            continue
+        waited = time.monotonic() - began
+        if waited >= wait:
+            return {**answer, "failed": True, "msg": _refusal(holder, wait)}
+        if not shown:
+            show(task_vars, [f"      waits for another run on this host: {holder['text']}"])
+            shown = True
+        time.sleep(min(POLL_SECONDS, wait - waited))
+
+
+def _refusal(holder: dict[str, Any], waited: float) -> str:
+    after = f" after {waited:g} s" if waited else ""
+    return (
+        f"Another run is still changing this host{after}: {holder['text']}. Nothing was touched; run again when it is "
+        f"over. If it is not running any more, its lock expires in {holder['seconds_left']:.0f} s; "
+        "-e servers_lock_take_over=true takes it at once."
+    )

@@ -1,0 +1,65 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this plugin_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""Which run of Ansible this is, as the lock on a host names it."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from ansible import context
+
+
+def this_run() -> dict[str, Any]:
+    """What this run of ansible is: the process that the worker of this task was forked from."""
+    pid = os.getppid()
+    playbooks = context.CLIARGS.get("args") or ()
+    # The program ansible has a pattern of hosts there.
+    names = [] if isinstance(playbooks, str) else [Path(playbook).name for playbook in playbooks]
+    return {
+        "id": f"{_kernel()}/{pid}/{_started(pid)}",
+        "controller": socket.gethostname(),
+        "user": getpass.getuser(),
+        "pid": pid,
+        "playbook": " ".join(names) or Path(sys.argv[0]).name,
+    }
+
+
+def has_ended(holder: dict[str, Any]) -> bool:
+    """Whether the run was on this very controller and its process is gone; elsewhere nobody can tell."""
+    kernel, _slash, process = holder["id"].rpartition("/")[0].rpartition("/")
+    if kernel != _kernel():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    # The number may have been given to another process since.
+    return _started(int(process)) != holder["id"].rpartition("/")[2]
+
+
+def _kernel() -> str:
+    """This boot and its processes' numbers: two containers may bear one name, and each counts its own."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}.{Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:
+        return socket.gethostname()
+
+
+def _started(pid: int) -> str:
+    """When a process began, in ticks since the boot; empty where it is dead or the system does not tell."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return ""
+    # In a container nobody may collect the dead.
+    return "" if stat[0] in "ZX" else stat[19]

@@ -1,0 +1,63 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this plugin_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""Wait for servers in short calls of the module wait_for_health, showing each server as it becomes ready."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+from ansible_collections.magi.llama.plugins.module_utils._health.wait import summary
+from ansible_collections.magi.llama.plugins.plugin_utils.show import show
+from ansible_collections.magi.llama.plugins.plugin_utils.this_run import this_run
+
+# Long enough that most servers are ready within the first call, short enough that the lines come while one looks.
+SLICE_SECONDS = 2.5
+
+
+def wait_in_slices(action: ActionBase, arguments: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
+    """Call the module until every server is settled, showing each that is; the module's answer for all of them."""
+    began = time.monotonic()
+    known: dict[str, dict[str, Any]] = {}
+    baseline: dict[str, int] = {}
+    pending: list[str] = []
+    while True:
+        slice_arguments = {
+            **arguments,
+            "run_id": this_run()["id"],
+            "allow_degraded": True,
+            "slice": SLICE_SECONDS,
+            "elapsed": time.monotonic() - began,
+            "baseline": baseline,
+        }
+        if pending:
+            slice_arguments["servers"] = pending
+        answer = action._execute_module("magi.llama.wait_for_health", slice_arguments, task_vars=task_vars)
+        if "servers" not in answer:
+            return answer
+        known.update({server["name"]: server for server in answer["servers"]})
+        width = max((len(name) for name in known), default=0)
+        settled = [server for server in answer["servers"] if server["is_settled"]]
+        # A server that has long been ready is no news.
+        news = [_line(server, width) for server in settled if server["became_ready"] or not server["is_ready"]]
+        if news:
+            show(task_vars, news)
+        for server in answer["servers"]:
+            baseline.setdefault(server["name"], server["restarts"])
+        pending = [server["name"] for server in answer["servers"] if not server["is_settled"]]
+        if not pending or action._task.check_mode:
+            servers = list(known.values())
+            return {**answer, "servers": servers, **summary(servers)}
+
+
+def _line(server: dict[str, Any], width: int) -> str:
+    where = f"      {server['name']:<{width}}  port {server['port']}"
+    if server["is_ready"]:
+        seconds = server["seconds_to_ready"]
+        took = "" if seconds is None else f" in {seconds:.1f} s"
+        return f"{where}  pid {server['pid']}  {server['tier'] or '-'}  ready{took}"
+    fix = f"; {server['fix']}" if server["fix"] else ""
+    return f"{where}  {server['state'].upper()}: {server['detail']}{fix}"
