@@ -118,6 +118,11 @@ unit: .cache/bin/.ready ## Run the unit tests
 pytest: .cache/models/.ready ## Run scenarios, faults, unit tests, the artifact, every ansible-core and Python
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup
 
+# The addresses in the artifact derive from REPOSITORY, such as https://example.org/magi/llama.
+.PHONY: release
+release: $(VENV)/.ready ## Changelog, artifact and checksum in dist (VERSION=0.1.0 REPOSITORY=https://...)
+	@$(BIN)/python tools/release.py "$(VERSION)" "$(REPOSITORY)"
+
 .PHONY: fuzz
 fuzz: $(VENV)/.ready ## Mutate GGUF headers for ten minutes (FUZZ_SECONDS=600)
 	@MAGI_FUZZ_SECONDS=$${FUZZ_SECONDS:-600} $(BIN)/python -m pytest tests/unit/_models/test_gguf_fuzz.py
