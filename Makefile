@@ -103,7 +103,12 @@ reference: $(VENV)/.ready ## Write the reference of variables and playbooks, and
 
 .PHONY: docs
 docs: $(VENV)/.ready ## Build the documentation site in .cache/docs/html
-	@$(BIN)/python docs/site.py
+	@$(BIN)/python docs/build_site.py
+
+.PHONY: film
+film: .cache/models/.ready demo-stop ## Record the demo and render it as docs/demo.svg
+	@$(BIN)/python docs/film.py
+	@$(MAKE) --no-print-directory demo-stop >/dev/null
 
 .PHONY: sanity
 sanity: $(VENV)/.ready ## Run ansible-test sanity on a real copy of the collection

@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Sphinx's settings. `make docs` calls it with the sources that docs/site.py has gathered."""
+"""Sphinx's settings. `make docs` calls it with the sources that docs/build_site.py has gathered."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ myst_heading_anchors = 3
 # Sources read well on a forge, so nothing but plain Markdown is used in them.
 myst_enable_extensions: list[str] = []
 
-# docs/site.py writes the inventory next to the sources.
+# docs/build_site.py writes the inventory next to the sources.
 intersphinx_mapping = {
     "ansible": ("https://docs.ansible.com/projects/ansible/latest/", "../ansible.inv"),
 }
