@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
+from ansible_collections.magi.llama.plugins.module_utils._core.values import is_loopback
+from ansible_collections.magi.llama.plugins.module_utils._health.probe import TOKEN_REQUESTS
+from ansible_collections.magi.llama.plugins.module_utils._launch.api_keys import first_key
 
 try:
     import httpx
@@ -20,7 +22,6 @@ except ImportError:
     httpx = None
 
 MODULE = "magi.llama.verify"
-LOOPBACK = ("127.", "::1", "localhost")
 ANY = ("0.0.0.0", "::", "")
 
 
@@ -114,24 +115,12 @@ def who_asks(
     asked, behind = [], []
     for server in servers:
         path = server.get("api_key_file")
-        found = key or (_key(path) if path and local else None)
-        if (_is_loopback(server["host"]) and not local) or (path and not found):
+        found = key or (first_key(path) if local else None)
+        if (is_loopback(server["host"]) and not local) or (path and not found):
             behind.append(server)
         else:
             asked.append((server, host if server["host"] in ANY else server["host"], found))
     return asked, behind
-
-
-def _key(path: str) -> str | None:
-    """A key of the file, None where this user, who may be another than the one that it becomes, cannot read it."""
-    try:
-        return Path(path).read_text(encoding="utf-8").split()[0]
-    except (OSError, IndexError):
-        return None
-
-
-def _is_loopback(host: str) -> bool:
-    return host.startswith(LOOPBACK)
 
 
 async def _ask_all(servers: list[tuple[dict[str, Any], str, str | None]], timeout: float) -> list[dict[str, Any]]:
@@ -143,10 +132,7 @@ async def _ask(client: Any, server: dict[str, Any], address: str, key: str | Non
     """One token, one embedding or one ranking, by the server's kind."""
     host = f"[{address}]" if ":" in address else address
     base = f"http://{host}:{server['port']}"
-    path, body, field = {
-        "embedding": ("/v1/embeddings", {"input": "hello"}, "data"),
-        "reranker": ("/v1/rerank", {"query": "hello", "documents": ["hello"]}, "results"),
-    }.get(server["kind"], ("/completion", {"prompt": "Hello", "n_predict": 1}, "content"))
+    path, body, field = TOKEN_REQUESTS.get(server["kind"], TOKEN_REQUESTS["model"])
     answer: dict[str, Any] = {
         **{"name": server["name"], "port": server["port"], "via": "controller"},
         **{"ok": False, "own_fault": False},

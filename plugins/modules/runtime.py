@@ -203,9 +203,9 @@ ansible_facts:
 import os
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.magi.llama.plugins.module_utils._core.commands import run_command
 from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
 from ansible_collections.magi.llama.plugins.module_utils._runtime.install import METHODS, ensure
-from ansible_collections.magi.llama.plugins.module_utils._runtime.probe import run_command
 from ansible_collections.magi.llama.plugins.module_utils._runtime.requests import Request
 
 

@@ -28,7 +28,7 @@ _INDEX = struct.Struct("<I")
 _HEAD = struct.Struct("<II")
 
 
-class Outcome(NamedTuple):
+class PoolResult(NamedTuple):
     """results by index; lost are the indexes whose process died over them; the rest was not reached in time."""
 
     results: dict[int, Any]
@@ -47,7 +47,7 @@ def run(
     workers: int | None = None,
     deadline: float | None = None,
     serial_seconds: float = SERIAL_SECONDS,
-) -> Outcome:
+) -> PoolResult:
     """work(0) … work(count - 1), whose results are JSON-able, until the deadline (a time.monotonic()).
 
     At least one piece is done whatever the deadline, so that repeated calls come to an end. work must not raise.
@@ -59,7 +59,7 @@ def run(
         now = time.monotonic()
         over = _is_over(deadline, now)
         if results and over:
-            return Outcome(results, [])
+            return PoolResult(results, [])
         if workers > 1 and count - index > 1 and now >= serial_until and not over:
             break
         results[index] = work(index)
@@ -73,7 +73,7 @@ def run(
             results.update(_forked([index], work, 1, None))
             if index not in results:
                 lost.append(index)
-    return Outcome(results, lost)
+    return PoolResult(results, lost)
 
 
 def _is_over(deadline: float | None, now: float | None = None) -> bool:

@@ -37,6 +37,11 @@ class Listener:
     command: str | None
     pids: tuple[int, ...] = ()
 
+    @property
+    def holder(self) -> str:
+        """The process that listens, for a message."""
+        return "a process that only root may see" if self.pid is None else f"pid {self.pid} ({self.command})"
+
 
 @dataclass(frozen=True)
 class Process:

@@ -2,11 +2,15 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""Text that people see."""
+"""Text that people see: sizes, and text from outside, made fit for one line of a terminal, a log or a page."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
+
+# Characters of a text from outside that are kept.
+MAX_TEXT = 256
 
 
 def format_bytes(size: float) -> str:
@@ -21,3 +25,22 @@ def format_bytes(size: float) -> str:
 def redact(url: str) -> str:
     """The address without the user and password that may stand in it."""
     return re.sub(r"//[^/@\s]*@", "//", url)
+
+
+def clean_text(text: str, limit: int = MAX_TEXT) -> str:
+    """One printable line: no control, formatting (bidirectional overrides too), private or unassigned characters."""
+    kept = "".join(" " if unicodedata.category(character)[0] in "CZ" else character for character in text[: 4 * limit])
+    return " ".join(kept.split())[:limit].rstrip()
+
+
+def printable(text: str) -> str:
+    """A path or other text with escapes for what cannot be shown or is not UTF-8."""
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
+
+
+def quoted(name: str) -> str:
+    """An untrusted name in quotes, with escapes, for one line of a message."""
+    return repr(name if len(name) <= 80 else name[:77] + "...")

@@ -16,7 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from .._core.argv import flag_value
 from .._core.processes import command_of, listeners
+from .._launch.api_keys import first_key
 
 Server = Mapping[str, Any]
 
@@ -134,7 +136,7 @@ def _descends(pid: int, ancestor: int) -> bool:
 
 
 def _other_model(server: Server, timeout: float) -> Probe | None:
-    planned = _flag(server["argv"], "--model")
+    planned = flag_value(server["argv"], "--model")
     code, body = _ask(server, "GET", "/props", timeout)
     answered = body.get("model_path") if code == 200 and isinstance(body, dict) else None
     # Without a key that we may read, or with a build that does not tell, the process is proof enough.
@@ -154,14 +156,10 @@ def _no_token(server: Server, timeout: float) -> Probe | None:
     return Probe("unhealthy", f"/health is 200, but {path} answered {code}: {json.dumps(answer)[:200]}")
 
 
-def _flag(argv: Sequence[str], flag: str) -> str | None:
-    return next((value for word, value in zip(argv, argv[1:]) if word == flag), None)
-
-
 def _ask(server: Server, method: str, path: str, timeout: float, body: Any = None) -> tuple[int, Any]:
     """A request to the server with its API key; the status and the JSON answered, None where it is none."""
     headers = {"Content-Type": "application/json", "Connection": "close"}
-    key = _api_key(server.get("api_key_file"))
+    key = first_key(server.get("api_key_file"))
     if key:
         headers["Authorization"] = f"Bearer {key}"
     connection = http.client.HTTPConnection(asked_address(str(server["host"])), int(server["port"]), timeout=timeout)
@@ -180,13 +178,3 @@ def _ask(server: Server, method: str, path: str, timeout: float, body: Any = Non
 def asked_address(host: str) -> str:
     """Where to ask a server that listens on host."""
     return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host.strip("[]"), host.strip("[]"))
-
-
-def _api_key(path: str | None) -> str | None:
-    if not path:
-        return None
-    try:
-        with open(path, encoding="utf-8") as stream:
-            return next((line.strip() for line in stream if line.strip()), None)
-    except OSError:
-        return None

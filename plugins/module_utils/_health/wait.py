@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from .._core.processes import Listener
 from .._services.base import ServiceStatus
 from .causes import explain
+from .machine import Machine
 from .probe import Probe, Server
 
 # A port that another process answers on: long enough for one of ours that is just ending.
@@ -50,21 +51,9 @@ class Outcome:
         return {**asdict(self), "log_tail": list(self.log_tail)}
 
 
-class Host(Protocol):
-    """The edge to the machine: what waiting needs to see."""
-
-    def status(self, names: Sequence[str]) -> dict[str, ServiceStatus]: ...
-
-    def probe(self, servers: Sequence[Server], pids: Mapping[str, int | None]) -> dict[str, Probe]: ...
-
-    def uptime(self, pid: int) -> float | None: ...
-
-    def log_tail(self, name: str, lines: int) -> list[str]: ...
-
-
 def wait(
     servers: Sequence[Server],
-    host: Host,
+    machine: Machine,
     *,
     clock: Callable[[], float],
     sleep: Callable[[float], None],
@@ -86,9 +75,9 @@ def wait(
     seen_waiting = {str(server["name"]) for server in servers} if elapsed else set()
     pending = list(servers)
     while True:
-        statuses = host.status([server["name"] for server in pending])
+        statuses = machine.status([server["name"] for server in pending])
         alive = [server for server in pending if statuses[server["name"]].is_alive]
-        probes = host.probe(alive, {name: status.pid for name, status in statuses.items()})
+        probes = machine.probe(alive, {name: status.pid for name, status in statuses.items()})
         now = clock()
         for server in pending:
             name = server["name"]
@@ -103,7 +92,7 @@ def wait(
                 server,
                 status,
                 answer,
-                host,
+                machine,
                 crashed=status.restarts > restarts,
                 watched=name in seen_waiting,
                 foreign_for=now - foreign_since.get(name, now),
@@ -124,7 +113,7 @@ def _outcome(
     server: Server,
     status: ServiceStatus,
     answer: Probe | None,
-    host: Host,
+    machine: Machine,
     *,
     crashed: bool,
     watched: bool,
@@ -133,7 +122,7 @@ def _outcome(
 ) -> Outcome:
     name, port, tier = str(server["name"]), int(server["port"]), server.get("tier")
     if answer is not None and answer.state == "ready" and not crashed:
-        uptime = host.uptime(status.pid) if status.pid else None
+        uptime = machine.uptime(status.pid) if status.pid else None
         seconds = round(uptime, 2) if uptime is not None and (watched or uptime <= FRESH_SECONDS) else None
         return Outcome(name, port, tier, status.pid, "ready", True, True, seconds, answer.seconds, status.restarts)
     detail: str | None
@@ -145,7 +134,7 @@ def _outcome(
         state, detail = answer.state, f"not ready after {late:g} s" + (f": {answer.detail}" if answer.detail else "")
     else:
         return Outcome(name, port, tier, status.pid, answer.state, restarts=status.restarts, detail=answer.detail)
-    tail = host.log_tail(name, LOG_LINES)
+    tail = machine.log_tail(name, LOG_LINES)
     fix = explain(tail, status.exit_code) if state == "failed" else None
     if state == "wrong_identity":
         fix = "stop what answers there, or run with -e servers_move_on_conflict=true"
@@ -178,16 +167,11 @@ def _death(status: ServiceStatus, crashed: bool) -> str:
 def with_holders(outcomes: Sequence[Outcome], held: Mapping[int, Listener]) -> list[Outcome]:
     """The outcomes, those that ended saying who listens on their port by now."""
     return [
-        replace(outcome, detail=f"{outcome.detail}; {_held_by(held[outcome.port])}")
+        replace(outcome, detail=f"{outcome.detail}; port {outcome.port} is held by {held[outcome.port].holder}")
         if outcome.state == "failed" and outcome.pid is None and outcome.port in held
         else outcome
         for outcome in outcomes
     ]
-
-
-def _held_by(listener: Listener) -> str:
-    who = "a process that only root may see" if listener.pid is None else f"pid {listener.pid} ({listener.command})"
-    return f"port {listener.port} is held by {who}"
 
 
 def failure_text(servers: Sequence[Mapping[str, Any]]) -> str:

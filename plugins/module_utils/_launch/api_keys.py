@@ -10,9 +10,9 @@ import grp
 import os
 import pwd
 import stat
-import subprocess
 from collections.abc import Sequence
 
+from .._core.commands import User, run_command
 from .._core.errors import MagiError
 
 
@@ -50,6 +50,17 @@ def check_key_file(path: str, user: str, groups: Sequence[str] = ()) -> str:
     return "" if status is None else f"{status.st_size}.{status.st_mtime_ns}.{status.st_ino}"
 
 
+def first_key(path: str | None) -> str | None:
+    """The first key of the file; None without a file, or if this user cannot read it or it holds no key."""
+    if not path:
+        return None
+    try:
+        with open(path, encoding="utf-8") as stream:
+            return next((line.strip() for line in stream if line.strip()), None)
+    except OSError:
+        return None
+
+
 def _is_readable(path: str, user: str, groups: Sequence[str]) -> bool:
     if os.geteuid() != 0:
         return os.access(path, os.R_OK)
@@ -61,11 +72,8 @@ def _is_readable(path: str, user: str, groups: Sequence[str]) -> bool:
     except KeyError:
         # Not made yet: nobody's number, and only the groups that it is to have.
         uid, gid = 65534, 65534
-    # ansible-test wants a module's run_command, but nothing here knows a module.
-    done = subprocess.run(  # pylint: disable=ansible-bad-function
-        ["test", "-r", path], user=uid, group=gid, extra_groups=further, cwd="/", check=False
-    )
-    return done.returncode == 0
+    done = run_command(["test", "-r", path], os.environ, user=User(uid, gid, further))
+    return done.code == 0
 
 
 def _group(name: str) -> list[grp.struct_group]:

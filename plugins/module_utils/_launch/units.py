@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .._core.argv import flag_values
 from .._core.values import is_loopback, parse_bool
 from .quoting import systemd_paths
 
@@ -89,7 +90,7 @@ def systemd_sandbox(
 
 def model_folders(argv: Sequence[str]) -> list[str]:
     """The folders of the model's files in a command line."""
-    paths = [value for flag, value in zip(argv, argv[1:]) if flag in PATH_FLAGS and value.startswith("/")]
+    paths = [value for value in flag_values(argv, PATH_FLAGS) if value.startswith("/")]
     return sorted({os.path.dirname(path) for path in paths} - {"/"})
 
 

@@ -16,6 +16,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import Union
 
+from .._core.text import quoted
 from .bounded_reader import (
     FIXED_SIZES,
     FIXED_TYPES,
@@ -113,19 +114,14 @@ def _name(reader: BoundedReader, what: str, limit: int) -> str:
     return _text(reader.bytes(length), what)
 
 
-def _printable(name: str) -> str:
-    """A stranger's name, fit for one line of a message."""
-    return repr(name if len(name) <= 80 else name[:77] + "...")
-
-
 def _array_head(reader: BoundedReader, key: str) -> tuple[int, int]:
     element, count = reader.take(_U32_U64)
     smallest = _SMALLEST.get(element)
     if smallest is None:
-        raise GgufError(f"broken: the array {_printable(key)} has elements of the unknown type {element}")
+        raise GgufError(f"broken: the array {quoted(key)} has elements of the unknown type {element}")
     if count * smallest > reader.remaining:
         raise GgufError(
-            f"truncated or broken: the array {_printable(key)} has {count} elements, "
+            f"truncated or broken: the array {quoted(key)} has {count} elements, "
             f"the file has {reader.remaining} bytes left"
         )
     return element, count
@@ -142,7 +138,7 @@ def _skip_arrays(reader: BoundedReader, key: str, count: int) -> None:
         element, count = _array_head(reader, key)
         if element == _ARRAY:
             if len(open_arrays) + 1 >= MAX_NESTING:
-                raise GgufError(f"broken: the array {_printable(key)} is nested more than {MAX_NESTING} deep")
+                raise GgufError(f"broken: the array {quoted(key)} is nested more than {MAX_NESTING} deep")
             open_arrays.append(count)
         elif element == STRING_TYPE:
             reader.skip_strings(count)
@@ -175,7 +171,7 @@ def _metadata(
         key = _name(reader, "a key", MAX_KEY)
         budget.text(len(key))
         if key in metadata or key in arrays or key in texts:
-            raise GgufError(f"broken: the key {_printable(key)} is there twice")
+            raise GgufError(f"broken: the key {quoted(key)} is there twice")
         (kind,) = reader.take(_U32)
         if key == "general.alignment" and kind != _UINT32:
             raise GgufError("broken: general.alignment is not of the type u32")
@@ -196,7 +192,7 @@ def _metadata(
             if elements is not None:
                 metadata[key] = elements
         else:
-            raise GgufError(f"broken: the key {_printable(key)} has the unknown type {kind}")
+            raise GgufError(f"broken: the key {quoted(key)} has the unknown type {kind}")
     return metadata, arrays, texts
 
 
@@ -205,20 +201,20 @@ def _tensor(reader: BoundedReader, budget: Budget) -> Tensor:
     budget.text(len(name))
     (dimensions,) = reader.take(_U32)
     if dimensions > MAX_DIMENSIONS:
-        raise GgufError(f"broken: the tensor {_printable(name)} has {dimensions} dimensions, {MAX_DIMENSIONS} at most")
+        raise GgufError(f"broken: the tensor {quoted(name)} has {dimensions} dimensions, {MAX_DIMENSIONS} at most")
     *shape, kind, offset = reader.take(_TENSOR_TAILS[dimensions])
     tensor = Tensor(name, tuple(shape), kind, offset)
     ggml = GGML_TYPES.get(kind)
     if ggml is None:
         raise GgufError(
-            f"the tensor {_printable(name)} has the type {kind}, which is not one of llama.cpp's: "
+            f"the tensor {quoted(name)} has the type {kind}, which is not one of llama.cpp's: "
             "the file is broken, or made for a fork or a newer llama.cpp"
         )
     if tensor.elements >= _I63 or any(dimension >= _I63 for dimension in shape):
-        raise GgufError(f"broken: the tensor {_printable(name)} has the shape {tuple(shape)}")
+        raise GgufError(f"broken: the tensor {quoted(name)} has the shape {tuple(shape)}")
     if (shape[0] if shape else 1) % ggml.block_size:
         raise GgufError(
-            f"broken: the tensor {_printable(name)} has rows of {shape[0] if shape else 1} elements, "
+            f"broken: the tensor {quoted(name)} has rows of {shape[0] if shape else 1} elements, "
             f"which is no multiple of {ggml.name}'s block of {ggml.block_size}"
         )
     return tensor
@@ -241,7 +237,7 @@ def _check_offsets(tensors: tuple[Tensor, ...], alignment: int) -> int:
     for tensor in tensors:
         if tensor.offset != _padded(end, alignment):
             raise GgufError(
-                f"broken: the data of the tensor {_printable(tensor.name)} is said to be at {tensor.offset}, "
+                f"broken: the data of the tensor {quoted(tensor.name)} is said to be at {tensor.offset}, "
                 f"it must be at {_padded(end, alignment)}"
             )
         end = tensor.offset + tensor.n_bytes

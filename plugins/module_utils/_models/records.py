@@ -13,11 +13,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .._core.errors import MagiError
+from .._core.text import clean_text
 from .ggml_types import GGML_TYPES
 from .gguf import Header, Tensor
 from .memory_shape import memory_shape
@@ -27,7 +27,6 @@ from .source_files import SourceFile, fingerprint_of
 SERVABLE = ("model", "embedding", "reranker")
 TIERS = ("Q1", "Q2", "Q3", "Q4", "Q5", "Q6", "Q8", "F16", "F32")
 
-MAX_TEXT = 256
 # llama.cpp itself stops at 512 layers.
 MAX_BLOCKS = 1024
 
@@ -80,12 +79,6 @@ class ModelError(MagiError):
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
-
-
-def clean_text(text: str, limit: int = MAX_TEXT) -> str:
-    """One printable line: no control, formatting (bidirectional overrides too), private or unassigned characters."""
-    kept = "".join(" " if unicodedata.category(character)[0] in "CZ" else character for character in text[: 4 * limit])
-    return " ".join(kept.split())[:limit].rstrip()
 
 
 def _display_name(path: str, metadata: Mapping[str, Any], quantization: str) -> str:

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -14,8 +13,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .._core.digests import digest_of
 from .._core.errors import MagiError
 from .._core.files import write_atomic
+from .._core.text import printable
 
 SCHEMA_VERSION = 1
 
@@ -35,14 +36,6 @@ _ID = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 class RegistryError(MagiError):
     """A scan that cannot be done, or a registry that cannot be written."""
-
-
-def printable(path: str) -> str:
-    """The path with what cannot be shown, or is not UTF-8, as escapes."""
-    text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
-    )
 
 
 def encode(path: str) -> bytes:
@@ -195,7 +188,7 @@ def diff_lines(content: Mapping[str, Any] | None) -> str:
 
 def _short(record: Mapping[str, Any]) -> str:
     """A few letters that change with the file, so that one replaced by another of equal size shows."""
-    return hashlib.sha256(json.dumps(record["fingerprint"], sort_keys=True).encode()).hexdigest()[:8]
+    return digest_of(record["fingerprint"])[:8]
 
 
 def serialize(content: Mapping[str, Any]) -> bytes:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._core import pool
+from .._core.text import printable
 from .names import assign_ids, split_name
 from .projectors import pair_projectors
 from .registry_file import (
@@ -27,7 +28,6 @@ from .registry_file import (
     changes_between,
     encode,
     is_within,
-    printable,
 )
 from .source_files import SourceFile, fingerprint_of
 
@@ -289,7 +289,7 @@ def scan(
             parts[part].append(dict(record))
         else:
             pending.append(files)
-    outcome = _read(pending, workers, deadline) if pending else pool.Outcome({}, [])
+    outcome = _read(pending, workers, deadline) if pending else pool.PoolResult({}, [])
     # A forced scan with checksums computes them anew; otherwise they are good for as long as the file is the same.
     sums = {} if force and checksums else _known_sums(kept)
     for result in outcome.results.values():
@@ -323,7 +323,7 @@ def scan(
     )
 
 
-def _read(pending: Sequence[tuple[SourceFile, ...]], workers: int | None, deadline: float | None) -> pool.Outcome:
+def _read(pending: Sequence[tuple[SourceFile, ...]], workers: int | None, deadline: float | None) -> pool.PoolResult:
     # Most scans find nothing new, and a module compiles at every call what it imports.
     from .read_files import read_group
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from .._core.processes import Process
 from .inputs import Host, Server
-from .ports import _flag_port
+from .ports import port_of
 
 
 def with_action(server: Server, previous: Server | None, host: Host) -> Server:
@@ -80,7 +80,7 @@ def _by_flag(argv: Sequence[str]) -> dict[str, str]:
 def stopped_server(
     name: str, previous: Server | None, process: Process | None, lost: str | None, profile: Mapping[str, Any]
 ) -> Server:
-    port = _flag_port(process.argv) if process else None
+    port = port_of(process.argv) if process else None
     server = previous or {"name": name, "model_id": name, "port": port, "argv": list(process.argv) if process else []}
     reason = f"{lost}, and it does not run" if lost else f'profile "{profile["name"]}" does not enable it'
     return {**server, "action": "stop", "reason": reason}

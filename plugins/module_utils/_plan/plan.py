@@ -9,11 +9,11 @@ Used by the module server_plan. Pure: what the host has and runs comes in as dat
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .._core.argv import flag_value
+from .._core.digests import digest_of
 from .._core.errors import EstimateError
 from .._core.text import format_bytes
 from .._models.names import other_quantization, slug
@@ -115,7 +115,7 @@ def _lost(
         as_model = {**server, "id": server["model_id"]}
         is_wanted = server["model_id"] in missing or any(matches(selector, as_model) for selector in selectors)
         if server["model_id"] not in known and is_wanted:
-            path = next((value for flag, value in zip(server["argv"], server["argv"][1:]) if flag == "--model"), "?")
+            path = flag_value(server["argv"], "--model") or "?"
             broken = [entry["reason"] for entry in registry["rejected"] if entry["path"] == path]
             lost[str(server["name"])] = f"{path} was rejected ({broken[0]})" if broken else f"{path} is gone"
     return lost
@@ -238,7 +238,7 @@ def _server(
     if settings.service_manager == "supervisor":
         # systemd takes a new deadline over by itself, supervisor with a new process only.
         launch.append(settings.stop_timeout)
-    revision = _digest(launch)
+    revision = digest_of(launch)[:12]
     same = previous is not None and previous.get("revision") == revision
     generation = 1 if previous is None else int(previous.get("generation", 1)) + (0 if same else 1)
     return {
@@ -278,11 +278,7 @@ def companion_sizes(registry: Mapping[str, Any]) -> dict[str, int]:
 def _fingerprint(model: Model) -> str:
     """The model's files as they are now, short: a replaced file gives another text."""
     fingerprint = model["fingerprint"]
-    return _digest([model["files"], fingerprint["size"], fingerprint["mtime_ns"], fingerprint["inode"]])
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+    return digest_of([model["files"], fingerprint["size"], fingerprint["mtime_ns"], fingerprint["inode"]])[:12]
 
 
 def _context_warnings(server: Server) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .._core.argv import flag_value
 from .._core.processes import Listener
 from .inputs import Host, PlanError, Server, Settings
 
@@ -19,9 +20,7 @@ def assign_ports(
     """A port for every name: the one it has, else the first that is free; ports of stopping servers come last."""
     valid = range(settings.port_first, settings.port_last + 1)
     held = {int(server["port"]): str(server["name"]) for server in host.record}
-    held.update(
-        {port: name for name, process in host.running.items() if (port := _flag_port(process.argv)) is not None}
-    )
+    held.update({port: name for name, process in host.running.items() if (port := port_of(process.argv)) is not None})
     ours = {pid for process in host.running.values() for pid in (process.pid, *process.children)}
     current = {name: port for port, name in held.items()}
 
@@ -31,7 +30,7 @@ def assign_ports(
         if listener is not None and not _is_ours(listener, name, ours, host):
             if not settings.move_on_conflict:
                 raise PlanError(
-                    f"Port {port} of server {name} is held by {_holder(listener)}: stop that process, "
+                    f"Port {port} of server {name} is held by {listener.holder}: stop that process, "
                     "or let the server move to a free port with -e servers_move_on_conflict=true."
                 )
             del current[name]
@@ -51,7 +50,7 @@ def assign_ports(
             if name not in ports:
                 ports[name] = next(queue)
     except StopIteration:
-        others = "".join(f"; {port} is held by {_holder(host.listeners[port])}" for port in sorted(foreign))
+        others = "".join(f"; {port} is held by {host.listeners[port].holder}" for port in sorted(foreign))
         raise PlanError(
             f'profile "{profile["name"]}" ({profile["source"]}) wants {len(names)} servers, the port range '
             f"{settings.port_first} to {settings.port_last} has room for {len(valid) - len(foreign)}{others}: "
@@ -60,12 +59,10 @@ def assign_ports(
     return ports
 
 
-def _flag_port(argv: Sequence[str]) -> int | None:
+def port_of(argv: Sequence[str]) -> int | None:
     """The value of --port in a command line."""
-    for flag, value in zip(argv, argv[1:]):
-        if flag == "--port" and value.isdigit():
-            return int(value)
-    return None
+    value = flag_value(argv, "--port") or ""
+    return int(value) if value.isascii() and value.isdigit() else None
 
 
 def _is_ours(listener: Listener, name: str, ours: set[int], host: Host) -> bool:
@@ -75,9 +72,3 @@ def _is_ours(listener: Listener, name: str, ours: set[int], host: Host) -> bool:
     if listener.pid not in ours or name not in host.running:
         return listener.pid in ours
     return listener.pid in (host.running[name].pid, *host.running[name].children)
-
-
-def _holder(listener: Listener) -> str:
-    if listener.pid is None:
-        return "a process that only root may see"
-    return f"pid {listener.pid} ({listener.command})"

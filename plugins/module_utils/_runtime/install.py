@@ -15,9 +15,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .._core.commands import Run
 from .._core.errors import MagiError
 from .prefix_manifest import note_in_manifest, read_manifest
-from .probe import ProbeError, Run, absent, probe
+from .probe import ProbeError, absent, probe
 from .providers.existing import existing
 from .providers.package import package
 from .providers.portable import loader_command, portable
@@ -28,7 +29,7 @@ METHODS = ("existing", "package", "portable", "release")
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Provision:
     """The fact llama_runtime, how it came about, and what was tried on the way."""
 
     fact: dict[str, Any]
@@ -39,7 +40,7 @@ class Outcome:
     after: Mapping[str, Any]
 
 
-def ensure(request: Request, method: str, run: Run, cache_path: str | None = None) -> Outcome:
+def ensure(request: Request, method: str, run: Run, cache_path: str | None = None) -> Provision:
     """Find or provide llama-server by method, or for "auto" by the first that works. Raises MagiError."""
     if method != "auto":
         try:
@@ -49,7 +50,7 @@ def ensure(request: Request, method: str, run: Run, cache_path: str | None = Non
                 raise
             # Something else may put it there in the real run.
             fact = {**absent(request.path, method, [str(error)]), "staged": False}
-            return Outcome(fact, method, False, [{"method": method, "result": str(error)}], {}, {})
+            return Provision(fact, method, False, [{"method": method, "result": str(error)}], {}, {})
     tried: list[dict[str, str]] = []
     for candidate in _auto_order(request):
         try:
@@ -76,7 +77,7 @@ def _auto_order(request: Request) -> list[str]:
     return [order[0], chosen, *order[1:]] if chosen in METHODS else order
 
 
-def _attempt(request: Request, method: str, run: Run, cache: str | None, tried: Sequence[dict[str, str]]) -> Outcome:
+def _attempt(request: Request, method: str, run: Run, cache: str | None, tried: Sequence[dict[str, str]]) -> Provision:
     provided = PROVIDERS[method](request, run)
     if provided.staged_dir is not None:
         fact = _probe_staged(request, provided, method, run)
@@ -90,7 +91,7 @@ def _attempt(request: Request, method: str, run: Run, cache: str | None, tried: 
         fact = absent(provided.path, method)
     fact["staged"] = provided.staged_dir is not None and not provided.discard
     steps = [*tried, {"method": method, "result": provided.note}]
-    return Outcome(fact, method, provided.changed, steps, provided.before, provided.after)
+    return Provision(fact, method, provided.changed, steps, provided.before, provided.after)
 
 
 def _probe_staged(request: Request, provided: Provided, method: str, run: Run) -> dict[str, Any]:

@@ -16,11 +16,11 @@ import json
 import os
 import re
 import stat
-import subprocess
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
+from .._core.commands import Completed, Run, run_command
+from .._core.digests import file_digest
 from .._core.errors import MagiError
 from .._core.files import write_atomic
 from .flags import flags_to_fact
@@ -30,18 +30,6 @@ from .help_text import Version, VersionError, parse_help, parse_version
 class ProbeError(MagiError):
     """A binary that does not run, or is not llama-server."""
 
-
-@dataclass(frozen=True)
-class Completed:
-    """How a command ended; code is negative where a signal ended it."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-
-# run(argv, environment, seconds): raises OSError where the program cannot be started, TimeoutError where it hangs.
-Run = Callable[[Sequence[str], Mapping[str, str], float], Completed]
 
 PROBE_SECONDS = 20.0
 # Nothing of the caller's: LLAMA_ARG_*, AIP_* and a user's configuration file would change the answers.
@@ -55,24 +43,6 @@ _CHANGING_VARIABLE = re.compile(
     r"^\s*(?:export\s+)?(LLAMA_ARG_\w+|LLAMA_API_KEY|AIP_MODE|AIP_HTTP_PORT)\s*=", re.MULTILINE
 )
 _CACHE_SCHEMA = 1
-
-
-def run_command(argv: Sequence[str], environment: Mapping[str, str], seconds: float) -> Completed:
-    """Run argv with exactly this environment and wait for it."""
-    try:
-        # ansible-test wants a module's run_command, but nothing here knows a module.
-        done = subprocess.run(  # pylint: disable=ansible-bad-function
-            list(argv),
-            env=dict(environment),
-            timeout=seconds,
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise TimeoutError(f"{argv[0]} did not end within {seconds:g} s") from error
-    return Completed(done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace"))
 
 
 def absent(path: str, source: str, warnings: Sequence[str] = ()) -> dict[str, Any]:
@@ -250,14 +220,11 @@ def _sha256(path: str, cache: dict[str, Any]) -> str:
         known = cache["files"].get(path)
         if isinstance(known, dict) and known.get("mark") == mark and known.get("sha256"):
             return str(known["sha256"])
-        digest = hashlib.sha256()
-        with open(path, "rb") as stream:
-            for block in iter(lambda: stream.read(1024 * 1024), b""):
-                digest.update(block)
+        sha256 = file_digest(path)
     except OSError as error:
         raise ProbeError(f"{path} cannot be read: {error.strerror}. Give this user read permission.") from error
-    cache["files"] = {path: {"mark": mark, "sha256": digest.hexdigest()}}
-    return digest.hexdigest()
+    cache["files"] = {path: {"mark": mark, "sha256": sha256}}
+    return sha256
 
 
 def _read_cache(path: str | None) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .._core.commands import Completed, Run
 from .._core.errors import MagiError
 from .._core.text import redact
-from .probe import Completed, Run
 
 KEYRINGS = (
     "/usr/share/keyrings/debian-archive-keyring.pgp",

@@ -14,13 +14,13 @@ import re
 import resource
 import shutil
 import socket
-import subprocess
 import sys
 import time
 import xmlrpc.client
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from .._core.commands import run_command
 from .._core.files import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, write_atomic
 from .._core.processes import all_processes, processes
 from .base import STOP_MARGIN, ServiceError, ServiceStatus, Stopped, at_once, exit_text, terminate
@@ -283,25 +283,13 @@ class SupervisorManager:
             "HOME": os.path.expanduser("~"),
             "LANG": "C.UTF-8",
         }
-        # ansible-test wants a module's run_command, but nothing here knows a module.
-        done = subprocess.run(  # pylint: disable=ansible-bad-function
-            [program, "-c", config],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env=environment,
-            cwd="/",
-            preexec_fn=_no_core_dumps,
-            check=False,
-        )
+        done = run_command([program, "-c", config], environment, before_exec=_no_core_dumps)
         deadline = time.monotonic() + START_DEADLINE
-        while done.returncode == 0 and time.monotonic() < deadline:
+        while done.code == 0 and time.monotonic() < deadline:
             if self._infos() is not None:
                 return
             time.sleep(POLL / 2)
-        raise ServiceError(f"{program} does not start: {done.stdout.strip() or f'see {self._log}'}")
+        raise ServiceError(f"{program} does not start: {(done.stdout + done.stderr).strip() or f'see {self._log}'}")
 
     def _reread(self) -> tuple[list[str], list[str], list[str]]:
         try:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 
+from .._core.commands import Completed, run_command
 from .._core.processes import STRAY_VARIABLE
 from .._launch.units import TARGET, UNIT_FOLDER, UNIT_PREFIX, unit_name
 from .base import ServiceError, ServiceStatus, Stopped, at_once, exit_text, signal_name
@@ -50,29 +50,24 @@ SETUP_FAILURES = {
 }
 RESULTS = {"start-limit-hit": "crashed too often", "oom-kill": "ran out of memory", "watchdog": "hung"}
 
-# A command line to its exit code, standard output and standard error.
-Run = Callable[[Sequence[str]], "tuple[int, str, str]"]
+# A command line to how it ended.
+Run = Callable[[Sequence[str]], Completed]
 
 
-def run_command(command: Sequence[str]) -> tuple[int, str, str]:
-    """Run a program without a terminal, in a language whose output is known."""
-    environment = {**os.environ, "LC_ALL": "C", "SYSTEMD_PAGER": "", "SYSTEMD_COLORS": "0"}
+def run_in_english(command: Sequence[str]) -> Completed:
+    """Run a program of systemd without a pager, in a language whose output is known. Raises ServiceError."""
     try:
-        # ansible-test wants a module's run_command, but nothing here knows a module.
-        done = subprocess.run(  # pylint: disable=ansible-bad-function
-            list(command), capture_output=True, text=True, errors="replace", env=environment, check=False
-        )
+        return run_command(command, {**os.environ, "LC_ALL": "C", "SYSTEMD_PAGER": "", "SYSTEMD_COLORS": "0"})
     except FileNotFoundError as error:
         raise ServiceError(
             f"{command[0]} is missing on this host: set servers_service_manager to supervisor."
         ) from error
-    return done.returncode, done.stdout, done.stderr
 
 
 class SystemdManager:
     """Drives units by systemctl; only ones with our prefix are ever named."""
 
-    def __init__(self, run: Run = run_command) -> None:
+    def __init__(self, run: Run = run_in_english) -> None:
         self._run = run
         self._target_active = False
 

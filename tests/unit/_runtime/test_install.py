@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from ansible_collections.magi.llama.plugins.module_utils._core.commands import Completed, run_command
 from ansible_collections.magi.llama.plugins.module_utils._runtime.install import ensure
 from ansible_collections.magi.llama.plugins.module_utils._runtime.prefix import restore_previous
 from ansible_collections.magi.llama.plugins.module_utils._runtime.prefix_manifest import (
@@ -24,7 +25,6 @@ from ansible_collections.magi.llama.plugins.module_utils._runtime.prefix_manifes
     read_manifest,
     staged_prefix,
 )
-from ansible_collections.magi.llama.plugins.module_utils._runtime.probe import Completed, run_command
 from ansible_collections.magi.llama.plugins.module_utils._runtime.providers.package import parse_apt_policy
 from ansible_collections.magi.llama.plugins.module_utils._runtime.providers.portable import (
     apt_configuration,

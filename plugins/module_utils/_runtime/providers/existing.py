@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from ..probe import Run
+from ..._core.commands import Run
 from ..requests import MissingError, Provided, Request
 
 # --- existing ---------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 
-from ..probe import Run
+from ..._core.commands import Run
 from ..requests import (
     CLEAN_ENVIRONMENT,
     DOWNLOAD_SECONDS,

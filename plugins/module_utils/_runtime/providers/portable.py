@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import hashlib
-import json
 import os
 import re
 import shlex
@@ -18,10 +16,11 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ..._core.commands import Completed, Run
+from ..._core.digests import digest_of
 from ..._core.files import write_atomic
 from ..._core.text import redact
 from ..prefix import PREFIX_LAYOUT, is_current, provide
-from ..probe import Completed, Run
 from ..requests import (
     CLEAN_ENVIRONMENT,
     DOWNLOAD_SECONDS,
@@ -247,7 +246,7 @@ def _write_wrappers(prefix: str, new: str, packages: Mapping[str, str], run: Run
     """Write bin/llama-server and its like, and see that the CPU backend is found."""
     root = os.path.join(new, "root")
     _copy_loader(root)
-    digest = hashlib.sha256(json.dumps(packages, sort_keys=True).encode()).hexdigest()
+    digest = digest_of(packages)
     programs = sorted(glob.glob(f"{root}/usr/bin/llama-*"))
     if f"{root}/usr/bin/llama-server" not in programs:
         raise ProviderError(f"{PACKAGE_NAME} holds no llama-server.")

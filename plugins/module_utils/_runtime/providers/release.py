@@ -17,9 +17,9 @@ import urllib.parse
 import urllib.request
 from typing import Any
 
+from ..._core.commands import Run
 from ..._core.text import redact
 from ..prefix import PREFIX_LAYOUT, provide
-from ..probe import Run
 from ..requests import CONNECT_SECONDS, Provided, ProviderError, Request
 
 # --- release ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,20 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""Look flags up in a command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+
+def flag_values(argv: Sequence[str], flags: Iterable[str]) -> Iterator[str]:
+    """The word after each occurrence of one of these flags."""
+    wanted = set(flags)
+    return (value for word, value in zip(argv, argv[1:]) if word in wanted)
+
+
+def flag_value(argv: Sequence[str], flag: str) -> str | None:
+    """The word after the first occurrence of a flag; None if the command line lacks it."""
+    return next(flag_values(argv, [flag]), None)

@@ -1,0 +1,63 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""Run a command and wait for it: with exactly the environment that is given, and within a time limit."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Optional
+
+
+class Completed(NamedTuple):
+    """How a command ended; code is negative where a signal ended it."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+class User(NamedTuple):
+    """The ids that a command runs with. Only root may choose them."""
+
+    uid: int
+    gid: int
+    groups: Sequence[int] = ()
+
+
+# run(argv, environment, seconds): raises OSError where the program cannot be started, TimeoutError where it hangs.
+Run = Callable[[Sequence[str], Mapping[str, str], Optional[float]], Completed]
+
+
+def run_command(
+    argv: Sequence[str],
+    environment: Mapping[str, str],
+    seconds: float | None = None,
+    *,
+    user: User | None = None,
+    before_exec: Callable[[], None] | None = None,
+) -> Completed:
+    """Run argv in / with this environment alone, without standard input; by default without a time limit.
+
+    before_exec is called in the child. Output that is not UTF-8 is replaced. Raises OSError where the program cannot be
+    started, TimeoutError where it does not end in time; it is killed then.
+    """
+    ids = {} if user is None else {"user": user.uid, "group": user.gid, "extra_groups": list(user.groups)}
+    try:
+        # ansible-test wants a module's run_command, but module_utils know no module.
+        done = subprocess.run(  # pylint: disable=ansible-bad-function
+            list(argv),
+            env=dict(environment),
+            timeout=seconds,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            preexec_fn=before_exec,
+            **ids,  # type: ignore[call-overload]
+        )
+    except subprocess.TimeoutExpired as error:
+        raise TimeoutError(f"{argv[0]} did not end within {seconds:g} s") from error
+    return Completed(done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace"))
