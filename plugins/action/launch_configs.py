@@ -13,18 +13,10 @@ from ansible.plugins.action import ActionBase
 from ansible.template import trust_as_template
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import record_file, record_of
-from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import (
-    File,
-    common_config_path,
-    config_path,
-    digest,
-)
+from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import File, digest
+from ansible_collections.magi.llama.plugins.module_utils._services.table import MANAGERS, find_manager
 from ansible_collections.magi.llama.plugins.plugin_utils.this_run import this_run
 
-TEMPLATES = {
-    "systemd": ("systemd.service.j2", "magi-llama.target.j2"),
-    "supervisor": ("supervisor.program.conf.j2", "supervisord.conf.j2"),
-}
 MANAGED = "Ansible managed (magi.llama): changes made here are lost in the next run"
 
 
@@ -37,7 +29,7 @@ class ActionModule(ActionBase):
         task_vars = task_vars or {}
         _result, arguments = self.validate_argument_spec(
             argument_spec={
-                "service_manager": {"type": "str", "choices": list(TEMPLATES), "required": True},
+                "service_manager": {"type": "str", "choices": list(MANAGERS), "required": True},
                 # Of the host: a ~ is the home there, so it is not expanded here.
                 "state_dir": {"type": "str", "required": True},
                 "plan": {"type": "dict", "required": True},
@@ -46,17 +38,17 @@ class ActionModule(ActionBase):
                 "common_template": {"type": "str"},
             }
         )
-        manager, state_dir = arguments["service_manager"], plain_path(arguments["state_dir"])
+        manager, state_dir = find_manager(arguments["service_manager"]), plain_path(arguments["state_dir"])
         task_vars = {**task_vars, "state_dir": state_dir}
         servers = [server for server in arguments["plan"]["servers"] if server["action"] != "stop"]
-        template = self._template(arguments["template"] or TEMPLATES[manager][0])
-        common = self._template(arguments["common_template"] or TEMPLATES[manager][1])
-        paths = [config_path(manager, state_dir, server["name"]) for server in servers]
+        template = self._template(arguments["template"] or manager.template)
+        common = self._template(arguments["common_template"] or manager.common_template)
+        paths = [manager.config_path(state_dir, server["name"]) for server in servers]
         contents = self._render_all(template, servers, task_vars)
-        paths.append(common_config_path(manager, state_dir))
+        paths.append(manager.common_config_path(state_dir))
         contents.append(self._render(common, task_vars))
         wanted = [File(path, content.encode()) for path, content in zip(paths, contents, strict=True)]
-        record = record_file(state_dir, record_of(arguments["plan"], manager))
+        record = record_file(state_dir, record_of(arguments["plan"], manager.name))
         if arguments["deployed"] == {file.path: digest(file) for file in [record, *wanted]}:
             return {**result, "changed": False, "written": [], "removed": []}
         configs = [{"path": path, "content": content} for path, content in zip(paths, contents, strict=True)]

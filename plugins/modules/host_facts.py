@@ -97,6 +97,9 @@ ansible_facts:
           description: C(systemd) or C(supervisor).
           type: str
           sample: systemd
+        service_manager_missing:
+          description: Whether it has yet to be installed.
+          type: bool
         systemd:
           description: Whether PID 1 is systemd.
           type: bool
@@ -151,6 +154,7 @@ from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import (
     describe_holder,
 )
 from ansible_collections.magi.llama.plugins.module_utils._launch.api_keys import check_key_file
+from ansible_collections.magi.llama.plugins.module_utils._services.table import MANAGERS, all_managers, choose_manager
 
 # What the role servers writes as the comment of a user that it makes.
 USER_COMMENT = "magi.llama"
@@ -159,7 +163,7 @@ USER_COMMENT = "magi.llama"
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "service_manager": {"type": "str", "choices": ["auto", "systemd", "supervisor"], "default": "auto"},
+            "service_manager": {"type": "str", "choices": ["auto", *MANAGERS], "default": "auto"},
             "user": {"type": "str", "required": True},
             "state_dir": {"type": "path", "required": True},
             "supervisord_path": {"type": "path"},
@@ -174,30 +178,18 @@ def main() -> None:
     )
     given = module.params
     given["state_dir"] = plain_path(given["state_dir"])
-    with open("/proc/1/comm", encoding="utf-8") as stream:
-        systemd = stream.read().strip() == "systemd"
-    manager = given["service_manager"]
-    if manager == "auto":
-        manager = "systemd" if systemd else "supervisor"
-    if manager == "supervisor":
-        from ansible_collections.magi.llama.plugins.module_utils._services.supervisor import SupervisorManager
-
-        # A folder that it cannot use is said here, before anything is touched.
-        try:
-            SupervisorManager(given["state_dir"])
-        except MagiError as error:
-            module.fail_json(msg=str(error))
-    version, stray = None, []
-    if systemd:
-        # Not needed elsewhere, and a module compiles at every call what it imports.
-        from ansible_collections.magi.llama.plugins.module_utils._services.systemd import SystemdManager
-
-        version, stray = SystemdManager().version(), SystemdManager().stray_variables()
+    manager = choose_manager(given["service_manager"])
+    # A folder that it cannot use is said here, before anything is touched.
+    try:
+        manager.check(given["state_dir"])
+    except MagiError as error:
+        module.fail_json(msg=str(error))
     root = os.geteuid() == 0
-    if given["validate_launch"] and manager == "systemd" and not root:
+    if given["validate_launch"] and manager.needs_root and not root:
+        rootless = " or ".join(one.name for one in all_managers() if not one.needs_root)
         module.fail_json(
-            msg="This host runs systemd, whose units only root may write: run with --become (or ansible_become in the "
-            "inventory), or set servers_service_manager to supervisor."
+            msg=f"This host runs {manager.name}, whose launch configs only root may write: run with --become (or "
+            f"ansible_become in the inventory), or set servers_service_manager to {rootless}."
         )
     user = given["user"] if root else pwd.getpwuid(os.geteuid()).pw_name
     try:
@@ -225,24 +217,24 @@ def main() -> None:
             other = describe_holder(acquire(given["state_dir"], run, dead=given["dead"]), run.id)
         except MagiError as error:
             module.fail_json(msg=str(error))
-    own = os.path.join(given["state_dir"], "supervisor", "venv", "bin", "supervisord")
-    candidates = [given["supervisord_path"], own, module.get_bin_path("supervisord")]
+    candidates = [given["supervisord_path"], module.get_bin_path("supervisord")]
+    found: dict = {}
+    for one in all_managers():
+        found.update(one.facts(given["state_dir"], candidates))
     module.exit_json(
         changed=False,
         holder=other,
         ansible_facts={
             "llama_host": {
-                "service_manager": manager,
-                "systemd": systemd,
-                "systemd_version": version,
-                "supervisord": next((path for path in candidates if path and os.access(path, os.X_OK)), None),
+                "service_manager": manager.name,
+                "service_manager_missing": manager.is_missing(found),
                 "root": root,
                 "user": user,
                 "group": group,
                 "user_exists": user_exists,
                 "user_is_ours": root and comment == USER_COMMENT,
                 "api_key_stamp": stamp,
-                "stray_variables": stray,
+                **found,
             }
         },
     )

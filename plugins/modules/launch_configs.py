@@ -128,17 +128,17 @@ from ansible_collections.magi.llama.plugins.module_utils._launch.config_files im
     File,
     current_text,
     files_to_write,
-    managed_files,
     refuse_foreign,
     stale_files,
     write_all,
 )
+from ansible_collections.magi.llama.plugins.module_utils._services.table import MANAGERS, managed_files
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "service_manager": {"type": "str", "choices": ["systemd", "supervisor"], "required": True},
+            "service_manager": {"type": "str", "choices": list(MANAGERS), "required": True},
             "state_dir": {"type": "path", "required": True},
             "run_id": {"type": "str"},
             "plan": {"type": "dict", "required": True},

@@ -108,12 +108,12 @@ from ansible_collections.magi.llama.plugins.module_utils._deployment.rollback im
 from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import (
     current_text,
     files_to_write,
-    managed_files,
     stale_files,
     write_all,
 )
 from ansible_collections.magi.llama.plugins.module_utils._runtime.prefix import restore_previous
 from ansible_collections.magi.llama.plugins.module_utils._runtime.probe import ProbeError, probe
+from ansible_collections.magi.llama.plugins.module_utils._services.table import managed_files
 
 
 def main() -> None:

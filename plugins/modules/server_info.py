@@ -128,7 +128,7 @@ from ansible_collections.magi.llama.plugins.module_utils._deployment.record impo
 from ansible_collections.magi.llama.plugins.module_utils._deployment.rollback import Deployment, starting
 from ansible_collections.magi.llama.plugins.module_utils._health.probe import probe_all
 from ansible_collections.magi.llama.plugins.module_utils._health.status import status_json
-from ansible_collections.magi.llama.plugins.module_utils._services.table import manager_for
+from ansible_collections.magi.llama.plugins.module_utils._services.table import driver_for
 
 
 def main() -> None:
@@ -144,7 +144,7 @@ def main() -> None:
     try:
         record = read_record(state_dir)
         servers = chosen(record, module.params["servers"])
-        statuses = manager_for(record, state_dir).status([server["name"] for server in servers])
+        statuses = driver_for(record, state_dir).status([server["name"] for server in servers])
         running = [server for server in servers if statuses[server["name"]].state == "running"]
         pids = {name: status.pid for name, status in statuses.items()}
         probes = probe_all(running, pids, deep=module.params["deep"])

@@ -172,7 +172,12 @@ from ansible_collections.magi.llama.plugins.module_utils._models.registry_file i
 from ansible_collections.magi.llama.plugins.module_utils._plan.gpu import parse_devices, read_gpus
 from ansible_collections.magi.llama.plugins.module_utils._plan.inputs import Host, Settings
 from ansible_collections.magi.llama.plugins.module_utils._plan.plan import make_plan, plan_lines
-from ansible_collections.magi.llama.plugins.module_utils._services.supervision import disabled, unwatched
+from ansible_collections.magi.llama.plugins.module_utils._services.table import (
+    MANAGERS,
+    disabled,
+    find_manager,
+    unwatched,
+)
 
 
 def main() -> None:
@@ -183,7 +188,7 @@ def main() -> None:
             "profile": {"type": "dict", "required": True},
             "runtime": {"type": "dict", "required": True},
             "state_dir": {"type": "path", "required": True},
-            "service_manager": {"type": "str", "choices": ["systemd", "supervisor"], "required": True},
+            "service_manager": {"type": "str", "choices": list(MANAGERS), "required": True},
             "port_range_start": {"type": "int", "default": 8080},
             "port_range_end": {"type": "int", "default": 8099},
             "host": {"type": "str", "default": "127.0.0.1"},
@@ -217,6 +222,7 @@ def main() -> None:
             memory_overcommit=given["memory_overcommit"],
             move_on_conflict=given["move_on_conflict"],
             restart_triggers=given["restart_triggers"],
+            manager_triggers=find_manager(given["service_manager"]).restart_triggers(given["stop_timeout"]),
         )
         running = processes(given["state_dir"])
         host = Host(

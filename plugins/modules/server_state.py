@@ -146,7 +146,7 @@ from ansible_collections.magi.llama.plugins.module_utils._deployment.record impo
 from ansible_collections.magi.llama.plugins.module_utils._health.observations import note_seconds
 from ansible_collections.magi.llama.plugins.module_utils._health.pace import Pace
 from ansible_collections.magi.llama.plugins.module_utils._services.base import strays, terminate
-from ansible_collections.magi.llama.plugins.module_utils._services.table import manager_for, retire_other
+from ansible_collections.magi.llama.plugins.module_utils._services.table import driver_for, retire_others
 from ansible_collections.magi.llama.plugins.module_utils._services.transitions import (
     actions_for,
     apply,
@@ -177,14 +177,14 @@ def main() -> None:
     state_dir = plain_path(given["state_dir"])
     try:
         record = read_record(state_dir)
-        manager = manager_for(record, state_dir, given["supervisord_path"])
+        driver = driver_for(record, state_dir, given["supervisord_path"])
         if given["actions"] is None:
-            statuses = manager.status([server["name"] for server in chosen(record, given["servers"])])
+            statuses = driver.status([server["name"] for server in chosen(record, given["servers"])])
             unknown = {process.name for process in strays(state_dir, statuses)}
             actions = actions_for(given["state"], statuses, unknown)
         else:
             actions = check_actions(given["actions"], record["servers"])
-            statuses = manager.status(list(actions))
+            statuses = driver.status(list(actions))
             unknown = {process.name for process in strays(state_dir, statuses)}
         old = outdated(record["servers"], processes(state_dir))
         todo = needed(actions, statuses, unknown, record["servers"], old)
@@ -193,12 +193,12 @@ def main() -> None:
             module.exit_json(changed=bool(todo), msg=_planned(todo), servers=results)
         if todo:
             renew(state_dir, given["run_id"])
-        retire_other(record, state_dir)
+        retire_others(record, state_dir)
         pace = Pace()
         results = apply(
             todo,
             record["servers"],
-            manager,
+            driver,
             lambda statuses: strays(state_dir, statuses),
             lambda processes, timeout: terminate(processes, state_dir, timeout),
             pace.on_started,

@@ -92,15 +92,10 @@ from ansible_collections.magi.llama.plugins.module_utils._core.files import plai
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import all_processes
 from ansible_collections.magi.llama.plugins.module_utils._deployment.teardown import (
     owned_paths,
-    remove,
-    target_path,
-    unit_servers,
+    take_down,
     users_of,
 )
-from ansible_collections.magi.llama.plugins.module_utils._services.base import ended_text, terminate
-from ansible_collections.magi.llama.plugins.module_utils._services.supervision import is_ours
-from ansible_collections.magi.llama.plugins.module_utils._services.supervisor import SupervisorManager
-from ansible_collections.magi.llama.plugins.module_utils._services.systemd import SystemdManager
+from ansible_collections.magi.llama.plugins.module_utils._services.base import ended_text
 
 
 def main() -> None:
@@ -124,7 +119,7 @@ def main() -> None:
     try:
         removed = owned_paths(state_dir, *paths)
         if not module.check_mode:
-            signals, removed = _take_down(state_dir, removed, given["stop_timeout"])
+            signals, removed = take_down(state_dir, removed, given["stop_timeout"])
             ended.update(signals)
             more["ended"] = ended
         if given["user"] is not None:
@@ -139,24 +134,6 @@ def main() -> None:
         **more,
         diff={"before": "".join(f"{path}\n" for path in removed), "after": ""},
     )
-
-
-def _take_down(state_dir: str, paths: list[str], timeout: float) -> tuple[dict[str, str], list[str]]:
-    """Stop the servers, remove the paths, and let systemd forget what is gone.
-
-    Returns the signal by which each server ended, and all that was removed.
-    """
-    units, systemd = unit_servers(state_dir), SystemdManager()
-    stopped = list(systemd.stop(units, timeout).values())
-    if target_path() in paths:
-        systemd.stop_target()
-    if is_ours(state_dir):
-        stopped += SupervisorManager(state_dir).end(timeout).values()
-    # What no manager knows any more.
-    stopped += terminate(all_processes(state_dir), state_dir, timeout).values()
-    removed = remove(paths, state_dir)
-    systemd.forget(units)
-    return {one.name: one.signal for one in stopped if one.signal is not None}, removed
 
 
 if __name__ == "__main__":

@@ -210,7 +210,7 @@ from ansible_collections.magi.llama.plugins.module_utils._deployment.rollback im
 from ansible_collections.magi.llama.plugins.module_utils._health.machine import Machine
 from ansible_collections.magi.llama.plugins.module_utils._health.observations import update_observations
 from ansible_collections.magi.llama.plugins.module_utils._health.wait import given_up, summary, wait, with_holders
-from ansible_collections.magi.llama.plugins.module_utils._services.table import manager_for
+from ansible_collections.magi.llama.plugins.module_utils._services.table import driver_for
 
 
 def main() -> None:
@@ -235,10 +235,10 @@ def main() -> None:
     try:
         record = read_record(given["state_dir"])
         servers = chosen(record, given["servers"])
-        manager = manager_for(record, given["state_dir"])
+        driver = driver_for(record, given["state_dir"])
         outcomes = wait(
             servers,
-            Machine(manager, given["state_dir"], given["deep"], given["timeout"]),
+            Machine(driver, given["state_dir"], given["deep"], given["timeout"]),
             clock=time.monotonic,
             sleep=time.sleep,
             interval=given["interval"],
@@ -256,9 +256,9 @@ def main() -> None:
             with contextlib.suppress(LockError):
                 renew(given["state_dir"], given["run_id"])
         if not module.check_mode:
-            misconfigured = given_up(outcomes, manager.status([outcome.name for outcome in outcomes]))
+            misconfigured = given_up(outcomes, driver.status([outcome.name for outcome in outcomes]))
             if misconfigured:
-                manager.stop(misconfigured, 1.0)
+                driver.stop(misconfigured, 1.0)
         result = update_observations(
             given["state_dir"], outcomes, _launched(given["state_dir"], outcomes), write=not module.check_mode
         )

@@ -75,7 +75,8 @@ def test_supervisor_comes_from_pypi_where_its_package_cannot_be_installed(folder
     program.parent.mkdir(parents=True)
     program.touch(0o755)
     user = getpass.getuser()
-    host = {"user": user, "user_exists": True, "root": True, "service_manager": "supervisor", "supervisord": None}
+    host = {"user": user, "user_exists": True, "root": True, "service_manager": "supervisor"}
+    host.update(service_manager_missing=True, supervisord=None)
     play = {
         "hosts": "localhost",
         "connection": "local",

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .._core.errors import MagiError
-from .._launch.config_files import File, deployed_paths, digest, file_at
+from .._launch.config_files import File, digest, file_at
+from .._services.table import deployed_paths
 
 SCHEMA_VERSION = 1
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")

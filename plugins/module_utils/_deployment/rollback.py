@@ -19,8 +19,9 @@ from typing import Any
 from .._core.errors import MagiError
 from .._core.processes import Process
 from .._health.observations import ready_revisions, record_verdicts
-from .._launch.config_files import File, deployed_paths, read_file
+from .._launch.config_files import File, read_file
 from .._runtime.prefix_manifest import note_in_manifest, previous_prefix, read_manifest
+from .._services.table import deployed_paths
 from .record import DamagedRecordError, read_record
 
 SCHEMA_VERSION = 1

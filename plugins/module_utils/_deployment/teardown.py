@@ -10,21 +10,19 @@ import contextlib
 import glob
 import os
 import pwd
-import re
 import shutil
 from collections.abc import Sequence
 
 from .._core.errors import MagiError
 from .._core.files import leftovers
-from .._core.processes import STATE_MARKER, all_processes, command_of
+from .._core.processes import all_processes, command_of
 from .._core.run_lock import lock_path
 from .._health.observations import readiness_path, ready_revisions
-from .._launch.config_files import Managed, current_text, managed_files, stale_files
-from .._launch.units import TARGET, UNIT_FOLDER, UNIT_PREFIX
+from .._launch.config_files import stale_files
 from .._models.registry_file import partial_path
 from .._runtime.prefix_manifest import read_manifest
-from .._services.supervision import is_ours
-from .._services.supervisor import log_files, own_files
+from .._services.base import Stopped, terminate
+from .._services.table import all_managers, managed_files
 from .record import RecordError, read_record, record_path
 from .rollback import RollbackError, previous_path, read_previous
 
@@ -35,36 +33,16 @@ class TeardownError(MagiError):
     """Something of ours that could not be removed."""
 
 
-def unit_servers(state_dir: str) -> list[str]:
-    """Names of the servers that have a systemd unit of this state directory."""
-    units = [entry for entry in managed_files(state_dir) if entry.folder == UNIT_FOLDER]
-    return [os.path.basename(path)[len(UNIT_PREFIX) : -len(".service")] for path in stale_files(units, [])]
-
-
-def target_path() -> str:
-    """Where the target of all servers lies."""
-    return os.path.join(UNIT_FOLDER, TARGET)
-
-
 def owned_paths(
     state_dir: str, registry_path: str, runtime_prefix: str | None, runtime_cache_path: str | None
 ) -> list[str]:
     """Paths of what we made and what is there, files and whole folders; prefixes without our manifest are not ours."""
-    managed = managed_files(state_dir)
-    paths = stale_files(managed, [])
-    halves = leftovers(UNIT_FOLDER)
-    if not stale_files([Managed(UNIT_FOLDER, f"{UNIT_PREFIX}*.service", f"{STATE_MARKER}=")], paths):
-        # No other state directory on this host has units: the target goes with the last of them.
-        paths += [os.path.join(UNIT_FOLDER, f"{TARGET}.wants"), target_path()]
-        paths += [os.path.join(UNIT_FOLDER, "multi-user.target.wants", TARGET)]
-    else:
-        # Another's run may be writing one just now.
-        halves = [path for path in halves if managed[0].marker in current_text(path)]
-    paths += [*halves, record_path(state_dir), readiness_path(state_dir), previous_path(state_dir)]
+    configs = stale_files(managed_files(state_dir), [])
+    paths = [*configs, record_path(state_dir), readiness_path(state_dir), previous_path(state_dir)]
     paths += [registry_path, partial_path(registry_path)]
-    # The names of supervisor's folders are plain ones: in a state directory that others use too they may be theirs.
-    paths += [*own_files(state_dir), *log_files(state_dir, _server_names(state_dir))]
-    folders = [state_dir, os.path.join(state_dir, "supervisor", "conf.d"), os.path.dirname(registry_path)]
+    names = _server_names(state_dir)
+    paths += [path for manager in all_managers() for path in manager.owned_paths(state_dir, names, configs)]
+    folders = [state_dir, os.path.dirname(registry_path)]
     if runtime_prefix is not None:
         candidates = (runtime_prefix, *(f"{runtime_prefix}.{part}" for part in ("previous", "staged")))
         paths += [path for path in candidates if read_manifest(path)]
@@ -90,13 +68,7 @@ def _server_names(state_dir: str) -> set[str]:
 
 def users_of(user: str, state_dir: str) -> list[str]:
     """What else on this host runs as the user: other units, and processes that are not this state directory's."""
-    mine = {f"{UNIT_PREFIX}{name}.service" for name in unit_servers(state_dir)}
-    line = re.compile(rf"^User={re.escape(user)}\s*$", re.MULTILINE)
-    found = [
-        name
-        for name in sorted(_listdir(UNIT_FOLDER))
-        if name.endswith(".service") and name not in mine and line.search(current_text(os.path.join(UNIT_FOLDER, name)))
-    ]
+    found = [unit for manager in all_managers() for unit in manager.units_of_user(user, state_dir)]
     try:
         uid = pwd.getpwnam(user).pw_uid
     except KeyError:
@@ -109,14 +81,32 @@ def users_of(user: str, state_dir: str) -> list[str]:
     return found
 
 
+def take_down(state_dir: str, paths: Sequence[str], timeout: float) -> tuple[dict[str, str], list[str]]:
+    """Stop the servers, remove the paths, and let the service managers forget what is gone.
+
+    Returns the signal by which each server ended, by name, and all that was removed.
+    """
+    names = [(manager, manager.server_names(state_dir)) for manager in all_managers()]
+    stopped: list[Stopped] = []
+    for manager, _names in names:
+        stopped += manager.end(state_dir, paths, timeout)
+    # What no manager knows any more.
+    stopped += terminate(all_processes(state_dir), state_dir, timeout).values()
+    removed = remove(paths, state_dir)
+    for manager, gone in names:
+        manager.forget(gone)
+    return {one.name: one.signal for one in stopped if one.signal is not None}, removed
+
+
 def remove(paths: Sequence[str], state_dir: str) -> list[str]:
     """Remove them, and then the folders of ours that this leaves empty; returns all that was removed."""
     removed = list(paths)
-    supervisor = os.path.join(state_dir, "supervisor")
     folders = {state_dir, *(os.path.dirname(path) for path in paths)}
-    mine = {state_dir, supervisor, os.path.join(supervisor, "conf.d"), os.path.join(state_dir, "log")}
-    if is_ours(state_dir):
-        folders |= mine
+    mine = {state_dir}
+    for manager in all_managers():
+        mine.update(manager.folders(state_dir))
+        if manager.is_present(state_dir):
+            folders |= {state_dir, *manager.folders(state_dir)}
     with contextlib.suppress(OSError):
         # This run's own.
         os.unlink(lock_path(state_dir))
@@ -137,10 +127,3 @@ def remove(paths: Sequence[str], state_dir: str) -> list[str]:
                 os.rmdir(folder)
                 removed.append(folder)
     return removed
-
-
-def _listdir(folder: str) -> list[str]:
-    try:
-        return os.listdir(folder)
-    except OSError:
-        return []

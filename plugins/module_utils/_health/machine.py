@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from .._core.processes import all_processes
-from .._services.base import ServiceManager, ServiceStatus
+from .._services.base import ServiceDriver, ServiceStatus
 from .probe import DEEP_TIMEOUT, Probe, Server, probe_all
 
 
@@ -17,7 +17,7 @@ class Machine:
     """The machine as waiting sees it."""
 
     def __init__(
-        self, manager: ServiceManager, state_dir: str, deep: bool = False, deep_timeout: float | None = None
+        self, manager: ServiceDriver, state_dir: str, deep: bool = False, deep_timeout: float | None = None
     ) -> None:
         self._manager = manager
         self._state_dir = state_dir

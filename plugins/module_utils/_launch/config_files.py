@@ -15,9 +15,6 @@ from dataclasses import dataclass
 
 from .._core.errors import MagiError
 from .._core.files import discard, leftovers, sync_folder, write_beside
-from .._core.processes import STATE_MARKER
-from .quoting import supervisor_environment, systemd_environment
-from .units import TARGET, UNIT_FOLDER, UNIT_PREFIX, unit_name
 
 
 class LaunchConfigError(MagiError):
@@ -42,40 +39,9 @@ class Managed:
     marker: str
 
 
-def config_path(service_manager: str, state_dir: str, server: str) -> str:
-    """Where a server's launch config lies."""
-    if service_manager == "systemd":
-        return os.path.join(UNIT_FOLDER, unit_name(server))
-    return os.path.join(state_dir, "supervisor", "conf.d", f"{server}.conf")
-
-
-def common_config_path(service_manager: str, state_dir: str) -> str:
-    """Where the config that all servers share lies."""
-    if service_manager == "systemd":
-        return os.path.join(UNIT_FOLDER, TARGET)
-    return os.path.join(state_dir, "supervisor", "supervisord.conf")
-
-
-def managed_files(state_dir: str) -> list[Managed]:
-    """The launch configs of this state directory, under either service manager."""
-    env = {STATE_MARKER: state_dir}
-    supervisor = os.path.join(state_dir, "supervisor", "conf.d")
-    # A whole line: another state directory's name may begin with this one's. Supervisor's stands in quotes.
-    line = f"\n{systemd_environment(env)}\n"
-    return [
-        Managed(UNIT_FOLDER, f"{UNIT_PREFIX}*.service", line),
-        Managed(supervisor, "*.conf", supervisor_environment(env)),
-    ]
-
-
 def files_to_write(files: Sequence[File]) -> list[File]:
     """Those of the files that are not yet as they should be."""
     return [file for file in files if file_at(file.path) != file]
-
-
-def deployed_paths(state_dir: str, service_manager: str) -> list[str]:
-    """Paths of the launch configs of this state directory, and of the one that they share, be it there or not."""
-    return [*stale_files(managed_files(state_dir), []), common_config_path(service_manager, state_dir)]
 
 
 def digest(file: File) -> str:

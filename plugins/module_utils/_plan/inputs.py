@@ -23,7 +23,10 @@ class PlanError(MagiError):
 
 @dataclass(frozen=True)
 class Settings:
-    """What the role was told: where servers listen, keep their state and what they are launched with."""
+    """What the role was told: where servers listen, keep their state and what they are launched with.
+
+    manager_triggers is what else a server of this service manager takes over with a new process only.
+    """
 
     state_dir: str
     service_manager: str
@@ -35,6 +38,7 @@ class Settings:
     memory_overcommit: bool = False
     move_on_conflict: bool = False
     restart_triggers: Mapping[str, Any] = field(default_factory=dict)
+    manager_triggers: Sequence[Any] = ()
 
 
 @dataclass(frozen=True)

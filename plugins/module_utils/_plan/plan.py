@@ -234,10 +234,7 @@ def _server(
         # A llama.cpp/config.ini of the user's would change the server.
         "XDG_CONFIG_HOME": "/nonexistent",
     }
-    launch: list[Any] = [argv, env, settings.restart_triggers, settings.service_manager]
-    if settings.service_manager == "supervisor":
-        # systemd takes a new deadline over by itself, supervisor with a new process only.
-        launch.append(settings.stop_timeout)
+    launch = [argv, env, settings.restart_triggers, settings.service_manager, *settings.manager_triggers]
     revision = digest_of(launch)[:12]
     same = previous is not None and previous.get("revision") == revision
     generation = 1 if previous is None else int(previous.get("generation", 1)) + (0 if same else 1)

@@ -18,6 +18,7 @@ from .._core.processes import Process, all_processes
 
 # A server that was told to stop gets its deadline and then SIGKILL; what takes longer hangs in the kernel.
 STOP_MARGIN = 15.0
+DEFAULT_STOP_TIMEOUT = 30.0
 
 
 class ServiceError(MagiError):
@@ -59,8 +60,8 @@ def at_once(_name: str) -> None:
     """The pace of starts of which none waits for another."""
 
 
-class ServiceManager(Protocol):
-    """All of it in bulk: one call for any number of servers."""
+class ServiceDriver(Protocol):
+    """What starts and stops servers, all of it in bulk: one call for any number of servers."""
 
     def status(self, names: Sequence[str]) -> dict[str, ServiceStatus]:
         """Each server's status."""

@@ -2,31 +2,27 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""Servers under supervisor: a program each in a supervisord of our own, spoken to over its socket."""
+"""supervisor as a service manager: a supervisord for each state directory, and a program for each server."""
 
 from __future__ import annotations
 
 import contextlib
-import http.client
-import json
 import os
 import re
-import resource
-import shutil
-import socket
-import sys
-import time
-import xmlrpc.client
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from .._core.commands import run_command
-from .._core.files import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, write_atomic
-from .._core.processes import all_processes, processes
-from .base import STOP_MARGIN, ServiceError, ServiceStatus, Stopped, at_once, exit_text, terminate
-from .supervision import daemon_pid, is_ours
-from .supervisor_log import History, parse_log
+from .._core.files import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, leftovers
+from .._core.processes import STATE_MARKER, Process
+from .._launch.config_files import Managed
+from .._launch.quoting import supervisor_environment
+from .manager import ServiceManager
 
+if TYPE_CHECKING:
+    from .base import ServiceDriver, Stopped
+
+# What our supervisord.conf calls its supervisord.
+IDENTIFIER = "magi-llama"
 # supervisor binds a temporary name, the socket's with its PID behind, before it links the name itself.
 SOCKET_PATH_LIMIT = 107 - len(".4194304")
 # What lies beside our supervisord.conf.
@@ -34,309 +30,119 @@ OWN_FILE = re.compile(
     r"supervisord\.(conf|pid|log(\.\d+)?)|supervisor\.sock(\.\d+)?|started\.json|venv"
     rf"|{re.escape(TEMPORARY_PREFIX)}.*{re.escape(TEMPORARY_SUFFIX)}"
 )
-START_DEADLINE = 15.0
-POLL = 0.05
-TAIL_BYTES = 65536
-
-STATES = {
-    0: "stopped",
-    10: "running",  # STARTING: the process is there, and younger than startsecs
-    20: "running",
-    30: "restarting",
-    40: "stopping",
-    100: "failed",
-    200: "failed",
-    1000: "failed",
-}
-BACKOFF, STOPPING = 30, 40
-FAULT_BAD_NAME, FAULT_SPAWN_ERROR, FAULT_ALREADY_STARTED = 10, 50, 60
 
 
-class _Connection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=30)
-        self._path = path
+class Supervisor(ServiceManager):
+    name = "supervisor"
+    template = "supervisor.program.conf.j2"
+    common_template = "supervisord.conf.j2"
 
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
-
-
-class _Transport(xmlrpc.client.Transport):
-    def __init__(self, path: str) -> None:
-        super().__init__()
-        self._path = path
-
-    def make_connection(self, host: Any) -> http.client.HTTPConnection:
-        # Where the base class keeps it for its close().
-        self._connection = (str(host), _Connection(self._path))
-        return self._connection[1]
-
-
-class SupervisorManager:
-    """Drives the supervisord of a state directory, and starts it when it does not run."""
-
-    def __init__(self, state_dir: str, supervisord: str | None = None) -> None:
-        self._state_dir = state_dir
-        self._folder = os.path.join(state_dir, "supervisor")
-        self._socket = os.path.join(self._folder, "supervisor.sock")
-        self._log = os.path.join(self._folder, "supervisord.log")
-        self._supervisord = supervisord
-        self._histories: dict[str, History] = {}
-        self._read_to = (0, 0)
-        if len(os.fsencode(self._socket)) > SOCKET_PATH_LIMIT:
-            spare = SOCKET_PATH_LIMIT - len("/supervisor/supervisor.sock")
-            raise ServiceError(
-                f"servers_state_dir {state_dir} is too long: a socket's path has a limit, which leaves {spare} bytes. "
-                "Choose a shorter folder."
-            )
-
-    def status(self, names: Sequence[str]) -> dict[str, ServiceStatus]:
-        infos = self._infos()
-        if infos is None:
-            # Without its supervisord a server may still run; who asks for its state shall know.
-            alive = processes(self._state_dir)
-            return {name: self._without_supervisord(name, alive[name].pid if name in alive else None) for name in names}
-        self._read_log()
-        started = self._started()
-        return {name: self._status(name, infos.get(name), started.get(name)) for name in names}
-
-    def reload(self, names: Sequence[str]) -> None:
-        """Changed programs are taken over when they are started, so that nothing that runs is touched."""
-
-    def start(self, names: Sequence[str], on_started: Callable[[str], None] = at_once) -> dict[str, str]:
-        if not names:
-            return {}
-        self._ensure_running()
-        added, changed, _removed = self._reread()
-        infos = self._infos() or {}
-        self._quietly("supervisor.stopProcess", [(name, False) for name in names if _state(infos, name) == BACKOFF])
-        self._quietly("supervisor.removeProcessGroup", [(name,) for name in names if name in changed])
-        self._quietly("supervisor.addProcessGroup", [(name,) for name in names if name in {*added, *changed}])
-        self._read_log()
-        before = {name: len(self._history(name).pids) for name in names}
-        faults = {}
-        for name in names:
-            faults.update(self._quietly("supervisor.startProcess", [(name, False)]))
-            on_started(name)
-        self._note_started(names, before)
-        # A process that ended at once is not an error of the start: its status tells.
-        harmless = (FAULT_SPAWN_ERROR, FAULT_ALREADY_STARTED)
-        return {
-            name: _start_error(name, fault)
-            for (name, _action), fault in faults.items()
-            if fault.faultCode not in harmless
-        }
-
-    def stop(self, names: Sequence[str], timeout: float) -> dict[str, Stopped]:
-        if not names:
-            return {}
-        infos = self._infos()
-        if infos is None:
-            # Nobody else can end what a supervisord that died has left behind.
-            left_behind = [process for process in all_processes(self._state_dir) if process.name in names]
-            by_name = {stopped.name: stopped for stopped in terminate(left_behind, self._state_dir, timeout).values()}
-            return {name: by_name.get(name, Stopped(name, None, None, 0.0)) for name in names}
-        self._read_log()
-        began = time.monotonic()
-        self._quietly("supervisor.stopProcess", [(name, False) for name in names if name in infos])
-        ended: dict[str, float] = {}
-        while True:
-            now = self._infos() or {}
-            passed = time.monotonic() - began
-            for name in names:
-                if _state(now, name) != STOPPING:
-                    ended.setdefault(name, passed)
-            left = sorted(set(names) - set(ended))
-            if not left:
-                break
-            if passed > timeout + STOP_MARGIN:
-                raise ServiceError(
-                    f"{', '.join(left)}: not even SIGKILL ends the process; look at the host's kernel log."
-                )
-            time.sleep(POLL)
-        self._read_log()
-        return {name: self._stopped(name, int(infos.get(name, {}).get("pid", 0)), ended[name]) for name in names}
-
-    def forget(self, names: Sequence[str]) -> None:
-        if not names:
-            return
-        if self._infos() is not None:
-            self._quietly("supervisor.removeProcessGroup", [(name,) for name in names])
-        self._write_started({name: pid for name, pid in self._started().items() if name not in names})
-
-    def log_tail(self, name: str, lines: int) -> list[str]:
-        try:
-            with open(os.path.join(self._state_dir, "log", f"{name}.log"), "rb") as stream:
-                stream.seek(max(0, os.fstat(stream.fileno()).st_size - TAIL_BYTES))
-                return stream.read().decode("utf-8", "replace").splitlines()[-lines:]
-        except OSError:
-            return []
-
-    def shutdown_if_idle(self) -> bool:
-        # One that is to be retried or has failed has something to tell yet.
-        infos = self._infos()
-        if infos is None or any(info["state"] != 0 for info in infos.values()):
-            return False
-        self._shutdown()
+    def runs_here(self) -> bool:
         return True
 
-    def end(self, timeout: float) -> dict[str, Stopped]:
-        """End supervisord and all that it runs, whatever state it is in; nothing where it does not run."""
-        infos = self._infos()
-        if infos is None:
-            return {}
-        stopped = self.stop(sorted(infos), timeout)
-        self._shutdown()
-        return stopped
+    def config_path(self, state_dir: str, server: str) -> str:
+        return os.path.join(folder_of(state_dir), "conf.d", f"{server}.conf")
 
-    def _shutdown(self) -> None:
-        pid = daemon_pid(self._state_dir)
-        self._call("supervisor.shutdown")
-        deadline = time.monotonic() + START_DEADLINE
-        # It removes its socket before it ends. Of a dead process that nobody has collected there is no program.
-        while (os.path.exists(self._socket) or os.path.exists(f"/proc/{pid}/exe")) and time.monotonic() < deadline:
-            time.sleep(POLL)
+    def common_config_path(self, state_dir: str) -> str:
+        return os.path.join(folder_of(state_dir), "supervisord.conf")
 
-    def _status(self, name: str, info: dict[str, Any] | None, started_pid: int | None) -> ServiceStatus:
-        if info is None:
-            return ServiceStatus(name, "absent")
-        state = STATES.get(info["state"], "failed")
-        history = self._history(name)
-        code = None if state == "running" else history.exit_code
-        if state == "stopped" and code is not None and history.last_signal is None:
-            # It had ended by itself before it was told to stop.
-            state = "failed"
-        text = exit_text(code)
-        if state == "failed" and code is None:
-            text = str(info.get("spawnerr") or "") or None
-        return ServiceStatus(name, state, info["pid"] or None, code, text, history.restarts_since(started_pid))
+    def managed(self, state_dir: str) -> Managed:
+        # The state directory's name is in quotes, so no other one begins with it.
+        folder = os.path.join(folder_of(state_dir), "conf.d")
+        return Managed(folder, "*.conf", supervisor_environment({STATE_MARKER: state_dir}))
 
-    def _without_supervisord(self, name: str, pid: int | None) -> ServiceStatus:
-        if pid is not None:
-            return ServiceStatus(name, "running", pid)
-        config = os.path.join(self._folder, "conf.d", f"{name}.conf")
-        return ServiceStatus(name, "stopped" if os.path.exists(config) else "absent")
+    def unwatched(self, running: Mapping[str, Process], state_dir: str) -> dict[str, str]:
+        daemon = daemon_pid(state_dir)
+        lost = {name for name, process in running.items() if process.ppid != daemon}
+        return dict.fromkeys(lost, "nobody watches over it, as its supervisord has died")
 
-    def _stopped(self, name: str, pid: int, seconds: float) -> Stopped:
-        if not pid:
-            return Stopped(name, None, None, 0.0)
-        return Stopped(name, pid, self._history(name).last_signal or "SIGTERM", round(seconds, 3))
+    def driver(self, state_dir: str, program: str | None = None) -> ServiceDriver:
+        from .supervisor_driver import SupervisorDriver
 
-    def _history(self, name: str) -> History:
-        return self._histories.get(name) or History()
+        return SupervisorDriver(state_dir, program)
 
-    def _read_log(self) -> None:
-        """Take in what supervisord.log got since it was read last."""
-        try:
-            with open(self._log, encoding="utf-8", errors="replace") as stream:
-                stat = os.fstat(stream.fileno())
-                inode, offset = self._read_to
-                if inode == stat.st_ino and offset <= stat.st_size:
-                    stream.seek(offset)
-                else:
-                    self._histories = {}
-                parse_log(stream.read(), self._histories)
-                self._read_to = (stat.st_ino, stream.tell())
-        except OSError:
-            return
+    def check(self, state_dir: str) -> None:
+        check_socket_path(state_dir)
 
-    def _started(self) -> dict[str, int]:
-        """The PIDs that servers had when they were started on purpose, by which restarts are counted."""
-        try:
-            with open(self._started_path, encoding="utf-8") as stream:
-                return {str(name): int(pid) for name, pid in json.load(stream).items()}
-        except (OSError, ValueError, AttributeError):
-            return {}
+    def facts(self, state_dir: str, candidates: Iterable[str | None]) -> dict[str, Any]:
+        given, *found = candidates
+        own = os.path.join(folder_of(state_dir), "venv", "bin", "supervisord")
+        paths = [given, own, *found]
+        return {"supervisord": next((path for path in paths if path and os.access(path, os.X_OK)), None)}
 
-    def _note_started(self, names: Sequence[str], before: dict[str, int]) -> None:
-        self._read_log()
-        pids = {name: self._history(name).pids for name in names}
-        first = {name: pids[name][before[name]] for name in names if len(pids[name]) > before[name]}
-        self._write_started({**self._started(), **first})
+    def is_missing(self, facts: Mapping[str, Any]) -> bool:
+        return facts["supervisord"] is None
 
-    def _write_started(self, started: dict[str, int]) -> None:
-        # Without it restarts are not counted; a full disk must not keep servers from starting.
-        with contextlib.suppress(OSError):
-            write_atomic(self._started_path, json.dumps(started).encode(), 0o644)
+    def restart_triggers(self, stop_timeout: int) -> list[Any]:
+        # systemd takes a new deadline over by itself, supervisor with a new process only.
+        return [stop_timeout]
 
-    @property
-    def _started_path(self) -> str:
-        return os.path.join(self._folder, "started.json")
+    def retire(self, state_dir: str, timeout: float) -> None:
+        self.end(state_dir, [], timeout)
 
-    def _ensure_running(self) -> None:
-        if self._infos() is not None:
-            return
-        config = os.path.join(self._folder, "supervisord.conf")
-        if not os.path.exists(config):
-            raise ServiceError(f"{config} is missing: run site.yml first.")
-        logs = os.path.join(self._state_dir, "log")
-        try:
-            os.makedirs(logs, mode=0o750, exist_ok=True)
-        except OSError as error:
-            raise ServiceError(f"{logs} cannot be made: {error.strerror}.") from error
-        program = self._supervisord or _find_supervisord(self._folder)
-        # Nothing of the caller's environment may reach the servers: llama-server obeys LLAMA_ARG_* variables.
-        environment = {
-            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            "HOME": os.path.expanduser("~"),
-            "LANG": "C.UTF-8",
-        }
-        done = run_command([program, "-c", config], environment, before_exec=_no_core_dumps)
-        deadline = time.monotonic() + START_DEADLINE
-        while done.code == 0 and time.monotonic() < deadline:
-            if self._infos() is not None:
-                return
-            time.sleep(POLL / 2)
-        raise ServiceError(f"{program} does not start: {(done.stdout + done.stderr).strip() or f'see {self._log}'}")
+    def owned_paths(self, state_dir: str, names: Iterable[str], configs: Sequence[str]) -> list[str]:
+        # The names of supervisor's folders are plain ones: in a state directory that others use too they may be theirs.
+        paths = [*own_files(state_dir), *log_files(state_dir, names)]
+        return [*paths, *leftovers(self.managed(state_dir).folder)]
 
-    def _reread(self) -> tuple[list[str], list[str], list[str]]:
-        try:
-            [[added, changed, removed]] = self._call("supervisor.reloadConfig")
-        except xmlrpc.client.Fault as fault:
-            raise ServiceError(
-                f"supervisor cannot read its programs in {self._folder}/conf.d: {fault.faultString}"
-            ) from fault
-        return added, changed, removed
+    def folders(self, state_dir: str) -> list[str]:
+        folder = folder_of(state_dir)
+        return [folder, os.path.join(folder, "conf.d"), os.path.join(state_dir, "log")]
 
-    def _infos(self) -> dict[str, dict[str, Any]] | None:
-        """Every program's state; None where supervisord does not run."""
-        try:
-            return {str(info["name"]): info for info in self._call("supervisor.getAllProcessInfo")}
-        except (FileNotFoundError, ConnectionError):
-            return None
-        except PermissionError as error:
-            raise ServiceError(
-                f"{self._socket} belongs to another user's supervisord: run as the user who deployed, or with --become."
-            ) from error
-        except (OSError, http.client.HTTPException, xmlrpc.client.Error) as error:
-            raise ServiceError(
-                f"supervisord does not answer on {self._socket}: {error}. Look at {self._log}."
-            ) from error
+    def is_present(self, state_dir: str) -> bool:
+        return is_ours(state_dir)
 
-    def _call(self, method: str, *parameters: Any) -> Any:
-        with xmlrpc.client.ServerProxy("http://localhost/RPC2", transport=_Transport(self._socket)) as proxy:
-            called: Any = proxy
-            for part in method.split("."):
-                called = getattr(called, part)
-            return called(*parameters)
+    def end(self, state_dir: str, paths: Sequence[str], timeout: float) -> list[Stopped]:
+        if not is_ours(state_dir):
+            return []
+        from .supervisor_driver import SupervisorDriver
 
-    def _quietly(self, method: str, calls: Sequence[tuple[Any, ...]]) -> dict[tuple[Any, ...], xmlrpc.client.Fault]:
-        """The same method many times in one request; the faults by their parameters."""
-        if not calls:
-            return {}
-        answers = self._call("system.multicall", [{"methodName": method, "params": list(call)} for call in calls])
-        return {
-            call: xmlrpc.client.Fault(answer["faultCode"], answer["faultString"])
-            for call, answer in zip(calls, answers)
-            if isinstance(answer, dict) and "faultCode" in answer
-        }
+        return list(SupervisorDriver(state_dir).end(timeout).values())
+
+
+def folder_of(state_dir: str) -> str:
+    """The folder of a state directory's supervisord."""
+    return os.path.join(state_dir, "supervisor")
+
+
+def check_socket_path(state_dir: str) -> None:
+    """Raise ServiceError where the path of supervisord's socket would be too long."""
+    if len(os.fsencode(os.path.join(folder_of(state_dir), "supervisor.sock"))) > SOCKET_PATH_LIMIT:
+        # Every plan asks a manager, and a module compiles at every call what it imports.
+        from .base import ServiceError
+
+        spare = SOCKET_PATH_LIMIT - len("/supervisor/supervisor.sock")
+        raise ServiceError(
+            f"servers_state_dir {state_dir} is too long: a socket's path has a limit, which leaves {spare} bytes. "
+            "Choose a shorter folder."
+        )
+
+
+def daemon_pid(state_dir: str) -> int | None:
+    """The process of the state directory's supervisord as it noted it down."""
+    try:
+        with open(os.path.join(folder_of(state_dir), "supervisord.pid"), encoding="ascii") as stream:
+            return int(stream.read())
+    except (OSError, ValueError):
+        return None
+
+
+def is_ours(state_dir: str) -> bool:
+    """Whether a state directory has a supervisord of ours, or what a run that was killed early has left of one.
+
+    A folder of that name may have been there before with somebody else's.
+    """
+    config = os.path.join(folder_of(state_dir), "supervisord.conf")
+    try:
+        with open(config, encoding="utf-8", errors="replace") as stream:
+            return f"\nidentifier={IDENTIFIER}\n" in stream.read()
+    except OSError:
+        return os.path.isdir(os.path.dirname(config)) and not os.path.lexists(config)
 
 
 def own_files(state_dir: str) -> list[str]:
     """Paths of what supervisord and we write in a state directory, less the servers' programs and logs."""
-    folder = os.path.join(state_dir, "supervisor")
+    folder = folder_of(state_dir)
     with contextlib.suppress(OSError):
         if is_ours(state_dir):
             return [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if OWN_FILE.fullmatch(name)]
@@ -345,6 +151,9 @@ def own_files(state_dir: str) -> list[str]:
 
 def log_files(state_dir: str, names: Iterable[str]) -> list[str]:
     """Paths of the logs of these servers and of those that supervisord remembers."""
+    # Only teardown reads it, and a module compiles at every call what it imports.
+    from .supervisor_log import History, parse_log
+
     histories: dict[str, History] = {}
     for path in own_files(state_dir):
         if os.path.basename(path).startswith("supervisord.log"):
@@ -356,27 +165,3 @@ def log_files(state_dir: str, names: Iterable[str]) -> list[str]:
         found = [(name, re.fullmatch(r"(.+)\.log(\.\d+)?", name)) for name in sorted(os.listdir(folder))]
         return [os.path.join(folder, name) for name, match in found if match and match[1] in known]
     return []
-
-
-def _state(infos: dict[str, dict[str, Any]], name: str) -> int:
-    return int(infos.get(name, {}).get("state", 0))
-
-
-def _start_error(name: str, fault: xmlrpc.client.Fault) -> str:
-    if fault.faultCode == FAULT_BAD_NAME:
-        return f"{name} has no launch config: run site.yml first."
-    return str(fault.faultString)
-
-
-def _find_supervisord(folder: str) -> str:
-    own = os.path.join(folder, "venv", "bin", "supervisord")
-    beside = os.path.join(os.path.dirname(sys.executable), "supervisord")
-    found = own if os.access(own, os.X_OK) else shutil.which("supervisord") or beside
-    if not os.access(found, os.X_OK):
-        raise ServiceError("supervisord is missing on this host: install the package supervisor, or run site.yml.")
-    return found
-
-
-def _no_core_dumps() -> None:
-    # A core of a server is as large as its model.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

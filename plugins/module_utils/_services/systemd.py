@@ -2,264 +2,121 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""Servers under systemd: a unit magi-llama-<name>.service each, all of them in one systemctl call."""
+"""systemd as a service manager: a unit for each server, and a target for all of them."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from .._core.commands import Completed, run_command
-from .._core.processes import STRAY_VARIABLE
+from .._core.files import leftovers
+from .._core.processes import STATE_MARKER, Process
+from .._launch.config_files import Managed, current_text, stale_files
+from .._launch.quoting import systemd_environment
 from .._launch.units import TARGET, UNIT_FOLDER, UNIT_PREFIX, unit_name
-from .base import ServiceError, ServiceStatus, Stopped, at_once, exit_text, signal_name
+from .manager import ServiceManager
 
-PROPERTIES = (
-    "Id",
-    "LoadState",
-    "ActiveState",
-    "SubState",
-    "UnitFileState",
-    "NeedDaemonReload",
-    "MainPID",
-    "NRestarts",
-    "Result",
-    "ExecMainPID",
-    "ExecMainCode",
-    "ExecMainStatus",
-    "ActiveExitTimestampMonotonic",
-    "InactiveEnterTimestampMonotonic",
-)
-# waitid(2)'s codes, as systemd prints them.
-CLD_EXITED, CLD_KILLED, CLD_DUMPED = "1", "2", "3"
-# systemd's own exit codes for a process that it could not set up.
-SETUP_FAILURES = {
-    200: "its working directory could not be entered",
-    203: "its program could not be run",
-    205: "its limits could not be set",
-    206: "its OOM score could not be set",
-    208: "its standard input could not be set up",
-    216: "its group is unknown",
-    217: "its user is unknown",
-    218: "its capabilities could not be set",
-    226: "its sandbox's folders could not be set up",
-    228: "its system call filter could not be set",
-    242: "its NUMA policy could not be set",
-}
-RESULTS = {"start-limit-hit": "crashed too often", "oom-kill": "ran out of memory", "watchdog": "hung"}
-
-# A command line to how it ended.
-Run = Callable[[Sequence[str]], Completed]
+if TYPE_CHECKING:
+    from .base import ServiceDriver, Stopped
 
 
-def run_in_english(command: Sequence[str]) -> Completed:
-    """Run a program of systemd without a pager, in a language whose output is known. Raises ServiceError."""
-    try:
-        return run_command(command, {**os.environ, "LC_ALL": "C", "SYSTEMD_PAGER": "", "SYSTEMD_COLORS": "0"})
-    except FileNotFoundError as error:
-        raise ServiceError(
-            f"{command[0]} is missing on this host: set servers_service_manager to supervisor."
-        ) from error
+class Systemd(ServiceManager):
+    name = "systemd"
+    template = "systemd.service.j2"
+    common_template = "magi-llama.target.j2"
+    needs_root = True
 
+    def runs_here(self) -> bool:
+        with open("/proc/1/comm", encoding="utf-8") as stream:
+            return stream.read().strip() == self.name
 
-class SystemdManager:
-    """Drives units by systemctl; only ones with our prefix are ever named."""
+    def config_path(self, state_dir: str, server: str) -> str:
+        return os.path.join(UNIT_FOLDER, unit_name(server))
 
-    def __init__(self, run: Run = run_in_english) -> None:
-        self._run = run
-        self._target_active = False
+    def common_config_path(self, state_dir: str) -> str:
+        return os.path.join(UNIT_FOLDER, TARGET)
 
-    def version(self) -> int | None:
-        """The version of systemd; None where systemctl does not tell it."""
-        found = re.match(r"systemd (\d+)", self._run(["systemctl", "--version"])[1])
-        return int(found.group(1)) if found else None
+    def managed(self, state_dir: str) -> Managed:
+        # A whole line: another state directory's name may begin with this one's.
+        return Managed(UNIT_FOLDER, f"{UNIT_PREFIX}*.service", f"\n{systemd_environment({STATE_MARKER: state_dir})}\n")
 
-    def status(self, names: Sequence[str]) -> dict[str, ServiceStatus]:
-        shown = self._show([unit_name(name) for name in names])
-        return {name: status_of(name, shown.get(unit_name(name), {})) for name in names}
+    def unwatched(self, running: Mapping[str, Process], state_dir: str) -> dict[str, str]:
+        lost = {name for name, process in running.items() if not in_unit(process.pid, name)}
+        return dict.fromkeys(lost, "no unit of systemd watches over it")
 
-    def reload(self, names: Sequence[str]) -> None:
-        shown = self._show([*(unit_name(name) for name in names), TARGET])
-        self._target_active = shown.get(TARGET, {}).get("ActiveState") == "active"
-        loaded = {unit: properties for unit, properties in shown.items() if properties.get("LoadState") == "loaded"}
-        if not loaded:
-            return
-        if any(properties.get("UnitFileState") != "enabled" for properties in loaded.values()):
-            # Reads the changed units too.
-            self._checked(["systemctl", "enable", "--quiet", *loaded])
-        elif any(properties.get("NeedDaemonReload") == "yes" for properties in loaded.values()):
-            self._checked(["systemctl", "daemon-reload"])
+    def driver(self, state_dir: str, program: str | None = None) -> ServiceDriver:
+        from .systemd_driver import SystemdDriver
 
-    def start(self, names: Sequence[str], on_started: Callable[[str], None] = at_once) -> dict[str, str]:
-        if not names:
-            return {}
-        units = [unit_name(name) for name in names]
-        # Starts on purpose count towards the start limit too: begin anew.
-        self._run(["systemctl", "reset-failed", *units])
-        complaints = {}
-        for name, unit in zip(names, units):
-            code, _output, complaint = self._run(["systemctl", "start", unit])
-            if code != 0:
-                complaints[name] = complaint.strip()
-            on_started(name)
-        if not self._target_active:
-            # The target alone: it would start every other server too.
-            self._run(["systemctl", "start", "--job-mode=ignore-dependencies", TARGET])
-        if not complaints:
-            return {}
-        shown = self._show(units)
-        return {
-            name: f"{unit_name(name)} cannot be loaded: {complaint}"
-            for name, complaint in complaints.items()
-            if shown.get(unit_name(name), {}).get("LoadState") != "loaded"
-        }
+        return SystemdDriver()
 
-    def stop(self, names: Sequence[str], timeout: float) -> dict[str, Stopped]:
-        if not names:
-            return {}
-        units = [unit_name(name) for name in names]
-        before = self._show(units)
-        # Units whose file is gone and which do not run are not known; there is nothing to stop about them.
-        known = [unit for unit in units if before.get(unit, {}).get("ActiveState", "inactive") != "inactive"]
-        if known:
-            self._checked(["systemctl", "stop", *known])
-        after = self._show(units)
-        failed = [unit for unit in known if after.get(unit, {}).get("ActiveState") == "failed"]
-        if failed:
-            # Stopped on purpose: that SIGKILL was needed is in the result, not a failure to be remembered.
-            self._run(["systemctl", "reset-failed", *failed])
-        return {
-            name: stopped_of(name, before.get(unit_name(name), {}), after.get(unit_name(name), {})) for name in names
-        }
+    def facts(self, state_dir: str, candidates: Iterable[str | None]) -> dict[str, Any]:
+        if not self.runs_here():
+            return {"systemd": False, "systemd_version": None, "stray_variables": []}
+        from .systemd_driver import SystemdDriver
+
+        driver = SystemdDriver()
+        return {"systemd": True, "systemd_version": driver.version(), "stray_variables": driver.stray_variables()}
+
+    def disabled(self, names: Sequence[str]) -> list[str]:
+        """By the links that systemd itself goes by: it is asked at every run."""
+        target = os.path.join(UNIT_FOLDER, "multi-user.target.wants", TARGET)
+        wants = os.path.join(UNIT_FOLDER, f"{TARGET}.wants")
+        off = not os.path.lexists(target)
+        return [name for name in names if off or not os.path.lexists(os.path.join(wants, unit_name(name)))]
+
+    def retire(self, state_dir: str, timeout: float) -> None:
+        if os.geteuid() == 0:
+            from .systemd_driver import SystemdDriver
+
+            SystemdDriver().retire(timeout)
+
+    def server_names(self, state_dir: str) -> list[str]:
+        units = stale_files([self.managed(state_dir)], [])
+        return [os.path.basename(path)[len(UNIT_PREFIX) : -len(".service")] for path in units]
+
+    def owned_paths(self, state_dir: str, names: Iterable[str], configs: Sequence[str]) -> list[str]:
+        halves = leftovers(UNIT_FOLDER)
+        if stale_files([Managed(UNIT_FOLDER, f"{UNIT_PREFIX}*.service", f"{STATE_MARKER}=")], configs):
+            # Another state directory on this host has units. A run of its own may be writing one just now.
+            marker = self.managed(state_dir).marker
+            return [path for path in halves if marker in current_text(path)]
+        # The target goes with the last of them.
+        links = [os.path.join(UNIT_FOLDER, f"{TARGET}.wants"), self.common_config_path(state_dir)]
+        return [*links, os.path.join(UNIT_FOLDER, "multi-user.target.wants", TARGET), *halves]
+
+    def units_of_user(self, user: str, state_dir: str) -> list[str]:
+        mine = {unit_name(name) for name in self.server_names(state_dir)}
+        line = re.compile(rf"^User={re.escape(user)}\s*$", re.MULTILINE)
+        try:
+            units = sorted(name for name in os.listdir(UNIT_FOLDER) if name.endswith(".service"))
+        except OSError:
+            return []
+        return [
+            name for name in units if name not in mine and line.search(current_text(os.path.join(UNIT_FOLDER, name)))
+        ]
+
+    def end(self, state_dir: str, paths: Sequence[str], timeout: float) -> list[Stopped]:
+        from .systemd_driver import SystemdDriver
+
+        driver = SystemdDriver()
+        stopped = list(driver.stop(self.server_names(state_dir), timeout).values())
+        if self.common_config_path(state_dir) in paths:
+            driver.stop_target()
+        return stopped
 
     def forget(self, names: Sequence[str]) -> None:
-        if not names:
-            return
-        for name in names:
-            wanted = os.path.join(UNIT_FOLDER, f"{TARGET}.wants", unit_name(name))
-            if os.path.islink(wanted):
-                os.unlink(wanted)
-        self._checked(["systemctl", "daemon-reload"])
-        self._run(["systemctl", "reset-failed", *(unit_name(name) for name in names)])
+        from .systemd_driver import SystemdDriver
 
-    def retire(self, timeout: float) -> None:
-        """Stop and forget the units of our target whose files are gone, and the target with the last of them."""
-        folder = os.path.join(UNIT_FOLDER, f"{TARGET}.wants")
-        wanted = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-        gone = [unit for unit in wanted if not os.path.exists(os.path.join(folder, unit))]
-        names = [unit[len(UNIT_PREFIX) : -len(".service")] for unit in gone if unit.startswith(UNIT_PREFIX)]
-        if not names:
-            return
-        self.stop(names, timeout)
-        if len(gone) == len(wanted):
-            self._run(["systemctl", "disable", "--now", "--quiet", TARGET])
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(UNIT_FOLDER, TARGET))
-        self.forget(names)
-        with contextlib.suppress(OSError):
-            os.rmdir(folder)
-
-    def stop_target(self) -> None:
-        self._checked(["systemctl", "stop", TARGET])
-
-    def shutdown_if_idle(self) -> bool:
-        return False
-
-    def stray_variables(self) -> list[str]:
-        """Names of variables that systemd would give to every server, and that llama-server obeys."""
-        shown = self._run(["systemctl", "show-environment"])[1]
-        return sorted(set(STRAY_VARIABLE.findall(shown)))
-
-    def log_tail(self, name: str, lines: int) -> list[str]:
-        # What a process wrote right before it died may not have reached the journal yet.
-        self._run(["journalctl", "--sync"])
-        command = [
-            "journalctl",
-            "--quiet",
-            "--no-pager",
-            "-o",
-            "cat",
-            "-u",
-            unit_name(name),
-            "-t",
-            name,
-            "-n",
-            str(lines),
-        ]
-        return self._run(command)[1].splitlines()[-lines:]
-
-    def _show(self, units: Sequence[str]) -> dict[str, dict[str, str]]:
-        code, output, complaint = self._run(["systemctl", "show", "-p", ",".join(PROPERTIES), "--", *units])
-        if code != 0 and not output:
-            raise ServiceError(f"systemctl show failed: {complaint.strip()}")
-        return parse_show(output)
-
-    def _checked(self, command: Sequence[str]) -> None:
-        code, _output, complaint = self._run(command)
-        if code != 0:
-            raise ServiceError(f"{' '.join(command)} failed: {complaint.strip()}")
+        SystemdDriver().forget(names)
 
 
-def parse_show(output: str) -> dict[str, dict[str, str]]:
-    """The output of `systemctl show` for several units: each unit's properties by its Id."""
-    blocks = (
-        dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in output.strip().split("\n\n")
-    )
-    return {block["Id"]: block for block in blocks if "Id" in block}
-
-
-def status_of(name: str, shown: Mapping[str, str]) -> ServiceStatus:
-    """A unit's properties as a status."""
-    state = _state(shown)
-    code = _exit_code(shown) if state not in ("running", "starting") else None
-    pid = int(shown.get("MainPID") or 0)
-    return ServiceStatus(name, state, pid or None, code, _exit_text(code, shown), int(shown.get("NRestarts") or 0))
-
-
-def _state(shown: Mapping[str, str]) -> str:
-    active, sub = shown.get("ActiveState", "inactive"), shown.get("SubState", "dead")
-    if active == "activating":
-        return "restarting" if sub.startswith("auto-restart") else "starting"
-    if active in ("active", "reloading", "refreshing"):
-        return "running"
-    if active == "deactivating":
-        return "stopping"
-    if active == "failed":
-        return "failed"
-    return "stopped" if shown.get("LoadState") == "loaded" else "absent"
-
-
-def _exit_code(shown: Mapping[str, str]) -> int | None:
-    how, status = shown.get("ExecMainCode", "0"), int(shown.get("ExecMainStatus") or 0)
-    if how == CLD_EXITED:
-        return status
-    return 128 + status if how in (CLD_KILLED, CLD_DUMPED) else None
-
-
-def _exit_text(code: int | None, shown: Mapping[str, str]) -> str | None:
-    text = exit_text(code)
-    if text is None:
-        return RESULTS.get(shown.get("Result", ""))
-    if code in SETUP_FAILURES:
-        return f"{text}: {SETUP_FAILURES[code]}"
-    more = RESULTS.get(shown.get("Result", ""))
-    return f"{text}, {more}" if more else text
-
-
-def stopped_of(name: str, before: Mapping[str, str], after: Mapping[str, str]) -> Stopped:
-    """How a unit ended, from its properties before and after."""
-    pid = int(before.get("MainPID") or 0)
-    if not pid:
-        return Stopped(name, None, None, 0.0)
-    began, ended = (
-        int(after.get(key) or 0) for key in ("ActiveExitTimestampMonotonic", "InactiveEnterTimestampMonotonic")
-    )
-    if after.get("Result") == "timeout":
-        used = "SIGKILL"
-    elif after.get("ExecMainCode") in (CLD_KILLED, CLD_DUMPED):
-        used = signal_name(int(after.get("ExecMainStatus") or 0))
-    else:
-        used = "SIGTERM"
-    return Stopped(name, pid, used, round(max(0, ended - began) / 1e6, 3))
+def in_unit(pid: int, name: str, proc: str = "/proc") -> bool:
+    """Whether a process belongs to its server's unit; true where the host does not tell."""
+    try:
+        with open(f"{proc}/{pid}/cgroup", encoding="utf-8", errors="replace") as stream:
+            groups = stream.read()
+    except OSError:
+        return True
+    return not groups or f"/{unit_name(name)}" in groups

@@ -2,39 +2,104 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""The host's service manager by its name, and what the modules see of the machine through it."""
+"""The table of service managers: the one place that lists them."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
-from .base import ServiceManager
-from .supervision import is_ours
-from .transitions import DEFAULT_STOP_TIMEOUT
+from .._core.errors import MagiError
+from .._launch.config_files import Managed, stale_files
 
-
-def manager_for(record: Mapping[str, Any], state_dir: str, supervisord: str | None = None) -> ServiceManager:
-    """The manager of the deployed servers; where none is deployed, one that knows of none."""
-    # One of them is needed, and a module compiles at every call what it imports.
-    if record["service_manager"] == "systemd":
-        from .systemd import SystemdManager
-
-        return SystemdManager()
-    from .supervisor import SupervisorManager
-
-    return SupervisorManager(state_dir, supervisord)
+if TYPE_CHECKING:
+    from .._core.processes import Process
+    from .base import ServiceDriver
+    from .manager import ServiceManager
 
 
-def retire_other(record: Mapping[str, Any], state_dir: str) -> None:
-    """End what a host has gone over from, supervisord or units, with its servers: it would start them again."""
+class UnknownManagerError(MagiError):
+    """A service manager that this collection does not know."""
+
+
+# A module compiles at every call what it imports, so a manager is imported when it is asked for.
+def _systemd() -> ServiceManager:
+    from .systemd import Systemd
+
+    return Systemd()
+
+
+def _supervisor() -> ServiceManager:
+    from .supervisor import Supervisor
+
+    return Supervisor()
+
+
+# In the order in which auto tries them.
+MANAGERS: dict[str, Callable[[], ServiceManager]] = {"systemd": _systemd, "supervisor": _supervisor}
+
+
+def find_manager(name: str) -> ServiceManager:
+    """The service manager of this name. Raises UnknownManagerError."""
+    try:
+        return MANAGERS[name]()
+    except KeyError:
+        raise UnknownManagerError(
+            f"Unknown service manager {name!r}; this collection knows: {', '.join(MANAGERS)}."
+        ) from None
+
+
+def all_managers() -> list[ServiceManager]:
+    return [find() for find in MANAGERS.values()]
+
+
+def choose_manager(wanted: str) -> ServiceManager:
+    """The manager that servers_service_manager names; for auto the first that this host can use."""
+    if wanted != "auto":
+        return find_manager(wanted)
+    return next(manager for manager in all_managers() if manager.runs_here())
+
+
+def driver_for(record: Mapping[str, Any], state_dir: str, program: str | None = None) -> ServiceDriver:
+    """What drives the deployed servers; where none is deployed, a driver that knows of none."""
+    return find_manager(record["service_manager"] or list(MANAGERS)[-1]).driver(state_dir, program)
+
+
+def retire_others(record: Mapping[str, Any], state_dir: str) -> None:
+    """End what the host has changed over from, with its servers: it would start them again."""
+    if record["service_manager"] is None:
+        return
+    from .base import DEFAULT_STOP_TIMEOUT
+
     timeout = max((float(server["stop_timeout"]) for server in record["servers"]), default=DEFAULT_STOP_TIMEOUT)
-    if record["service_manager"] == "systemd" and is_ours(state_dir):
-        from .supervisor import SupervisorManager
+    for manager in all_managers():
+        if manager.name != record["service_manager"]:
+            manager.retire(state_dir, timeout)
 
-        SupervisorManager(state_dir).end(timeout)
-    if record["service_manager"] == "supervisor" and os.geteuid() == 0:
-        from .systemd import SystemdManager
 
-        SystemdManager().retire(timeout)
+def unwatched(
+    running: Mapping[str, Process], record: Mapping[str, Any], state_dir: str, service_manager: str
+) -> dict[str, str]:
+    """Servers that run and that the service manager would not start again if they died, with the reason, by name."""
+    before = record["service_manager"]
+    if before not in (None, service_manager):
+        return dict.fromkeys(running, f"it goes over from {before} to {service_manager}")
+    return find_manager(service_manager).unwatched(running, state_dir)
+
+
+def disabled(record: Mapping[str, Any], service_manager: str) -> list[str]:
+    """Deployed servers that run on as they are and would not be started at boot, by name."""
+    if service_manager != record["service_manager"]:
+        return []
+    return find_manager(service_manager).disabled([str(server["name"]) for server in record["servers"]])
+
+
+def managed_files(state_dir: str) -> list[Managed]:
+    """Which files are launch configs of this state directory, under any service manager."""
+    return [manager.managed(state_dir) for manager in all_managers()]
+
+
+def deployed_paths(state_dir: str, service_manager: str) -> list[str]:
+    """Paths of the launch configs of this state directory, and of the one that they share, be it there or not."""
+    common = find_manager(service_manager).common_config_path(state_dir)
+    return [*stale_files(managed_files(state_dir), []), common]

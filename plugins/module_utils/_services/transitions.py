@@ -12,9 +12,7 @@ from typing import Any
 
 from .._core.errors import MagiError
 from .._core.processes import Process
-from .base import ServiceManager, ServiceStatus, Stopped
-
-DEFAULT_STOP_TIMEOUT = 30.0
+from .base import DEFAULT_STOP_TIMEOUT, ServiceDriver, ServiceStatus, Stopped
 
 
 class ActionError(MagiError):
@@ -103,7 +101,7 @@ def needed(
 def apply(
     actions: Mapping[str, str],
     record: Sequence[Mapping[str, Any]],
-    manager: ServiceManager,
+    manager: ServiceDriver,
     find_strays: Callable[[Mapping[str, ServiceStatus]], list[Process]],
     end_strays: Callable[[Sequence[Process], float], Mapping[int, Stopped]],
     on_started: Callable[[Mapping[str, Any], bool], None],

@@ -14,7 +14,8 @@ from ansible_collections.magi.llama.plugins.module_utils._core.processes import 
 from ansible_collections.magi.llama.plugins.module_utils._deployment import rollback
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import record_path
 from ansible_collections.magi.llama.plugins.module_utils._deployment.rollback import Deployment, RollbackError
-from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import File, config_path
+from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import File
+from ansible_collections.magi.llama.plugins.module_utils._services.table import find_manager
 
 RUNTIME = "1111"
 
@@ -52,7 +53,7 @@ class Host:
     def configs(self, **revisions: str) -> list[File]:
         return [
             File(
-                config_path("supervisor", self.state_dir, name),
+                find_manager("supervisor").config_path(self.state_dir, name),
                 f'environment=MAGI_LLAMA_STATE="{self.state_dir}"\nrevision={revision}\n'.encode(),
             )
             for name, revision in revisions.items()
@@ -132,7 +133,7 @@ def test_failed_attempts_leave_the_last_good_one(host: Host) -> None:
 def test_a_changed_template_alone_is_another_deployment(host: Host) -> None:
     host.deploy(a="r1")
     host.ready(a="r1")
-    other = [File(config_path("supervisor", host.state_dir, "a"), b"another template")]
+    other = [File(find_manager("supervisor").config_path(host.state_dir, "a"), b"another template")]
     assert rollback.snapshot_if_good(host.state_dir, host.record(a="r1"), other, []) is not None
 
 

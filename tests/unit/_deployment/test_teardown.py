@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.magi.llama.plugins.module_utils._deployment import teardown
-from ansible_collections.magi.llama.plugins.module_utils._launch import config_files, quoting
-from ansible_collections.magi.llama.plugins.module_utils._services import base, supervision
+from ansible_collections.magi.llama.plugins.module_utils._launch import quoting
+from ansible_collections.magi.llama.plugins.module_utils._services import base, supervisor, systemd
 
 
 class Host:
@@ -53,8 +53,7 @@ class Host:
 
 @pytest.fixture
 def host(tmp_path, monkeypatch):
-    for module in (config_files, teardown):
-        monkeypatch.setattr(module, "UNIT_FOLDER", str(tmp_path / "units"))
+    monkeypatch.setattr(systemd, "UNIT_FOLDER", str(tmp_path / "units"))
     return Host(tmp_path)
 
 
@@ -79,7 +78,7 @@ def test_what_others_keep_in_the_state_directory_stays(host):
     theirs += ["app/supervisor/supervisord.log", "app/supervisor/venv/bin/python", "app/supervisor/supervisor.sock"]
     theirs += ["app/supervisor/conf.d/web.conf", "app/main.py"]
     host.write(*theirs, text="[program:web]\n")
-    assert not supervision.is_ours(str(host.state))
+    assert not supervisor.is_ours(str(host.state))
     host.take_down()
     assert [path for path in host.left() if (host.root / path).is_file()] == sorted(theirs)
 

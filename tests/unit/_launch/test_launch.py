@@ -13,6 +13,7 @@ from ansible_collections.magi.llama.plugins.module_utils._deployment import reco
 from ansible_collections.magi.llama.plugins.module_utils._launch import config_files, quoting
 from ansible_collections.magi.llama.plugins.module_utils._launch import units as units_module
 from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import File, Managed
+from ansible_collections.magi.llama.plugins.module_utils._services import systemd, table
 
 
 def server(**changes):
@@ -202,17 +203,17 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path):
 @pytest.mark.parametrize("state_dir", ["/var/lib/magi-llama", "/srv/my 50% state"])
 def test_a_written_config_bears_the_marker_of_its_state_dir(state_dir):
     env = {"MAGI_LLAMA_STATE": state_dir, "MAGI_LLAMA_SERVER": "a"}
-    units, programs = config_files.managed_files(state_dir)
+    units, programs = table.managed_files(state_dir)
     assert units.marker in f"[Service]\n{quoting.systemd_environment(env)}\n"
     assert programs.marker in quoting.supervisor_environment(env)
 
 
 def test_units_of_a_state_dir_whose_name_begins_with_ours_are_not_ours(tmp_path, monkeypatch):
-    monkeypatch.setattr(config_files, "UNIT_FOLDER", str(tmp_path))
+    monkeypatch.setattr(systemd, "UNIT_FOLDER", str(tmp_path))
     for name, state in (("a", "/srv/llama"), ("b", "/srv/llama-staging"), ("c", "/srv/llama/x")):
         env = quoting.systemd_environment({"MAGI_LLAMA_STATE": state, "MAGI_LLAMA_SERVER": name})
         (tmp_path / f"magi-llama-{name}.service").write_text(f"[Service]\n{env}\nUser=llama\n")
-    managed = config_files.managed_files("/srv/llama")
+    managed = table.managed_files("/srv/llama")
     assert config_files.stale_files(managed, []) == [str(tmp_path / "magi-llama-a.service")]
     with pytest.raises(config_files.LaunchConfigError, match="not ours"):
         config_files.refuse_foreign([config_files.File(str(tmp_path / "magi-llama-b.service"), b"")], managed)
@@ -223,17 +224,17 @@ def test_what_is_deployed_is_known_by_a_digest_of_each_file(tmp_path):
     marked = f'environment=MAGI_LLAMA_STATE="{state}"\n'.encode()
     wanted = [
         record.record_file(state, {"servers": []}),
-        config_files.File(config_files.config_path("supervisor", state, "a"), marked),
-        config_files.File(config_files.common_config_path("supervisor", state), b"[supervisord]\n"),
+        config_files.File(table.find_manager("supervisor").config_path(state, "a"), marked),
+        config_files.File(table.find_manager("supervisor").common_config_path(state), b"[supervisord]\n"),
     ]
     told = {file.path: config_files.digest(file) for file in wanted}
     assert record.deployed(state, "supervisor") == {}
     config_files.write_all(wanted)
     assert record.deployed(state, "supervisor") == told
     # One that is no longer wanted, one with another mode, and one that was changed.
-    config_files.write_all([config_files.File(config_files.config_path("supervisor", state, "b"), marked)])
+    config_files.write_all([config_files.File(table.find_manager("supervisor").config_path(state, "b"), marked)])
     assert record.deployed(state, "supervisor").keys() - told.keys() == {
-        config_files.config_path("supervisor", state, "b")
+        table.find_manager("supervisor").config_path(state, "b")
     }
     os.chmod(wanted[1].path, 0o600)
     with open(wanted[2].path, "a", encoding="utf-8") as stream:

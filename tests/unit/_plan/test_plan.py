@@ -13,6 +13,7 @@ from ansible_collections.magi.llama.plugins.module_utils._plan.gpu import Gpu
 from ansible_collections.magi.llama.plugins.module_utils._plan.inputs import Host, PlanError, Settings
 from ansible_collections.magi.llama.plugins.module_utils._plan.plan import make_plan, plan_lines
 from ansible_collections.magi.llama.plugins.module_utils._plan.profile import validate
+from ansible_collections.magi.llama.plugins.module_utils._services.table import find_manager
 
 GIB = 1024**3
 RUNTIME = {
@@ -431,9 +432,24 @@ def test_a_setting_that_makes_no_estimate_names_profile_and_server(monkeypatch: 
 
 def test_a_new_deadline_restarts_under_supervisor_only() -> None:
     for manager, action in (("supervisor", "restart"), ("systemd", "keep")):
-        first = plan([A], profile("a"), settings=Settings("/state", manager))
-        again = plan([A], profile("a"), deployed(first), Settings("/state", manager, stop_timeout=3))
+        first, second = (
+            Settings(
+                "/state",
+                manager,
+                stop_timeout=seconds,
+                manager_triggers=find_manager(manager).restart_triggers(seconds),
+            )
+            for seconds in (30, 3)
+        )
+        made = plan([A], profile("a"), settings=first)
+        again = plan([A], profile("a"), deployed(made), second)
         assert actions(again) == {"a": action}
+
+
+@pytest.mark.parametrize(("manager", "revision"), [("supervisor", "9f17e4c17f37"), ("systemd", "361887abddb6")])
+def test_a_revision_is_the_same_as_in_earlier_versions(manager: str, revision: str) -> None:
+    settings = Settings("/state", manager, manager_triggers=find_manager(manager).restart_triggers(30))
+    assert plan([A], profile("a"), settings=settings)["servers"][0]["revision"] == revision
 
 
 def test_a_profile_that_enables_nothing_here_is_an_error_that_lists_what_there_is() -> None:

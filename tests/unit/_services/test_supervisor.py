@@ -14,7 +14,12 @@ from pathlib import Path
 import pytest
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import processes
 from ansible_collections.magi.llama.plugins.module_utils._launch import quoting
-from ansible_collections.magi.llama.plugins.module_utils._services import base, supervision, supervisor, supervisor_log
+from ansible_collections.magi.llama.plugins.module_utils._services import (
+    base,
+    supervisor,
+    supervisor_driver,
+    supervisor_log,
+)
 from ansible_collections.magi.llama.plugins.module_utils._services.base import ServiceError
 
 LOG = """\
@@ -65,7 +70,7 @@ def test_exits_in_supervisors_words(how, code):
 
 def test_a_socket_path_that_is_too_long_names_the_variable():
     with pytest.raises(ServiceError, match=r"servers_state_dir .* is too long"):
-        supervisor.SupervisorManager("/" + "x" * 100)
+        supervisor_driver.SupervisorDriver("/" + "x" * 100)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +107,7 @@ class Bed:
             "supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface\n"
             "[include]\nfiles=conf.d/*.conf\n"
         )
-        self.manager = supervisor.SupervisorManager(self.state, str(Path(sys.executable).parent / "supervisord"))
+        self.manager = supervisor_driver.SupervisorDriver(self.state, str(Path(sys.executable).parent / "supervisord"))
 
     def add(self, name, code, stop_timeout=5):
         env = {"MAGI_LLAMA_STATE": self.state, "MAGI_LLAMA_SERVER": name}
@@ -202,7 +207,7 @@ def test_a_stubborn_server_is_killed_after_its_deadline_and_the_others_do_not_wa
     assert time.monotonic() - began < 4
     assert [stopped[name].signal for name in "abcd"] == ["SIGKILL", "SIGKILL", "SIGTERM", None]
     assert stopped["a"].seconds >= 1 > stopped["c"].seconds
-    pid = supervision.daemon_pid(bed.state)
+    pid = supervisor.daemon_pid(bed.state)
     assert bed.manager.shutdown_if_idle()
     assert not os.path.exists(f"/proc/{pid}/exe")
     assert not (bed.root / "supervisor" / "supervisor.sock").exists()

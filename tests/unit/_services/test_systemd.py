@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.magi.llama.plugins.module_utils._services import supervision, systemd
+from ansible_collections.magi.llama.plugins.module_utils._services import systemd, systemd_driver, table
 from ansible_collections.magi.llama.plugins.module_utils._services.base import ServiceError, ServiceStatus, Stopped
 
 SHOWN = """\
@@ -41,10 +41,10 @@ ActiveExitTimestampMonotonic=7000000
 
 
 def test_show_is_parsed_unit_by_unit():
-    shown = systemd.parse_show(SHOWN)
+    shown = systemd_driver.parse_show(SHOWN)
     assert sorted(shown) == ["magi-llama-a.service", "magi-llama-b.service"]
     assert shown["magi-llama-a.service"]["MainPID"] == "4242"
-    assert systemd.parse_show("") == {}
+    assert systemd_driver.parse_show("") == {}
 
 
 def unit(**changes):
@@ -96,7 +96,7 @@ def unit(**changes):
     ],
 )
 def test_a_units_properties_become_a_status(shown, expected):
-    assert systemd.status_of("a", shown) == expected
+    assert systemd_driver.status_of("a", shown) == expected
 
 
 TIMES = {"ActiveExitTimestampMonotonic": "7000000", "InactiveEnterTimestampMonotonic": "7250000"}
@@ -116,7 +116,7 @@ TIMES = {"ActiveExitTimestampMonotonic": "7000000", "InactiveEnterTimestampMonot
     ],
 )
 def test_how_a_unit_ended(before, after, expected):
-    assert systemd.stopped_of("a", before, after) == expected
+    assert systemd_driver.stopped_of("a", before, after) == expected
 
 
 class FakeSystemctl:
@@ -144,7 +144,7 @@ ENABLED = {"LoadState": "loaded", "UnitFileState": "enabled", "NeedDaemonReload"
 
 def test_start_enables_new_units_and_starts_each_at_the_pace_given():
     systemctl = FakeSystemctl({A: ENABLED, B: {**ENABLED, "UnitFileState": "disabled"}, TARGET: ENABLED})
-    manager = systemd.SystemdManager(systemctl)
+    manager = systemd_driver.SystemdDriver(systemctl)
     manager.reload(["a", "b", "gone"])
     assert manager.start(["a", "b"], lambda name: systemctl.calls.append(["pace", name])) == {}
     assert systemctl.acts() == [
@@ -162,7 +162,7 @@ def test_start_enables_new_units_and_starts_each_at_the_pace_given():
 def test_only_changed_units_are_read_again(needed, reloads):
     target = {**ENABLED, "ActiveState": "active"}
     systemctl = FakeSystemctl({A: {**ENABLED, "NeedDaemonReload": needed}, TARGET: target})
-    manager = systemd.SystemdManager(systemctl)
+    manager = systemd_driver.SystemdDriver(systemctl)
     manager.reload(["a"])
     manager.start(["a"])
     assert systemctl.acts() == [*reloads, ["reset-failed", A], ["start", A]]
@@ -170,18 +170,18 @@ def test_only_changed_units_are_read_again(needed, reloads):
 
 def test_a_unit_that_systemd_cannot_load_is_an_error():
     systemctl = FakeSystemctl({A: {**ENABLED, "LoadState": "bad-setting"}, TARGET: ENABLED}, failing=("start",))
-    assert systemd.SystemdManager(systemctl).start(["a"]) == {"a": f"{A} cannot be loaded: Failed."}
+    assert systemd_driver.SystemdDriver(systemctl).start(["a"]) == {"a": f"{A} cannot be loaded: Failed."}
 
 
 def test_a_server_that_dies_at_once_is_no_error_of_the_start():
     systemctl = FakeSystemctl({A: ENABLED, TARGET: ENABLED}, failing=("start",))
-    assert systemd.SystemdManager(systemctl).start(["a"]) == {}
+    assert systemd_driver.SystemdDriver(systemctl).start(["a"]) == {}
 
 
 def test_stop_is_one_call_for_those_that_run():
     running = {**ENABLED, "ActiveState": "active", "MainPID": "5"}
     systemctl = FakeSystemctl({A: running, B: {**ENABLED, "ActiveState": "inactive"}})
-    stopped = systemd.SystemdManager(systemctl).stop(["a", "b", "gone"], 30)
+    stopped = systemd_driver.SystemdDriver(systemctl).stop(["a", "b", "gone"], 30)
     assert systemctl.acts() == [["stop", A]]
     assert [(name, entry.pid) for name, entry in stopped.items()] == [("a", 5), ("b", None), ("gone", None)]
 
@@ -189,7 +189,7 @@ def test_stop_is_one_call_for_those_that_run():
 def test_a_failing_systemctl_says_why():
     systemctl = FakeSystemctl({A: {"LoadState": "loaded"}}, failing=("enable",))
     with pytest.raises(ServiceError, match=r"systemctl enable .* failed: Failed\."):
-        systemd.SystemdManager(systemctl).reload(["a"])
+        systemd_driver.SystemdDriver(systemctl).reload(["a"])
 
 
 @pytest.mark.parametrize(
@@ -197,29 +197,29 @@ def test_a_failing_systemctl_says_why():
     [("systemd 252 (252.39-1~deb12u1)\n+PAM", 252), ("systemd 262 (262-1)\n", 262), ("", None)],
 )
 def test_the_version_is_the_first_number(output, version):
-    assert systemd.SystemdManager(lambda command: (0, output, "")).version() == version
+    assert systemd_driver.SystemdDriver(lambda command: (0, output, "")).version() == version
 
 
 @pytest.mark.parametrize("call", ["start", "forget"])
 def test_nothing_to_do_calls_nothing(call):
     systemctl = FakeSystemctl({})
-    getattr(systemd.SystemdManager(systemctl), call)([])
+    getattr(systemd_driver.SystemdDriver(systemctl), call)([])
     assert systemctl.calls == []
 
 
 def test_what_somebody_has_disabled_would_not_be_started_at_boot(tmp_path, monkeypatch):
-    monkeypatch.setattr(supervision, "UNIT_FOLDER", str(tmp_path))
+    monkeypatch.setattr(systemd, "UNIT_FOLDER", str(tmp_path))
     record = {"service_manager": "systemd", "servers": [{"name": "a"}, {"name": "b"}]}
-    assert supervision.disabled(record, "systemd") == ["a", "b"]
+    assert table.disabled(record, "systemd") == ["a", "b"]
     for link in (f"multi-user.target.wants/{TARGET}", f"{TARGET}.wants/{A}", f"{TARGET}.wants/{B}"):
         (tmp_path / link).parent.mkdir(exist_ok=True)
         (tmp_path / link).symlink_to("/nonexistent")
-    assert supervision.disabled(record, "systemd") == []
+    assert table.disabled(record, "systemd") == []
     (tmp_path / f"{TARGET}.wants/{B}").unlink()
-    assert supervision.disabled(record, "systemd") == ["b"]
+    assert table.disabled(record, "systemd") == ["b"]
     # Without its target nothing is started at boot.
     (tmp_path / f"multi-user.target.wants/{TARGET}").unlink()
-    assert supervision.disabled(record, "systemd") == ["a", "b"]
+    assert table.disabled(record, "systemd") == ["a", "b"]
     # Servers that change over to another manager are started anew anyhow.
-    assert supervision.disabled(record, "supervisor") == []
-    assert supervision.disabled({**record, "service_manager": None}, "systemd") == []
+    assert table.disabled(record, "supervisor") == []
+    assert table.disabled({**record, "service_manager": None}, "systemd") == []

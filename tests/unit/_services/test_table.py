@@ -1,0 +1,204 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A service manager is one class and one entry in one table: a third one is used by every stage."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.magi.llama.plugins.module_utils._core.processes import Process
+from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import Managed
+from ansible_collections.magi.llama.plugins.module_utils._plan.profile import validate
+from ansible_collections.magi.llama.plugins.module_utils._services import table
+from ansible_collections.magi.llama.plugins.module_utils._services.base import ServiceStatus, Stopped
+from ansible_collections.magi.llama.plugins.module_utils._services.manager import ServiceManager
+from ansible_collections.magi.llama.plugins.modules import (
+    gguf_registry,
+    launch_configs,
+    server_info,
+    server_plan,
+    server_state,
+    teardown,
+)
+from support import gguf_files as make
+
+ROOT = Path(__file__).parents[3]
+NAMED = re.compile(r"['\"](systemd|supervisor)['\"]")
+
+
+class Driver:
+    """Keeps in mind what is asked of it, and runs nothing."""
+
+    def __init__(self) -> None:
+        self.running: set[str] = set()
+        self.calls: list[str] = []
+
+    def status(self, names: Sequence[str]) -> dict[str, ServiceStatus]:
+        return {name: ServiceStatus(name, "running" if name in self.running else "stopped") for name in names}
+
+    def reload(self, names: Sequence[str]) -> None:
+        self.calls.append("reload")
+
+    def start(self, names: Sequence[str], on_started: Callable[[str], None]) -> dict[str, str]:
+        self.calls.append("start")
+        self.running.update(names)
+        return {}
+
+    def stop(self, names: Sequence[str], timeout: float) -> dict[str, Stopped]:
+        self.running.difference_update(names)
+        return {name: Stopped(name, 1, "SIGTERM", 0.1) for name in names}
+
+    def forget(self, names: Sequence[str]) -> None:
+        pass
+
+
+class Pods(ServiceManager):
+    name = "pods"
+    template = "pods.server.j2"
+    common_template = "pods.common.j2"
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+
+    def runs_here(self) -> bool:
+        return True
+
+    def config_path(self, state_dir: str, server: str) -> str:
+        return f"{state_dir}/pods/{server}.pod"
+
+    def common_config_path(self, state_dir: str) -> str:
+        return f"{state_dir}/pods/all.network"
+
+    def managed(self, state_dir: str) -> Managed:
+        return Managed(f"{state_dir}/pods", "*.pod", "ours")
+
+    def unwatched(self, running: Mapping[str, Process], state_dir: str) -> dict[str, str]:
+        return {}
+
+    def driver(self, state_dir: str, program: str | None = None) -> Any:
+        return self._driver
+
+    def restart_triggers(self, stop_timeout: int) -> list[Any]:
+        return ["pods", stop_timeout]
+
+    def retire(self, state_dir: str, timeout: float) -> None:
+        self._driver.calls.append("retire")
+
+    def owned_paths(self, state_dir: str, names: Iterable[str], configs: Sequence[str]) -> list[str]:
+        return [self.common_config_path(state_dir)]
+
+    def folders(self, state_dir: str) -> list[str]:
+        return [f"{state_dir}/pods"]
+
+    def end(self, state_dir: str, paths: Sequence[str], timeout: float) -> list[Stopped]:
+        return list(self._driver.stop(sorted(self._driver.running), timeout).values())
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
+    driver = Driver()
+    monkeypatch.setitem(table.MANAGERS, "pods", lambda: Pods(driver))
+    return driver
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
+    def call(module: Any, **arguments: Any) -> dict[str, Any]:
+        with patch_module_args(arguments), pytest.raises(SystemExit):
+            module.main()
+        result: dict[str, Any] = json.loads(capsys.readouterr().out)
+        assert not result.get("failed"), result
+        return result
+
+    return call
+
+
+def test_a_third_manager_is_used_by_every_stage(
+    tmp_path: Path, driver: Driver, run: Callable[..., dict[str, Any]]
+) -> None:
+    state, registry = str(tmp_path / "state"), str(tmp_path / "state/registry.json")
+    make.small_model(tmp_path / "models/a.gguf")
+    run(gguf_registry, scan_paths=[str(tmp_path / "models")], registry_path=registry)
+    planned = run(
+        server_plan,
+        registry_path=registry,
+        profile=validate("p", "p.yml", {"enabled_models": ["a"]}),
+        runtime={"path": "/bin/llama-server", "flags": {}, "identity": "x"},
+        state_dir=state,
+        service_manager="pods",
+    )
+    plan = planned["ansible_facts"]["llama_plan"]
+    configs = [
+        {"path": f"{state}/pods/a.pod", "content": "ours\n"},
+        {"path": f"{state}/pods/all.network", "content": "x\n"},
+    ]
+    written = run(launch_configs, service_manager="pods", state_dir=state, plan=plan, configs=configs)["written"]
+    assert {config["path"] for config in configs} < set(written)
+    assert run(server_state, state_dir=state, state="started")["servers"][0]["action"] == "start"
+    assert driver.calls == ["reload", "start"]
+    assert driver.running == {"a"}
+    assert run(server_info, state_dir=state)["status"]["servers"][0]["state"] != "stopped"
+    assert run(teardown, state_dir=state, registry_path=registry)["ended"] == {"a": "SIGTERM"}
+    assert not Path(state).exists()
+
+
+def test_a_third_manager_has_restart_triggers_of_its_own(
+    tmp_path: Path, driver: Driver, run: Callable[..., dict[str, Any]]
+) -> None:
+    registry = str(tmp_path / "registry.json")
+    make.small_model(tmp_path / "models/a.gguf")
+    run(gguf_registry, scan_paths=[str(tmp_path / "models")], registry_path=registry)
+
+    def revision(manager: str, stop_timeout: int) -> str:
+        planned = run(
+            server_plan,
+            registry_path=registry,
+            profile=validate("p", "p.yml", {"enabled_models": ["a"]}),
+            runtime={"path": "/bin/llama-server", "flags": {}, "identity": "x"},
+            state_dir=str(tmp_path),
+            service_manager=manager,
+            stop_timeout=stop_timeout,
+        )
+        return planned["ansible_facts"]["llama_plan"]["servers"][0]["revision"]
+
+    assert revision("pods", 30) != revision("pods", 31)
+    assert revision("systemd", 30) == revision("systemd", 31)
+
+
+def test_what_a_host_has_changed_over_from_is_retired(driver: Driver, tmp_path: Path) -> None:
+    table.retire_others({"service_manager": "pods", "servers": []}, str(tmp_path))
+    assert driver.calls == []
+    table.retire_others({"service_manager": "supervisor", "servers": []}, str(tmp_path))
+    assert driver.calls == ["retire"]
+    table.retire_others({"service_manager": None, "servers": []}, str(tmp_path))
+    assert driver.calls == ["retire"]
+
+
+def test_an_unknown_manager_is_an_error_that_lists_those_that_there_are() -> None:
+    with pytest.raises(table.UnknownManagerError, match="'upstart'; this collection knows: systemd, supervisor"):
+        table.find_manager("upstart")
+
+
+@pytest.mark.parametrize("name", table.MANAGERS)
+def test_a_manager_has_its_templates_and_the_tasks_that_install_it(name: str) -> None:
+    manager = table.find_manager(name)
+    role = ROOT / "roles/servers"
+    assert manager.name == name
+    assert (role / "templates" / manager.template).is_file()
+    assert (role / "templates" / manager.common_template).is_file()
+    if manager.is_missing({"supervisord": None}):
+        assert (role / f"tasks/install_{name}.yml").is_file()
+
+
+def test_no_manager_is_called_by_its_name_elsewhere() -> None:
+    own = {*(f"{name}.py" for name in table.MANAGERS), "table.py"}
+    files = [path for folder in ("plugins", "roles", "playbooks") for path in (ROOT / folder).rglob("*")]
+    named = {path.name for path in files if path.suffix in (".py", ".yml", ".j2") and NAMED.search(path.read_text())}
+    assert named <= own
