@@ -56,8 +56,8 @@ class ActionModule(ActionBase):
         return result
 
     def _manifest(self, name: str, task_vars: dict[str, Any]) -> dict[str, Any]:
-        beside = os.path.join(task_vars.get("inventory_dir") or "", name)
-        path = os.path.abspath(beside) if os.path.isfile(beside) else self._find_needle("files", name)
+        sibling = os.path.join(task_vars.get("inventory_dir") or "", name)
+        path = os.path.abspath(sibling) if os.path.isfile(sibling) else self._find_needle("files", name)
         manifest = self._loader.load_from_file(path)
         if not isinstance(manifest, dict):
             raise AnsibleActionFail(f"{path} is not a manifest: it holds no mapping. Write it with lock.yml.")

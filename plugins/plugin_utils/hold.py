@@ -52,7 +52,7 @@ def acquire_with_wait(
 def _refusal(holder: dict[str, Any], waited: float) -> str:
     after = f" after {waited:g} s" if waited else ""
     return (
-        f"Another run is still changing this host{after}: {holder['text']}. Nothing was touched; run again when it is "
+        f"Another run is still changing this host{after}: {holder['text']}. Nothing was changed; run again when it is "
         f"over. If it is not running any more, its lock expires in {holder['seconds_left']:.0f} s; "
         "-e servers_lock_take_over=true takes it at once."
     )

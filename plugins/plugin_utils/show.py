@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this plugin_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""Lines on the screen while a run goes on."""
+"""Print lines while a run is in progress."""
 
 from __future__ import annotations
 

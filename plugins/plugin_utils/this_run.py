@@ -32,7 +32,7 @@ def this_run() -> dict[str, Any]:
 
 
 def has_ended(holder: dict[str, Any]) -> bool:
-    """Whether the run was on this very controller and its process is gone; elsewhere nobody can tell."""
+    """Whether the run was on this controller and its process is gone; unknown on another controller."""
     kernel, _slash, process = holder["id"].rpartition("/")[0].rpartition("/")
     if kernel != _kernel():
         return False
@@ -56,10 +56,10 @@ def _kernel() -> str:
 
 
 def _started(pid: int) -> str:
-    """When a process began, in ticks since the boot; empty where it is dead or the system does not tell."""
+    """When a process started, in ticks since the boot; empty if it is dead or unknown."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return ""
-    # In a container nobody may collect the dead.
+    # In a container zombies may never be collected.
     return "" if stat[0] in "ZX" else stat[19]

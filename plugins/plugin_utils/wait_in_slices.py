@@ -41,7 +41,7 @@ def wait_in_slices(action: ActionBase, arguments: dict[str, Any], task_vars: dic
         known.update({server["name"]: server for server in answer["servers"]})
         width = max((len(name) for name in known), default=0)
         settled = [server for server in answer["servers"] if server["is_settled"]]
-        # A server that has long been ready is no news.
+        # A server that was ready before is not shown.
         news = [_line(server, width) for server in settled if server["became_ready"] or not server["is_ready"]]
         if news:
             show(task_vars, news)

@@ -68,7 +68,7 @@ def changed_plan(bed: Bed) -> dict[str, Any]:
 def check_refusals(bed: Bed, why: str) -> None:
     before, pids = kept_files(bed), bed.pids()
     refused = bed.run("site", "-e", "profile=other", code=2)
-    refused.expect(f"{bed.state}/run.lock could not be written: {why}. Nothing was touched")
+    refused.expect(f"{bed.state}/run.lock could not be written: {why}. Nothing was changed")
 
     moved = bed.models / "renamed.gguf"
     os.rename(bed.models / "tiny-llama-Q2_K.gguf", moved)

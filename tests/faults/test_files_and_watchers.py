@@ -58,6 +58,6 @@ def test_servers_whose_supervisord_died_get_a_new_one(bed: Bed) -> None:
     bed.wait_ready()
     # … and the next run says why it starts them anew.
     healed = bed.run("site")
-    healed.expect("nobody watches over it, as its supervisord has died")
+    healed.expect("unsupervised: supervisord is not running")
     assert {process.ppid for process in bed.processes().values()} == {bed.supervisord()}
     assert not set(bed.pids().values()) & set(before.values())

@@ -34,7 +34,7 @@ def test_a_host_that_failed_before_its_handlers_runs_none_later(bed: Bed, tmp_pa
         run, host = rollout(bed, tmp_path, *OTHER, code=2)
     finally:
         foreign.unlink()
-    run.expect("1 failed", 'bed failed at the task "Write the launch configs"', "Nothing was touched")
+    run.expect("1 failed", 'bed failed at the task "Write the launch configs"', "Nothing was changed")
     assert (host["state"], host["rollback"]) == ("failed", None)
     assert bed.pids() == pids
     bed.wait_ready()

@@ -59,8 +59,8 @@ def move_all(registry: Registry) -> None:
         (first_model(path="/etc/passwd"), "not its first file"),
         (first_model(path="/etc/passwd", files=["/etc/passwd"]), "/etc/passwd is not in the scanned folders"),
         (move_all, "/etc/passwd is not in the scanned folders"),
-        (first_model(id="../../etc/cron.d/x"), "is no id"),
-        (first_model(id="x\nExecStartPre=/bin/sh"), "is no id"),
+        (first_model(id="../../etc/cron.d/x"), "is not an id"),
+        (first_model(id="x\nExecStartPre=/bin/sh"), "is not an id"),
         (first_model(mmproj="/etc/passwd"), "is not among the companions"),
     ],
 )

@@ -41,7 +41,7 @@ def test_the_second_run_refuses_or_waits_and_the_first_is_not_disturbed(bed: Bed
 
     refused = bed.run("restart", code=2)
     refused.expect("rollout.yml by anna on ci-7.example.org (pid 4711")
-    refused.expect("Nothing was touched")
+    refused.expect("Nothing was changed")
     assert bed.pids() == pids
     assert holder(state) is not None, "a refused run must not give back what is not its own"
 

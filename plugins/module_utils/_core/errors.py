@@ -2,13 +2,13 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""What every other part raises when it cannot go on."""
+"""Errors that every other part raises."""
 
 from __future__ import annotations
 
 
 class MagiError(Exception):
-    """Something the user can mend. Its text is a whole sentence that names the file or key and the fix."""
+    """An error that the user can fix. Its text is a full sentence that names the file or key and the fix."""
 
 
 class EstimateError(MagiError):

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""Writing files so that a reader sees the old text or the new one, never a part."""
+"""Write files so that a reader sees the old content or the new one, never a part."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import contextlib
 import os
 import tempfile
 
-# By these a file is known that a run has left which was killed while it wrote.
+# Marks leftovers of an interrupted write.
 TEMPORARY_PREFIX = ".magi-llama-"
 TEMPORARY_SUFFIX = ".tmp"
 
 
 def plain_path(path: str) -> str:
-    """A path without doubled slashes and one at its end: a state directory is compared with what servers bear."""
+    """A path without doubled or trailing slashes: state directories are compared as text."""
     plain = os.path.normpath(path)
-    # POSIX lets two slashes at the beginning mean something else; nothing here does.
+    # POSIX allows two leading slashes to have a meaning of their own; here they have none.
     return plain[1:] if plain.startswith("//") else plain
 
 
 def leftovers(folder: str) -> list[str]:
-    """Paths of the temporary files in a folder; none where it cannot be read."""
+    """Paths of the temporary files in a folder; empty if it cannot be read."""
     with contextlib.suppress(OSError):
         return [
             os.path.join(folder, name)
@@ -34,7 +34,7 @@ def leftovers(folder: str) -> list[str]:
 
 
 def write_beside(path: str, data: bytes, mode: int, owner: tuple[int, int] | None = None) -> str:
-    """Put data into a temporary file beside path, synced, for a rename to path; the temporary file's path.
+    """Write data to a temporary file next to path and sync it, for a rename to path; returns the temporary file's path.
 
     mode is the file's permission bits; owner is (uid, gid), by default the caller's. Raises OSError, leaving nothing.
     """
@@ -55,13 +55,13 @@ def write_beside(path: str, data: bytes, mode: int, owner: tuple[int, int] | Non
 
 
 def discard(temporary: str) -> None:
-    """Remove a temporary file, where it was not renamed."""
+    """Remove a temporary file if it was not renamed."""
     with contextlib.suppress(OSError):
         os.unlink(temporary)
 
 
 def sync_folder(folder: str) -> None:
-    """Have on disk what was renamed or removed in a folder."""
+    """Sync a folder, so that renames and removals in it are on disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -70,7 +70,7 @@ def sync_folder(folder: str) -> None:
 
 
 def write_atomic(path: str, data: bytes, mode: int, owner: tuple[int, int] | None = None) -> None:
-    """Put data at path by way of a temporary file beside it; parent folders are made (0755).
+    """Write data to path through a temporary file next to it; parent folders are created (0755).
 
     mode and owner are those of write_beside. Raises OSError.
     """

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""Spread many small pieces of work over all cores, where there is enough of it to pay for processes.
+"""Spread many small pieces of work over all cores, if there is enough of it to pay for processes.
 
 Plain fork and pipes: the standard pools need semaphores in /dev/shm, which a bare node may not have, and threads do
 not help a walk in pure Python.
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 # Work is done in this process for so long before others are started: starting them takes some 20 ms.
 SERIAL_SECONDS = 0.08
 MAX_WORKERS = 32
-# A pipe holds 64 KiB, so that many claims of four bytes fit in whatever the kernel.
+# A pipe holds 64 KiB, so this many claims of four bytes fit on every kernel.
 _MAX_CLAIMS = 8192
 
 _INDEX = struct.Struct("<I")
@@ -50,7 +50,7 @@ def run(
 ) -> PoolResult:
     """work(0) … work(count - 1), whose results are JSON-able, until the deadline (a time.monotonic()).
 
-    At least one piece is done whatever the deadline, so that repeated calls come to an end. work must not raise.
+    At least one piece is done even after the deadline, so that repeated calls finish. work must not raise.
     """
     workers = cores() if workers is None else workers
     results: dict[int, Any] = {}

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""What runs on this host, read from /proc: who listens where, which servers are ours, how much memory there is."""
+"""What runs on this host, read from /proc: listeners on ports, managed servers, memory."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Memory:
 
 
 def listeners(ports: Iterable[int], proc: str = "/proc", first: Sequence[int] = ()) -> dict[int, Listener]:
-    """Who listens on these ports; a port that nobody listens on is left out.
+    """The listeners on these ports; a free port is left out.
 
     first are PIDs that are likely to be the holders: looking there first saves the walk over all processes.
     """

@@ -25,7 +25,7 @@ from .errors import MagiError
 LEASE_SECONDS = 900.0
 
 
-# What modules that take the lock are told, by people and by their action plugins; documented in doc_fragments/lock.py.
+# Options of modules that take the lock, set by users and by action plugins; documented in doc_fragments/lock.py.
 WAITING: dict[str, Any] = {"wait": {"type": "float", "default": 300.0}, "take_over": {"type": "bool", "default": False}}
 FILLED_IN: dict[str, Any] = {"run": {"type": "dict"}, "dead": {"type": "str"}}
 
@@ -36,7 +36,7 @@ class LockError(MagiError):
 
 @dataclass(frozen=True)
 class Run:
-    """A run for people, and its id, by which it knows itself."""
+    """A run of Ansible: its id, and what a message says about it."""
 
     id: str
     controller: str
@@ -58,7 +58,7 @@ class Held:
 
 
 def lock_path(state_dir: str) -> str:
-    """Where the lock lies."""
+    """The path of the lock file."""
     return os.path.join(state_dir, "run.lock")
 
 
@@ -76,21 +76,21 @@ def acquire(
             if found is not None and found.run.id not in (run.id, dead):
                 return found
             since = found.run.since if found is not None and found.run.id == run.id else run.since
-            # For people; nothing depends on the host's clock being right.
+            # For messages only; nothing depends on the host's clock being right.
             since = since or time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
             boot, now = _clock(proc)
             held = {**asdict(run), "since": since, "boot": boot, "expires": now + lease}
             _write(descriptor, held)
     except OSError as error:
         raise LockError(
-            f"{lock_path(state_dir)} could not be written: {error.strerror}. Nothing was touched; make room or mend "
-            "the permissions and run again."
+            f"{lock_path(state_dir)} could not be written: {error.strerror}. Nothing was changed; free disk space or "
+            "fix the permissions and run again."
         ) from error
     return None
 
 
 def release(state_dir: str, run_id: str) -> bool:
-    """Give the lock back; tells whether this run had it."""
+    """Release the lock; returns whether this run held it."""
     # What cannot be given back, on a disk that has gone read-only, expires.
     with contextlib.suppress(OSError), _opened(state_dir, os.O_RDWR) as descriptor:
         found = _read(descriptor)
@@ -111,7 +111,7 @@ def holder(state_dir: str, proc: str = "/proc", *, expired: bool = False) -> Hel
 
 
 def describe_holder(found: Held | None, run_id: str) -> dict[str, Any] | None:
-    """A lock as modules return it, for the controller to wait or to refuse; None where it is this run's or nobody's."""
+    """A lock as modules return it, for the controller to wait or to refuse; None if this run or no run holds it."""
     if found is None or found.run.id == run_id:
         return None
     return {**asdict(found.run), "text": str(found.run), "seconds_left": round(found.seconds_left, 1)}
@@ -120,7 +120,7 @@ def describe_holder(found: Held | None, run_id: str) -> dict[str, Any] | None:
 def renew(state_dir: str, run_id: str | None, lease: float = LEASE_SECONDS) -> None:
     """Renew the lock of this run before it changes the host. Raises LockError where another run has it by now.
 
-    One that has expired is taken again where nobody else has it. Who took no lock may go on as long as nobody else has.
+    An expired lock is taken again if no other run holds it. A run without it may continue while no other holds it.
     """
     other = holder(state_dir)
     if other is None or other.run.id == run_id:
@@ -165,7 +165,7 @@ def _write(descriptor: int, held: Mapping[str, Any]) -> None:
 
 
 def _clock(proc: str) -> tuple[str, float]:
-    """This boot, and the seconds since it: nobody sets these, and no lock outlasts a boot."""
+    """The id of this boot and the seconds since it: no clock change affects them, and no lock outlasts a boot."""
     with open(f"{proc}/sys/kernel/random/boot_id", encoding="utf-8") as stream:
         boot = stream.read().strip()
     with open(f"{proc}/uptime", encoding="utf-8") as stream:

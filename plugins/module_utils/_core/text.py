@@ -14,7 +14,7 @@ MAX_TEXT = 256
 
 
 def format_bytes(size: float) -> str:
-    """A size for people: 1.5 GiB."""
+    """A human-readable size: 1.5 GiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(size) < 1024:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

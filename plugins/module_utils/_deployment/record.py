@@ -29,7 +29,7 @@ class DamagedRecordError(RecordError):
 
 
 def record_path(state_dir: str) -> str:
-    """Where the record lies."""
+    """The path of the record."""
     return os.path.join(state_dir, "servers.json")
 
 
@@ -61,7 +61,7 @@ def read_record(state_dir: str) -> dict[str, Any]:
         raise RecordError(f"{path} cannot be read: {error.strerror}. Run as a user who may read it.") from error
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedRecordError(
-            f"{path} is damaged ({error}). site.yml writes it anew: running servers are found by their processes."
+            f"{path} is damaged ({error}). site.yml writes it again: running servers are found by their processes."
         ) from error
     return dict(record)
 
@@ -88,7 +88,7 @@ def record_file(state_dir: str, record: Mapping[str, Any]) -> File:
 
 
 def deployed(state_dir: str, service_manager: str) -> dict[str, str]:
-    """The record and every launch config of this state directory, each path with the digest of what lies there.
+    """The record and every launch config of this state directory, each path with the digest of the file.
 
     By it the controller knows whether there is anything to write, without sending it all.
     """

@@ -70,7 +70,7 @@ def note_good(state_dir: str, record: Mapping[str, Any]) -> None:
 
 
 def note_bad(state_dir: str, names: Sequence[str], refused: Sequence[str] = ()) -> None:
-    """Note which servers gave no token: their deployment is not good. Of the refused ones not until they give one."""
+    """Record which servers failed the token probe; refused ones have to answer it before the deployment is good."""
     try:
         record = read_record(state_dir)
         record_verdicts(state_dir, revisions(record), failed=names, refused=refused)
@@ -116,7 +116,7 @@ def snapshot_if_good(
     try:
         return previous_file(state_dir, Deployment(now, _deployed_files(state_dir, now)))
     except (OSError, ValueError):
-        # Somebody took one away or wrote into it: this is not what was good.
+        # A file was removed or edited: this is no longer the deployment that was good.
         return None
 
 
@@ -172,18 +172,18 @@ def read_previous(state_dir: str) -> Deployment:
     except FileNotFoundError:
         raise RollbackError(
             f"There is nothing to return to: {path} is written when a deployment whose servers were all ready is "
-            "replaced by another. Mend the cause and run site.yml."
+            "replaced by another. Fix the cause and run site.yml."
         ) from None
     except OSError as error:
         raise RollbackError(f"{path} cannot be read: {error.strerror}. Run as a user who may read it.") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise RollbackError(f"{path} is damaged ({error}). Mend the cause and run site.yml.") from error
+        raise RollbackError(f"{path} is damaged ({error}). Fix the cause and run site.yml.") from error
 
 
 def prefixes_to_restore(deployment: Deployment, identity_of: Any, keep_binary: bool = False) -> list[str]:
     """The prefixes in which the llama-server before is to come back. Raises RollbackError where one is not kept.
 
-    identity_of tells the identity of the llama-server at a path, None where there is none that runs.
+    identity_of returns the identity of the llama-server at a path, None if none runs there.
     """
     prefixes = []
     for path, wanted in deployment.binaries.items():
@@ -201,7 +201,7 @@ def prefixes_to_restore(deployment: Deployment, identity_of: Any, keep_binary: b
             )
         else:
             raise RollbackError(
-                f"{path} has changed since and is not ours to roll back: put the one before there, by the package "
+                f"{path} has changed since and is not managed here: restore the previous one with the package "
                 "manager or by hand, and run this again; -e rollback_keep_binary=true returns the launch configs alone."
             )
     return prefixes

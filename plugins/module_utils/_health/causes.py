@@ -29,7 +29,7 @@ CAUSES = (
     ),
     (
         r"failed to open GGUF file '(?P<what>.+)' \(Permission denied\)|'(?P<what2>.+)' \(?Permission denied",
-        "the servers' user may not read {what}: mend its permissions and those of the folders above it",
+        "the servers' user may not read {what}: fix its permissions and those of the folders above it",
     ),
     (
         r"failed to open GGUF file '(?P<what>.+)' \(No such file or directory\)",

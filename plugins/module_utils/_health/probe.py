@@ -116,7 +116,7 @@ def _foreign(servers: Sequence[Server], pids: Mapping[str, int | None]) -> dict[
         if listener is None or listener.pid is None:
             continue
         pid = ours[listener.port]
-        # A server may have children that hold its socket; they are no strangers.
+        # Children of a server may hold its socket; they belong to it.
         others = [other for other in listener.pids if other != pid and not _descends(other, pid)]
         if others:
             shared = " as well" if pid in listener.pids else ""
@@ -139,7 +139,7 @@ def _other_model(server: Server, timeout: float) -> Probe | None:
     planned = flag_value(server["argv"], "--model")
     code, body = _ask(server, "GET", "/props", timeout)
     answered = body.get("model_path") if code == 200 and isinstance(body, dict) else None
-    # Without a key that we may read, or with a build that does not tell, the process is proof enough.
+    # Without a readable key, or with a build that does not report it, the process is proof enough.
     if not answered or not planned or answered == planned or os.path.realpath(answered) == os.path.realpath(planned):
         return None
     return Probe("wrong_identity", f"the server on port {server['port']} serves {answered}, planned is {planned}")

@@ -18,7 +18,7 @@ from .probe import Probe, Server
 
 # A port that another process answers on: long enough for one of ours that is just ending.
 FOREIGN_PATIENCE = 2.0
-# A process that is ready at first sight and older than this became so when nobody looked.
+# A process that is ready at the first look and older than this became ready unobserved.
 FRESH_SECONDS = 5.0
 FIRST_POLL = 0.05
 # Asking again after a twentieth of the time waited so far finds a server within 5 % of when it became ready.
@@ -156,7 +156,7 @@ def _outcome(
 
 def _death(status: ServiceStatus, crashed: bool) -> str:
     if crashed:
-        return f"it crashed and was restarted {status.restarts} times"
+        return f"crashed (restarts: {status.restarts})"
     if status.state == "absent":
         return "the service manager does not know it: run site.yml"
     if status.state == "stopped":

@@ -28,9 +28,9 @@ def check_key_file(path: str, user: str, groups: Sequence[str] = ()) -> str:
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
-            raise KeyFileError(f"The API key file {path} is no file: write the keys into one, a key a line.")
+            raise KeyFileError(f"The API key file {path} is not a file: write the keys to a file, one per line.")
         with open(path, "rb") as stream:
-            # Whoever connects may be somebody who may not read it; then the servers' user counts alone.
+            # The connecting user may lack permission to read it; then only the servers' user counts.
             is_empty = not stream.read(65536).strip()
     except PermissionError:
         is_empty = False
@@ -70,7 +70,7 @@ def _is_readable(path: str, user: str, groups: Sequence[str]) -> bool:
         uid, gid = entry.pw_uid, entry.pw_gid
         further += os.getgrouplist(user, gid)
     except KeyError:
-        # Not made yet: nobody's number, and only the groups that it is to have.
+        # Not created yet: the uid of nobody, and only the groups that it will have.
         uid, gid = 65534, 65534
     done = run_command(["test", "-r", path], os.environ, user=User(uid, gid, further))
     return done.code == 0

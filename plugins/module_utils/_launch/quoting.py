@@ -2,9 +2,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""Quoting for launch configs, so that a command line reaches the server as it stands in the plan.
+"""Quoting for launch configs, so that a command line reaches the server exactly as planned.
 
-A model's path is text from a stranger: none of its letters may mean anything to systemd or supervisor.
+A model's path is untrusted text: none of its characters may have a meaning for systemd or supervisor.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""Reading a header from a file that nobody vouches for: nothing beyond its end, and within a budget."""
+"""Read a header from an untrusted file: never beyond its end, and within a budget."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ class BoundedReader:
         """Have at least count bytes in the buffer from the cursor on."""
         if count > self.remaining:
             raise GgufError(
-                f"truncated: the header goes on after byte {self.size}, where the file ends"
+                f"truncated: the header continues after byte {self.size}, where the file ends"
                 if self.position <= self.size
-                else f"truncated: the header goes on at byte {self.position}, the file has {self.size}"
+                else f"truncated: the header continues at byte {self.position}, the file has {self.size}"
             )
         self._deadline()
         tail = self._buffer[self._at :]
@@ -106,7 +106,7 @@ class BoundedReader:
         return data
 
     def skip(self, count: int) -> None:
-        # Past the end too: the next read, or the end of the header, tells.
+        # It may end past the end of the file: the next read, or the end of the header, finds out.
         self._at += count
 
     def skip_strings(self, count: int) -> None:

@@ -135,7 +135,7 @@ def _checked(content: Mapping[str, Any]) -> list[tuple[str, int, str | None, Map
 
 
 def manifest_of(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest that a registry with checksums stands for: {"schema_version", "files": {relative path: …}}.
+    """The manifest of a registry with checksums: {"schema_version", "files": {relative path: …}}.
 
     Files of two scan paths that are called the same below them stand under their absolute paths.
     """
@@ -176,10 +176,12 @@ def merge_manifests(manifests: Sequence[Mapping[str, Any]], known: Mapping[str, 
 def check_manifest(manifest: Any) -> dict[str, dict[str, Any]]:
     """The manifest's files. Raises ManifestError that names the key."""
     if not isinstance(manifest, Mapping) or not isinstance(manifest.get("files"), Mapping):
-        raise ManifestError("The manifest has no mapping `files`. Write it anew with lock.yml.")
+        raise ManifestError("The manifest has no mapping `files`. Write it again with manifest.yml.")
     if manifest.get("schema_version") != MANIFEST_VERSION:
         found = str(manifest.get("schema_version"))[:40]
-        raise ManifestError(f"The manifest's schema_version is {found}, not {MANIFEST_VERSION}. Write it anew.")
+        raise ManifestError(
+            f"The manifest's schema_version is {found}, not {MANIFEST_VERSION}. Write it again with manifest.yml."
+        )
     for name, entry in manifest["files"].items():
         digest = entry.get("sha256") if isinstance(entry, Mapping) else None
         if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):

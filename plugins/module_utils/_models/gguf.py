@@ -4,7 +4,7 @@
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
 """Read the header of a GGUF file: metadata and tensor infos, never a token array, never the weights.
 
-The file is a stranger's. Every count is held against the bytes that are left before anything is done with it, what is
+The file is untrusted. Every count is checked against the remaining bytes before it is used, what is
 kept is bounded, nesting is walked without recursion, and processor time per file has a budget.
 """
 
@@ -185,7 +185,7 @@ def _metadata(
                 texts[key] = length
             else:
                 budget.text(length)
-                # Text from a stranger in any encoding: shown to people, so what is not UTF-8 is marked, not refused.
+                # Untrusted text in any encoding, only displayed: bytes that are not UTF-8 are marked, not refused.
                 metadata[key] = reader.bytes(length).decode("utf-8", "replace")
         elif kind == _ARRAY:
             arrays[key], elements = _array(reader, key, budget)
@@ -215,7 +215,7 @@ def _tensor(reader: BoundedReader, budget: Budget) -> Tensor:
     if (shape[0] if shape else 1) % ggml.block_size:
         raise GgufError(
             f"broken: the tensor {quoted(name)} has rows of {shape[0] if shape else 1} elements, "
-            f"which is no multiple of {ggml.name}'s block of {ggml.block_size}"
+            f"which is not a multiple of {ggml.name}'s block of {ggml.block_size}"
         )
     return tensor
 
@@ -254,7 +254,7 @@ def _opening(reader: BoundedReader) -> tuple[int, int, int]:
             raise GgufError("not a GGUF file: it begins with zeros, perhaps a download that was never filled")
         raise GgufError(f"not a GGUF file: it begins with {magic!r}")
     if reader.size < 8:
-        raise GgufError(f"truncated: the header goes on after byte {reader.size}, where the file ends")
+        raise GgufError(f"truncated: the header continues after byte {reader.size}, where the file ends")
     (version,) = reader.take(_U32)
     if version and not version & 0xFFFF:
         raise GgufError("big-endian: llama.cpp on this machine reads little-endian files only")

@@ -38,7 +38,7 @@ _WINDOWS: dict[str, tuple[int, bool, int]] = {
     "smallthinker": (4, True, 0),
 }
 
-# Whatever window the file says, llama.cpp puts its own in its place. (It ignores phi3's altogether.)
+# llama.cpp replaces the window of the file by its own. (It ignores phi3's altogether.)
 _OWN_WINDOW = {"llama4": 8192, "smallthinker": 4096}
 
 # These have the pattern in the file only, one flag for each layer.
@@ -63,7 +63,7 @@ _NO_CACHE = {
     "neo-bert", "nomic-bert", "nomic-bert-moe", "rnd1", "wavtokenizer-dec",
 }  # fmt: skip
 
-# Sparse attention: a second, smaller cache of the indexer's keys beside the main one.
+# Sparse attention: a second, smaller cache of the indexer's keys next to the main one.
 _INDEXED = {"deepseek32", "dots3note", "glm-dsa", "glm5-next", "hy_v4", "minimax-m3", "qwen4exp"}
 
 # Caches that are not modelled to the byte: their size is an estimate too.
@@ -121,12 +121,14 @@ class _Keys:
 
     def _number(self, key: str, value: Any) -> int:
         if isinstance(value, str) or not 0 <= value < _MAX_NUMBER:
-            raise EstimateError(f"{self.architecture}.{key} is {_cut(value)}, which is no size: the file is damaged.")
+            raise EstimateError(
+                f"{self.architecture}.{key} is {_cut(value)}, which is not a size: the file is damaged."
+            )
         return int(value)
 
 
 def _cut(value: Any) -> str:
-    """A stranger's value, fit for one line of a message."""
+    """An untrusted value, for one line of a message."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 

@@ -53,7 +53,7 @@ def slug(path: str) -> str:
 
 
 def assign_ids(paths: Iterable[str], known: Mapping[str, str]) -> dict[str, str]:
-    """An id for every path, whatever their order.
+    """An id for every path, independent of their order.
 
     A path keeps the id that it had (known). A new one gets its slug where it is the only one of that slug, else the
     slug and a suffix made of the path, which no other file's coming or going changes.

@@ -21,7 +21,7 @@ _PAIRING = "mmproj: "
 def pair_projectors(models: Sequence[dict[str, Any]], companions: Sequence[dict[str, Any]]) -> list[str]:
     """Set every model's mmproj and its warnings about it, from the projectors in the same folder.
 
-    Returns a sentence for each projector that is beside models and fits none of them.
+    Returns a sentence for each projector that is next to models and fits none of them.
     """
     folders: dict[str, _Folder] = {}
     for companion in sorted(companions, key=lambda record: str(record["path"])):

@@ -61,7 +61,7 @@ def read_group(files: Sequence[SourceFile]) -> dict[str, Any]:
     except ModelError as error:
         return _rejection(current, str(error), lasting=True)
     except Exception as error:
-        # Whatever a stranger's metadata may provoke, the rest of the scan goes on.
+        # Untrusted metadata may provoke any error; the rest of the scan continues.
         return _rejection(files, f"its metadata makes no sense ({type(error).__name__}: {error})"[:300], lasting=False)
 
 
@@ -75,7 +75,7 @@ def _changed_at(descriptor: int) -> tuple[int, int] | None:
 
 
 def _rejection(files: Sequence[SourceFile], reason: str, *, lasting: bool) -> dict[str, Any]:
-    # Some of it may be a stranger's text.
+    # It may contain untrusted text.
     short = reason if len(reason) <= MAX_REASON else reason[: MAX_REASON - 1] + "…"
     record: dict[str, Any] = {"path": files[0].path, "reason": short}
     if len(files) > 1:

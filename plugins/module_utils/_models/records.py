@@ -5,7 +5,7 @@
 """From GGUF headers to the registry's records: what a file is and what it is called.
 
 That comes from its files alone and can be reused while they do not change. Ids (`_names`) and mmproj pairs
-(`_projectors`) depend on what else is there and are made anew in every scan.
+(`_projectors`) depend on the other files and are computed again in every scan.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _display_name(path: str, metadata: Mapping[str, Any], quantization: str) -> 
     return name
 
 
-# --- values of stranger's metadata -----------------------------------------------------------------------------------
+# --- values of untrusted metadata ------------------------------------------------------------------------------------
 
 
 def _text(metadata: Mapping[str, Any], key: str) -> str | None:
@@ -161,7 +161,7 @@ def tier_of_bits(bits_per_weight: float) -> str:
 
 
 def quantization_of(path: str, metadata: Mapping[str, Any], tensors: Sequence[Tensor]) -> Quantization:
-    """The file name's word first, then the measured bits per weight, then general.file_type, which lies at times."""
+    """The file name's word first, then the measured bits per weight, then general.file_type, which may be wrong."""
     parameters = sum(tensor.elements for tensor in tensors)
     bits = round(sum(tensor.n_bytes for tensor in tensors) * 8 / parameters, 2) if parameters else None
     number = _whole(metadata, "general.file_type")
@@ -275,7 +275,9 @@ def describe(files: Sequence[SourceFile], headers: Sequence[Header]) -> dict[str
     if architecture is None and kind not in ("imatrix", "adapter"):
         raise ModelError("it has no key general.architecture, so it is not a model")
     if architecture is not None and not _ARCHITECTURE.match(architecture):
-        raise ModelError(f"general.architecture is {clean_text(architecture, 40)!r}, which is no architecture's name")
+        raise ModelError(
+            f"general.architecture is {clean_text(architecture, 40)!r}, which is not the name of an architecture"
+        )
     quantization = quantization_of(path, metadata, tensors)
     common = {
         "kind": kind,

@@ -66,7 +66,7 @@ class Kept:
 
 
 def partial_path(path: str) -> str:
-    """Where a scan that is not complete yet lies, beside the registry at path."""
+    """The path of an incomplete scan, next to the registry at path."""
     return path + ".partial"
 
 
@@ -131,7 +131,7 @@ def _check_places(content: Mapping[str, Any]) -> None:
                 raise RegistryError(f"{printable(path)} is not in the scanned folders")
     for model in content["models"]:
         if not _ID.fullmatch(model["id"]):
-            raise RegistryError(f"{model['id']!r:.40} is no id")
+            raise RegistryError(f"{model['id']!r:.40} is not an id")
         if model["mmproj"] is not None and model["mmproj"] not in projectors:
             raise RegistryError(f"the projector of {model['id']} is not among the companions")
 
@@ -174,7 +174,7 @@ def short_content(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def diff_lines(content: Mapping[str, Any] | None) -> str:
-    """A registry for people: a line for each model, companion and rejected file."""
+    """A human-readable registry: one line per model, companion and rejected file."""
     if content is None:
         return ""
     lines = [

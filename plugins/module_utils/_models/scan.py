@@ -63,7 +63,7 @@ class _Entry(NamedTuple):
 
 
 def _decode(path: bytes) -> str:
-    # Not os.fsdecode: names on disk are UTF-8 whatever the locale of the connecting user.
+    # Not os.fsdecode: names on disk are UTF-8, independent of the connecting user's locale.
     return path.decode("utf-8", "surrogateescape")
 
 
@@ -74,7 +74,7 @@ def normal_paths(scan_paths: Sequence[str]) -> list[str]:
 
 
 def list_files(scan_paths: Sequence[str], *, follow_links: bool = False) -> Listing:
-    """Every *.gguf below the folders, grouped. Raises RegistryError where none of the folders can be searched."""
+    """Every *.gguf below the folders, grouped. Raises RegistryError if no folder can be searched."""
     listing = Listing()
     roots = []
     for path in normal_paths(scan_paths):
@@ -123,7 +123,7 @@ def _walk(roots: Sequence[bytes], listing: Listing, follow_links: bool) -> list[
             is_gguf = item.name[-5:].lower() == b".gguf"
             is_link = False
             try:
-                # Some file systems tell an entry's kind only when asked again, and may fail to.
+                # Some file systems return an entry's kind only in a second call, which may fail.
                 is_link = item.is_symlink()
                 if not is_link and item.is_dir(follow_symlinks=False):
                     # Where file systems keep what they found after a crash; root's own.
@@ -134,7 +134,7 @@ def _walk(roots: Sequence[bytes], listing: Listing, follow_links: bool) -> list[
                     continue
                 status = os.stat(path)
             except OSError as error:
-                # A file that went away between listing and looking is no news; a link that leads nowhere is.
+                # A file that was removed between listing and looking is ignored; a dangling link is reported.
                 if is_gguf and (is_link or error.errno != errno.ENOENT):
                     listing.reject(_decode(path), f"cannot be opened: {error.strerror}")
                 continue
@@ -226,7 +226,7 @@ def _group(entries: Sequence[_Entry], listing: Listing) -> list[tuple[SourceFile
 class Scan:
     """What a scan found. complete is False where the time limit came first: done of total groups are known then.
 
-    checksums tells how far they are, where they were asked for and all headers are read.
+    checksums is their progress, if they were asked for and all headers are read.
     """
 
     content: dict[str, Any]
@@ -273,8 +273,7 @@ def scan(
         looked = ", ".join(printable(path) for path in scan_paths)
         refused = "".join(f" {record['path']}: {record['reason']}." for record in listing.rejected[:5])
         raise RegistryError(
-            f"There is no GGUF file in {looked} or below.{refused} "
-            "Put *.gguf files there, or set scan_paths to where they are."
+            f"There is no GGUF file in {looked} or below.{refused} Put *.gguf files there, or set scan_paths to their folder."
         )
     before = partial or Kept()
     records = {} if force else dict(kept.records)
@@ -290,7 +289,7 @@ def scan(
         else:
             pending.append(files)
     outcome = _read(pending, workers, deadline) if pending else pool.PoolResult({}, [])
-    # A forced scan with checksums computes them anew; otherwise they are good for as long as the file is the same.
+    # A forced scan computes checksums again; otherwise they are valid while the file is unchanged.
     sums = {} if force and checksums else _known_sums(kept)
     for result in outcome.results.values():
         for part, record in result.items():
@@ -331,7 +330,7 @@ def _read(pending: Sequence[tuple[SourceFile, ...]], workers: int | None, deadli
 
 
 def _known_sums(kept: Kept) -> dict[tuple[str, ...], tuple[dict[str, Any], list[str | None]]]:
-    """The fingerprint and checksums of files that have been read wholly, whatever version of the reader did it."""
+    """The fingerprint and checksums of files that were read completely, by any version of the reader."""
     content = kept.content or {}
     return {
         tuple(record["files"]): (record["fingerprint"], record["sha256"])

@@ -20,7 +20,7 @@ class SourceFile(NamedTuple):
 
 
 def fingerprint_of(files: Sequence[SourceFile]) -> dict[str, Any]:
-    """What tells whether files are still the same: for shards the sum, the newest, the first, and each one's own."""
+    """Identifies unchanged files: for shards the sum, the newest, the first, and each one's own."""
     fingerprint: dict[str, Any] = {
         "size": sum(file.size for file in files),
         "mtime_ns": max(file.mtime_ns for file in files),

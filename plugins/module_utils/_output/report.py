@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""What a run tells people: facts in, lines of text out."""
+"""What a run prints: facts in, lines of text out."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _cell(value: Any) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration for people: 0.4 s, 12 s, 3 min 05 s, 2 h 10 min, 3 d 4 h."""
+    """A human-readable duration: 0.4 s, 12 s, 3 min 05 s, 2 h 10 min, 3 d 4 h."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -178,7 +178,7 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
 def registry_lines(registry: Mapping[str, Any], profile: Mapping[str, Any]) -> list[str]:
     """The registry as a table; the memory is that of one server with the profile's parameters, without a GPU.
 
-    A short fact tells less: what it lacks is a dash.
+    A short fact has fewer keys: missing ones are shown as a dash.
     """
     chosen = {model["id"]: parameters for model, _instances, parameters in select(profile, registry["models"]).servers}
     sizes = companion_sizes(registry)
@@ -203,7 +203,7 @@ def registry_lines(registry: Mapping[str, Any], profile: Mapping[str, Any]) -> l
 def _memory(
     model: Mapping[str, Any], parameters: Mapping[str, Any], sizes: Mapping[str, int], wrong: dict[str, None]
 ) -> str | None:
-    """What a server takes, None where that cannot be told; wrong gets what is wrong with the parameters."""
+    """The memory that a server takes, None if it cannot be estimated; errors in the parameters are added to wrong."""
     if "memory" not in model:
         return None
     effective = effective_parameters(model, parameters)
@@ -217,7 +217,7 @@ def _memory(
 
 
 def _count(number: int | None) -> str:
-    """A count for people: 8.2B, 350M."""
+    """A human-readable count: 8.2B, 350M."""
     for limit, suffix in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
         if number and number >= limit:
             return f"{number / limit:.1f}{suffix}"

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""What a rollout tells people and CI: each host's state, the table and the JSON at the end."""
+"""What a rollout reports: each host's state, and the table and JSON at the end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .report import format_seconds, table
 # A host is untouched until its turn comes. What was being updated when the run ended is counted as failed.
 STATES = ("updated", "unchanged", "planned", "failed", "untouched")
 _DONE = {"start": "started", "restart": "restarted", "stop": "stopped"}
-# Variables that are not for a rollback, or not for the screen; where a secret lies is none.
+# Variables that do not belong in a rollback, or not on the screen; the path of a secret is not secret.
 _LEFT_OUT = re.compile(
     r"(profile|output|output_file|rollout_\w+)$|(?!\w+_(file|path|dir)$).*(pass|secret|token|key)", re.IGNORECASE
 )
@@ -76,20 +76,20 @@ def actions_of(plan: Mapping[str, Any]) -> dict[str, int]:
 
 
 def readiness(health: Mapping[str, Any]) -> dict[str, Any]:
-    """How many servers there are and are ready, where somebody has looked."""
+    """The number of servers and of ready ones, if they were probed."""
     if "servers" not in health:
         return {"total_servers": None, "ready_servers": None}
     return {"total_servers": len(health["servers"]), "ready_servers": health["ready"]}
 
 
 def failure_text(name: str, host: Host) -> str:
-    """What a failed host tells: where and why it failed, and how it is returned to what it ran before."""
+    """The message for a failed host: where and why it failed, and how to return it to what it ran before."""
     # The task itself has shown the rest.
     where = f'{name} failed at the task "{host["task"]}": {(host["error"].splitlines() or [""])[0]}'.rstrip()
     if not host["rollback"]:
-        return f"{where}\nNothing was touched. Mend the cause and run the rollout again."
+        return f"{where}\nNothing was changed. Fix the cause and run the rollout again."
     return (
-        f"{where}\nThe rollout stopped here. Mend the cause and run it again, or return {name} to what it ran before:\n"
+        f"{where}\nThe rollout stopped here. Fix the cause and run it again, or return {name} to what it ran before:\n"
         f"  {host['rollback']}"
     )
 
@@ -110,7 +110,7 @@ def summary(hosts: Mapping[str, Host], seconds: float) -> dict[str, Any]:
 
 
 def _final(state: str) -> str:
-    # Its update has neither ended well nor been caught: the run has lost the host.
+    # Its update neither succeeded nor was rescued: the connection to the host was lost.
     return "failed" if state == "updating" else state
 
 

@@ -33,7 +33,7 @@ def _differences(server: Server, process: Process) -> list[str]:
     running = list(process.argv)
     if env.get("MAGI_LLAMA_REVISION") == server["revision"]:
         # A wrapper script shows the program that it calls, or its interpreter before itself, and may have flags of its
-        # own; the revision tells which one was launched.
+        # own; the revision shows which one was launched.
         arguments = server["argv"][1:]
         running = [*server["argv"][:1], *(arguments if _holds(running, arguments) else running[1:])]
     reasons = _argv_differences(running, server["argv"])

@@ -66,7 +66,7 @@ _ROLLED_BACK = {
     "qwen35moe", "qwen4exp",
 }  # fmt: skip
 
-# Flags whose memory no header tells, or that move what is counted here.
+# Flags whose memory cannot be read from a header, or that move what is counted here.
 _UNFORESEEN = (
     "control_vector", "lora", "lora_scaled", "mmproj", "model_draft", "override_kv", "override_tensor",
     "spec_draft_model",
@@ -78,7 +78,7 @@ def _pad(value: int) -> int:
 
 
 class _Settings:
-    """A server's flags as the estimate reads them: numbers, switches, and what stands for them where they are unset."""
+    """A server's flags as the estimate reads them: numbers, switches, and their defaults."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._settings = settings
@@ -146,7 +146,7 @@ class _Context:
             self.batch = self.ubatch
         self.swa_full = settings.on("swa_full", default=False)
         drafting = str(settings.value("spec_type") or "")
-        # The model's own layers that predict ahead have a context of their own beside the main one.
+        # The model's own layers that predict ahead have a context of their own next to the main one.
         self.predicts = "draft-mtp" in drafting
         drafted = settings.number("spec_draft_n_max", default=DEFAULT_DRAFT_TOKENS)
         self.drafted = max(0, drafted) if "draft-" in drafting else 0

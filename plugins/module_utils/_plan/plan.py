@@ -141,7 +141,7 @@ def _missing(
         if broken:
             why = f"{broken[0]['path']} was rejected: {broken[0]['reason']}"
         elif deployed:
-            why = "it was here when it was deployed last and is gone"
+            why = "file was removed since the last deployment"
         elif model_id in known_elsewhere:
             why = "other hosts of this run have it, this one does not"
         else:
@@ -152,11 +152,9 @@ def _missing(
             elif near(model_id, ids):
                 raise PlanError(f'{where}: {key}: unknown model "{model_id}" on this host: {nearest(model_id, ids)}')
             else:
-                why = f"nothing here is called so or nearly so ({nearest(model_id, ids)})"
+                why = f"no similar model id on this host ({nearest(model_id, ids)})"
         if not any(server["name"] in host.running for server in deployed):
-            warnings.append(
-                f'{where}: {key}: model "{model_id}" is missing on this host: {why}; the others go on without it.'
-            )
+            warnings.append(f'{where}: {key}: model "{model_id}" is missing on this host: {why}; skipped.')
     return warnings
 
 
@@ -286,7 +284,7 @@ def _context_warnings(server: Server) -> list[str]:
 
 
 def plan_lines(plan: Mapping[str, Any]) -> list[str]:
-    """The plan for people and for the diff: a line for each server."""
+    """The human-readable plan, also for the diff: one line per server."""
     width = max((len(str(server["name"])) for server in plan["servers"]), default=0)
     return [
         f"{server['action']:<8}{server['name']:<{width}}  port {server['port']}  {server.get('tier') or '-':<4}"

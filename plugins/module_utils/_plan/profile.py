@@ -52,7 +52,7 @@ def near(word: str, valid: Iterable[str]) -> list[str]:
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:
-    """A clause that offers the nearest valid names, or lists them all where none is near."""
+    """A clause that offers the nearest valid names, or lists all of them if none is near."""
     names = sorted({str(name) for name in valid})
     close = near(word, names)
     if close:

@@ -58,6 +58,6 @@ def _open_to_all(settings: Mapping[str, Any]) -> list[str]:
     if is_loopback(host) or settings["servers_api_key_file"] or settings["servers_allow_open"]:
         return []
     return [
-        f"servers_host is {host}, which others can reach, and there is no servers_api_key_file: set that to a file "
-        "with API keys on the host, or set servers_allow_open if a firewall or gateway stands before the servers."
+        f"servers_host is {host}, which other machines can reach, without a servers_api_key_file: set that to a file "
+        "with API keys on the host, or set servers_allow_open if a firewall or gateway protects the servers."
     ]

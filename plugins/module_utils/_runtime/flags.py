@@ -59,7 +59,7 @@ class Flag:
     # How many words follow: almost always none or one.
     words: int = 0
     choices: tuple[str, ...] = ()
-    # "auto" is a value beside numbers.
+    # "auto" is a value next to numbers.
     auto: bool = False
     # Several values go into one word with commas: given twice, the last one wins.
     joined: bool = False

@@ -18,7 +18,7 @@ from .flags import Flag, flag_name
 
 
 class VersionError(MagiError):
-    """The output of --version that nobody can read."""
+    """Unknown output of --version."""
 
 
 _SPELLING = re.compile(r"-{1,2}[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -46,7 +46,7 @@ def parse_version(text: str) -> Version:
         return Version(new[1], int(new[2]) or None, _commit(new[3]))
     old = _OLD_VERSION.search(text)
     if old:
-        # Built without git, it calls itself 0 (unknown): that is no build number to compare.
+        # Built without git, it reports 0 (unknown), which cannot be compared.
         return Version(old[1], int(old[1]) or None, _commit(old[2]))
     shown = next((line.strip()[:200] for line in text.splitlines() if line.strip()), "nothing")
     raise VersionError(f"the output of --version is not that of llama-server; it printed: {shown}")
@@ -100,7 +100,7 @@ def _entries(text: str) -> list[tuple[str, str]]:
 
 
 def _description_column(lines: Iterable[str]) -> int:
-    """Where descriptions begin: the most common indent of the lines that go on with one."""
+    """The column of descriptions: the most common indent of continuation lines."""
     indents = Counter(len(line) - len(line.lstrip()) for line in lines if line.strip() and not _ENTRY.match(line))
     indents.pop(0, None)
     return indents.most_common(1)[0][0] if indents else 40

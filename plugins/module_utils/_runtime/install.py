@@ -57,10 +57,10 @@ def ensure(request: Request, method: str, run: Run, cache_path: str | None = Non
             return _attempt(request, candidate, run, cache_path, tried)
         except ProbeError as error:
             if candidate == "existing":
-                # Somebody put it there to be used, a build for this host's GPU perhaps: another must not take its
+                # It was put there to be used, perhaps a build for this host's GPU: another must not take its
                 # place unnoticed.
                 raise ProviderError(
-                    f"{error} Mend or remove it, or set runtime_install_method to package, portable or release to "
+                    f"{error} Fix or remove it, or set runtime_install_method to package, portable or release to "
                     "have another."
                 ) from error
             tried.append({"method": candidate, "result": str(error)})

@@ -19,7 +19,7 @@ from typing import Any
 from .prefix_manifest import previous_prefix, read_manifest, staged_prefix, write_manifest
 from .requests import PACKAGE_NAME, Provided, ProviderError, Request
 
-# How a prefix is laid out: one of another layout is made anew.
+# How a prefix is laid out: one with another layout is built from scratch.
 PREFIX_LAYOUT = 2
 
 
@@ -29,7 +29,7 @@ PREFIX_LAYOUT = 2
 def provide(
     request: Request, wanted: Mapping[str, Any], fill: Callable[[str], dict[str, Any]], notes: tuple[str, str]
 ) -> Provided:
-    """Have in the prefix what is wanted, or beside it where the request says stage and there is one already.
+    """Install what is wanted in the prefix, or next to it if the request says stage and the prefix exists already.
 
     fill lays it into an empty folder and returns its manifest. notes are for a prefix that has it and one that gets it.
     """
@@ -64,7 +64,7 @@ def provide(
 
 
 def _put_staged(prefix: str) -> bool:
-    """Put what is staged in place; tells whether it was still there."""
+    """Move the staged prefix into place; returns whether it still existed."""
     staged = staged_prefix(prefix)
     try:
         with _locked(os.path.dirname(prefix)):
@@ -77,7 +77,7 @@ def _put_staged(prefix: str) -> bool:
 
 
 def restore_previous(prefix: str) -> None:
-    """Let the prefix and the one before it change places. Raises ProviderError."""
+    """Swap the prefix and the previous one. Raises ProviderError."""
     previous, aside = previous_prefix(prefix), f"{prefix}.new"
     try:
         with _locked(os.path.dirname(prefix)):
@@ -122,7 +122,7 @@ def _require_prefix(prefix: str) -> None:
 
 @contextlib.contextmanager
 def _new_prefix(prefix: str, place: str, wanted: Mapping[str, Any]) -> Iterator[str | None]:
-    """A folder beside prefix to fill; when filled it takes its place, the prefix itself or the staged one.
+    """A folder next to prefix to fill; it then becomes the prefix itself or the staged one.
 
     None where another run has filled it meanwhile. What an interrupted run left is cleared first.
     """
@@ -145,7 +145,7 @@ def _new_prefix(prefix: str, place: str, wanted: Mapping[str, Any]) -> Iterator[
                 raise
             if place == prefix:
                 _put_in_place(new, prefix)
-                # Whatever else waited there is not wanted any more.
+                # Anything else that was staged there is obsolete.
                 shutil.rmtree(staged_prefix(prefix), ignore_errors=True)
             else:
                 shutil.rmtree(place, ignore_errors=True)

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""What stands in a prefix of llama-server, and where the ones beside it are kept."""
+"""The manifest of a prefix of llama-server, and the paths of the staged and the previous prefix."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def previous_prefix(prefix: str) -> str:
 
 
 def note_in_manifest(prefix: str, **entries: Any) -> None:
-    """Note something in a prefix's manifest that is not there yet; only a help, so a failure is no error."""
+    """Add values to a prefix's manifest; they are optional, so a failure is ignored."""
     manifest = read_manifest(prefix)
     if manifest and any(manifest.get(key) != value for key, value in entries.items()):
         with contextlib.suppress(OSError):
@@ -34,7 +34,7 @@ def note_in_manifest(prefix: str, **entries: Any) -> None:
 
 
 def read_manifest(prefix: str) -> dict[str, Any]:
-    """What stands in the prefix, by its manifest.json; empty where there is none or it cannot be read."""
+    """The content of the prefix's manifest.json; empty if it is missing or cannot be read."""
     with contextlib.suppress(OSError, ValueError), open(os.path.join(prefix, "manifest.json"), "rb") as stream:
         manifest = json.load(stream)
         if isinstance(manifest, dict):

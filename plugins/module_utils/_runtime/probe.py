@@ -46,7 +46,7 @@ _CACHE_SCHEMA = 1
 
 
 def absent(path: str, source: str, warnings: Sequence[str] = ()) -> dict[str, Any]:
-    """The fact for a binary that is not there yet: what check mode goes on with."""
+    """The fact for a binary that is not installed yet, for check mode."""
     return {
         "path": path,
         "installed": False,
@@ -173,7 +173,7 @@ def explain_start_error(path: str, error: OSError) -> str:
         return "there is no such file. Set runtime_binary_path, or a runtime_install_method that provides one."
     if error.errno == errno.ENOEXEC:
         machine = os.uname().machine
-        return f"it is no program for this machine ({machine}). Use a binary built for {machine}."
+        return f"it is not a program for this machine ({machine}). Use a binary built for {machine}."
     if error.errno in (errno.EACCES, errno.EPERM):
         return _explain_permission(path)
     return f"{error.strerror or error}."
@@ -204,7 +204,7 @@ def explain_exit(done: Completed) -> str:
     if library:
         return (
             f"the shared library {library[1]} is missing: {said}. "
-            "Install the package that has it, or keep the libraries of its archive beside the binary."
+            "Install the package that has it, or keep the libraries of its archive next to the binary."
         )
     if done.code in (-4, 132):
         return f"it uses instructions that this processor lacks (SIGILL): {said}. Use a build for this processor."
@@ -228,7 +228,7 @@ def _sha256(path: str, cache: dict[str, Any]) -> str:
 
 
 def _read_cache(path: str | None) -> dict[str, Any]:
-    """The cache as it is on disk; anything unreadable is an empty one, since it can be made anew."""
+    """The cache on disk; an unreadable one counts as empty."""
     if path:
         with contextlib.suppress(OSError, ValueError, TypeError, LookupError), open(path, encoding="utf-8") as stream:
             cache = json.load(stream)

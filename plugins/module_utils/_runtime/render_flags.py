@@ -49,7 +49,7 @@ def render_flags(parameters: Mapping[str, Any], flags: Flags) -> list[str]:
     """Render llama-server's long flags in snake_case as its arguments, sorted by name.
 
     flags is what parse_help returns, or the fact made from it. Without flags (nothing installed yet, check mode) all is
-    rendered as it stands, unvalidated. Raises FlagError: UnknownFlagError, ManagedFlagError or FlagValueError.
+    rendered as is, unvalidated. Raises FlagError: UnknownFlagError, ManagedFlagError or FlagValueError.
     """
     if not flags:
         return _render_unknown(parameters)

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""What a service manager can tell of servers and do to them, whichever it is."""
+"""The interface of a service manager: the status of servers, and what can be done to them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Protocol
 from .._core.errors import MagiError
 from .._core.processes import Process, all_processes
 
-# A server that was told to stop gets its deadline and then SIGKILL; what takes longer hangs in the kernel.
+# A server gets its stop time-out and then SIGKILL; one that takes longer hangs in the kernel.
 STOP_MARGIN = 15.0
 DEFAULT_STOP_TIMEOUT = 30.0
 
@@ -82,14 +82,14 @@ class ServiceDriver(Protocol):
         """Drop stopped servers whose launch configs are gone."""
 
     def shutdown_if_idle(self) -> bool:
-        """End what is there only to run servers, when none is left; tells whether it did."""
+        """Stop the processes that exist only to run servers if no server is left; returns whether it did."""
 
     def log_tail(self, name: str, lines: int) -> list[str]:
         """The last lines that a server wrote."""
 
 
 def exit_text(code: int | None) -> str | None:
-    """An exit code for people: exit code 1, killed by SIGKILL."""
+    """A human-readable exit code: exit code 1, killed by SIGKILL."""
     if code is None:
         return None
     # Codes above the signals' are the program's or systemd's own.
@@ -105,7 +105,7 @@ def signal_name(number: int) -> str:
 
 
 def ended_text(signals: Mapping[str, str]) -> str:
-    """How servers ended, by name, for people: 4 servers stopped (1 by SIGKILL: a); empty where none did."""
+    """How servers ended, human-readable: 4 servers stopped (1 by SIGKILL: a); empty if none did."""
     if not signals:
         return ""
     others = sorted({number for number in signals.values() if number != "SIGTERM"})

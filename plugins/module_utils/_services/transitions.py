@@ -16,7 +16,7 @@ from .base import DEFAULT_STOP_TIMEOUT, ServiceDriver, ServiceStatus, Stopped
 
 
 class ActionError(MagiError):
-    """An action that nobody knows, or one for a server that is not deployed."""
+    """An unknown action, or one for a server that is not deployed."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _result(
 
 
 def result_lines(results: Sequence[Result]) -> list[str]:
-    """What was done, for people: a line for each server."""
+    """What was done, human-readable: one line per server."""
     done = {"start": "started", "restart": "restarted", "stop": "stopped"}
     lines = []
     for result in results:

@@ -176,8 +176,8 @@ def test_nothing_to_return_to(host: Host, text: str | None, message: str) -> Non
         # Interrupted between the two renames.
         ({}, {"identity": RUNTIME}, None, ["runtime"]),
         ({"identity": "2"}, {"identity": "3"}, "2", "not kept any more"),
-        ({}, {}, "2", "not ours to roll back"),
-        ({}, {}, None, "not ours to roll back"),
+        ({}, {}, "2", "not managed here"),
+        ({}, {}, None, "not managed here"),
     ],
 )
 def test_the_binary_comes_back_where_it_is_kept(

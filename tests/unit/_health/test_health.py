@@ -133,7 +133,7 @@ def test_every_way_to_be_dead(status, detail):
 def test_a_rising_restart_count_is_a_crash():
     host = FakeHost({"a": [(0, running(), Probe("loading")), (1, running(restarts=1), Probe("ready"))]})
     [outcome] = wait(host, [server()])
-    assert (outcome.state, outcome.detail) == ("failed", "it crashed and was restarted 1 times")
+    assert (outcome.state, outcome.detail) == ("failed", "crashed (restarts: 1)")
     assert host.now < 1.2
 
 

@@ -215,7 +215,7 @@ def test_units_of_a_state_dir_whose_name_begins_with_ours_are_not_ours(tmp_path,
         (tmp_path / f"magi-llama-{name}.service").write_text(f"[Service]\n{env}\nUser=llama\n")
     managed = table.managed_files("/srv/llama")
     assert config_files.stale_files(managed, []) == [str(tmp_path / "magi-llama-a.service")]
-    with pytest.raises(config_files.LaunchConfigError, match="not ours"):
+    with pytest.raises(config_files.LaunchConfigError, match="not managed by this deployment"):
         config_files.refuse_foreign([config_files.File(str(tmp_path / "magi-llama-b.service"), b"")], managed)
 
 

@@ -277,7 +277,7 @@ def test_head_counts(heads: Any, heads_kv: Any, expected: tuple[Any, Any]) -> No
     ("changes", "reason"),
     [
         ({"general.architecture": None}, "no key general.architecture"),
-        ({"general.architecture": "x\x1b[2J"}, "no architecture's name"),
+        ({"general.architecture": "x\x1b[2J"}, "not the name of an architecture"),
         ({"llama.context_length": None}, "no key llama.context_length"),
         ({"llama.context_length": "many"}, "no key llama.context_length"),
         ({"llama.context_length": -1}, "no key llama.context_length"),

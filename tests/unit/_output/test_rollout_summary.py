@@ -60,7 +60,7 @@ def test_a_failed_host_offers_its_way_back():
     assert (host["state"], host["ready_servers"], host["actions"]) == ("failed", 0, {"restart": 2, "stop": 1})
     assert rollout_summary.failure_text("h", host) == (
         'h failed at the task "Check": 0 of 1\n'
-        "The rollout stopped here. Mend the cause and run it again, or return h to what it ran before:\n"
+        "The rollout stopped here. Fix the cause and run it again, or return h to what it ran before:\n"
         "  ansible-playbook back"
     )
 
@@ -69,7 +69,7 @@ def test_a_host_that_was_not_touched_needs_no_way_back():
     host = rollout_summary.failed(BEGUN, PLAN, {}, "Plan", "", None)
     assert host["actions"] == {}
     text = rollout_summary.failure_text("h", host)
-    assert text.startswith('h failed at the task "Plan":\nNothing was touched.')
+    assert text.startswith('h failed at the task "Plan":\nNothing was changed.')
 
 
 def test_the_summary():

@@ -330,7 +330,7 @@ def test_an_unknown_model_is_an_error_with_the_nearest() -> None:
             {"rejected": [{"path": "/models/Gone.gguf", "reason": "truncated"}]},
             "/models/Gone.gguf was rejected: truncated",
         ),
-        ({}, "nothing here is called so or nearly so (valid are: b)"),
+        ({}, "no similar model id on this host (valid are: b)"),
     ],
 )
 def test_a_model_that_is_missing_here_is_a_warning(more: dict, why: str) -> None:

@@ -47,9 +47,12 @@ def test_what_is_right_is_no_error(changes):
         ({"servers_port_range_start": 9000}, "The port range 9000 to 8099 is empty or not within 1 to 65535"),
         ({"servers_port_range_end": 70000}, "The port range 8080 to 70000 is empty or not within 1 to 65535"),
         ({"servers_gpu_access": "ture"}, "servers_gpu_access is ture: set it to auto, true or false"),
-        ({"servers_host": "10.0.0.1"}, "servers_host is 10.0.0.1, which others can reach"),
+        ({"servers_host": "10.0.0.1"}, "servers_host is 10.0.0.1, which other machines can reach"),
         # Begins like one, and is a name that others may have.
-        ({"servers_host": "localhost.example.org"}, "servers_host is localhost.example.org, which others can reach"),
+        (
+            {"servers_host": "localhost.example.org"},
+            "servers_host is localhost.example.org, which other machines can reach",
+        ),
     ],
 )
 def test_each_error_names_the_variable_and_the_fix(changes, told):

@@ -187,7 +187,7 @@ def _failing(result: Any) -> Any:
         (Completed(1, "", "bad thing\n"), "exit code 1: bad thing"),
         (Completed(-11, "", ""), "signal 11: it printed nothing"),
         (TimeoutError(), "did not end within 20 s"),
-        (OSError(errno.ENOEXEC, "Exec format error"), "no program for this machine"),
+        (OSError(errno.ENOEXEC, "Exec format error"), "not a program for this machine"),
     ],
 )
 def test_a_binary_that_does_not_run(binary: str, result: Any, message: str) -> None:

@@ -15,7 +15,7 @@ from ..requests import MissingError, Provided, Request
 
 
 def existing(request: Request, _run: Run) -> Provided:
-    """The binary that somebody put there."""
+    """The binary that is installed already."""
     if not os.path.exists(request.path):
         raise MissingError(
             f"there is no llama-server at {request.path}. Set runtime_binary_path or LLAMA_SERVER_PATH, "

@@ -43,7 +43,7 @@ _KEPT_APT_SETTING = re.compile(
 
 
 def portable(request: Request, run: Run) -> Provided:
-    """Debian's signed packages, unpacked into a prefix of their own beside the host's own libraries. Needs no root."""
+    """Debian's signed packages, unpacked into a prefix separate from the host's libraries. Needs no root."""
     wanted = {"layout": PREFIX_LAYOUT, "method": "portable", "suite": request.portable_suite}
     holds = f"{request.prefix} holds {PACKAGE_NAME} of {request.portable_suite}"
     if not request.upgrade and is_current(request.prefix, wanted):
@@ -220,8 +220,8 @@ def _run_apt(request: Request, folder: str, keyring: str, mirror: str, run: Run,
 def loader_command(root: str, argv0: str, program: str) -> list[str]:
     """How to start a program of the prefix with the prefix's own loader and libraries.
 
-    The loader is called by its copy beside the CPU backends: ggml looks for them in the folder of the running program,
-    which then is the loader, and takes the best one for this very processor itself.
+    The loader is called through its copy next to the CPU backends: ggml looks for them in the folder of the running
+    program, which then is the loader, and selects the best one for this processor itself.
     """
     libraries = os.path.dirname(next(iter(sorted(glob.glob(f"{root}/usr/lib/*/libggml.so*"))), ""))
     backends = next(iter(sorted(glob.glob(f"{libraries}/ggml/backends*"), reverse=True)), "")
@@ -234,7 +234,7 @@ def loader_command(root: str, argv0: str, program: str) -> list[str]:
 
 
 def _copy_loader(root: str) -> None:
-    """Put a copy of the loader beside the backends (see loader_command)."""
+    """Copy the loader next to the backends (see loader_command)."""
     for libraries in glob.glob(f"{root}/usr/lib/*/ggml"):
         loaders = glob.glob(f"{os.path.dirname(libraries)}/ld-linux*.so.*") + glob.glob(f"{root}/lib*/ld-linux*.so.*")
         for backends in glob.glob(f"{libraries}/backends*"):
