@@ -249,9 +249,7 @@ def main() -> None:
     kept = {server["name"] for server in plan["servers"] if server["action"] == "keep"}
     off = [name for name in disabled(record, settings.service_manager) if name in kept]
     if off:
-        plan["warnings"].append(
-            f"{', '.join(off)}: disabled by somebody, so not started at boot; enabled again, without a restart."
-        )
+        plan["warnings"].append(f"{', '.join(off)}: unit was disabled manually; re-enabled (without a restart).")
     for warning in plan["warnings"]:
         module.warn(warning)
     changed = bool(off) or any(server["action"] != "keep" for server in plan["servers"])

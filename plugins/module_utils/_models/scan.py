@@ -273,7 +273,7 @@ def scan(
         looked = ", ".join(printable(path) for path in scan_paths)
         refused = "".join(f" {record['path']}: {record['reason']}." for record in listing.rejected[:5])
         raise RegistryError(
-            f"There is no GGUF file in {looked} or below.{refused} Put *.gguf files there, or set scan_paths to their folder."
+            f"There is no GGUF file in {looked} or below.{refused} Put *.gguf files there, or change scan_paths."
         )
     before = partial or Kept()
     records = {} if force else dict(kept.records)
