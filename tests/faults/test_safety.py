@@ -82,7 +82,7 @@ def test_a_record_with_a_path_for_a_name_is_damaged(bed: Bed, tmp_path: Path) ->
     record["servers"][0]["name"] = "../../../etc/systemd/system/sshd"
     (tmp_path / "servers.json").write_text(json.dumps(record))
     answer = bed.module("server_state", state_dir=str(tmp_path), state="stopped")
-    assert answer["failed"] and "is no server's name" in answer["msg"]
+    assert answer["failed"] and "is not a server name" in answer["msg"]
 
 
 def test_a_link_out_of_the_folder_is_no_model(bed: Bed, tmp_path: Path) -> None:

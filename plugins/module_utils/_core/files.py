@@ -33,7 +33,7 @@ def leftovers(folder: str) -> list[str]:
     return []
 
 
-def write_beside(path: str, data: bytes, mode: int, owner: tuple[int, int] | None = None) -> str:
+def write_temporary(path: str, data: bytes, mode: int, owner: tuple[int, int] | None = None) -> str:
     """Write data to a temporary file next to path and sync it, for a rename to path; returns the temporary file's path.
 
     mode is the file's permission bits; owner is (uid, gid), by default the caller's. Raises OSError, leaving nothing.
@@ -72,11 +72,11 @@ def sync_folder(folder: str) -> None:
 def write_atomic(path: str, data: bytes, mode: int, owner: tuple[int, int] | None = None) -> None:
     """Write data to path through a temporary file next to it; parent folders are created (0755).
 
-    mode and owner are those of write_beside. Raises OSError.
+    mode and owner are those of write_temporary. Raises OSError.
     """
     folder = os.path.dirname(path) or "."
     os.makedirs(folder, mode=0o755, exist_ok=True)
-    temporary = write_beside(path, data, mode, owner)
+    temporary = write_temporary(path, data, mode, owner)
     try:
         os.replace(temporary, path)
     finally:

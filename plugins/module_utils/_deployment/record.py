@@ -54,7 +54,7 @@ def read_record(state_dir: str) -> dict[str, Any]:
                 raise ValueError("a server lacks its name, port, argv or model_id")
             # Names become names of files and units.
             if not NAME.fullmatch(server["name"]):
-                raise ValueError(f"{server['name']!r:.40} is no server's name")
+                raise ValueError(f"{server['name']!r:.40} is not a server name")
     except FileNotFoundError:
         return empty_record()
     except OSError as error:

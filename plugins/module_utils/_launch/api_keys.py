@@ -70,7 +70,7 @@ def _is_readable(path: str, user: str, groups: Sequence[str]) -> bool:
         uid, gid = entry.pw_uid, entry.pw_gid
         further += os.getgrouplist(user, gid)
     except KeyError:
-        # Not created yet: the uid of nobody, and only the groups that it will have.
+        # Not created yet: an unprivileged uid, and only the groups that it will have.
         uid, gid = 65534, 65534
     done = run_command(["test", "-r", path], os.environ, user=User(uid, gid, further))
     return done.code == 0
