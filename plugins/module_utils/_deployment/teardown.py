@@ -57,7 +57,7 @@ def owned_paths(
 
 
 def _server_names(state_dir: str) -> set[str]:
-    """Names of the servers that this state directory has, and of those it had, as far as anything tells."""
+    """Names of the servers that this state directory has, and of those it had, as far as its files show."""
     names = set(ready_revisions(state_dir))
     with contextlib.suppress(RecordError):
         names |= {str(server["name"]) for server in read_record(state_dir)["servers"]}

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .._core.errors import MagiError
-from .._core.files import discard, leftovers, sync_folder, write_beside
+from .._core.files import discard, leftovers, sync_folder, write_temporary
 
 
 class LaunchConfigError(MagiError):
@@ -97,8 +97,8 @@ def refuse_foreign(files: Sequence[File], managed: Sequence[Managed]) -> None:
                 continue
             if entry.marker not in current_text(file.path):
                 raise LaunchConfigError(
-                    f"{file.path} is there and not ours, or another state directory's: nothing was touched. Rename the "
-                    "model's file, from which the server has its name, or that other one."
+                    f"{file.path} already exists and is not managed by this deployment. Nothing was changed. Rename "
+                    "the model file (server names derive from it) or the other unit."
                 )
 
 
@@ -117,7 +117,7 @@ def write_all(files: Sequence[File], remove: Sequence[str] = ()) -> None:
                 os.unlink(path)
         for file in files:
             path = file.path
-            staged.append((write_beside(path, file.content, file.mode), file))
+            staged.append((write_temporary(path, file.content, file.mode), file))
         for temporary, file in staged:
             path = file.path
             os.replace(temporary, path)
@@ -128,8 +128,8 @@ def write_all(files: Sequence[File], remove: Sequence[str] = ()) -> None:
             sync_folder(folder)
     except OSError as error:
         raise LaunchConfigError(
-            f"{path} could not be written: {error.strerror}. Nothing was started or stopped; make room or mend the "
-            "permissions and run again."
+            f"{path} could not be written: {error.strerror}. Nothing was started or stopped; free disk space or fix "
+            "the permissions and run again."
         ) from error
     finally:
         for temporary, _file in staged:

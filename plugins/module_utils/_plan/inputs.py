@@ -23,7 +23,7 @@ class PlanError(MagiError):
 
 @dataclass(frozen=True)
 class Settings:
-    """What the role was told: where servers listen, keep their state and what they are launched with.
+    """The role's settings: where servers listen, keep their state and what they are launched with.
 
     manager_triggers is what else a server of this service manager takes over with a new process only.
     """

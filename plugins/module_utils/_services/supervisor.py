@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 IDENTIFIER = "magi-llama"
 # supervisor binds a temporary name, the socket's with its PID behind, before it links the name itself.
 SOCKET_PATH_LIMIT = 107 - len(".4194304")
-# What lies beside our supervisord.conf.
+# Files next to our supervisord.conf.
 OWN_FILE = re.compile(
     r"supervisord\.(conf|pid|log(\.\d+)?)|supervisor\.sock(\.\d+)?|started\.json|venv"
     rf"|{re.escape(TEMPORARY_PREFIX)}.*{re.escape(TEMPORARY_SUFFIX)}"
@@ -54,7 +54,7 @@ class Supervisor(ServiceManager):
     def unwatched(self, running: Mapping[str, Process], state_dir: str) -> dict[str, str]:
         daemon = daemon_pid(state_dir)
         lost = {name for name, process in running.items() if process.ppid != daemon}
-        return dict.fromkeys(lost, "nobody watches over it, as its supervisord has died")
+        return dict.fromkeys(lost, "unsupervised: supervisord is not running")
 
     def driver(self, state_dir: str, program: str | None = None) -> ServiceDriver:
         from .supervisor_driver import SupervisorDriver
@@ -81,7 +81,7 @@ class Supervisor(ServiceManager):
         self.end(state_dir, [], timeout)
 
     def owned_paths(self, state_dir: str, names: Iterable[str], configs: Sequence[str]) -> list[str]:
-        # The names of supervisor's folders are plain ones: in a state directory that others use too they may be theirs.
+        # The names of supervisor's folders are common ones: in a shared state directory they may be unmanaged.
         paths = [*own_files(state_dir), *log_files(state_dir, names)]
         return [*paths, *leftovers(self.managed(state_dir).folder)]
 
@@ -130,7 +130,7 @@ def daemon_pid(state_dir: str) -> int | None:
 def is_ours(state_dir: str) -> bool:
     """Whether a state directory has a supervisord of ours, or what a run that was killed early has left of one.
 
-    A folder of that name may have been there before with somebody else's.
+    A folder of that name may have existed before, with an unmanaged supervisord.
     """
     config = os.path.join(folder_of(state_dir), "supervisord.conf")
     try:

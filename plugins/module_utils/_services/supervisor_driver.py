@@ -108,7 +108,7 @@ class SupervisorDriver:
             faults.update(self._quietly("supervisor.startProcess", [(name, False)]))
             on_started(name)
         self._note_started(names, before)
-        # A process that ended at once is not an error of the start: its status tells.
+        # A process that ended at once is not an error of the start: its status shows it.
         harmless = (FAULT_SPAWN_ERROR, FAULT_ALREADY_STARTED)
         return {
             name: _start_error(name, fault)
@@ -121,7 +121,7 @@ class SupervisorDriver:
             return {}
         infos = self._infos()
         if infos is None:
-            # Nobody else can end what a supervisord that died has left behind.
+            # Only this can end what a dead supervisord has left behind.
             left_behind = [process for process in all_processes(self._state_dir) if process.name in names]
             by_name = {stopped.name: stopped for stopped in terminate(left_behind, self._state_dir, timeout).values()}
             return {name: by_name.get(name, Stopped(name, None, None, 0.0)) for name in names}
@@ -162,7 +162,7 @@ class SupervisorDriver:
             return []
 
     def shutdown_if_idle(self) -> bool:
-        # One that is to be retried or has failed has something to tell yet.
+        # A failed program, or one to be retried, still has a status to report.
         infos = self._infos()
         if infos is None or any(info["state"] != 0 for info in infos.values()):
             return False
@@ -170,7 +170,7 @@ class SupervisorDriver:
         return True
 
     def end(self, timeout: float) -> dict[str, Stopped]:
-        """End supervisord and all that it runs, whatever state it is in; nothing where it does not run."""
+        """End supervisord and all that it runs, in any state; does nothing if it does not run."""
         infos = self._infos()
         if infos is None:
             return {}
@@ -182,7 +182,7 @@ class SupervisorDriver:
         pid = daemon_pid(self._state_dir)
         self._call("supervisor.shutdown")
         deadline = time.monotonic() + START_DEADLINE
-        # It removes its socket before it ends. Of a dead process that nobody has collected there is no program.
+        # It removes its socket before it ends. A zombie has no program.
         while (os.path.exists(self._socket) or os.path.exists(f"/proc/{pid}/exe")) and time.monotonic() < deadline:
             time.sleep(POLL)
 
@@ -193,7 +193,7 @@ class SupervisorDriver:
         history = self._history(name)
         code = None if state == "running" else history.exit_code
         if state == "stopped" and code is not None and history.last_signal is None:
-            # It had ended by itself before it was told to stop.
+            # It had ended by itself before the stop.
             state = "failed"
         text = exit_text(code)
         if state == "failed" and code is None:
@@ -333,8 +333,8 @@ def _start_error(name: str, fault: xmlrpc.client.Fault) -> str:
 
 def _find_supervisord(folder: str) -> str:
     own = os.path.join(folder, "venv", "bin", "supervisord")
-    beside = os.path.join(os.path.dirname(sys.executable), "supervisord")
-    found = own if os.access(own, os.X_OK) else shutil.which("supervisord") or beside
+    sibling = os.path.join(os.path.dirname(sys.executable), "supervisord")
+    found = own if os.access(own, os.X_OK) else shutil.which("supervisord") or sibling
     if not os.access(found, os.X_OK):
         raise ServiceError("supervisord is missing on this host: install the package supervisor, or run site.yml.")
     return found

@@ -44,7 +44,7 @@ class Systemd(ServiceManager):
 
     def unwatched(self, running: Mapping[str, Process], state_dir: str) -> dict[str, str]:
         lost = {name for name, process in running.items() if not in_unit(process.pid, name)}
-        return dict.fromkeys(lost, "no unit of systemd watches over it")
+        return dict.fromkeys(lost, "unsupervised: it belongs to no systemd unit")
 
     def driver(self, state_dir: str, program: str | None = None) -> ServiceDriver:
         from .systemd_driver import SystemdDriver
@@ -113,7 +113,7 @@ class Systemd(ServiceManager):
 
 
 def in_unit(pid: int, name: str, proc: str = "/proc") -> bool:
-    """Whether a process belongs to its server's unit; true where the host does not tell."""
+    """Whether a process belongs to its server's unit; true if the host does not report it."""
     try:
         with open(f"{proc}/{pid}/cgroup", encoding="utf-8", errors="replace") as stream:
             groups = stream.read()

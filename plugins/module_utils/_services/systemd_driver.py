@@ -72,7 +72,7 @@ class SystemdDriver:
         self._target_active = False
 
     def version(self) -> int | None:
-        """The version of systemd; None where systemctl does not tell it."""
+        """The version of systemd; None if systemctl does not print it."""
         found = re.match(r"systemd (\d+)", self._run(["systemctl", "--version"])[1])
         return int(found.group(1)) if found else None
 
@@ -96,7 +96,7 @@ class SystemdDriver:
         if not names:
             return {}
         units = [unit_name(name) for name in names]
-        # Starts on purpose count towards the start limit too: begin anew.
+        # Deliberate starts count towards the start limit too: reset it.
         self._run(["systemctl", "reset-failed", *units])
         complaints = {}
         for name, unit in zip(names, units):

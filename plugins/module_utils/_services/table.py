@@ -83,7 +83,7 @@ def unwatched(
     """Servers that run and that the service manager would not start again if they died, with the reason, by name."""
     before = record["service_manager"]
     if before not in (None, service_manager):
-        return dict.fromkeys(running, f"it goes over from {before} to {service_manager}")
+        return dict.fromkeys(running, f"service manager changed ({before} → {service_manager})")
     return find_manager(service_manager).unwatched(running, state_dir)
 
 
