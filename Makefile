@@ -1,4 +1,4 @@
-# Each target does its own set-up; what it sets up is kept in .venv and .cache, so a second run is fast.
+# Each target does its own setup. The setup is kept in .venv and .cache, so a second run is fast.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
@@ -8,10 +8,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/collections
-# Where tests find llama-server and llama-quantize.
+# The tests find llama-server and llama-quantize here.
 export MAGI_LLAMA_BIN_DIR := $(CURDIR)/.cache/bin
 
-# In a network with an authority of its own, the machine knows it and uv does not.
+# uv does not use the machine's certificate store by default; a network with its own certificate authority needs it.
 ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt),)
 export UV_SYSTEM_CERTS := true
 endif
@@ -20,8 +20,8 @@ endif
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-# Everything is installed in the version and with the hash of uv.lock, but by name, so from whichever index this machine
-# is set up with. uv comes first: .config/uv.txt is its part of uv.lock.
+# Every package has the version and hash of uv.lock. Packages are looked up by name, so any configured index works.
+# uv is installed first, from .config/uv.txt, which is its part of uv.lock.
 UV := .cache/uv/bin/uv
 .cache/uv/uv.txt: .config/uv.txt
 	@python3 -c 'import ensurepip, venv' 2>/dev/null || { \
@@ -33,11 +33,11 @@ UV := .cache/uv/bin/uv
 	@.cache/uv/bin/pip install -qq --disable-pip-version-check --require-hashes --requirement $<
 	@cp $< $@
 
-# Only the public index has a place in uv.lock, whatever this machine is set up with.
+# uv.lock must not contain the address of an index that is configured on this machine only.
 UV_LOCK = $(UV) lock --quiet --default-index https://pypi.org/simple
 
-# The newest Python that ansible-core and this collection support. uv looks on PATH only, so pyenv's
-# interpreters, which hide behind shims, are put there.
+# The newest Python that ansible-core and this collection support. uv searches PATH only, so the interpreters of pyenv
+# (hidden behind shims) are added to it.
 $(VENV)/.ready: pyproject.toml uv.lock .cache/uv/uv.txt
 	@$(UV_LOCK) --check --offline 2>/dev/null || { echo "uv.lock does not match pyproject.toml: run make lock"; exit 1; }
 	@export PATH="$$PATH:$$(printf '%s:' "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/*/bin)"; \
@@ -62,15 +62,15 @@ lock: .cache/uv/uv.txt ## Write uv.lock after a change of pyproject.toml
 
 .PHONY: update-deps
 update-deps: UV_LOCK_OPTIONS = --upgrade
-update-deps: lock ## Move all pinned packages to the newest versions that pyproject.toml allows
+update-deps: lock ## Update all pinned packages to the newest versions that pyproject.toml allows
 
-# llama-server and llama-quantize: LLAMA_SERVER_PATH's, the distribution's, or Debian's signed packages in .cache/runtime.
+# llama-server and llama-quantize from LLAMA_SERVER_PATH, the distribution, or Debian's signed packages (.cache/runtime).
 .cache/bin/.ready: $(VENV)/.ready
 	@ansible-playbook -i inventories/local tests/support/binaries.yml
 	@touch $@
 
 .PHONY: binaries
-binaries: .cache/bin/.ready ## Provide llama-server and llama-quantize
+binaries: .cache/bin/.ready ## Install llama-server and llama-quantize
 
 .cache/models/.ready: .cache/bin/.ready
 	@PYTHONPATH=tests $(BIN)/python -m support.demo_models .cache/models .cache/bin/llama-quantize
@@ -82,7 +82,7 @@ demo: .cache/models/.ready ## Run four servers of tiny real models on this machi
 	@ansible-playbook -i inventories/local playbooks/status.yml
 
 .PHONY: demo-stop
-demo-stop: $(VENV)/.ready ## Stop the demo and remove all that it made but the cached set-up
+demo-stop: $(VENV)/.ready ## Stop the demo and remove its files; the cached setup is kept
 	@ansible-playbook -i inventories/local playbooks/teardown.yml
 	@rm -rf .cache/demo
 
@@ -98,7 +98,7 @@ lint: $(VENV)/.ready ## Check the style of everything
 	@$(BIN)/python docs/generate.py --check
 
 .PHONY: reference
-reference: $(VENV)/.ready ## Write the reference of variables and playbooks, and the roles' READMEs
+reference: $(VENV)/.ready ## Generate the reference of variables and playbooks, and the roles' READMEs
 	@$(BIN)/python docs/generate.py
 
 .PHONY: docs
@@ -118,12 +118,12 @@ sanity: $(VENV)/.ready ## Run ansible-test sanity on a real copy of the collecti
 unit: .cache/bin/.ready ## Run the unit tests
 	@$(BIN)/python -m pytest tests/unit
 
-# All but lint and sanity in one run, which closes with the sum; two at a time, since most of it waits for servers.
+# Everything except lint and sanity in one run with one summary; two at a time, since most tests wait for servers.
 .PHONY: pytest
 pytest: .cache/models/.ready ## Run scenarios, faults, unit tests, the artifact, every ansible-core and Python
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-# The addresses in the artifact derive from REPOSITORY, such as https://example.org/magi/llama.
+# The URLs in the artifact derive from REPOSITORY, for example https://example.org/magi/llama.
 .PHONY: release
 release: $(VENV)/.ready ## Changelog, artifact and checksum in dist (VERSION=0.1.0 REPOSITORY=https://...)
 	@$(BIN)/python tools/release.py "$(VERSION)" "$(REPOSITORY)"
@@ -133,17 +133,17 @@ fuzz: $(VENV)/.ready ## Mutate GGUF headers for ten minutes (FUZZ_SECONDS=600)
 	@MAGI_FUZZ_SECONDS=$${FUZZ_SECONDS:-600} $(BIN)/python -m pytest tests/unit/_models/test_gguf_fuzz.py
 
 .PHONY: bench
-bench: .cache/models/.ready ## Measure against the peers, side by side (BENCH="headers runs fleet")
+bench: .cache/models/.ready ## Measure against comparable tools (BENCH="headers runs fleet")
 	@PYTHONPATH=tests:collections $(BIN)/python -m bench $(BENCH)
 
 .PHONY: molecule
 molecule: .cache/models/.ready ## Run the molecule scenarios with real servers and real systemd hosts
 	@$(BIN)/python -m pytest tests/scenarios
 
-# Real systemd hosts in podman, for the molecule scenarios of a fleet; needs root on Debian.
+# Systemd nodes in podman for the molecule scenarios of a fleet; needs root on Debian.
 NODES ?= forky bookworm python39
 .PHONY: nodes
-nodes: ## Bring up systemd nodes in podman (NODES="forky=2 bookworm")
+nodes: ## Start systemd nodes in podman (NODES="forky=2 bookworm")
 	@python3 tests/nodes/nodes.py up $(NODES)
 
 .PHONY: nodes-down

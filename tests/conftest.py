@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which tests may run side by side: each scenario, each file of unit tests, each other folder, which has one bed."""
+"""Groups of tests that may run in parallel: each scenario, each unit test file, each other folder (it has one bed)."""
 
 from __future__ import annotations
 

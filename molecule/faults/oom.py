@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-# Lets the kernel run out of the host's memory: it kills the process that is named, as it has been made the first to go.
-# What takes the memory are processes of their own, larger than any server, so that a second kill takes one of these.
+# Uses up the host's memory. The kernel kills the given process first, because its OOM score is raised.
+# The memory is allocated by child processes that are larger than any server, so a second kill hits one of them.
 import os
 import signal
 import sys
@@ -12,7 +12,7 @@ with open(f"/proc/{victim}/oom_score_adj", "w") as stream:
     stream.write("1000")
 
 
-def lives():
+def is_alive():
     try:
         with open(f"/proc/{victim}/status") as stream:
             return "VmRSS" in stream.read()
@@ -20,7 +20,7 @@ def lives():
         return False
 
 
-def take(size):
+def allocate(size):
     taken = []
     for _ in range(size // MIB):
         taken.append(bytearray(os.urandom(4096)) * (MIB // 4096))
@@ -30,14 +30,14 @@ def take(size):
 
 children = []
 deadline = time.monotonic() + 30
-while lives() and time.monotonic() < deadline:
+while is_alive() and time.monotonic() < deadline:
     if len(children) < 10:
         child = os.fork()
         if child == 0:
-            take(100 * MIB)
+            allocate(100 * MIB)
         children.append(child)
     time.sleep(0.4)
 for child in children:
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-sys.exit("the kernel killed nothing" if lives() else 0)
+sys.exit("the kernel killed nothing" if is_alive() else 0)

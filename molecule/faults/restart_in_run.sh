@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Starts a run with INVENTORY and PROFILE, and restarts its host BED as soon as the run has written the record there.
-# Prints what the run said, and ends well where the run did not.
+# Prints the output of the run, and exits with 0 if the run failed.
 set -euo pipefail
 inventory=$1 profile=$2 bed=$3
 look() { podman exec "magi-$bed-1" stat -c %Y.%i /var/lib/magi-llama/servers.json; }

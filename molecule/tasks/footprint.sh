@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Lists what a host consists of: every path with its kind, mode, owner and target, files in /etc with their content and
-# others with size and time. Left out are what the kernel, the boot, logs and package managers keep for themselves, Ansible's
-# own folders, and the copies that useradd makes of what it changes.
+# Lists the files of a host: every path with its kind, mode, owner and target, files in /etc with their content and
+# others with size and time. Excluded are files that the kernel, the boot, logs and package managers change, Ansible's
+# own folders, and useradd's backups.
 set -euo pipefail
 left_out=(-false)
 for path in /proc /sys /dev /run /tmp /var/tmp /var/log /var/lib/systemd /var/lib/private /var/lib/apt /var/lib/dpkg \

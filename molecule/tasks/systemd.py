@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-# What systemd says of the units of a host, as JSON. systemd-analyze's own JSON came later than the oldest systemd here.
+# systemd's effective settings of a host's units, as JSON. The oldest systemd here cannot print JSON itself.
 import glob
 import json
 import re
@@ -12,7 +12,7 @@ SHOWN = (
 )
 
 
-def say(*command):
+def query(*command):
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
     return done.stdout.decode()
 
@@ -21,8 +21,8 @@ with open("/var/lib/magi-llama/servers.json", encoding="utf-8") as stream:
     planned = {server["name"]: server["memory_max_bytes"] for server in json.load(stream)["servers"]}
 units = [path.split("/")[-1] for path in sorted(glob.glob("/etc/systemd/system/magi-llama-*.service"))]
 names = [unit[len("magi-llama-") : -len(".service")] for unit in units]
-blocks = say("systemctl", "show", "-p", SHOWN, *units).strip().split("\n\n")
-scores = [say("systemd-analyze", "security", "--no-pager", unit) for unit in units]
+blocks = query("systemctl", "show", "-p", SHOWN, *units).strip().split("\n\n")
+scores = [query("systemd-analyze", "security", "--no-pager", unit) for unit in units]
 shown = [dict(line.split("=", 1) for line in block.splitlines()) for block in blocks]
 print(
     json.dumps(
@@ -30,9 +30,9 @@ print(
             "units": shown,
             "memory": [int(unit.pop("MemoryMax")) == planned[name] for unit, name in zip(shown, names)],
             "security": [float(re.search(r"Overall exposure level .*: ([0-9.]+)", score).group(1)) for score in scores],
-            "verify": say("systemd-analyze", "verify", *units).splitlines(),
-            "logged": [name for name in names if say("journalctl", "-q", "-n", "1", "-t", name).strip()],
-            "target": [say("systemctl", f"is-{what}", "magi-llama.target").strip() for what in ("enabled", "active")],
+            "verify": query("systemd-analyze", "verify", *units).splitlines(),
+            "logged": [name for name in names if query("journalctl", "-q", "-n", "1", "-t", name).strip()],
+            "target": [query("systemctl", f"is-{what}", "magi-llama.target").strip() for what in ("enabled", "active")],
         }
     )
 )

@@ -1,9 +1,8 @@
 #!/usr/bin/env python3
-"""Four release archives in a folder, made of this host's own llama-server; prints the role's settings for each.
+"""Build four release archives in a folder from this host's own llama-server; print the role's settings for each.
 
-older is what Debian has. fake-newer is the same with another version and --ctx-size renamed to --ctx-span, both changed
-in copies of its libraries. fake-broken ends with an abort as soon as it is to serve a model.
-fake-mute is healthy and gives nobody a token.
+older is Debian's build. fake-newer is the same with another version and --ctx-size renamed to --ctx-span, both changed
+in copies of its libraries. fake-broken aborts as soon as it loads a model. fake-mute is healthy and never answers.
 """
 
 import glob
@@ -43,7 +42,7 @@ def archive(name):
         name=name, broken=BROKEN if name == "fake-broken" else "", mute=MUTE if name == "fake-mute" else ""
     )
     data = io.BytesIO()
-    # The same on every host, so that one sum is right for all: no times in it.
+    # No timestamps: the archive must be the same on every host, so that one checksum is valid for all.
     with gzip.GzipFile(fileobj=data, mode="wb", mtime=0) as stream, tarfile.open(fileobj=stream, mode="w") as tar:
         for member, content in {**newer, "llama-server": launcher.encode()}.items():
             info = tarfile.TarInfo(f"llama-{name}/{member}")

@@ -1,9 +1,9 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`python -m bench [headers] [runs] [fleet]`: measure all or these, print a table and write bench.json.
+"""`python -m bench [headers] [runs] [fleet]`: run all parts or the given ones, print a table and write bench.json.
 
-Goals only inform.
+Goals are informative.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PARTS = ("headers", "runs", "fleet")
 
 
 def main() -> int:
-    # So that servers are removed then, too.
+    # SIGTERM raises an exception, so that the servers are removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="part", help=f"{', '.join(PARTS)}; by default all")

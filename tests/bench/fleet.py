@@ -47,7 +47,7 @@ FOLDER = CACHE / "fleet"
 INVENTORY = FOLDER / "hosts.yml"
 
 
-# --- the bed ---------------------------------------------------------------------------------------------------------
+# --- nodes -----------------------------------------------------------------------------------------------------------
 
 
 def nodes(*arguments: str) -> None:
@@ -58,7 +58,7 @@ def nodes(*arguments: str) -> None:
 
 @contextmanager
 def bed(count: int, models: Path) -> Iterator[list[str]]:
-    """That many nodes, the names of which are given; none is left afterwards."""
+    """Start `count` nodes and yield their names; remove them afterwards."""
     try:
         say(f"bringing up {count} nodes")
         nodes("up", "--name", BED, f"forky={count}", "--models", str(models))
@@ -68,7 +68,7 @@ def bed(count: int, models: Path) -> Iterator[list[str]]:
 
 
 def write_inventory() -> list[str]:
-    """The bed's hosts with the variables of both sides; each host's number of servers is its profile."""
+    """The nodes with the variables of both sides; each node's number of servers is its profile."""
     content = yaml.safe_load((ROOT / ".cache" / "nodes" / BED / "hosts.yml").read_text())
     content["all"]["vars"] |= {
         "runtime_install_method": "existing",
@@ -92,7 +92,7 @@ def write_inventory() -> list[str]:
 
 
 def model_folders() -> Path:
-    """What the nodes see as /models: few/, with real models, and many/, with as many as a large registry has."""
+    """The folder that nodes mount as /models: few/ has real models, many/ as many as a large registry."""
     folder = CACHE / "fleet-models"
     if not (folder / "many" / f"small-{MANY_MODELS - 1:04}-F16.gguf").exists():
         shutil.rmtree(folder, ignore_errors=True)
@@ -127,14 +127,14 @@ def floor(hosts: list[str]) -> Run:
 
 
 def one_node(first: str, second: str, rounds: int = 3) -> list[Row]:
-    """20 servers on the first node, by both; one server of ours on the second."""
+    """20 servers on the first node with both roles; one server of ours on the second."""
     runs: dict[str, list[Run]] = {"first": [], "loop first": [], "ours": [], "loop": [], "alone": []}
 
     def timed(name: str, run: Run) -> float:
         runs[name].append(run)
         return run.seconds
 
-    # Each side's first runs find a node on which nothing runs.
+    # The first runs of each side start on a node without servers.
     def first_ours() -> float:
         took = timed("first", site([first], MANY))
         teardown([first])
@@ -150,7 +150,7 @@ def one_node(first: str, second: str, rounds: int = 3) -> list[Row]:
     site([first], MANY)
     loop(first)
     site([second], 1)
-    say("runs that change nothing")
+    say("unchanged runs")
     alternate(
         rounds,
         ours=lambda: timed("ours", unchanged(site([first], MANY))),
@@ -173,7 +173,7 @@ def one_node(first: str, second: str, rounds: int = 3) -> list[Row]:
 
 
 def machine_busy() -> tuple[float, float]:
-    """Seconds that this machine's processors were busy, and all there were."""
+    """Seconds that this machine's processors were busy, and their sum with the idle seconds."""
     with open("/proc/stat", encoding="ascii") as stream:
         ticks = [int(value) for value in stream.readline().split()[1:9]]
     hertz = os.sysconf("SC_CLK_TCK")
@@ -181,13 +181,13 @@ def machine_busy() -> tuple[float, float]:
 
 
 def bound_by(hosts: list[str], servers: int) -> tuple[Run, str]:
-    """A run, and what it waited for: how busy the machine was, and with whom."""
+    """A run, and its bottleneck: how busy the processors were, and the controller's share."""
     busy, there = machine_busy()
     run = site(hosts, servers)
     busy, there = machine_busy()[0] - busy, machine_busy()[1] - there
     share = run.processor / there
     text = f"processors {busy / there:.0%} busy, {share:.0%} with the controller and its ssh, the rest with the nodes"
-    return run, f"{text}: {'the processors bound it' if busy / there > 0.8 else 'it mostly waits for single steps'}"
+    return run, f"{text}: {'the processors bound it' if busy / there > 0.8 else 'most of the time is waiting'}"
 
 
 def many_nodes(hosts: list[str], rounds: int = 2) -> list[Row]:
@@ -197,7 +197,7 @@ def many_nodes(hosts: list[str], rounds: int = 2) -> list[Row]:
     for count in [count for count in HOSTS if count <= len(hosts)]:
         chosen = hosts[:count]
         say(f"{count} hosts with {SERVERS_EACH} servers each")
-        # All others are divided by what one host takes, so that is measured more than once.
+        # All other figures are divided by that of one host, so it is measured more than once.
         firsts = []
         for _ in range(rounds if count == 1 else 1):
             teardown(chosen)
@@ -221,11 +221,11 @@ def many_nodes(hosts: list[str], rounds: int = 2) -> list[Row]:
     return rows
 
 
-# --- memory and what travels -----------------------------------------------------------------------------------------
+# --- memory and network traffic -------------------------------------------------------------------------------------
 
 
 class Memory(threading.Thread):
-    """The most memory that the processes below this one had together, shared pages counted once."""
+    """Peak memory of all descendants of this process together, shared pages counted once."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -256,8 +256,8 @@ def proportional(pid: int) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
 
-def travelled(host: str) -> int:
-    """Bytes in and out of a node's network card: all of it is between the controller and the node."""
+def transferred(host: str) -> int:
+    """Bytes in and out of a node's network card. All of them are between the controller and the node."""
     command = ["podman", "exec", host, "sh", "-c", "cat /sys/class/net/eth0/statistics/[rt]x_bytes"]
     return sum(
         int(value) for value in subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
@@ -270,9 +270,9 @@ def registry_size(host: str) -> int:
 
 
 def weight(hosts: list[str]) -> list[Row]:
-    """Controller's memory and the bytes per host, in runs that change nothing, with few and with many models.
+    """Controller memory and bytes per host, in runs that change nothing, with few and with many models.
 
-    The goals are about what many models add: no more than the registry itself, which each host has.
+    The goals limit what many models add: no more than the size of the registry, which each host has.
     """
     rows: list[Row] = []
     before: dict[str, float] = {}
@@ -282,14 +282,14 @@ def weight(hosts: list[str]) -> list[Row]:
     ):
         say(f"{name} on {len(hosts)} hosts")
         site(hosts, SERVERS_EACH, *arguments)
-        memory, sent = Memory(), {host: travelled(host) for host in hosts}
+        memory, sent = Memory(), {host: transferred(host) for host in hosts}
         memory.start()
         run = unchanged(site(hosts, SERVERS_EACH, *arguments))
         memory.over.set()
         memory.join()
-        each = [travelled(host) - sent[host] for host in hosts]
+        each = [transferred(host) - sent[host] for host in hosts]
         values = {
-            "bytes that travel per host": (median(each) / 1000, "kB"),
+            "bytes transferred per host": (median(each) / 1000, "kB"),
             "controller's memory": (memory.peak / 1e6, "MB"),
         }
         for what, (value, unit) in values.items():
@@ -320,7 +320,7 @@ def measure() -> list[Row]:
     began = time.monotonic()
     rows: list[Row] = []
     with bed(max(HOSTS), model_folders()) as hosts:
-        say(f"nodes are up after {time.monotonic() - began:.0f} s")
+        say(f"nodes are running after {time.monotonic() - began:.0f} s")
         rows += one_node(hosts[0], hosts[1])
         rows += many_nodes(hosts)
         rows += weight(hosts[:10])

@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The header walk, the scan of a cold folder, and the registry of thousands of unchanged models."""
+"""Reading one header, scanning a cold folder, and the registry of thousands of unchanged models."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from bench.runs import MODEL, MODELS, Ours, need_binaries, removed_afterwards
 from support.gguf_files import small_model, write_vocabulary_heavy
 
 PART = "headers"
-# Further readers by registry, each with the folder that shows that it is there; the versions that were measured.
+# Further readers by registry, each with the folder that shows that it is installed, and the measured version.
 PYPI = {"gguf-parser": "gguf_parser", "gguf-inspect==0.1.0": "gguf_inspect"}
 NPM = {"@huggingface/gguf": "@huggingface/gguf", "hyllama@0.2.2": "hyllama"}
 MODULE = "ansible_collections.magi.llama.plugins.modules.gguf_registry"
@@ -57,7 +57,7 @@ def output_of(*argv: str | Path, stdin: str | None = None, **environment: str) -
         check=False,
     )
     if done.returncode:
-        raise BenchError(f"`{' '.join(map(str, argv))}` ended with exit code {done.returncode}: {done.stderr[-2000:]}")
+        raise BenchError(f"`{' '.join(map(str, argv))}` exited with code {done.returncode}: {done.stderr[-2000:]}")
     return json.loads(done.stdout)
 
 
@@ -65,7 +65,7 @@ def output_of(*argv: str | Path, stdin: str | None = None, **environment: str) -
 
 
 def install(folder: Path, proof: str, *command: str | Path) -> str | None:
-    """Have a peer in a folder of its own, once. The reason where it cannot be had."""
+    """Install a peer in its own folder, once. Returns the reason if it cannot be installed."""
     if (folder / proof).exists():
         return None
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,8 @@ def install(folder: Path, proof: str, *command: str | Path) -> str | None:
 
 
 def readers(path: Path) -> tuple[dict[str, Callable[[], dict[str, float]]], list[Row]]:
-    """The readers that this machine can have, each as a call that reads once in a new process; and who is missing."""
+    """The readers that are available on this machine, each as a call that reads once in a new process; and rows for the
+    missing ones."""
     python, node = CACHE / "python", CACHE / "node"
     found: dict[str, Callable[[], dict[str, float]]] = {}
     missing = []
@@ -116,7 +117,7 @@ def one_header(path: Path, rounds: int = 5) -> list[Row]:
 
     slow = found.keys() & {"gguf"}
     for names, repeats in ((found.keys() - slow, rounds), (slow, 2)):
-        # Ours again beside the slow one, so that both see the same machine.
+        # Ours runs again next to the slow reader, so that both see the same load.
         alternate(repeats, **{name: (lambda name=name: once(name)) for name in sorted({"ours", *names})})
     seconds = {name: median(result["seconds"] for result in got) for name, got in results.items()}
     peaks = {name: max(result["peak_bytes"] for result in got) / MEGABYTE for name, got in results.items()}
@@ -142,7 +143,7 @@ def one_header(path: Path, rounds: int = 5) -> list[Row]:
 
 
 def forget(files: list[Path]) -> None:
-    """Take the files out of the page cache; what is not yet on the disk cannot go."""
+    """Drop the files from the page cache; pages that are not yet on the disk stay."""
     for file in files:
         descriptor = os.open(file, os.O_RDONLY)
         os.fsync(descriptor)
@@ -167,7 +168,7 @@ def cold_folder(sample: Path, rounds: int = 3) -> list[Row]:
 
         def cat() -> float:
             forget(files)
-            return timed("cat", *files)  # but for 4 KiB of weights each, all of them is header
+            return timed("cat", *files)  # each file is all header except 4 KiB of weights
 
         def scan() -> float:
             forget(files)
@@ -187,7 +188,7 @@ def cold_folder(sample: Path, rounds: int = 3) -> list[Row]:
     return [
         within(PART, what, scan_seconds, allowed, f"cat + 0.1 s a file on {cores} cores", 2, note=note),
         within(PART, "the same against cat alone", scan_seconds, cat_seconds, "cat"),
-        within(PART, "cores there are, against those that it kept busy", cores, busy, "busy", 1.25, unit=""),
+        within(PART, "cores available against cores kept busy", cores, busy, "busy", 1.25, unit=""),
         figure(PART, "read calls per megabyte of that scan", reads / (needed / MEGABYTE), "", 1),
     ]
 
@@ -211,7 +212,7 @@ class Collection:
         self.models = self.folder / "models"
         self.registry = self.folder / "registry.json"
         self.host = Ours(1, self.folder, port=port, models=self.models, registry=self.registry)
-        self.remove()  # what an interrupted bench has left running
+        self.remove()  # servers of an interrupted bench
         shutil.rmtree(self.models, ignore_errors=True)
         sample = small_model(self.folder / "sample.gguf").read_bytes()
         self.models.mkdir(parents=True)
@@ -231,7 +232,7 @@ class Collection:
         return {"scan_paths": [str(self.models)], "registry_path": str(self.registry), **more}
 
     def module(self, **more: Any) -> tuple[float, dict[str, Any]]:
-        """The module by itself, as a process, without what Ansible adds."""
+        """Run the module as a process, without Ansible's overhead."""
 
         given = json.dumps({"ANSIBLE_MODULE_ARGS": self.arguments(**more)})
         began = time.monotonic()
@@ -263,7 +264,7 @@ def unchanged_models(rounds: int = 5) -> list[Row]:
     ping = median(ad_hoc["ping"])
     facts = {kind: fact_size(five, kind) for kind in ("full", "short")}
     cold = f"first scan of 1,000: {first[1000]:.2f} s, of 5,000: {first[5000]:.2f} s"
-    hand = "Ansible's own share; the rest is the module and its result"
+    hand = "Ansible's own overhead; the rest is the module and its result"
     return [
         figure(PART, "module alone, 1,000 unchanged files", one, "s", 1, cold),
         within(PART, "module alone, 5,000 unchanged files", more, one, "1,000 files", 5),
@@ -282,7 +283,7 @@ def fact_size(collection: Collection, kind: str) -> float:
 
 
 def rest_of_a_run(many: Collection, rounds: int = 3) -> list[Row]:
-    """site.yml with 5,000 models against 5, where both plan and run the same server and have nothing to change."""
+    """site.yml with 5,000 models against 5. Both plan and run the same server and change nothing."""
     few = Collection(5, 19052)
     runs: dict[str, list[Run]] = {"few": [], "many": [], "few check": [], "many check": []}
 
@@ -313,7 +314,7 @@ def rest_of_a_run(many: Collection, rounds: int = 3) -> list[Row]:
 
 
 def slowest_tasks(few: Run, many: Run) -> str:
-    """Which tasks many models made slower."""
+    """The tasks that many models made slower."""
     before = {name: end - begin for name, begin, end in few.tasks}
     added = {name: end - begin - before.get(name, 0.0) for name, begin, end in many.tasks}
     worst = sorted(added, key=added.__getitem__, reverse=True)[:4]
@@ -328,7 +329,7 @@ def measure() -> list[Row]:
         write_vocabulary_heavy(sample)
     rows: list[Row] = []
     parts: tuple[tuple[str, Callable[[], list[Row]]], ...] = (
-        ("one header with a big vocabulary", lambda: one_header(sample)),
+        ("one header with a large vocabulary", lambda: one_header(sample)),
         (f"{COLD_FILES} files in a cold cache", lambda: cold_folder(sample)),
         ("thousands of unchanged models", unchanged_models),
     )

@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What every part of the bench shares: rows of the table, timed runs of Ansible, inventories of the bench's own."""
+"""Shared by all parts of the bench: table rows, timed runs of Ansible, and inventories."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ CACHE = ROOT / ".cache" / "bench"
 BIN = Path(sys.executable).parent
 STARTED = time.monotonic()
 
-# Would change what is measured: the collection takes them as defaults, and Python would compile in every process.
+# These would change the result: the collection uses them as defaults, and Python would compile in every process.
 _FOREIGN = re.compile(r"^(MAGI_|MODEL_|ANSIBLE_|LLAMA_|REGISTRY_PATH$|PYTHONDONTWRITEBYTECODE$)")
 
 
 class BenchError(Exception):
-    """A full sentence for the user."""
+    """A complete sentence for the user."""
 
 
 def say(text: str) -> None:
@@ -42,7 +42,7 @@ def say(text: str) -> None:
 
 @dataclass(frozen=True)
 class Row:
-    """One line. ratio and goal are about each other; without a goal the line only informs."""
+    """One line of the table. The goal applies to the ratio; a line without a goal is informative."""
 
     part: str
     what: str
@@ -57,7 +57,7 @@ class Row:
 
 
 def faster(part: str, what: str, ours: float, theirs: float, peer: str, goal: float | None = None, **more: Any) -> Row:
-    """How many times faster (or smaller) ours is than the peer: at least goal."""
+    """How many times faster (or smaller) ours is than the peer: at least `goal`."""
     ratio = theirs / ours
     met = None if goal is None else ratio >= goal
     return Row(
@@ -66,7 +66,7 @@ def faster(part: str, what: str, ours: float, theirs: float, peer: str, goal: fl
 
 
 def within(part: str, what: str, ours: float, theirs: float, peer: str, goal: float | None = None, **more: Any) -> Row:
-    """Ours as a multiple of the peer: at most goal."""
+    """Ours as a multiple of the peer: at most `goal`."""
     ratio = ours / theirs
     met = None if goal is None else ratio <= goal
     text = f"≤ {goal:g}×" if goal else ""
@@ -74,7 +74,7 @@ def within(part: str, what: str, ours: float, theirs: float, peer: str, goal: fl
 
 
 def figure(part: str, what: str, ours: float, unit: str, limit: float | None = None, note: str = "") -> Row:
-    """A figure of ours by itself, with or without a limit."""
+    """A figure of ours alone, with or without a limit."""
     met = None if limit is None else ours <= limit
     return Row(part, what, ours, unit, goal="" if limit is None else f"≤ {limit:g} {unit}", met=met, note=note)
 
@@ -115,7 +115,7 @@ def write_json(path: Path, rows: Iterable[Row]) -> None:
 
 
 def alternate(rounds: int, **functions: Callable[[], float]) -> dict[str, list[float]]:
-    """Each function in turn, round after round, so that what else the machine does hits all alike."""
+    """Call the functions in turn for `rounds` rounds, so that other load on the machine affects all of them."""
     values: dict[str, list[float]] = {name: [] for name in functions}
     for number in range(rounds):
         for name, function in functions.items():
@@ -145,7 +145,7 @@ def controller_environment(**more: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Run:
-    """A run of Ansible: wall and processor time, its tasks as (name, begin, end) and each host's changed count."""
+    """A run of Ansible: wall and processor time, its tasks as (name, start, end), and each host's changed count."""
 
     seconds: float
     processor: float
@@ -155,7 +155,7 @@ class Run:
     output: str
 
     def seconds_of(self, *names: str) -> float:
-        """From the begin of the first to the end of the last of these tasks."""
+        """Seconds from the start of the first to the end of the last of these tasks."""
         found = [task for task in self.tasks if task[0].rpartition(" : ")[2] in names]
         if not found:
             raise BenchError(
@@ -165,7 +165,7 @@ class Run:
 
 
 def ansible(*argv: str, check: bool = True, **environment: str) -> Run:
-    """Run a command of Ansible's from the controller's environment."""
+    """Run an Ansible command with the controller's environment."""
     with tempfile.TemporaryDirectory(prefix="magi-bench-") as folder:
         times = Path(folder) / "tasks.json"
         with open(Path(folder) / "output", "w+", encoding="utf-8") as output:
@@ -190,7 +190,7 @@ def ansible(*argv: str, check: bool = True, **environment: str) -> Run:
             text = output.read()
         if check and process.returncode:
             tail = "\n".join(text.strip().splitlines()[-40:])
-            raise BenchError(f"`{' '.join(argv)}` ended with exit code {process.returncode}:\n{tail}")
+            raise BenchError(f"`{' '.join(argv)}` exited with code {process.returncode}:\n{tail}")
         tasks = json.loads(times.read_text()) if times.exists() else []
     changed = {name: int(count) for name, count in re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", text, re.MULTILINE)}
     used = usage.ru_utime + usage.ru_stime
@@ -202,9 +202,9 @@ def playbook(path: str, inventory: Path, *arguments: str, check: bool = True, **
 
 
 def unchanged(run: Run) -> Run:
-    """The run, if it is what it is measured as: one that had nothing to change."""
+    """Return the run if it changed nothing; raise BenchError otherwise."""
     if not run.changed or any(run.changed.values()):
-        raise BenchError(f"A run that should change nothing says changed={run.changed}:\n{run.output[-4000:]}")
+        raise BenchError(f"A run that should change nothing reports changed={run.changed}:\n{run.output[-4000:]}")
     return run
 
 
@@ -214,7 +214,7 @@ def unchanged(run: Run) -> Run:
 def local_inventory(
     folder: Path, variables: Mapping[str, Any], profiles: Mapping[str, Any], *, host: str = "localhost"
 ) -> Path:
-    """An inventory of this machine with profiles beside it, all below the bench's own folder."""
+    """An inventory of this machine with profiles next to it, in the bench's folder."""
     (folder / "profiles").mkdir(parents=True, exist_ok=True)
     connection = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
     write_yaml(folder / "hosts.yml", {"all": {"hosts": {host: {**connection, **variables}}}})

@@ -1,7 +1,7 @@
 // Copyright (c) the magi.llama contributors
 // GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 // SPDX-License-Identifier: GPL-3.0-or-later
-// Reads one header with a package that is installed in the folder of the first argument, and prints JSON.
+// Reads one header with a package that is installed in the folder given as first argument, and prints JSON.
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";
@@ -12,7 +12,7 @@ const found = createRequire(join(folder, "package.json")).resolve(name);
 const peer = await import(pathToFileURL(found));
 const readers = {
   "@huggingface/gguf": () => (peer.gguf ?? peer.default.gguf)(path, { allowLocalFile: true }),
-  // It takes the bytes, and reads no tensor infos.
+  // hyllama takes the bytes and reads no tensor infos.
   hyllama: () => peer.ggufMetadata(new Uint8Array(readFileSync(path)).buffer),
 };
 

@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Read one header, or scan one folder, in a process of its own: `python -m bench.one_reader NAME PATH` prints JSON."""
+"""Read one header, or scan one folder, in its own process: `python -m bench.one_reader NAME PATH` prints JSON."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def reader(name: str) -> Callable[[str], Any]:
     if name == "gguf-inspect":
         from gguf_inspect import parse_gguf
 
-        # As it is quickest: without the arrays, as ours.
+        # The fastest setting: arrays are skipped, as in ours.
         return lambda path: parse_gguf(path, array_limit=1)
     from ansible_collections.magi.llama.plugins.module_utils._models.registry_file import load
     from ansible_collections.magi.llama.plugins.module_utils._models.scan import scan
@@ -47,8 +47,8 @@ def from_proc(file: str) -> dict[str, int]:
 
 
 def count_reads() -> Callable[[], int]:
-    """Have reads of files counted in this process and all that it forks; what they read from pipes is not."""
-    counted = tempfile.TemporaryFile()  # noqa: SIM115 - open for as long as this process
+    """Count file reads in this process and its forks; reads from pipes are not counted."""
+    counted = tempfile.TemporaryFile()  # noqa: SIM115 - open until the process ends
     real = os.pread
 
     def pread(descriptor: int, count: int, offset: int) -> bytes:
@@ -66,10 +66,10 @@ def processor() -> float:
 
 def main() -> None:
     name, path = sys.argv[1:]
-    read = reader(name)  # importing is not part of the time
+    read = reader(name)  # the import is not timed
     file_reads = count_reads()
     first, before = from_proc("io"), from_proc("io")
-    looking = before["syscr"] - first["syscr"]  # the calls that one look takes
+    looking = before["syscr"] - first["syscr"]  # the calls of one measurement
     used, began = processor(), time.perf_counter()
     read(path)
     seconds = time.perf_counter() - began

@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""On this machine, without root's service manager: site.yml against a role that loops, with 1 and with 20 servers."""
+"""On this machine with supervisor: site.yml against a role that loops, with 1 and with 20 servers."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ MODELS = ROOT / ".cache" / "models"
 MODEL = "tiny-llama-Q4_K_M.gguf"
 MODEL_ID = "tiny-llama-q4_k_m"
 MANY = 20
-# Away from the demo's and the tests' ports; each side and number of servers has its own, so that all can run at once.
+# Different ports from the demo and the tests; each side and number of servers has its own, so that all can run at once.
 OUR_PORTS, LOOP_PORTS = {MANY: 19000, 1: 19040}, {MANY: 19020, 1: 19041}
-# As in the profile development; with `threads` left alone, servers that start together hinder each other, as in life.
+# As in the profile development. `threads` keeps its default, so servers that start together compete, as in production.
 PARAMETERS = {"ctx_size": 4096, "parallel": 1, "cache_ram": 0}
 FLAGS = ["--ctx-size", "4096", "--parallel", "1", "--cache-ram", "0"]
 START, WAIT = "Start, restart and stop the changed servers", "Wait until every server is healthy"
@@ -70,7 +70,7 @@ def loop_variables(count: int) -> dict[str, Any]:
 
 
 class Ours:
-    """This machine's servers by the collection, in a state directory of the bench's own."""
+    """The servers of the collection on this machine, in the bench's own state directory."""
 
     def __init__(
         self, count: int, folder: Path, *, port: int = 0, models: Path = MODELS, registry: Path | None = None
@@ -109,7 +109,7 @@ class Ours:
 
 
 class Loop:
-    """The same by the loop role, under a supervisord that runs already, as on hosts where people use such roles."""
+    """The same servers with the loop role, under a running supervisord, as on hosts where such roles are used."""
 
     def __init__(self, count: int, folder: Path) -> None:
         self.folder = folder
@@ -176,7 +176,7 @@ def _command(pid: int) -> bytes:
 
 
 def by_hand(servers: list[dict[str, Any]]) -> float:
-    """Seconds from starting the same servers all at once until the last is healthy."""
+    """Seconds from starting the same servers at once until the last one is healthy."""
     began = time.monotonic()
     processes = [
         subprocess.Popen(server["argv"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for server in servers
@@ -216,7 +216,7 @@ class Removable(Protocol):
 
 @contextmanager
 def removed_afterwards(*sides: Removable) -> Iterator[None]:
-    """Nothing of an interrupted bench before, nothing of this one afterwards, whatever happens in between."""
+    """Remove what an interrupted bench has left before, and what this one leaves, in any case."""
     try:
         for side in sides:
             side.remove()
@@ -232,7 +232,7 @@ def timed(runs: list[Run], run: Run) -> float:
 
 
 class Compared:
-    """Runs of both with the same number of servers, and seconds of the same servers started by hand."""
+    """Runs of both sides with the same number of servers, and the times of the same servers started by hand."""
 
     def __init__(self, count: int) -> None:
         self.sides = (Ours(count, CACHE / f"ours-{count}"), Loop(count, CACHE / f"loop-{count}"))
@@ -274,12 +274,12 @@ class Compared:
 
 
 def compare(first_rounds: int, rounds: int) -> tuple[Compared, Compared]:
-    """First runs and runs that change nothing, with one server and with many, taking turns."""
+    """First runs and runs that change nothing, with one server and with many, alternating."""
     one, many = Compared(1), Compared(MANY)
     say("first runs")
     alternate(first_rounds, ours_1=one.first_ours, loop_1=one.first_loop)
     alternate(first_rounds, ours=many.first_ours, hand=many.by_hand, loop=many.first_loop)
-    say("runs that change nothing")
+    say("unchanged runs")
     with removed_afterwards(*one.sides, *many.sides):
         one.start()
         many.start()
@@ -296,7 +296,7 @@ def all_of(runs: list[Run]) -> str:
 
 
 def profiled(run: Run, count: int = 6) -> str:
-    """Where a run's time goes."""
+    """The slowest tasks of a run."""
     tasks = sorted(run.tasks, key=lambda task: task[1] - task[2])[:count]
     start = run.seconds - (run.tasks[-1][2] - run.tasks[0][1])
     named = ", ".join(f"{name.rpartition(' : ')[2]} {end - begin:.2f}" for name, begin, end in tasks)
@@ -331,7 +331,7 @@ def measure() -> list[Row]:
             from_start,
             median(started),
             median(many.hand),
-            "by hand at once",
+            "by hand, in parallel",
             1.2,
             note=f"{hand}; {profiled(many.ours_first[-1])}",
         ),

@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Real servers on this machine from every ansible-core, and on every Python of a host, that the collection promises."""
+"""Real servers on this machine with every supported ansible-core, and with every supported Python of a host."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from support.pythons import ROOT, UV, find_pythons
 from support.runs import BIN, Run, execute, host_variables, no_registry, play, server_path, write_inventory
 
 CACHE = ROOT / ".cache/compat"
-# Each ansible-core with the controllers' Pythons that it runs on, the preferred one first. pyproject.toml has a group
-# of dependencies for each, and uv.lock the exact versions.
+# Each ansible-core with the controller Pythons that it supports, the preferred one first. pyproject.toml has a
+# dependency group for each, and uv.lock the exact versions.
 CORES = {
     "2.19": ("3.11", "3.12"),
     "2.20": ("3.12", "3.13"),
     "2.21": ("3.14", "3.13", "3.12"),
     "2.22": ("3.14", "3.13"),
 }
-# Not released yet: failures are reported as expected ones.
+# Not released yet: their failures are expected.
 PREVIEWS = {"2.22"}
 TARGETS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
 
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.skipif(not server_path().exists(), reason="no llama-ser
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A short path: supervisord's socket lies in it."""
+    """A short path, because supervisord's socket is in it."""
     with tempfile.TemporaryDirectory(prefix="magi-") as path:
         yield Path(path)
 
@@ -46,7 +46,7 @@ def pythons() -> dict[str, Path]:
 
 
 def checkout(folder: Path, *playbooks: str, bin_dir: Path = BIN, profile: str = "fast-only") -> Run:
-    """Playbooks of this checkout, with its own ansible.cfg."""
+    """Run playbooks of this checkout with its own ansible.cfg."""
     environment = {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_COLLECTIONS_PATH": str(ROOT / "collections")}
     files = ["--check" if book == "--check" else ROOT / f"{book}.yml" for book in playbooks]
     arguments = ["-i", folder / "hosts.yml", *files, "-e", f"profile={profile}"]
@@ -57,7 +57,7 @@ def controller(core: str, pythons: dict[str, Path]) -> Path:
     """The bin folder of a virtual environment with this ansible-core, kept in .cache/compat."""
     version = next((version for version in CORES[core] if version in pythons), None)
     if version is None:
-        pytest.skip(f"ansible-core {core} runs on Python {' or '.join(CORES[core])}, and none is here")
+        pytest.skip(f"ansible-core {core} runs on Python {' or '.join(CORES[core])}, none of which is installed")
     folder = CACHE / f"core-{core}-python-{version}"
     pins = export_pins(core)
     installed = folder / "requirements.txt"
@@ -72,7 +72,7 @@ def controller(core: str, pythons: dict[str, Path]) -> Path:
 
 
 def export_pins(core: str) -> str:
-    """The requirements, with hashes, of one ansible-core in uv.lock."""
+    """The requirements, with hashes, of one ansible-core from uv.lock."""
     command = [UV, "export", "--quiet", "--frozen", "--no-header", "--only-group", f"core-{core.replace('.', '-')}"]
     return subprocess.check_output(command, cwd=ROOT, text=True)
 
@@ -82,18 +82,18 @@ def each_core() -> list[object]:
     return [pytest.param(core, marks=[preview] if core in PREVIEWS else []) for core in CORES]
 
 
-def test_the_matrix_has_each_ansible_core_of_the_lock_file() -> None:
+def test_matrix_has_every_ansible_core_of_lock_file() -> None:
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
     assert {f"core-{core.replace('.', '-')}" for core in CORES} == {name for name in groups if name.startswith("core-")}
     for core in CORES:
         [version] = re.findall(r"^ansible-core==(\S+)", export_pins(core), re.MULTILINE)
         assert version.startswith(f"{core}.")
-        # A released version is no preview any more.
+        # A released version is no longer a preview.
         assert bool(re.search(r"[a-z]", version)) == (core in PREVIEWS), version
 
 
 @pytest.mark.parametrize("core", each_core())
-def test_each_ansible_core_runs_servers(core: str, pythons: dict[str, Path], folder: Path) -> None:
+def test_servers_run_with_ansible_core(core: str, pythons: dict[str, Path], folder: Path) -> None:
     bin_dir = controller(core, pythons)
     port = free_ports(10)
     python = {"ansible_python_interpreter": "{{ ansible_playbook_python }}"}
@@ -119,10 +119,8 @@ def test_each_ansible_core_runs_servers(core: str, pythons: dict[str, Path], fol
 
 
 @pytest.mark.parametrize("core", each_core())
-def test_each_ansible_core_goes_on_with_always_where_a_handler_fails(
-    core: str, pythons: dict[str, Path], folder: Path
-) -> None:
-    """By this the lock is given back. The files are put together as those of the playbooks and roles are."""
+def test_always_block_runs_when_handler_fails(core: str, pythons: dict[str, Path], folder: Path) -> None:
+    """This is how the run lock is released. The blocks have the structure of the playbooks and roles."""
     tasks = folder / "roles/r/tasks"
     tasks.mkdir(parents=True)
     (folder / "roles/r/handlers").mkdir()
@@ -143,8 +141,8 @@ def test_each_ansible_core_goes_on_with_always_where_a_handler_fails(
     assert (done.returncode, "unlocked" in done.stdout) == (2, True), done.stdout + done.stderr
 
 
-def test_each_python_of_a_host_runs_servers(pythons: dict[str, Path], folder: Path) -> None:
-    """All at once: a host is a state directory, an interpreter and a port of its own."""
+def test_servers_run_with_every_host_python(pythons: dict[str, Path], folder: Path) -> None:
+    """All at once: each host has its own state directory, interpreter and port."""
     port = free_ports(len(pythons))
     hosts = {
         f"python{version}": {
@@ -169,7 +167,7 @@ def test_each_python_of_a_host_runs_servers(pythons: dict[str, Path], folder: Pa
 
 
 @pytest.mark.parametrize("version", TARGETS)
-def test_this_python_is_here(version: str, pythons: dict[str, Path]) -> None:
-    """So that a Python that was not tested shows in the report."""
+def test_python_is_installed(version: str, pythons: dict[str, Path]) -> None:
+    """Shows in the report which Pythons were not tested."""
     if version not in pythons:
         pytest.skip(f"no Python {version} on this machine: not tested on hosts that have it")

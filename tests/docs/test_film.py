@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The film of the demo: what a recording becomes, and what the one in the repository shows."""
+"""The film of the demo: rendering of a recording, and content of the film in the repository."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ specification.loader.exec_module(film)
 
 
 def texts(svg: str) -> list[str]:
-    """What each row of the picture says."""
+    """The text of each row of the picture."""
     return ["".join(row.itertext()) for row in ElementTree.fromstring(svg).iter(f"{SVG}text")]
 
 
@@ -32,7 +32,7 @@ def cast(*events: tuple[float, str]) -> str:
     return "".join(json.dumps(entry) + "\n" for entry in entries)
 
 
-def test_a_line_appears_at_its_time_with_its_colours() -> None:
+def test_line_appears_at_its_time_in_colour() -> None:
     svg = film.render(cast((0, "first\r\n"), (0.5, "\x1b[0;33mchanged\x1b[0m <&>\x1b[K\x07\r\n"), (1, "end")))
     assert texts(svg) == ["first", "changed <&>", "end"]
     assert f'<tspan fill="{film.COLOURS[3]}">changed</tspan><tspan> &lt;&amp;&gt;</tspan>' in svg
@@ -40,22 +40,22 @@ def test_a_line_appears_at_its_time_with_its_colours() -> None:
     assert f"@keyframes a1{{0%{{opacity:0}}{50 / total:.2f}%" in svg
 
 
-def test_a_pause_is_shortened() -> None:
+def test_pause_is_shortened() -> None:
     svg = film.render(cast((0, "first\r\n"), (60, "second")))
     assert f"animation:{film.LONGEST_PAUSE + film.END_SECONDS:.2f}s" in svg
 
 
-def test_a_long_line_is_wrapped_and_a_long_text_scrolls() -> None:
+def test_long_line_is_wrapped_and_long_text_scrolls() -> None:
     svg = film.render(cast((0, "x" * (film.COLUMNS + 1)), (0, "\r\nline" * film.ROWS)))
     assert texts(svg)[:3] == ["x" * film.COLUMNS, "x", "line"]
     assert f"translateY({-2 * film.LINE_HEIGHT}px)" in svg
 
 
-def test_this_machines_paths_are_rewritten() -> None:
+def test_local_paths_are_rewritten() -> None:
     assert film.shown(f"{film.ROOT}/.cache and {Path.home()}/x") == "~/magi.llama/.cache and ~/x"
 
 
-def test_the_film_in_the_repository_shows_a_good_run_and_an_answer() -> None:
+def test_film_in_repository_shows_successful_run_and_answer() -> None:
     rows = texts((ROOT / "docs/demo.svg").read_text())
     text = "\n".join(rows)
     for expected in ("$ make demo", "4 of 4 servers ready", "$ curl -s http://127.0.0.1:8080/v1/chat/completions"):

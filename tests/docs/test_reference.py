@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The reference of playbooks must name the playbooks that exist and the variables that they read."""
+"""The reference of playbooks must list the existing playbooks and the variables that they read."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import yaml
 ROOT = Path(__file__).parents[2]
 REFERENCE = yaml.safe_load((ROOT / "docs/reference.yml").read_text())
 PLAYBOOKS = sorted(path.stem for path in (ROOT / "playbooks").glob("*.yml"))
-# What a playbook takes only where it is defined, in an expression.
+# Variables that a playbook reads in an expression that tests whether they are defined.
 READ = re.compile(r"\b(?<!['.])([a-z][a-z_]+) (?:\| default\(|is defined)")
-# A role's own variables, and what Ansible defines, are in the roles' argument specs or in Ansible's documentation.
+# A role's own variables are in its argument specs, and Ansible's in Ansible's documentation.
 OTHERS = ("ansible_", "runtime_", "registry_", "servers_", "lost", "inventory_dir", "role_path")
 
 
 def files(path: Path) -> Iterator[Path]:
-    """The file and every file of tasks that it imports."""
+    """The file and every task file that it imports."""
     yield path
     for task in walk(yaml.safe_load(path.read_text())):
         for key, arguments in task.items():
@@ -43,19 +43,19 @@ def walk(value: Any) -> Iterator[dict[str, Any]]:
         yield from walk(inner)
 
 
-def test_every_playbook_is_described() -> None:
+def test_playbooks_are_all_described() -> None:
     assert sorted(REFERENCE["playbooks"]) == PLAYBOOKS
 
 
 @pytest.mark.parametrize("playbook", PLAYBOOKS)
-def test_the_variables_of_a_playbook_are_those_that_it_reads(playbook: str) -> None:
+def test_playbook_variables_are_those_that_it_reads(playbook: str) -> None:
     text = "\n".join(path.read_text() for path in files(ROOT / f"playbooks/{playbook}.yml"))
     own = {name for name in READ.findall(text) if not name.startswith(OTHERS)}
-    # A default of the role servers reads it.
+    # Read by a default of the role servers.
     own |= {"profile"} if "servers_profile }}" in text else set()
     assert set(REFERENCE["playbooks"][playbook]["variables"]) == own
 
 
-def test_every_variable_belongs_to_a_playbook() -> None:
+def test_variables_all_belong_to_a_playbook() -> None:
     used = {name for playbook in REFERENCE["playbooks"].values() for name in playbook["variables"]}
     assert used == set(REFERENCE["variables"])

@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One host with two servers for all faults; whatever a fault breaks is healed before the next."""
+"""One host with two servers for all faults. It is repaired before each test."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from support.bed import Bed
 
 @pytest.fixture(scope="session")
 def deployed() -> Iterator[Bed]:
-    # A short path: a socket lies below it.
+    # A short path, because a socket is in it.
     with tempfile.TemporaryDirectory(prefix="magi-faults-") as folder:
-        # A disk of its own, so that it can be filled.
+        # Its own disk, so that a test can fill it.
         mounted = os.geteuid() == 0 and _run("mount", "-t", "tmpfs", "-o", "size=64m,mode=0755", "tmpfs", folder)
         bed = Bed(Path(folder))
         try:
@@ -37,7 +37,7 @@ def _run(*command: str) -> bool:
 
 @pytest.fixture
 def bed(deployed: Bed) -> Bed:
-    """Two healthy servers of the profile pair, and no run of another test's."""
+    """Two healthy servers of the profile pair, without another test's run."""
     (deployed.state / "run.lock").unlink(missing_ok=True)
     status = deployed.status()
     if {name for name, server in status.items() if server["is_ready"]} != {"tiny-llama-q3_k_m", "tiny-llama-q4_k_m"}:

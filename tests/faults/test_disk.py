@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A disk that is full or read-only: the error names the path, old files are as they were, servers go on."""
+"""A full or read-only disk: the error names the path, files keep their content, servers keep running."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def fill(path: Path) -> None:
 
 
 @pytest.fixture
-def full(bed: Bed) -> Iterator[Bed]:
+def full_disk(bed: Bed) -> Iterator[Bed]:
     if not os.path.ismount(bed.root):
-        pytest.skip("no file system may be mounted here")
+        pytest.skip("file systems cannot be mounted here")
     filler = bed.root / "filler"
     fill(filler)
     try:
@@ -41,10 +41,10 @@ def full(bed: Bed) -> Iterator[Bed]:
 
 
 @pytest.fixture
-def read_only(bed: Bed) -> Iterator[Bed]:
+def read_only_disk(bed: Bed) -> Iterator[Bed]:
     state = str(bed.state)
     if subprocess.run(["mount", "--bind", state, state], check=False).returncode != 0:
-        pytest.skip("no file system may be mounted here")
+        pytest.skip("file systems cannot be mounted here")
     subprocess.run(["mount", "-o", "remount,bind,ro", state], check=True)
     try:
         yield bed
@@ -89,29 +89,29 @@ def check_refusals(bed: Bed, why: str) -> None:
     bed.wait_ready()
 
 
-def test_a_full_disk(full: Bed) -> None:
-    check_refusals(full, "No space left on device")
+def test_run_on_full_disk_is_refused(full_disk: Bed) -> None:
+    check_refusals(full_disk, "No space left on device")
 
 
-def test_a_read_only_disk(read_only: Bed) -> None:
-    check_refusals(read_only, "Read-only file system")
+def test_run_on_read_only_disk_is_refused(read_only_disk: Bed) -> None:
+    check_refusals(read_only_disk, "Read-only file system")
 
 
-def test_a_full_disk_keeps_no_server_from_starting(full: Bed) -> None:
-    state = str(full.state)
-    os.kill(full.pids()[Q4], 15)
-    answer = full.module("server_state", state_dir=state, actions={Q4: "restart"})
+def test_servers_on_full_disk_start(full_disk: Bed) -> None:
+    state = str(full_disk.state)
+    os.kill(full_disk.pids()[Q4], 15)
+    answer = full_disk.module("server_state", state_dir=state, actions={Q4: "restart"})
     assert not answer.get("failed"), answer
-    full.wait_ready()
+    full_disk.wait_ready()
 
 
-def test_a_lock_is_renewed_and_given_back_on_a_full_disk(bed: Bed) -> None:
+def test_run_lock_on_full_disk_is_renewed_and_released(bed: Bed) -> None:
     state = str(bed.state)
     run = Run("a/1/1", "ctl", "anna", 1, "site.yml")
     assert acquire(state, run) is None
     filler = bed.root / "filler"
     if not os.path.ismount(bed.root):
-        pytest.skip("no file system may be mounted here")
+        pytest.skip("file systems cannot be mounted here")
     fill(filler)
     try:
         renew(state, run.id)

@@ -1,10 +1,10 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The control machine dies at any task of a run: the next run heals what it has left, and the one after does nothing.
+"""The controller dies at any task of a run: the next run repairs the host, and a further one changes nothing.
 
-One whole run notes what the host is like at the start of each task. Tasks between which it does not change leave the
-same behind when the run is killed at any of them, so it is killed once for each state that there is.
+A complete run records the state of the host at the start of each task. A run that is killed at any of several tasks
+with the same state leaves the same behind, so a run is killed once for each state.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ CALLBACK = {
 
 
 def names(bed: Bed) -> list[str]:
-    """Who is ready."""
+    """The names of the ready servers."""
     return sorted(name for name, server in bed.status().items() if server["is_ready"])
 
 
-def check_healed(bed: Bed, profile: str) -> None:
+def check_repaired(bed: Bed, profile: str) -> None:
     bed.run("site", "-e", f"profile={profile}").expect("2 of 2 ready")
     wanted = {"pair": ["tiny-llama-q3_k_m", "tiny-llama-q4_k_m"], "other": ["tiny-llama-q2_k", "tiny-llama-q3_k_m"]}
     assert names(bed) == wanted[profile]
@@ -54,7 +54,7 @@ def kill_while_servers_change(bed: Bed, profile: str, _: int) -> None:
     run.communicate()
 
 
-def test_a_run_that_is_killed_anywhere_is_healed_by_the_next(bed: Bed, tmp_path: Path) -> None:
+def test_run_killed_at_any_task_is_repaired_by_next_run(bed: Bed, tmp_path: Path) -> None:
     notes = tmp_path / "notes"
     watch = {**CALLBACK, "MAGI_NOTES": str(notes), "MAGI_STATE": str(bed.state)}
     bed.run("site", "-e", "profile=other", env=watch)
@@ -62,11 +62,11 @@ def test_a_run_that_is_killed_anywhere_is_healed_by_the_next(bed: Bed, tmp_path:
     firsts: dict[str, int] = {}
     for number, (_name, state) in enumerate(tasks, start=1):
         firsts.setdefault(state, number)
-    # Nothing yet; launch configs written; servers started; their readiness noted.
+    # The states: empty; launch configs written; servers started; readiness recorded.
     assert len(tasks) > 15 and 4 <= len(firsts) <= 6, tasks
     profile = "other"
     kills = [(kill_at, number) for number in firsts.values()]
     for kill, number in [*kills, (kill_while_servers_change, 0)]:
         profile = OTHER[profile]
         kill(bed, profile, number)
-        check_healed(bed, profile)
+        check_repaired(bed, profile)

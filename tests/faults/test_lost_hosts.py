@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A rollout whose host fails, or is out of reach for a moment: what it says is what is so."""
+"""A rollout whose host fails or becomes unreachable: the summary reports the host's actual state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OTHER = ("-e", "profile=other")
 
 
 def rollout(bed: Bed, tmp_path: Path, *arguments: str, code: int = 0, **env: str) -> tuple[Outcome, dict[str, Any]]:
-    """A rollout to its end, and what its summary says of the host."""
+    """Run a rollout to its end; returns the outcome and the host's part of the summary."""
     path = tmp_path / "rollout.json"
     path.unlink(missing_ok=True)
     run = bed.run("rollout", *arguments, "-e", f"output_file={path}", env=env, code=code)
@@ -25,8 +25,8 @@ def rollout(bed: Bed, tmp_path: Path, *arguments: str, code: int = 0, **env: str
     return run, host
 
 
-def test_a_host_that_failed_before_its_handlers_runs_none_later(bed: Bed, tmp_path: Path) -> None:
-    """What the plan starts, restarts and stops was notified; the rescue makes the host go on to the play's end."""
+def test_host_failed_before_handlers_runs_no_handler(bed: Bed, tmp_path: Path) -> None:
+    """The plan has notified the handlers, and the rescue lets the host continue to the end of the play."""
     foreign = bed.state / "supervisor/conf.d/tiny-llama-q2_k.conf"
     foreign.write_text("[program:not-ours]\ncommand=/bin/true\n")
     pids = bed.pids()
@@ -44,8 +44,8 @@ def test_a_host_that_failed_before_its_handlers_runs_none_later(bed: Bed, tmp_pa
     ("task", "offers"),
     [("Write the launch configs", False), ("Start, restart and stop the changed servers", True)],
 )
-def test_a_host_that_is_lost_during_one_task_is_not_updated(bed: Bed, tmp_path: Path, task: str, offers: bool) -> None:
-    """Its old servers are healthy and answer: nothing else tells."""
+def test_host_lost_during_one_task_is_not_updated(bed: Bed, tmp_path: Path, task: str, offers: bool) -> None:
+    """Its old servers are healthy and answer, so nothing else shows it."""
     pids = bed.pids()
     plugins = str(PROJECT / "tests/support")
     lost = {
@@ -55,7 +55,7 @@ def test_a_host_that_is_lost_during_one_task_is_not_updated(bed: Bed, tmp_path: 
         "MAGI_NOW": str(tmp_path / "now"),
         "MAGI_LOST_AT": task,
     }
-    # This restarts both servers, and nothing else.
+    # This restarts both servers and changes nothing else.
     change = ("-e", "servers_stop_timeout=4", "-e", "ansible_connection=flaky")
     run, host = rollout(bed, tmp_path, *change, code=2, **lost)
     assert bed.pids() == pids

@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The bed of nodes itself: repeating it changes nothing, and taking it down leaves nothing."""
+"""The nodes: starting them again changes nothing, and removing them leaves nothing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def inventory(tmp_path: Path) -> Iterator[Path]:
 
 
 def labelled() -> list[str]:
-    """What podman has of the bed: nodes, networks and volumes."""
+    """Podman's objects of the bed: nodes, networks and volumes."""
     found = []
     for command in (["ps", "--all"], ["network", "ls"], ["volume", "ls"]):
         listing = ["podman", *command, "--filter", f"label=magi.llama.bed={BED}", "--format", "json"]
@@ -39,7 +39,7 @@ def labelled() -> list[str]:
     return [str(entry.get("Names") or entry.get("name") or entry.get("Name")) for entry in found]
 
 
-def test_a_bed_is_brought_up_once_and_leaves_nothing(inventory: Path) -> None:
+def test_bed_is_idempotent_and_removed_completely(inventory: Path) -> None:
     up = ["up", "--name", BED, "--inventory", str(inventory), "forky"]
     first = nodes(*up)
     assert first.returncode == 0, first.stderr

@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What happens to servers that run: they crash, hang, lose their port; the clock and the environment change."""
+"""Faults of running servers: crash, hang, lost port, and changes of the clock and the environment."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from support.bed import Bed
 Q3, Q4 = "tiny-llama-q3_k_m", "tiny-llama-q4_k_m"
 
 
-def test_a_server_that_is_killed_or_crashes_comes_back_by_itself_and_is_counted(bed: Bed) -> None:
+def test_server_killed_or_crashed_restarts_and_is_counted(bed: Bed) -> None:
     before = bed.status()
     for number, crash in enumerate((signal.SIGKILL, signal.SIGSEGV), start=1):
         was = bed.pids()[Q4]
@@ -37,13 +37,13 @@ def test_a_server_that_is_killed_or_crashes_comes_back_by_itself_and_is_counted(
     assert status[Q3]["restarts"] == before[Q3]["restarts"]
 
 
-def test_a_server_that_hangs_while_its_health_is_well_is_found_by_verify(bed: Bed) -> None:
+def test_server_hanging_with_good_health_is_found_by_verify(bed: Bed) -> None:
     victim = bed.status()[Q4]
     command = [sys.executable, hang.__file__, str(victim["pid"]), "60"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         if process.stdout.readline().strip() != "hangs":
-            pytest.skip("processes may not be traced here")
+            pytest.skip("processes cannot be traced here")
         with urllib.request.urlopen(f"http://127.0.0.1:{victim['port']}/health", timeout=5) as answer:
             assert answer.status == 200
         assert bed.status()[Q4]["state"] == "ready"
@@ -62,7 +62,7 @@ def test_a_server_that_hangs_while_its_health_is_well_is_found_by_verify(bed: Be
     assert bed.wait_ready()[Q4]["pid"] != victim["pid"]
 
 
-def test_a_port_that_is_stolen_before_the_start_is_told_with_its_holder(bed: Bed) -> None:
+def test_port_taken_before_start_is_reported_with_holder(bed: Bed) -> None:
     port, other = bed.status()[Q4]["port"], bed.pids()[Q3]
     bed.module("server_state", state_dir=str(bed.state), actions={Q4: "stop"})
     with socket.create_server(("127.0.0.1", port)) as thief:
@@ -71,15 +71,15 @@ def test_a_port_that_is_stolen_before_the_start_is_told_with_its_holder(bed: Bed
             f"{Q4} (port {port}): exit code 1", f"port {port} is held by pid {os.getpid()}", "its last lines:"
         )
         assert bed.pids() == {Q3: other}
-        # A plan made now says it before anything is started.
+        # A plan made at this point reports it before anything is started.
         bed.run("plan", code=2).expect(f"Port {port} of server {Q4} is held by pid {os.getpid()}")
         assert thief.fileno() >= 0
     bed.run("start")
     assert bed.wait_ready()[Q3]["pid"] == other
 
 
-def test_a_clock_that_was_set_back_changes_nothing(bed: Bed, tmp_path: Path) -> None:
-    # The machine's own clock is not ours to set: every Python of the run, and of its modules, sees another.
+def test_clock_set_back_changes_nothing(bed: Bed, tmp_path: Path) -> None:
+    # The machine's clock cannot be set here: a patched time module shows another time to every Python of the run.
     (tmp_path / "sitecustomize.py").write_text(
         "import time\n"
         "ago = 400 * 86400\n"
@@ -97,7 +97,7 @@ def test_a_clock_that_was_set_back_changes_nothing(bed: Bed, tmp_path: Path) -> 
     assert bed.status()[Q3]["uptime_seconds"] >= uptime
 
 
-def test_no_setting_of_the_caller_s_or_the_user_s_reaches_a_server(bed: Bed, tmp_path: Path) -> None:
+def test_environment_of_caller_and_user_does_not_reach_servers(bed: Bed, tmp_path: Path) -> None:
     config = tmp_path / "home/.config/llama.cpp/config.ini"
     config.parent.mkdir(parents=True)
     config.write_text("[*]\nthreads-http = 3\nctx-size = 512\n")
@@ -120,7 +120,7 @@ def test_no_setting_of_the_caller_s_or_the_user_s_reaches_a_server(bed: Bed, tmp
         assert str(config) not in log
 
 
-def test_a_restart_takes_servers_one_by_one_where_the_profile_says_so(bed: Bed) -> None:
+def test_restart_with_sequential_profile_is_one_by_one(bed: Bed) -> None:
     path = bed.state / "servers.json"
     record = json.loads(path.read_text())
     path.write_text(json.dumps({**record, "start": {**record["start"], "concurrent": False}}))
@@ -129,6 +129,6 @@ def test_a_restart_takes_servers_one_by_one_where_the_profile_says_so(bed: Bed) 
         at_once = bed.run("restart", "-e", "servers_concurrent_starts=true").output
     finally:
         path.write_text(json.dumps(record, indent=2) + "\n")
-    # Each is awaited before the next is started, and what was done is told at the end of all that.
+    # Each server is healthy before the next is started, and the run reports all of them at the end.
     awaited_first = [run.index("  ready in ") < run.index(": restarted") for run in (one_by_one, at_once)]
     assert awaited_first == [True, False]

@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is not ours is left alone, no path leads out of the models' folder, and keys stay where they are."""
+"""Unmanaged servers and files are not touched, paths cannot leave the models' folder, and API keys do not leak."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Registry = dict[str, Any]
 
 
 def plan_arguments(bed: Bed, **more: Any) -> dict[str, Any]:
-    """What the role gives to server_plan, where the profile and the binary do not matter."""
+    """The arguments of server_plan as the role passes them, with a placeholder profile and binary."""
     entry = {"model": None, "selector": {"tier": "Q4"}, "parameters": {}, "instances": 1, "key": "enabled_models[0]"}
     return {
         "registry_path": str(bed.registry),
@@ -64,20 +64,20 @@ def move_all(registry: Registry) -> None:
         (first_model(mmproj="/etc/passwd"), "is not among the companions"),
     ],
 )
-def test_a_hostile_registry_is_a_damaged_one(bed: Bed, tmp_path: Path, change: Callable[..., None], why: str) -> None:
+def test_registry_hostile_is_damaged(bed: Bed, tmp_path: Path, change: Callable[..., None], why: str) -> None:
     registry = json.loads(bed.registry.read_text())
     change(registry)
     hostile = tmp_path / "registry.json"
     hostile.write_text(json.dumps(registry))
     refused = bed.module("server_plan", **plan_arguments(bed, registry_path=str(hostile)))
     assert refused["failed"] and why in refused["msg"]
-    # The next scan replaces it, and takes nothing from it.
+    # The next scan replaces it and keeps nothing from it.
     scanned = bed.module("gguf_registry", scan_paths=[str(bed.models)], registry_path=str(hostile))
     assert "is damaged" in scanned["warned"][0]
     assert json.loads(hostile.read_text())["models"] == json.loads(bed.registry.read_text())["models"]
 
 
-def test_a_record_with_a_path_for_a_name_is_damaged(bed: Bed, tmp_path: Path) -> None:
+def test_record_with_path_as_name_is_damaged(bed: Bed, tmp_path: Path) -> None:
     record = json.loads((bed.state / "servers.json").read_text())
     record["servers"][0]["name"] = "../../../etc/systemd/system/sshd"
     (tmp_path / "servers.json").write_text(json.dumps(record))
@@ -85,7 +85,7 @@ def test_a_record_with_a_path_for_a_name_is_damaged(bed: Bed, tmp_path: Path) ->
     assert answer["failed"] and "is not a server name" in answer["msg"]
 
 
-def test_a_link_out_of_the_folder_is_no_model(bed: Bed, tmp_path: Path) -> None:
+def test_link_out_of_folder_is_rejected(bed: Bed, tmp_path: Path) -> None:
     outside = tmp_path / "outside.gguf"
     outside.write_bytes((bed.models / "tiny-llama-Q2_K.gguf").read_bytes())
     link = bed.models / "link.gguf"
@@ -100,8 +100,8 @@ def test_a_link_out_of_the_folder_is_no_model(bed: Bed, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def foreign(bed: Bed) -> Iterator[subprocess.Popen[bytes]]:
-    """Somebody else's llama-server on a port of the range, and of a similar name."""
+def unmanaged_server(bed: Bed) -> Iterator[subprocess.Popen[bytes]]:
+    """An unmanaged llama-server with a similar name on a port of the range."""
     model = bed.models / "tiny-llama-Q2_K.gguf"
     process = subprocess.Popen(
         [
@@ -124,10 +124,10 @@ def foreign(bed: Bed) -> Iterator[subprocess.Popen[bytes]]:
     process.wait()
 
 
-def test_servers_that_are_not_ours_are_never_stopped(bed: Bed, foreign: subprocess.Popen[bytes]) -> None:
+def test_unmanaged_servers_are_never_stopped(bed: Bed, unmanaged_server: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 20
     answer: dict[str, Any] = {}
-    # A port of the range that somebody else has is passed over.
+    # A port of the range that another process holds is skipped.
     while not any(server["port"] == bed.port + 3 for server in answer.get("servers", [])):
         assert time.monotonic() < deadline, answer
         entry = {"model": None, "selector": {"id": "*"}, "parameters": {}, "instances": 1, "key": "enabled_models[0]"}
@@ -137,7 +137,7 @@ def test_servers_that_are_not_ours_are_never_stopped(bed: Bed, foreign: subproce
     actions = dict.fromkeys((Q3, Q4), "stop")
     bed.module("server_state", state_dir=str(bed.state), actions=actions)
     assert not bed.pids()
-    assert foreign.poll() is None
+    assert unmanaged_server.poll() is None
     bed.module("server_state", state_dir=str(bed.state), state="started", supervisord_path=_supervisord())
     bed.wait_ready()
 
@@ -146,7 +146,7 @@ def _supervisord() -> str:
     return str(Path(sys.executable).parent / "supervisord")
 
 
-def test_a_unit_that_is_not_ours_is_not_overwritten(tmp_path: Path) -> None:
+def test_unmanaged_unit_is_not_overwritten(tmp_path: Path) -> None:
     from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import (
         File,
         LaunchConfigError,
@@ -172,8 +172,8 @@ def key_file(bed: Bed) -> Iterator[Path]:
     path.unlink(missing_ok=True)
 
 
-def test_a_key_file_that_cannot_be_used_is_told_before_anything_is_touched(bed: Bed, key_file: Path) -> None:
-    def look(**more: Any) -> dict[str, Any]:
+def test_key_file_unusable_is_reported_before_changes(bed: Bed, key_file: Path) -> None:
+    def facts(**more: Any) -> dict[str, Any]:
         return bed.module(
             "host_facts",
             user="nobody",
@@ -183,23 +183,23 @@ def test_a_key_file_that_cannot_be_used_is_told_before_anything_is_touched(bed: 
             **more,
         )
 
-    assert f"The API key file {key_file} cannot be read: No such file" in look()["msg"]
+    assert f"The API key file {key_file} cannot be read: No such file" in facts()["msg"]
     key_file.write_text("\n\n")
-    assert "holds no key" in look()["msg"]
+    assert "holds no key" in facts()["msg"]
     key_file.write_text(f"{KEY}\n")
     bed.root.chmod(0o755)
     key_file.chmod(0o600)
     if os.geteuid() == 0:
-        assert "cannot be read by the servers' user nobody" in look()["msg"]
-        assert "cannot be read by the servers' user nobody" not in str(look(_ansible_check_mode=True).get("msg"))
+        assert "cannot be read by the servers' user nobody" in facts()["msg"]
+        assert "cannot be read by the servers' user nobody" not in str(facts(_ansible_check_mode=True).get("msg"))
     key_file.chmod(0o644)
-    first = look()["ansible_facts"]["llama_host"]["api_key_stamp"]
+    first = facts()["ansible_facts"]["llama_host"]["api_key_stamp"]
     key_file.write_text(f"{KEY}\n{KEY}-2\n")
-    assert look()["ansible_facts"]["llama_host"]["api_key_stamp"] != first
-    assert KEY not in str(look())
+    assert facts()["ansible_facts"]["llama_host"]["api_key_stamp"] != first
+    assert KEY not in str(facts())
 
 
-def test_a_key_is_seen_nowhere(bed: Bed, key_file: Path) -> None:
+def test_key_does_not_leak(bed: Bed, key_file: Path) -> None:
     key_file.write_text(f"{KEY}\n")
     with_key = ["-e", f"servers_api_key_file={key_file}"]
     outputs = [bed.run("site", "-vvv", "--diff", *with_key), bed.run("verify", "-vvv")]
@@ -214,7 +214,7 @@ def test_a_key_is_seen_nowhere(bed: Bed, key_file: Path) -> None:
                 assert KEY.encode() not in Path(f"/proc/{process.pid}/{part}").read_bytes()
         kept = [path for path in bed.root.rglob("*") if path.is_file() and path != key_file]
         assert not [path for path in kept if KEY.encode() in path.read_bytes()]
-        # Without the key nobody gets a token.
+        # Without the key a server does not answer.
         port = next(iter(bed.status().values()))["port"]
         asked = subprocess.run(
             ["curl", "-s", "-d", '{"prompt": "a", "n_predict": 1}', f"http://127.0.0.1:{port}/completion"],
@@ -227,7 +227,7 @@ def test_a_key_is_seen_nowhere(bed: Bed, key_file: Path) -> None:
         bed.run("site")
 
 
-def test_no_such_key_file_stops_a_run_before_it_touches_anything(bed: Bed, key_file: Path) -> None:
+def test_key_file_missing_stops_run_before_changes(bed: Bed, key_file: Path) -> None:
     pids = bed.pids()
     refused = bed.run("site", "-e", f"servers_api_key_file={key_file}", "-e", "profile=other", code=2)
     refused.expect(f"The API key file {key_file} cannot be read: No such file or directory")

@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Variables that make no sense are refused before anything is touched, and a path may be written in several ways."""
+"""Invalid variables are refused before anything is changed, and equivalent spellings of a path are equal."""
 
 from __future__ import annotations
 
@@ -28,9 +28,7 @@ from support.runs import BIN, ROOT, execute
         (["servers_gpu_access=ture"], {}, "servers_gpu_access is ture: set it to auto, true or false"),
     ],
 )
-def test_senseless_variables_are_refused(
-    bed: Bed, arguments: list[str], environment: dict[str, str], says: str
-) -> None:
+def test_invalid_variables_are_refused(bed: Bed, arguments: list[str], environment: dict[str, str], says: str) -> None:
     pids = bed.pids()
     given = [word for argument in arguments for word in ("-e", argument)]
     refused = bed.run("site", "-e", "profile=other", *given, env=environment, code=2)
@@ -39,7 +37,7 @@ def test_senseless_variables_are_refused(
     assert bed.pids() == pids
 
 
-def test_a_state_directory_with_needless_slashes_is_the_same(bed: Bed) -> None:
+def test_state_directory_with_redundant_slashes_is_equal(bed: Bed) -> None:
     pids = bed.pids()
     same = json.dumps({"servers_state_dir": f"//{str(bed.state).replace('/', '//')}/"})
     assert bed.run("site", "-e", same).changed == 0
@@ -49,7 +47,7 @@ def test_a_state_directory_with_needless_slashes_is_the_same(bed: Bed) -> None:
     assert bed.run("site").changed == 0
 
 
-def test_what_teardown_would_do_is_ours_alone(bed: Bed) -> None:
+def test_teardown_check_mode_lists_managed_paths_only(bed: Bed) -> None:
     foreign = bed.state / "log/access.log"
     foreign.write_text("somebody's")
     removed = bed.module(
@@ -64,13 +62,13 @@ def test_what_teardown_would_do_is_ours_alone(bed: Bed) -> None:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A short path: a socket would lie in it."""
+    """A short path, because a socket would be in it."""
     with tempfile.TemporaryDirectory(prefix="magi-") as path:
         yield Path(path)
 
 
-def test_supervisor_comes_from_pypi_where_its_package_cannot_be_installed(folder: Path) -> None:
-    # What pip would put there.
+def test_supervisor_without_package_is_installed_from_pypi(folder: Path) -> None:
+    # The files that pip would install.
     program = folder / "state/supervisor/venv/bin/supervisord"
     program.parent.mkdir(parents=True)
     program.touch(0o755)
@@ -106,7 +104,7 @@ def _modules(output: str) -> list[str]:
     return re.findall(r"Using module file \S+/(\w+)\.py", output)
 
 
-def test_a_run_that_changes_nothing_asks_the_host_five_times(bed: Bed) -> None:
+def test_run_without_changes_calls_five_modules(bed: Bed) -> None:
     assert _modules(bed.run("site", "-vvv").output) == [
         *("host_facts", "runtime", "gguf_registry", "server_plan", "wait_for_health"),
     ]
@@ -115,7 +113,7 @@ def test_a_run_that_changes_nothing_asks_the_host_five_times(bed: Bed) -> None:
     bed.run("site")
 
 
-def test_what_has_other_tags_does_not_look_at_what_only_servers_need(bed: Bed) -> None:
+def test_other_tags_skip_checks_of_servers(bed: Bed) -> None:
     missing = ("-e", f"servers_api_key_file={bed.state}/no-such-keys")
     pids = bed.pids()
     for tag in ("runtime", "registry"):
@@ -126,7 +124,7 @@ def test_what_has_other_tags_does_not_look_at_what_only_servers_need(bed: Bed) -
     assert bed.run("site", "--tags", "servers").changed == 0
 
 
-def test_a_server_that_was_stopped_when_it_was_asked_is_not_refused(bed: Bed) -> None:
+def test_stopped_server_when_probed_is_not_marked_refused(bed: Bed) -> None:
     ready = bed.state / "ready.json"
     bed.run("stop", "-e", "servers=tiny-llama-q3_k_m")
     bed.run("verify", code=2).expect("All connection attempts failed")

@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Two runs at once on one host: the second waits or refuses, naming the first; a run that is dead stops nobody."""
+"""Two runs at once on one host: the second waits or fails and names the first; a dead run blocks nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support.bed import Bed
 
 
 def other_run(**changes: object) -> Run:
-    """A run of somebody else, on a controller of which nothing can be known here."""
+    """A run of another user, on a controller that cannot be checked from here."""
     return Run(
         **{
             "id": "elsewhere.1/4711/1",
@@ -32,18 +32,18 @@ def other_run(**changes: object) -> Run:
     )
 
 
-def test_the_second_run_refuses_or_waits_and_the_first_is_not_disturbed(bed: Bed) -> None:
+def test_second_run_waits_or_fails_without_disturbing_first(bed: Bed) -> None:
     state = str(bed.state)
     assert acquire(state, other_run()) is None
     pids = bed.pids()
-    # Whoever only looks needs no lock.
+    # A playbook that only reads needs no lock.
     bed.run("site", "--check", "-e", "profile=other")
 
     refused = bed.run("restart", code=2)
     refused.expect("rollout.yml by anna on ci-7.example.org (pid 4711")
     refused.expect("Nothing was changed")
     assert bed.pids() == pids
-    assert holder(state) is not None, "a refused run must not give back what is not its own"
+    assert holder(state) is not None, "a refused run must not release another run's lock"
 
     waiting = bed.start("restart", "-e", "servers_lock_wait=60", "-e", "servers=tiny-llama-q3_k_m")
     assert waiting.stdout is not None
@@ -59,11 +59,11 @@ def test_the_second_run_refuses_or_waits_and_the_first_is_not_disturbed(bed: Bed
     assert holder(state) is None
 
 
-def test_a_killed_run_stops_nobody_on_the_same_controller(bed: Bed) -> None:
+def test_lock_of_killed_run_on_same_controller_is_free(bed: Bed) -> None:
     state = str(bed.state)
     first = bed.start("restart")
     while holder(state) is None:
-        assert first.poll() is None, "it ended without a lock"
+        assert first.poll() is None, "it exited without a lock"
         time.sleep(0.01)
     os.killpg(first.pid, signal.SIGKILL)
     first.communicate()
@@ -76,13 +76,13 @@ def test_a_killed_run_stops_nobody_on_the_same_controller(bed: Bed) -> None:
     bed.wait_ready()
 
 
-def test_a_run_that_fails_gives_the_lock_back(bed: Bed) -> None:
+def test_failed_run_releases_lock(bed: Bed) -> None:
     failed = bed.run("restart", "-e", "servers=nobody", code=2)
     failed.expect("No server nobody is deployed here")
     assert holder(str(bed.state)) is None
 
 
-def test_a_run_elsewhere_counts_until_its_lease_is_over_or_somebody_takes_over(tmp_path: Path) -> None:
+def test_lock_of_other_controller_is_held_until_expiry_or_takeover(tmp_path: Path) -> None:
     state = str(tmp_path)
     mine = Run(**this_run())
     assert acquire(state, other_run(), lease=0.05) is None
@@ -97,14 +97,14 @@ def test_a_run_elsewhere_counts_until_its_lease_is_over_or_somebody_takes_over(t
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"id": "x"}', "\0" * 100])
-def test_a_damaged_lock_stops_nobody(tmp_path: Path, text: str) -> None:
+def test_damaged_lock_is_free(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.lock").write_text(text)
     assert acquire(str(tmp_path), other_run()) is None
     held = holder(str(tmp_path))
     assert held is not None and held.run.controller == "ci-7.example.org"
 
 
-def test_a_restart_of_the_host_ends_every_lock(tmp_path: Path) -> None:
+def test_lock_after_host_restart_is_free(tmp_path: Path) -> None:
     def proc(name: str, boot: str, first: int) -> str:
         root = tmp_path / name
         (root / "sys/kernel/random").mkdir(parents=True)
@@ -117,12 +117,12 @@ def test_a_restart_of_the_host_ends_every_lock(tmp_path: Path) -> None:
     before = proc("before", "a", 5)
     assert acquire(str(tmp_path), other_run(), proc=before) is None
     assert holder(str(tmp_path), proc=before) is not None
-    # Another boot of the machine, and a restart of a container on the same one.
+    # Another boot of the machine, and a restart of a container during the same boot.
     assert holder(str(tmp_path), proc=proc("rebooted", "b", 5)) is None
     assert holder(str(tmp_path), proc=proc("restarted", "a", 9)) is None
 
 
-def test_a_step_of_a_run_that_has_lost_its_lock_is_refused(bed: Bed) -> None:
+def test_step_of_run_without_lock_is_refused(bed: Bed) -> None:
     state = str(bed.state)
     acquire(state, other_run())
     pids = bed.pids()

@@ -2,7 +2,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Bring up systemd nodes with addresses of their own and SSH by key, in podman, from images built here."""
+"""Start systemd nodes with their own addresses and SSH by key, in podman, from images built here."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CACHE = ROOT / ".cache" / "nodes"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 LOCAL_CAS = Path("/usr/local/share/ca-certificates")
 LABEL = "magi.llama"
-WORKERS = 2  # images and nodes at a time: enough to overlap waiting, few enough for a shared machine of two cores
+WORKERS = 2  # images and nodes in parallel: overlaps waiting without overloading a shared machine of two cores
 BOOT_TIMEOUT = 60.0
 
 BASE_PACKAGES = (
@@ -56,7 +56,7 @@ KINDS = {
     "python39": Kind("bullseye", (), "bare Debian 11, Python 3.9, the oldest that is supported"),
 }
 
-# What a machine needs: the file that proves it, and the Debian package that brings it.
+# The machine's requirements: the file that proves each one, and the Debian package that provides it.
 NEEDS = {
     "podman": "podman",
     "runc": "runc",
@@ -68,20 +68,20 @@ NEEDS = {
     str(KEYRING): "debian-archive-keyring",
 }
 
-# Every capability but those that reach through to the machine itself: its clock, its kernel, its log.
+# Every capability except those that affect the machine itself: its clock, its kernel, its log.
 CAPABILITIES = ("--cap-add", "ALL", "--cap-drop", "SYS_TIME,SYS_MODULE,SYS_RAWIO,SYSLOG")
 
-# On a machine with hybrid cgroups podman hands over the old hierarchies, which today's systemd refuses.
+# On a machine with hybrid cgroups podman passes cgroup v1 hierarchies, which today's systemd refuses.
 INIT = "umount -R /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup; exec /sbin/init"
 
 SSHD = "HostKey /etc/ssh/ssh_host_ed25519_key\nPasswordAuthentication no\nUseDNS no\nMaxStartups 100\n"
 WRITTEN_BY = "# Written by tests/nodes/nodes.py"
-# These would take apt's lock, or a core, in the middle of a test.
+# These would hold apt's lock, or use a core, in the middle of a test.
 MASKED = ("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer")
 
 
 class BedError(Exception):
-    """A full sentence for the user."""
+    """A complete sentence for the user."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,14 +95,14 @@ class Node:
 
 
 def run(*argv: str, check: bool = True, stdin: bytes | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command and capture it; what it said goes into the error."""
-    # podman's monitor leaves a file named oom where it was started from when a node runs out of memory.
+    """Run a command and capture its output; an error includes it."""
+    # When a node runs out of memory, podman's monitor creates a file named oom in its working directory.
     CACHE.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(argv, input=stdin, capture_output=True, check=False, cwd=CACHE)
     out, err = (stream.decode(errors="replace") for stream in (done.stdout, done.stderr))
     if check and done.returncode:
         tail = "\n".join((out + err).strip().splitlines()[-15:])
-        raise BedError(f"`{' '.join(argv[:3])} …` ended with exit code {done.returncode}:\n{tail}")
+        raise BedError(f"`{' '.join(argv[:3])} …` exited with code {done.returncode}:\n{tail}")
     return subprocess.CompletedProcess(argv, done.returncode, out, err)
 
 
@@ -126,9 +126,9 @@ def is_debian() -> bool:
 
 
 def lacks() -> list[str]:
-    """What keeps this machine from running nodes, each with its remedy."""
+    """The requirements that this machine does not meet, each with the remedy."""
     if os.geteuid() != 0:
-        return ["root: systemd nodes with addresses of their own need it; run this with sudo"]
+        return ["root: systemd nodes with their own addresses need it; run this with sudo"]
     if not is_debian():
         return ["Debian: the images come from the machine's own apt sources; run this on a Debian machine"]
     found = []
@@ -144,7 +144,7 @@ def lacks() -> list[str]:
     else:
         backend = run("podman", "info", "--format", "{{.Host.NetworkBackend}}", check=False)
         if backend.returncode:
-            found.append(f"a working podman: `podman info` says {backend.stderr.strip().splitlines()[-1:]}")
+            found.append(f"a working podman: `podman info` reports {backend.stderr.strip().splitlines()[-1:]}")
         elif backend.stdout.strip() != "netavark":
             found.append('netavark: set network_backend = "netavark" in /etc/containers/containers.conf')
     try:
@@ -155,7 +155,7 @@ def lacks() -> list[str]:
 
 
 def prepare() -> None:
-    """Install what is missing where that is possible, and say what is lacking where it is not."""
+    """Install missing packages if possible; raise BedError with what is missing otherwise."""
     wanted = missing_packages()
     if wanted and is_debian():
         say(f"installing {' '.join(wanted)}")
@@ -174,15 +174,15 @@ def mirror() -> str:
     listed = run("apt-get", "indextargets", "--format", fields, "Created-By: Packages").stdout
     for line in listed.splitlines():
         uri, release, component, label = line.split("|")
-        # The label is known only once apt has read the mirror's lists.
+        # The label is known once apt has read the mirror's lists.
         if component == "main" and not set("-/") & set(release) and label in ("Debian", "$(LABEL)"):
             return uri.rstrip("/")
-    raise BedError("a Debian mirror: apt's sources name none with the component main")
+    raise BedError("a Debian mirror: the apt sources have none with the component main")
 
 
 def apt_options() -> list[str]:
-    """The machine's own way to the mirror, passed on to the nodes. Signatures are checked all the same."""
-    options = ['Acquire::Check-Valid-Until "false"']  # a mirror may serve an archived or a frozen suite
+    """The machine's apt settings for the mirror, passed on to the nodes. Signatures are still checked."""
+    options = ['Acquire::Check-Valid-Until "false"']  # a mirror may serve an archived or frozen suite
     for line in run("apt-config", "dump").stdout.splitlines():
         if re.match(r"Acquire::(https?::Proxy|Check-Date)\b", line):
             options.append(line.rstrip(";"))
@@ -195,7 +195,7 @@ def apt_options() -> list[str]:
 
 @contextlib.contextmanager
 def lock() -> Iterator[None]:
-    """One program at a time changes beds and images on this machine, whatever checkout it runs from."""
+    """Only one program at a time changes beds and images on this machine, from any checkout."""
     with open("/run/lock/magi-nodes.lock", "w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -214,10 +214,10 @@ def in_parallel(function: Any, items: list[Any]) -> list[Any]:
 
 
 def recipe(kind: str) -> list[str]:
-    """mmdebstrap's arguments, less the place where the image goes: all that the image depends on."""
+    """The arguments of mmdebstrap without the target: everything that the image depends on."""
     spec = KINDS[kind]
     hooks = [
-        'rm -f "$1"/etc/ssh/ssh_host_*',  # each node gets a key of its own
+        'rm -f "$1"/etc/ssh/ssh_host_*',  # each node gets its own key
         f"printf '%s' '{SSHD}' > \"$1/etc/ssh/sshd_config.d/nodes.conf\"",
         *(f'ln -sf /dev/null "$1/etc/systemd/system/{unit}"' for unit in MASKED),
     ]
@@ -245,7 +245,7 @@ def tarballs() -> Path:
 
 
 def ensure_image(kind: str) -> str:
-    """The name of the kind's image in podman: as it is there, else from the cache, else built."""
+    """Return the name of the kind's image in podman; import it from the cache or build it if it is missing."""
     arguments = recipe(kind)
     key = key_of(arguments)
     image, tarball = f"localhost/magi-node-{kind}:{key}", tarballs() / f"{kind}-{key}.tar"
@@ -253,7 +253,7 @@ def ensure_image(kind: str) -> str:
         return image
     if not tarball.exists():
         tarballs().mkdir(parents=True, exist_ok=True)
-        say(f"image {kind}: building it from Debian {KINDS[kind].suite}")
+        say(f"image {kind}: building from Debian {KINDS[kind].suite}")
         unfinished = tarball.with_suffix(".unfinished")
         try:
             run("mmdebstrap", *(str(unfinished) if part == "{target}" else part for part in arguments))
@@ -261,14 +261,14 @@ def ensure_image(kind: str) -> str:
             unfinished.unlink(missing_ok=True)
             raise BedError(f"The image {kind} cannot be built. {error}") from None
         unfinished.rename(tarball)
-    say(f"image {kind}: importing it into podman")
+    say(f"image {kind}: importing into podman")
     run("podman", "import", "--quiet", "--change", f"LABEL {LABEL}.kind={kind}", str(tarball), image)
     forget_images(kind, keep=key)
     return image
 
 
 def forget_images(kind: str | None = None, keep: str = "") -> None:
-    """Remove images of ours, of one kind or of all, but the one to keep and those that nodes still use."""
+    """Remove our images, of one kind or of all, except the one to keep and those that nodes use."""
     for tarball in tarballs().glob(f"{kind or '*'}-*"):
         if not keep or f"-{keep}." not in tarball.name:
             tarball.unlink()
@@ -282,7 +282,7 @@ def forget_images(kind: str | None = None, keep: str = "") -> None:
 
 
 def listed(what: str, *filters: str) -> list[dict[str, Any]]:
-    """podman's own list of containers (`ps`) or networks (`network`) that carry the given labels."""
+    """Podman's list of containers (`ps`) or networks (`network`) with the given labels."""
     argv = ["podman", "ps", "--all"] if what == "ps" else ["podman", "network", "ls"]
     for condition in filters:
         argv += ["--filter", f"label={LABEL}.{condition}"]
@@ -298,21 +298,19 @@ def name_of(entry: dict[str, Any]) -> str:
 
 
 def claim(bed: str) -> None:
-    """Refuse a bed that belongs to another checkout; clear away one whose checkout is gone."""
+    """Refuse a bed that belongs to another checkout; remove one whose checkout no longer exists."""
     for entry in listed("ps", f"bed={bed}") + listed("network", f"bed={bed}"):
         owner = labels_of(entry)[f"{LABEL}.checkout"]
         if owner != str(ROOT) and Path(owner).exists():
-            raise BedError(
-                f"The bed {bed} belongs to the checkout {owner}: take it down there, or choose another --name."
-            )
+            raise BedError(f"The bed {bed} belongs to the checkout {owner}. Remove it there, or choose another --name.")
         if owner != str(ROOT):
-            say(f"bed {bed}: removing what the checkout {owner}, which is gone, left behind")
+            say(f"bed {bed}: removing leftovers of the deleted checkout {owner}")
             remove(bed)
             return
 
 
 def remove(bed: str) -> int:
-    """Remove a bed's containers, volumes and network; the number of nodes that were there."""
+    """Remove a bed's containers, volumes and network; returns the number of removed nodes."""
     containers = [name_of(entry) for entry in listed("ps", f"bed={bed}")]
     if containers:
         run("podman", "rm", "--force", "--volumes", "--time", "0", *containers)
@@ -341,7 +339,7 @@ def make_key(path: Path, comment: str) -> None:
 
 
 def archive(files: dict[str, tuple[Path, int]]) -> bytes:
-    """A tar of root's files, for podman to unpack into a node before its first boot."""
+    """A tar of files owned by root, which podman unpacks into a node before its first boot."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         folder = tarfile.TarInfo("root/.ssh")
@@ -356,14 +354,14 @@ def archive(files: dict[str, tuple[Path, int]]) -> bytes:
 
 
 def limit(which: int, most: int) -> str:
-    """The machine's own hard limit: without CAP_SYS_RESOURCE not even root may go above it."""
+    """The machine's own hard limit: without CAP_SYS_RESOURCE root cannot exceed it."""
     hard = resource.getrlimit(which)[1]
     value = most if hard == resource.RLIM_INFINITY else min(hard, most)
     return f"{value}:{value}"
 
 
 def create_arguments(bed: str, node: Node, image: str, models: Path | None, memory: str | None) -> list[str]:
-    # A host keeps its network card over a restart; with another one, the machine asks for half a minute at the old.
+    # A fixed MAC address: with a new one the machine would use the old ARP entry for half a minute.
     mac = "02:42:" + ":".join(f"{byte:02x}" for byte in ipaddress.IPv4Address(node.address).packed)
     return [
         *("--name", node.name, "--hostname", node.name, "--network", f"magi-{bed}"),
@@ -373,7 +371,7 @@ def create_arguments(bed: str, node: Node, image: str, models: Path | None, memo
         *("--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined"),
         *("--ulimit", f"nofile={limit(resource.RLIMIT_NOFILE, 524288)}"),
         *("--ulimit", f"nproc={limit(resource.RLIMIT_NPROC, 32768)}"),
-        "--restart=always",  # so that `systemctl reboot` in a node ends in a boot
+        "--restart=always",  # so that `systemctl reboot` in a node boots it again
         *(("--volume", f"{models}:/models:ro") if models else ()),
         *(("--memory", memory, "--memory-swap", memory) if memory else ()),
         *(image, "sh", "-c", INIT),
@@ -381,20 +379,20 @@ def create_arguments(bed: str, node: Node, image: str, models: Path | None, memo
 
 
 def ensure_node(bed: str, node: Node, arguments: list[str]) -> str:
-    """Bring one node to what it should be, and wait until it is; what had to be done for it."""
+    """Create, replace or start one node and wait until it has booted; returns what was done."""
     folder = CACHE / bed
     keys = {
         "etc/ssh/ssh_host_ed25519_key": (folder / "host_keys" / node.name, 0o600),
         "etc/ssh/ssh_host_ed25519_key.pub": (folder / "host_keys" / f"{node.name}.pub", 0o644),
         "root/.ssh/authorized_keys": (folder / "id_ed25519.pub", 0o600),
     }
-    # Keys that were made anew make the node anew: it would not let us in.
+    # New keys require a new node: the old node would refuse the connection.
     spec = key_of([*arguments, *(path.read_text() for path, _ in keys.values())])
     wanted = f'{{{{.State.Status}}}} {{{{index .Config.Labels "{LABEL}.spec"}}}}'
     inspected = run("podman", "inspect", "--format", wanted, node.name, check=False)
     status, _, actual = inspected.stdout.strip().partition(" ")
     did = "kept"
-    # In the state `created` an `up` was interrupted, perhaps before the keys were there.
+    # The state `created` means that an `up` was interrupted, perhaps before the keys were copied.
     if inspected.returncode or actual != spec or status == "created":
         if not inspected.returncode:
             run("podman", "rm", "--force", "--volumes", "--time", "0", node.name)
@@ -411,16 +409,16 @@ def ensure_node(bed: str, node: Node, arguments: list[str]) -> str:
     state = wait_until_booted(node)
     if did == "created" and state != "running":
         failed = run("podman", "exec", node.name, "systemctl", "--failed", "--plain", "--no-legend").stdout
-        raise BedError(f"{node.name} is new and has booted with failed units:\n{failed}")
+        raise BedError(f"{node.name} has booted with failed units:\n{failed}")
     say(f"{node.name}: {did}, {node.kind}, {node.address}, {state}")
     return did
 
 
 def wait_until_booted(node: Node) -> str:
-    """Wait until systemd has done its jobs and sshd greets; systemd's state, `running` or `degraded`."""
+    """Wait until systemd has finished its jobs and sshd answers; returns systemd's state, `running` or `degraded`."""
     deadline, state = time.monotonic() + BOOT_TIMEOUT, "offline"
     while time.monotonic() < deadline:
-        # Not with --wait, which an older systemd may not return from when asked in the last moment of a boot.
+        # Without --wait: an older systemd may never return from it near the end of a boot.
         asked = run("podman", "exec", node.name, "systemctl", "is-system-running", check=False)
         state = asked.stdout.strip() or asked.stderr.strip()
         if state in ("running", "degraded") and sshd_greets(node.address):
@@ -428,7 +426,7 @@ def wait_until_booted(node: Node) -> str:
         time.sleep(0.1)
     log = run("podman", "logs", "--tail", "10", node.name, check=False)
     raise BedError(
-        f"{node.name} has not booted within {BOOT_TIMEOUT:.0f} s, systemd says: {state}\n{log.stdout}{log.stderr}"
+        f"{node.name} has not booted within {BOOT_TIMEOUT:.0f} s, systemd's state: {state}\n{log.stdout}{log.stderr}"
     )
 
 
@@ -441,7 +439,7 @@ def sshd_greets(address: str) -> bool:
 
 
 def render(value: dict[str, Any], indent: str = "") -> str:
-    """YAML of nested dicts and strings: enough for an inventory, without a library."""
+    """YAML of nested dicts and strings: sufficient for an inventory, without a library."""
     lines = []
     for key, item in value.items():
         if isinstance(item, dict):
@@ -474,12 +472,12 @@ def write_if_changed(path: Path, text: str) -> None:
 
 
 def place_inventory(bed: str, chosen: Path | None) -> Path:
-    """Where the bed's inventory goes. A place outside the cache is noted there, for `down` to find it again."""
+    """The path of the bed's inventory. A path outside the cache is stored there, so that `down` finds it."""
     note, usual = CACHE / bed / "inventory", CACHE / bed / "hosts.yml"
     before = Path(note.read_text()) if note.exists() else usual
     place = chosen or usual
     if place.exists() and not place.read_text().startswith(WRITTEN_BY):
-        raise BedError(f"{place} is not an inventory of ours: choose another --inventory, it would be overwritten.")
+        raise BedError(f"{place} was not written by nodes.py and would be overwritten. Choose another --inventory.")
     if place != before:
         before.unlink(missing_ok=True)
     write_if_changed(note, str(place))
@@ -494,7 +492,7 @@ def up(bed: str, kinds: list[str], models: Path | None, memory: str | None, chos
     place = place_inventory(bed, chosen)
     images = dict(zip(dict.fromkeys(kinds), in_parallel(ensure_image, list(dict.fromkeys(kinds)))))
     network, gateway = ensure_network(bed)
-    # Addresses from .11 on, fixed by the node's number: a restart or a second `up` changes none.
+    # Addresses start at .11 and depend on the node's number, so a restart or a second `up` keeps them.
     nodes = [Node(f"magi-{bed}-{n}", kind, str(network[10 + n])) for n, kind in enumerate(kinds, 1)]
     make_key(CACHE / bed / "id_ed25519", f"magi-{bed}")
     wanted = {node.name for node in nodes}
@@ -520,9 +518,9 @@ def up(bed: str, kinds: list[str], models: Path | None, memory: str | None, chos
 def down(bed: str) -> None:
     claim(bed)
     removed = remove(bed)
-    place_inventory(bed, None)  # removes one that was placed elsewhere
+    place_inventory(bed, None)  # removes one outside the cache
     shutil.rmtree(CACHE / bed)
-    say(f"bed {bed}: changed={removed}, nothing of it is left")
+    say(f"bed {bed}: changed={removed}, removed")
 
 
 def restart(bed: str, names: list[str]) -> None:
@@ -545,7 +543,7 @@ def restart(bed: str, names: list[str]) -> None:
 
 
 def own_beds() -> list[str]:
-    """The beds of this checkout, those too of which only the folder or only the network is left."""
+    """The beds of this checkout, including those of which only the folder or the network is left."""
     entries = listed("ps", f"checkout={ROOT}") + listed("network", f"checkout={ROOT}")
     folders = [path.name for path in CACHE.glob("*") if path.is_dir() and path != tarballs()]
     return sorted({labels_of(entry)[f"{LABEL}.bed"] for entry in entries} | set(folders))
@@ -581,20 +579,18 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True)
     bed = argparse.ArgumentParser(add_help=False)
     bed.add_argument("--name", type=bed_name, default="nodes", help="the bed's name (default: %(default)s)")
-    one = commands.add_parser("up", parents=[bed], help="bring up a bed, or bring an existing one to what is asked for")
+    one = commands.add_parser("up", parents=[bed], help="start a bed, or update an existing one")
     one.add_argument("kinds", nargs="*", type=kind_count, metavar="KIND[=COUNT]", help="default: one of each kind")
     one.add_argument("--models", type=existing_folder, help="a folder to mount read-only at /models")
     one.add_argument("--memory", metavar="SIZE", help="a hard limit for each node, 512m for example (default: none)")
-    one.add_argument(
-        "--inventory", type=new_file, help="where the inventory goes (default: .cache/nodes/NAME/hosts.yml)"
-    )
-    one = commands.add_parser("down", parents=[bed], help="remove a bed and all that belongs to it")
+    one.add_argument("--inventory", type=new_file, help="path of the inventory (default: .cache/nodes/NAME/hosts.yml)")
+    one = commands.add_parser("down", parents=[bed], help="remove a bed and everything that belongs to it")
     one.add_argument("--all", action="store_true", help="every bed of this checkout")
     one.add_argument("--images", action="store_true", help="the cached images too")
     one = commands.add_parser("restart", parents=[bed], help="restart nodes and wait until they have booted")
     one.add_argument("nodes", nargs="*", metavar="NODE", help="default: all nodes of the bed")
     commands.add_parser("image", help="build the images that are missing or out of date")
-    commands.add_parser("check", help="say what this machine lacks to run nodes; changes nothing")
+    commands.add_parser("check", help="list what this machine lacks to run nodes; changes nothing")
     return top
 
 
@@ -606,7 +602,7 @@ def main() -> int:
             print("\n".join(f"lacks {line}" for line in found) or "this machine can run nodes")
             return 1 if found else 0
         if options.command == "down" and shutil.which("podman") is None:
-            return 0  # without podman there are no nodes
+            return 0  # without podman there are no nodes to remove
         if os.geteuid() != 0:
             raise BedError(f"this machine cannot run nodes; it lacks {lacks()[0]}")
         with lock():

@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The artifact: what is in it, and that it works where there is nothing else of this repository."""
+"""The artifact: its content, and that it works without the rest of this repository."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support.bed import free_ports
 from support.pythons import ROOT
 from support.runs import BIN, execute, host_variables, no_registry, play, server_path, write_inventory
 
-# What a user of the collection gets.
+# The files that a user of the collection gets.
 PAPERS = {"README.md", "LICENSE", "CHANGELOG.md"}
 FOLDERS = ("changelogs", "docs", "meta", "playbooks", "plugins", "roles")
 
@@ -36,7 +36,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(artifact: Path) -> Iterator[Path]:
-    """A folder with the collection, and nothing else. Its path is short: supervisord's socket lies in it."""
+    """A folder that contains only the collection. Its path is short, because supervisord's socket is in it."""
     with tempfile.TemporaryDirectory(prefix="magi-") as name:
         folder = Path(name)
         install(artifact, folder)
@@ -58,22 +58,22 @@ def members(artifact: Path) -> dict[str, tarfile.TarInfo]:
         return {member.name: member for member in archive}
 
 
-def test_the_artifact_holds_files_and_folders_only(artifact: Path) -> None:
+def test_artifact_has_only_files_and_folders(artifact: Path) -> None:
     others = [name for name, member in members(artifact).items() if not (member.isfile() or member.isdir())]
     assert others == []
 
 
-def test_the_artifact_holds_what_users_need_and_nothing_else(artifact: Path) -> None:
+def test_artifact_has_exactly_the_user_files(artifact: Path) -> None:
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *FOLDERS, *PAPERS]
     listed = subprocess.check_output(command, cwd=ROOT, text=True).splitlines()
-    # What generates the documents is not one of them.
+    # The generators of the documents are not included.
     source = re.compile(r"docs/(.*\.py|reference\.yml)")
     expected = {name for name in listed if (ROOT / name).exists() and not source.fullmatch(name)}
     found = {name for name, member in members(artifact).items() if member.isfile()}
     assert found - {"MANIFEST.json", "FILES.json"} == expected
 
 
-def test_the_links_of_the_readme_lead_somewhere(artifact: Path) -> None:
+def test_readme_links_are_valid(artifact: Path) -> None:
     with tarfile.open(artifact) as archive:
         readme = archive.extractfile("README.md").read().decode()
     links = {link for link in re.findall(r"\]\(([^)#]+)", readme) if "://" not in link}
@@ -81,7 +81,7 @@ def test_the_links_of_the_readme_lead_somewhere(artifact: Path) -> None:
     assert links <= members(artifact).keys()
 
 
-def test_every_module_and_playbook_can_be_found(installed: Path) -> None:
+def test_modules_and_playbooks_are_all_found(installed: Path) -> None:
     done = execute([BIN / "ansible-doc", "--json", "--list", "magi.llama"], installed, **environment(installed))
     modules = {f"magi.llama.{path.stem}" for path in (ROOT / "plugins/modules").glob("*.py")}
     assert json.loads(done.stdout).keys() == modules, done.stderr
@@ -92,8 +92,8 @@ def test_every_module_and_playbook_can_be_found(installed: Path) -> None:
 
 
 @NEEDS_SERVER
-def test_a_check_with_nothing_but_defaults_runs_to_the_end(installed: Path) -> None:
-    """Not even an inventory: then it is about this machine, and profiles lie where the command was called."""
+def test_check_with_defaults_succeeds(installed: Path) -> None:
+    """Without an inventory: the run is for this machine, and profiles are in the working directory."""
     (installed / "profiles").mkdir()
     (installed / "profiles/mine.yml").write_text("enabled_models: [{tier: Q4}]\n", encoding="utf-8")
     check_with_defaults(installed, "development", "4 to start")
@@ -101,7 +101,7 @@ def test_a_check_with_nothing_but_defaults_runs_to_the_end(installed: Path) -> N
 
 
 def check_with_defaults(installed: Path, profile: str, says: str) -> None:
-    # One of our state directories may be in use on this machine already.
+    # The default state directory may be in use on this machine already.
     arguments = ["magi.llama.site", "--check", "--diff", "-e", f"profile={profile}"]
     arguments += ["-e", f"servers_state_dir={installed}/none"]
     given = {"MODEL_SCAN_PATH": str(ROOT / ".cache/models"), "LLAMA_SERVER_PATH": str(server_path())}
@@ -112,10 +112,10 @@ def check_with_defaults(installed: Path, profile: str, says: str) -> None:
 
 
 @NEEDS_SERVER
-def test_the_installed_collection_runs_servers(installed: Path) -> None:
+def test_installed_collection_runs_servers(installed: Path) -> None:
     port = free_ports(10)
     variables = host_variables(installed, port, port + 9)
-    # As one without root may write it; the home is the folder here.
+    # As a user without root would write it; the home is the folder here.
     variables |= {"servers_state_dir": "~/state", "registry_path": "~/state/registry.json"}
     write_inventory(installed / "hosts.yml", {"localhost": variables})
     common = {"cwd": installed, **environment(installed)}

@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The molecule scenarios, each a test, so that they run beside the other tests and count with them."""
+"""The molecule scenarios, each as a test, so that they run in parallel with other tests and are counted."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
-# All but this one run on systemd nodes.
+# All other scenarios run on systemd nodes.
 ON_THIS_HOST = "default"
-# The longest first: they are what the others are run beside.
+# The longest scenario first: the others run in parallel with it.
 SCENARIOS = sorted(
     (path.parent.name for path in ROOT.glob("molecule/*/molecule.yml")),
     key=lambda name: (name not in ("faults", "upgrade"), name),
@@ -27,7 +27,7 @@ COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 @pytest.fixture(scope="session")
 def nodes() -> str:
-    """Why this machine cannot run nodes; empty where it can, and then their images are there."""
+    """The reason why this machine cannot run nodes; empty if it can, and the images are then built."""
     command = [sys.executable, ROOT / "tests/nodes/nodes.py", "image"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stderr.strip() or "nodes.py failed" if done.returncode else ""
@@ -36,7 +36,7 @@ def nodes() -> str:
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_scenario(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     if name != ON_THIS_HOST and (lacks := request.getfixturevalue("nodes")):
-        # A machine that cannot run nodes goes on without them; CI may not.
+        # A machine that cannot run nodes skips them; in CI this is an error.
         (pytest.fail if os.environ.get("CI") else pytest.skip)(lacks)
     log = tmp_path / "log"
     environment = {
@@ -44,7 +44,7 @@ def test_scenario(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> 
         "ANSIBLE_COLLECTIONS_PATH": str(ROOT / "collections"),
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "NO_COLOR": "1",
-        # Molecule's own choice is the same for all checkouts of one name, and what it notes there outlives a run.
+        # Molecule's default folder is the same for all checkouts of one name, and its state there outlives a run.
         "MOLECULE_EPHEMERAL_DIRECTORY": str(tmp_path / "ephemeral"),
     }
     with log.open("w") as output:

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Tiny models of random weights, of many architectures, that a real llama-server loads.
 
-They are written with the gguf package. Their sizes are multiples of 256, so that K-quants of them can be made.
+They are written with the gguf package. Their sizes are multiples of 256, so that K-quants are possible.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import numpy as np
 
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
 
-# A dimension list as ggml has it, the row's length first.
+# A list of dimensions in ggml's order, the row length first.
 Shape = tuple[int, ...]
 TensorSpec = tuple[str, Shape, str]
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Dimensions that all architectures share; each takes what it needs."""
+    """Dimensions that all architectures share; each uses those that it needs."""
 
     layers: int = 4
     embedding: int = 256
@@ -272,7 +272,7 @@ def _mamba(sizes: Sizes) -> Model:
 
 
 def _jamba(sizes: Sizes) -> Model:
-    # Every fourth layer attends, the others are recurrent.
+    # Every fourth layer has attention, the others are recurrent.
     heads_kv = [sizes.heads_kv if layer % 4 == 3 else 0 for layer in range(sizes.layers)]
     keys = {**_MAMBA, "ssm.inner_size": 2 * sizes.embedding, "attention.head_count_kv": heads_kv}
     model = _common("jamba", sizes, **keys)
@@ -319,7 +319,7 @@ def _mamba2(sizes: Sizes) -> Model:
 
 
 def _falcon_h1(sizes: Sizes) -> Model:
-    # Every layer attends and is recurrent at once.
+    # Every layer has both attention and a recurrent part.
     inner, heads, state, groups = 2 * sizes.embedding, 8, 32, 1
     keys = {
         "ssm.conv_kernel": 4,
@@ -342,7 +342,7 @@ def _falcon_h1(sizes: Sizes) -> Model:
 
 
 def _lfm2(sizes: Sizes) -> Model:
-    # Short convolutions, and attention in every second layer.
+    # Short convolutions, with attention in every second layer.
     heads_kv = [sizes.heads_kv if layer % 2 else 0 for layer in range(sizes.layers)]
     model = _common("lfm2", sizes, **{"shortconv.l_cache": 3, "attention.head_count_kv": heads_kv})
     model.ends(sizes, norm="token_embd_norm")
@@ -431,7 +431,7 @@ def _bert(sizes: Sizes) -> Model:
 
 
 def _gemma2(sizes: Sizes) -> Model:
-    # No pattern and no window in the file: llama.cpp knows them.
+    # The file has neither pattern nor window: llama.cpp has them built in.
     model = _common("gemma2", sizes, **{"attention.key_length": sizes.head, "attention.value_length": sizes.head})
     model.ends(replace(sizes, tied=True))
     for block in _blocks(sizes):
@@ -443,7 +443,7 @@ def _gemma2(sizes: Sizes) -> Model:
 
 
 def _gemma4(sizes: Sizes) -> Model:
-    # Full layers have wider heads, and fewer of them; the last three layers use earlier ones' keys and values.
+    # Full layers have wider and fewer heads; the last three layers use the keys and values of earlier ones.
     sizes = replace(sizes, layers=6)
     full = [layer % 3 == 2 for layer in range(sizes.layers)]
     heads_kv = [1 if is_full else sizes.heads_kv for is_full in full]
@@ -481,7 +481,7 @@ def _gemma4(sizes: Sizes) -> Model:
 
 
 def _glm4moe(sizes: Sizes) -> Model:
-    # The last layer only predicts ahead.
+    # The last layer is for multi-token prediction only.
     width = sizes.feed_forward // 2
     keys = {
         "nextn_predict_layers": 1,
@@ -568,7 +568,7 @@ ARCHITECTURES: Mapping[str, Callable[[Sizes], Model]] = {
 
 
 def byte_vocabulary(size: int = 260) -> tuple[list[str], list[int]]:
-    """Tokens and their types: the three special ones, all bytes, a space, and as many fillers as it takes."""
+    """Tokens and their types: the three special ones, all bytes, a space, and fillers up to the size."""
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
     types = [UNKNOWN, CONTROL, CONTROL, *[BYTE] * 256, NORMAL]
     fillers = [f"filler{number}" for number in range(size - len(tokens))]
@@ -620,7 +620,7 @@ def add_key(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
 
 
 def add_random_tensor(writer: gguf.GGUFWriter, name: str, shape: Shape, kind: str, random: np.random.Generator) -> None:
-    """A tensor of small random numbers; vectors are ones, as a norm's weights are about."""
+    """A tensor of small random numbers; vectors are ones, like the weights of a norm."""
     dtype = np.float16 if kind == "f16" else np.float32
     if len(shape) == 1:
         writer.add_tensor(name, np.ones(shape, dtype=dtype))

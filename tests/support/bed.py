@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A host of one's own for a test: real servers of tiny real models under supervisor on this machine, in one folder."""
+"""An isolated host for a test: real servers of tiny real models under supervisor on this machine, in one folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PARAMETERS = {"ctx_size": 1024, "parallel": 1, "threads": 1}
 
 PROFILES: dict[str, dict[str, Any]] = {
     "pair": {"enabled_models": [{"tier": "Q4"}, {"tier": "Q3"}], "parameters": PARAMETERS},
-    # Against pair one server goes, one comes, and one is restarted.
+    # Compared with pair, one server is removed, one added, and one restarted.
     "other": {
         "enabled_models": [
             {"model": "tiny-llama-q3_k_m", "parameters": {"ctx_size": 2048}},
@@ -42,13 +42,13 @@ PROFILES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended, and all that the user saw."""
+    """The exit code of a run, and its output."""
 
     code: int
     output: str
 
     def expect(self, *texts: str) -> None:
-        """Fails where the user did not see these; Ansible breaks lines, also behind dashes."""
+        """Fail if the output lacks one of these; Ansible wraps lines, also after dashes."""
         seen = "".join(self.output.split())
         missing = [text for text in texts if "".join(text.split()) not in seen]
         assert not missing, f"missing: {missing} in:\n{self.output}"
@@ -59,9 +59,9 @@ class Outcome:
 
 
 def free_ports(count: int) -> int:
-    """The first of so many ports in a row, 20 at most, that nobody listens on.
+    """The first of `count` (at most 20) consecutive ports that nothing listens on.
 
-    Processes that run tests side by side begin at different places, away from those of the demo, molecule and bench.
+    Each test process starts its search at a different port, away from the demo, molecule and bench.
     """
     for first in range(20000 + os.getpid() % 97 * 20, 32000, 20):
         try:
@@ -71,11 +71,11 @@ def free_ports(count: int) -> int:
         except OSError:
             continue
         return first
-    raise RuntimeError("there are no free ports")
+    raise RuntimeError("no free ports")
 
 
 class Bed:
-    """A state directory, models and an inventory below root."""
+    """A state directory, models and an inventory in one folder."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -130,7 +130,7 @@ class Bed:
         }
 
     def start(self, playbook: str, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-        """A run in a session of its own, so that it can be killed with all that it started here."""
+        """Start a run in its own session, so that it can be killed together with its child processes."""
         return subprocess.Popen(
             self.command(playbook, *arguments),
             cwd=PROJECT,
@@ -142,7 +142,7 @@ class Bed:
         )
 
     def run(self, playbook: str, *arguments: str, env: Mapping[str, str] | None = None, code: int = 0) -> Outcome:
-        """A run to its end; fails where it does not end as it should."""
+        """Run a playbook to its end; fail if its exit code is not `code`."""
         process = self.start(playbook, *arguments, env=env)
         output, _ = process.communicate(timeout=120)
         outcome = Outcome(process.returncode, output)
@@ -150,7 +150,7 @@ class Bed:
         return outcome
 
     def module(self, name: str, *, env: Mapping[str, str] | None = None, **arguments: Any) -> dict[str, Any]:
-        """What a module answers on the host, called as Ansible calls it."""
+        """The result of a module on the host, called as Ansible calls it."""
         done = subprocess.run(
             [sys.executable, "-m", f"ansible_collections.magi.llama.plugins.modules.{name}"],
             input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
@@ -178,7 +178,7 @@ class Bed:
         return int((self.state / "supervisor/supervisord.pid").read_text())
 
     def wait_ready(self, count: int = 2, seconds: float = 20.0) -> dict[str, dict[str, Any]]:
-        """The status once so many servers are ready."""
+        """Wait until `count` servers are ready; returns the status."""
         deadline = time.monotonic() + seconds
         while True:
             status = self.status()
@@ -188,7 +188,7 @@ class Bed:
             time.sleep(0.2)
 
     def remove(self) -> None:
-        """End what still runs, whatever state a test has left it in."""
+        """Stop all processes, in any state that a test has left them in."""
         pids = [process.pid for process in all_processes(str(self.state))]
         daemon = self.state / "supervisor/supervisord.pid"
         if daemon.exists() and Path(f"/proc/{daemon.read_text().strip()}").exists():

@@ -1,11 +1,11 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The demo's models: a tiny random llama in F16, quantised by the real llama-quantize to three true tiers.
+"""The demo's models: a tiny random llama in F16, quantised by the real llama-quantize to three tiers.
 
     python demo_models.py FOLDER LLAMA_QUANTIZE
 
-What is there already is left as it is.
+Existing files are kept.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TYPES = ("Q2_K", "Q3_K_M", "Q4_K_M")
 
 
 def make_models(folder: Path, quantize: str) -> list[Path]:
-    """The three models below folder; raises RuntimeError with llama-quantize's own words when it fails."""
+    """Create the three models in the folder; raise RuntimeError with the output of llama-quantize if it fails."""
     folder.mkdir(parents=True, exist_ok=True)
     targets = {kind: folder / f"tiny-llama-{kind}.gguf" for kind in TYPES}
     missing = {kind: target for kind, target in targets.items() if not target.exists()}

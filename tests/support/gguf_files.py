@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""GGUF files for tests: real tiny models written by the gguf package, and raw headers, sound or hostile."""
+"""GGUF files for tests: real tiny models written by the gguf package, and raw headers, valid or hostile."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def write_tiny_llama(
     split_max_tensors: int = 0,
     extra: Callable[[gguf.GGUFWriter], None] | None = None,
 ) -> Path:
-    """A llama model in F16 with random weights (2.6 MB by default): llama-server loads it and completes nonsense.
+    """A llama model in F16 with random weights (2.6 MB by default): llama-server loads it and generates random text.
 
     With split_max_tensors it is written as shards; path is then the name without `-00001-of-0000N`. extra adds keys.
     """
@@ -98,7 +98,7 @@ def write_tiny_llama(
 def write_vocabulary_heavy(
     path: str | os.PathLike[str], *, tokens: int = 128_000, merges: int = 280_000, seed: int = 1
 ) -> Path:
-    """A header as large as those of today's big vocabularies (10 MB by default), with one small tensor behind it."""
+    """A header as large as those of today's large vocabularies (10 MB by default), followed by one small tensor."""
     generator = random.Random(seed)
     alphabet = b"abcdefghijklmnopqrstuvwxyz"
     words = [bytes(generator.choices(alphabet, k=generator.randint(1, 14))) for _ in range(tokens)]
@@ -185,7 +185,7 @@ def header(
     key_count: int | None = None,
     tensor_count: int | None = None,
 ) -> bytes:
-    """A header; the counts override what is announced."""
+    """A header; the count arguments override the real counts."""
     key_list, tensor_list = list(keys), list(tensors)
     return b"".join(
         [
@@ -209,7 +209,7 @@ def model_bytes(
     alignment: int = 32,
     data: bool = True,
 ) -> bytes:
-    """A sound file: keys, tensor infos one after the other, and zeros (or nothing) for the weights."""
+    """A valid file: keys, tensor infos in order, and zeros (or nothing) for the weights."""
     infos, end = [], 0
     for name, shape, kind in tensors:
         block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]
@@ -241,7 +241,7 @@ def llama_values(**changes: Any) -> dict[str, Any]:
 
 
 def small_model(path: str | os.PathLike[str], *, tensor_type: int = 1, **changes: Any) -> Path:
-    """A file of a few kilobytes that the scanner takes for a model (llama-server would not)."""
+    """A file of a few kilobytes that the scanner accepts as a model (llama-server does not)."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     tensors = [("token_embd.weight", (256, 4), tensor_type), ("blk.0.attn_q.weight", (256, 4), tensor_type)]

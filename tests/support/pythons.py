@@ -15,14 +15,14 @@ UV = ROOT / ".cache/uv/bin/uv"
 
 
 def search_path() -> str:
-    """PATH with pyenv's interpreters themselves at its end: behind pyenv's shims nobody finds them."""
+    """PATH with pyenv's interpreters appended: uv does not find them behind pyenv's shims."""
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
     folders = [folder for folder in os.environ["PATH"].split(":") if folder != str(pyenv / "shims")]
     return ":".join([*folders, *(str(folder) for folder in sorted(pyenv.glob("versions/*/bin")))])
 
 
 def find_pythons(versions: Iterable[str]) -> dict[str, Path]:
-    """The interpreter of each version that is here; nothing is downloaded."""
+    """The interpreter of each installed version; nothing is downloaded."""
     environment = {**os.environ, "PATH": search_path()}
     found = {}
     for version in versions:

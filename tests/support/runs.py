@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Runs playbooks as a user does, away from this checkout's environment, and tells what they said."""
+"""Runs playbooks as a user does, without this checkout's environment, and parses their output."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from pathlib import Path
 from .pythons import ROOT, search_path
 
 BIN = Path(sys.executable).parent
-# All that may have been set for other runs.
+# Variables that may have been set for other runs.
 NOT_PASSED_ON = re.compile(r"(ANSIBLE|MAGI|MODEL|LLAMA)_|REGISTRY_PATH$|VIRTUAL_ENV$|PYTHONPATH$")
-# Ansible's own words about the Python that it chose on a host.
+# Ansible's warning about the Python that it chose on a host.
 ABOUT_PYTHON = "using the discovered Python interpreter"
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run of ansible-playbook said: by host the recap's numbers, the warnings, the output."""
+    """The result of a run of ansible-playbook: the recap's numbers by host, the warnings, the output."""
 
     recap: dict[str, dict[str, int]]
     warnings: list[str]
@@ -36,14 +36,14 @@ class Run:
 
 
 def execute(command: Sequence[str | Path], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a program with a home of its own and none of our settings but those that are given."""
+    """Run a program with its own home and without our settings, except those that are given."""
     kept = {name: value for name, value in os.environ.items() if not NOT_PASSED_ON.match(name)}
     kept |= {"HOME": str(cwd), "PATH": search_path(), "NO_COLOR": "1", **environment}
     return subprocess.run(command, cwd=cwd, env=kept, capture_output=True, text=True, timeout=300, check=False)
 
 
 def play(arguments: Sequence[str | Path], cwd: Path, bin_dir: Path = BIN, **environment: str) -> Run:
-    """Run ansible-playbook to its end, which has to be a good one."""
+    """Run ansible-playbook to its end; fail if it fails."""
     done = execute([bin_dir / "ansible-playbook", *arguments], cwd, **environment)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = re.findall(r"^(\S+)\s+: (ok=.*)$", done.stdout, re.MULTILINE)
@@ -53,7 +53,7 @@ def play(arguments: Sequence[str | Path], cwd: Path, bin_dir: Path = BIN, **envi
 
 
 def host_variables(folder: Path, first_port: int, last_port: int) -> dict[str, object]:
-    """Variables of a host on this machine that keep all that a run makes below a folder."""
+    """Variables of a host on this machine that keep all files of a run in one folder."""
     return {
         "registry_scan_paths": [str(ROOT / ".cache/models")],
         "registry_path": f"{folder}/state/registry.json",
@@ -71,7 +71,7 @@ def host_variables(folder: Path, first_port: int, last_port: int) -> dict[str, o
 
 
 def write_inventory(path: Path, hosts: dict[str, dict[str, object]]) -> None:
-    """An inventory of hosts that all are this machine. JSON is YAML."""
+    """An inventory of hosts that are all this machine. JSON is YAML."""
     local = {name: {"ansible_connection": "local", **variables} for name, variables in hosts.items()}
     path.write_text(json.dumps({"all": {"hosts": local}}), encoding="utf-8")
 

@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Writes when each task of a run began and ended, as JSON, to the file that BENCH_TASK_TIMES names."""
+"""Writes the start and end time of each task of a run as JSON to the file in BENCH_TASK_TIMES."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ name: task_times
 type: aggregate
 short_description: Write the times of the tasks
 description:
-  - Writes name, begin and end of each task, in seconds since the epoch, to the file that BENCH_TASK_TIMES names.
+  - Writes name, start and end of each task, in seconds since the epoch, to the file in BENCH_TASK_TIMES.
 """
 
 

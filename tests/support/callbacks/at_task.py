@@ -1,9 +1,9 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Kills a run at the start of its n-th task (MAGI_AT_TASK), and notes what the host is like at each (MAGI_NOTES).
+"""Kills a run at the start of task number MAGI_AT_TASK, or records the host's state at each task (MAGI_NOTES).
 
-MAGI_NOW is a file for the name of the task that runs, for the connection plugin flaky.
+MAGI_NOW is a file that gets the name of the current task, for the connection plugin flaky.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DOCUMENTATION = """
 name: at_task
 type: notification
 short_description: Kills a run at a task
-description: For tests alone.
+description: For tests only.
 """
 
 
@@ -54,7 +54,7 @@ class CallbackModule(CallbackBase):
 
 
 def host_state(state_dir: Path) -> str:
-    """A digest of what a run may have changed: files of the state directory but locks and logs, and processes."""
+    """A digest of what a run may have changed: processes, and files of the state directory except locks and logs."""
     digest = hashlib.sha256()
     for path in sorted(state_dir.rglob("*")):
         if path.is_file() and path.suffix not in (".lock", ".log"):

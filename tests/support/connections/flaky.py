@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A local connection that finds no host while the task runs that at_task has noted (MAGI_LOST_AT)."""
+"""A local connection that fails during the task in MAGI_LOST_AT; at_task records the current task."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ansible.plugins.connection.local import Connection as LocalConnection
 DOCUMENTATION = """
 name: flaky
 short_description: Loses the host during one task
-description: For tests alone.
+description: For tests only.
 extends_documentation_fragment: [connection_pipelining]
 """
 
