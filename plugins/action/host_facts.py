@@ -35,6 +35,6 @@ class ActionModule(ActionBase):
                 **WAITING,
             }
         )
-        # Without `lock` it answers at once, as nobody holds what is not asked for.
+        # Without `lock` it returns at once.
         answer = acquire_with_wait(self, MODULE, self._task.args, task_vars, checked["wait"], checked["take_over"])
         return {**result, **answer}

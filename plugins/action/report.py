@@ -49,7 +49,7 @@ class ActionModule(ActionBase):
             result["ansible_facts"] = {"llama_run_started": time.time()}
         if {"health", "summary"}.intersection(steps) and "ready" not in arguments["health"]:
             # Where an unreachable host is ignored, as in a rollout, this is how it is seen.
-            raise AnsibleActionFail(arguments["health"].get("msg") or "The host did not tell its servers' health.")
+            raise AnsibleActionFail(arguments["health"].get("msg") or "The host did not report its servers' health.")
         for step in steps:
             warnings = _warnings(step, arguments, task_vars["ansible_facts"])
             lines = self._lines(step, arguments, task_vars)

@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Keeps what a rollout has done to each host, and tells it at the end; documented in the module of the same name."""
+"""Records and reports what a rollout has done to each host; documented in the module of the same name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.magi.llama.plugins.module_utils._output import rollout_summary
 
-# How hosts are reached and secrets are found: the option, and what it is where nobody gave it.
+# Options for reaching hosts and finding secrets, with their defaults.
 OPTIONS = {
     "remote_user": ("--user", constants.DEFAULT_REMOTE_USER),
     "private_key_file": ("--private-key", constants.DEFAULT_PRIVATE_KEY_FILE),
@@ -85,7 +85,7 @@ class ActionModule(ActionBase):
             return {**host, "message": rollout_summary.failure_text(task_vars["inventory_hostname"], host)}
         if not _is_check() and "servers" not in arguments["verified"]:
             raise AnsibleActionFail("The host was lost before its servers had answered.")
-        # Unreachable hosts are ignored, so that they can be told of: a task that changes servers may have found none.
+        # Unreachable hosts are ignored, to be in the summary: a task that changes servers may not have reached one.
         others = rollout_summary.not_as_planned(plan, arguments["health"].get("running") or {})
         if others and not _is_check():
             raise AnsibleActionFail(

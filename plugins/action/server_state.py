@@ -52,7 +52,7 @@ class ActionModule(ActionBase):
                 actions = {server["name"]: action for server in deployed["status"]["servers"]}
             result.update(self._one_by_one(actions, arguments, checked, task_vars))
         if checked["actions"] is not None and not self._task.check_mode:
-            # In a handler, whose result nobody sees.
+            # In a handler, whose result is not displayed.
             show(task_vars, [f"      {line}" for line in stop_lines(result)])
         return result
 

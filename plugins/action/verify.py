@@ -67,7 +67,7 @@ class ActionModule(ActionBase):
             "answered": [answer["name"] for answer in answers if answer["ok"] and answer["name"] in told["refused"]],
         }
         if any(note.values()):
-            # Whatever comes of that, which server gave no token is told.
+            # Reported even if this fails: which server did not answer.
             self._execute_module(MODULE, {"state_dir": arguments["state_dir"], **note}, task_vars=task_vars)
         if failed:
             result["failed"] = True

@@ -50,14 +50,14 @@ options:
         of models slow down the whole run.
       - V(full) is all that the registry file holds; V(short) is id, kind, path, architecture and tier; V(auto) is
         V(full) for up to 500 models, V(short) for more.
-      - In check mode it is always V(full) where something changed, as there is no registry file to read the rest from.
+      - In check mode it is always V(full) if something changed, since the registry file is not written.
     type: str
     choices: [auto, full, short]
     default: auto
   checksums:
     description:
       - Compute the SHA-256 of every file, several at once. It is kept for as long as the file does not change.
-      - Checksums that are known stay in the registry without it. With O(force) they are computed anew.
+      - Known checksums stay in the registry without it. With O(force) they are computed again.
     type: bool
     default: false
   manifest:
@@ -71,7 +71,7 @@ options:
     type: dict
   manifest_file:
     description:
-      - The O(manifest) as a YAML file on the controller, such as C(models.lock.yml); looked for beside the inventory,
+      - The O(manifest) as a YAML file on the controller, such as C(models.lock.yml); looked for next to the inventory,
         then where other files are.
       - Read by the action plugin of this name.
     type: path
@@ -81,19 +81,19 @@ options:
     default: false
   time_limit:
     description:
-      - Stop reading after so many seconds, keep what was read beside O(registry_path), and return RV(complete=false).
-        The next call goes on from there. The action plugin of this name does so, and shows how far the scan is.
+      - Stop reading after so many seconds, save what was read next to O(registry_path), and return RV(complete=false).
+        The next call continues from there. The action plugin of this name does so, and shows the progress.
       - Without it, and in check mode, one call does it all.
     type: float
   state_dir:
-    description: State directory whose run lock is renewed while a long scan goes on.
+    description: State directory whose run lock is renewed during a long scan.
     type: path
   run_id:
     description: The run that holds the lock. Set by the action plugin of this name.
     type: str
   resume:
     description:
-      - RV(resume) of the call that this one goes on from. Without it, a scan with O(force) begins anew, and a file that
+      - RV(resume) of the call that this one continues. Without it, a scan with O(force) starts again, and a file that
         cannot be read is tried again in each call.
     type: str
 attributes:
@@ -115,7 +115,7 @@ EXAMPLES = r"""
       - /srv/more-models
     registry_path: /var/lib/magi-llama/registry.json
 
-- name: Check every file against the manifest that lies beside the inventory
+- name: Check every file against the manifest next to the inventory
   magi.llama.gguf_registry:
     scan_paths: [/models]
     manifest_file: models.lock.yml
@@ -172,7 +172,7 @@ ansible_facts:
               type: str
               sample: deepseek-r1-qwen3-8b-q4_k_m
             display_name:
-              description: Name for people, one printable line.
+              description: Human-readable name, one printable line.
               type: str
               sample: DeepSeek R1 Qwen3 8B (Q4_K_M)
             kind:
@@ -572,7 +572,7 @@ def report(module: AnsibleModule, found: Differences, returned: dict[str, Any]) 
     if errors:
         more = f" And {len(errors) - 10} more." if len(errors) > 10 else ""
         returned["msg"] = (
-            f"{'. '.join(errors[:10])}.{more} Bring the right files, or write the manifest anew if these are right."
+            f"{'. '.join(errors[:10])}.{more} Bring the right files, or write the manifest again if these are right."
         )
         returned.pop("manifest")
         module.fail_json(**returned)

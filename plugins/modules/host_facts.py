@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: host_facts
-short_description: Tell what runs servers on a host, and as whom
+short_description: Find out what runs servers on a host, and as which user
 version_added: 0.1.0
 description:
   - Finds the host's service manager, whether the connecting user may use it, and whether the servers' user exists.
@@ -73,7 +73,7 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Look at the host
+- name: Inspect the host
   magi.llama.host_facts:
     user: llama
     state_dir: /var/lib/magi-llama
@@ -207,7 +207,7 @@ def main() -> None:
                 module.fail_json(msg=str(error))
             # It may be put there in the real run.
             module.warn(str(error))
-    # Last: whatever else is wrong is said before anything is touched.
+    # Last: all other errors are reported before anything is changed.
     other = None
     if given["lock"] and not module.check_mode:
         if given["run"] is None:

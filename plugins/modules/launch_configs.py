@@ -12,7 +12,7 @@ short_description: Write the launch configs of all servers of a plan
 version_added: 0.1.0
 description:
   - Renders one launch config for each server of a plan from a template of the calling role, and writes them and the
-    record of what is deployed in one call, whatever the number of servers.
+    record of what is deployed in one call for any number of servers.
   - Either all files are written or none. Launch configs of servers that are no longer in the plan are removed.
   - A deployment whose servers have all been ready is kept when another takes its place; M(magi.llama.rollback) returns
     to it.

@@ -73,7 +73,7 @@ ansible_facts:
         enabled_models:
           description: >-
             In order of priority C({model, selector, instances, parameters, key}); C(model) is V(null) for a selector,
-            C(key) says where in the file the entry stands.
+            C(key) says where in the file the entry is.
           type: list
           elements: dict
           sample: [{model: null, selector: {tier: Q4}, instances: 1, parameters: {}, key: "enabled_models[0]"}]

@@ -19,8 +19,8 @@ extends_documentation_fragment:
 options:
   step:
     description:
-      - What to show, one after another. V(begin) shows nothing and notes the time, from which V(summary) tells how long
-        the run took.
+      - What to show, one after another. V(begin) shows nothing and notes the time, from which V(summary) counts the
+        duration of the run.
     type: list
     elements: str
     choices: [begin, runtime, discovery, registry, profile, enabled, launch, health, summary, status, text]

@@ -24,7 +24,7 @@ options:
     type: path
     required: true
   keep_binary:
-    description: Return to the launch configs alone, whatever llama-server is there.
+    description: Return to the launch configs only, with the llama-server that is installed.
     type: bool
     default: false
   run_id:
@@ -41,7 +41,7 @@ attributes:
     support: full
   action:
     support: full
-    description: Tells the host which run it is.
+    description: Passes the id of the run to the host.
 seealso:
   - module: magi.llama.launch_configs
   - module: magi.llama.runtime
@@ -49,7 +49,7 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Return to the deployment before
+- name: Return to the previous deployment
   magi.llama.rollback:
     state_dir: /var/lib/magi-llama
 """

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: rollout
-short_description: Tell how a rollout goes
+short_description: Record and report a rollout
 version_added: 0.1.0
 description:
   - Keeps for each host what a rollout has done to it, and shows all hosts at the end.
@@ -68,7 +68,7 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Tell how the rollout went
+- name: Show the result of the rollout
   magi.llama.rollout:
     step: summary
     path: rollout.json
@@ -111,11 +111,11 @@ rollout:
           type: float
           sample: 8.1
         total_servers:
-          description: How many servers it has, V(null) where nobody looked.
+          description: How many servers it has, V(null) if unknown.
           type: int
           sample: 4
         ready_servers:
-          description: How many of them are ready, V(null) where nobody looked.
+          description: How many of them are ready, V(null) if unknown.
           type: int
           sample: 4
         actions:
@@ -123,10 +123,10 @@ rollout:
           type: dict
           sample: {"restart": 4}
         task:
-          description: The task that failed, V(null) where none has.
+          description: The task that failed, V(null) if none failed.
           type: str
         error:
-          description: Its message, V(null) where none has failed.
+          description: Its message, V(null) if no task failed.
           type: str
         rollback:
           description: The command that returns a failed host to what it ran before, V(null) where it was not touched.

@@ -27,7 +27,7 @@ options:
     type: path
     required: true
   state:
-    description: Take the lock or give it back. Taking it again in the same run is no error.
+    description: Take or release the lock. Taking it again in the same run is not an error.
     type: str
     choices: [held, released]
     default: held
@@ -56,7 +56,7 @@ attributes:
 EXAMPLES = r"""
 - name: Change a host while no other run does
   block:
-    - name: Wait for other runs
+    - name: Take the lock
       magi.llama.run_lock:
         state_dir: /var/lib/magi-llama
     - name: Restart the servers
@@ -64,7 +64,7 @@ EXAMPLES = r"""
         state_dir: /var/lib/magi-llama
         state: restarted
   always:
-    - name: Let other runs go on
+    - name: Release the lock
       magi.llama.run_lock:
         state_dir: /var/lib/magi-llama
         state: released

@@ -38,9 +38,9 @@ options:
     default: /usr/local/bin/llama-server
   prefix:
     description:
-      - Folder for V(portable) and V(release). It is made beside and renamed into place as a whole.
-      - The one before is kept with C(.previous) added to its name, as long as there is none there that has worked while
-        the one before has not.
+      - Folder for V(portable) and V(release). It is built next to its place and renamed.
+      - The previous one is kept with C(.previous) added to its name, unless the one that is kept there has worked and
+        the one to be kept has not.
     type: path
     default: /opt/magi-llama/runtime
   portable_suite:
@@ -64,7 +64,7 @@ options:
     default: false
   stage:
     description:
-      - Where another binary would take the place of the one in O(prefix), lay it beside with C(.staged) added to the
+      - If another binary would replace the one in O(prefix), stage it next to it, with C(.staged) added to the
         name and return what it is. A plan can then be made with its flags before anything is touched.
       - A later run without O(stage) puts it in place.
       - In check mode it is laid into a temporary folder and removed.
@@ -72,7 +72,7 @@ options:
     default: false
   install_if_missing:
     description:
-      - Whether to install a binary where there is none yet. Otherwise O(stage) lays that one beside too, and a package
+      - Whether to install a binary if none is installed yet. Otherwise O(stage) stages that one too, and a package
         is only looked for.
     type: bool
     default: true
@@ -186,7 +186,7 @@ ansible_facts:
           type: dict
           sample: {"ctx_size": {"shorts": ["c"], "spelling": "--ctx-size", "value": true}}
         staged:
-          description: Whether the binary waits beside the prefix, all that is said here being about that one.
+          description: Whether the binary is staged next to the prefix; all other values are those of the staged one.
           type: bool
           sample: false
         source:

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: server_info
-short_description: Tell the state of all servers on a host
+short_description: Return the state of all servers on a host
 version_added: 0.1.0
 description:
   - Reads the record of what is deployed, asks the service manager and every server, and returns their status.
@@ -22,7 +22,7 @@ options:
     type: path
     required: true
   servers:
-    description: Names of the servers to tell about, by default all.
+    description: Names of the servers to report, by default all.
     type: list
     elements: str
     default: []
@@ -81,7 +81,7 @@ status:
           type: str
           sample: qwen3-8b-q4_k_m
         display_name:
-          description: Its model's name for people.
+          description: The human-readable name of its model.
           type: str
           sample: Qwen3 8B (Q4_K_M)
         port:

@@ -40,7 +40,7 @@ options:
     type: dict
     required: true
   state_dir:
-    description: Where the record of the deployed servers lies.
+    description: The state directory, which has the record of the deployed servers.
     type: path
     required: true
   service_manager:
@@ -77,7 +77,7 @@ options:
     default: false
   restart_triggers:
     description:
-      - Whatever else the launch configs are rendered from, such as user and limits.
+      - Further values that the launch configs are rendered from, such as user and limits.
       - A change of it restarts the servers.
     type: dict
     default: {}
@@ -122,7 +122,7 @@ changed:
   type: bool
 deployed:
   description: >-
-    The record and the launch configs that are on the host, each path with a digest of what lies there. With it
+    The record and the launch configs that are on the host, each path with a digest of the file. With it
     M(magi.llama.launch_configs) knows whether there is anything to write.
   returned: success
   type: dict

@@ -17,7 +17,7 @@ description:
   - A stop is graceful, SIGTERM first and SIGKILL after the server's deadline. The result says which was needed.
   - A started server is not yet ready. M(magi.llama.wait_for_health) waits for that.
   - Touches servers of the state directory only. A process of one that its service manager has lost is ended before
-    the server is started anew.
+    the server is restarted.
 author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:
   - magi.llama.attributes
@@ -123,11 +123,11 @@ servers:
       type: int
       sample: 4343
     signal:
-      description: The signal that ended its process, V(SIGTERM) or V(SIGKILL), V(null) where none ended.
+      description: The signal that ended its process, V(SIGTERM) or V(SIGKILL), V(null) if no process ended.
       type: str
       sample: SIGTERM
     seconds:
-      description: How many seconds its process took to end, V(null) where none ended.
+      description: How many seconds its process took to end, V(null) if no process ended.
       type: float
       sample: 0.2
     error:

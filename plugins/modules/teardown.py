@@ -34,7 +34,7 @@ options:
     description: The cache of M(magi.llama.runtime); without it, it is kept.
     type: path
   user:
-    description: User that the servers ran as, of which it is to be told what else runs as it.
+    description: User that the servers ran as; other services of that user are returned.
     type: str
   stop_timeout:
     description: Seconds that a server gets between SIGTERM and SIGKILL.

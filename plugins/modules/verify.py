@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: verify
-short_description: Ask every server for a token
+short_description: Probe every server with one token
 version_added: 0.1.0
 description:
   - A server's C(/health) says that its model is loaded, not that it works. This asks each for one token, an embedding
@@ -113,7 +113,7 @@ from ansible_collections.magi.llama.plugins.module_utils._health.observations im
 
 
 def main() -> None:
-    """The host's part: tell what is deployed, and keep in mind who failed."""
+    """The node's half: return what is deployed, and record which servers failed."""
     module = AnsibleModule(
         argument_spec={
             "state_dir": {"type": "path", "required": True},

@@ -15,7 +15,7 @@ description:
     shows a line for each server as it becomes ready or fails.
   - Ready means that C(/health) is 200, that the process which listens on the port is the server's own, and that
     C(/props) names the planned model.
-  - A server that dies is told at once, with its exit code and its last log lines.
+  - A server that dies is reported at once, with its exit code and its last log lines.
   - A server that ended with exit code 1, a configuration error, is not left to the service manager to be tried again.
 author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:
@@ -86,7 +86,7 @@ EXAMPLES = r"""
   magi.llama.wait_for_health:
     state_dir: /var/lib/magi-llama
 
-- name: Wait until one server gives tokens, whatever becomes of it
+- name: Probe one server with one token without failing
   magi.llama.wait_for_health:
     state_dir: /var/lib/magi-llama
     servers: [qwen3-8b-q4_k_m]
@@ -165,7 +165,7 @@ servers:
       type: bool
     seconds_to_ready:
       description: >-
-        Seconds from the start of its process until it was seen to be ready, V(null) where nobody looked in time.
+        Seconds from the start of its process until it was seen to be ready, V(null) if it was not observed.
       type: float
       sample: 1.8
     token_seconds:
@@ -180,7 +180,7 @@ servers:
       description: How its process ended, 128 and the signal's number for a signal, V(null) where it did not.
       type: int
     exit_text:
-      description: The same for people.
+      description: The same, human-readable.
       type: str
       sample: exit code 1
     detail:
