@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The packages of module_utils: imports run downwards, without cycles, and every file is used."""
+"""The packages of module_utils: imports point downwards, without cycles, and every file is used."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
 MODULE_UTILS = PLUGINS / "module_utils"
-# From the bottom up: a package may import those before it.
+# From the bottom up: a package may import those listed above it.
 LAYERS = (
     "_core",
     "_models",
@@ -36,7 +36,7 @@ NAMES = {name_of(path) for path in FILES}
 
 
 def imported(path: Path, *, at_load: bool = False) -> set[str]:
-    """The files of module_utils that a file imports; with at_load only what it imports when it is loaded itself."""
+    """The files of module_utils that a file imports; with at_load only its top-level imports."""
     tree = ast.parse(path.read_text())
     nodes = ast.walk(tree) if not at_load else iter(tree.body)
     found = set()
@@ -56,7 +56,7 @@ def imported(path: Path, *, at_load: bool = False) -> set[str]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_imports_run_downwards(path: Path) -> None:
+def test_imports_point_downwards(path: Path) -> None:
     own = LAYERS.index(name_of(path).split(".")[0])
     upwards = {name for name in imported(path) if LAYERS.index(name.split(".")[0]) > own}
     assert upwards == set()
@@ -72,7 +72,7 @@ def test_imports_have_no_cycle() -> None:
     assert below == {}
 
 
-def test_every_file_is_used() -> None:
+def test_files_are_all_used() -> None:
     users = [*FILES, *(PLUGINS / "modules").glob("*.py"), *(PLUGINS / "action").glob("*.py")]
     users += [*(PLUGINS / "filter").glob("*.py"), *(PLUGINS / "plugin_utils").glob("*.py")]
     used = {name for path in users for name in imported_from(path)}
@@ -97,7 +97,7 @@ def imported_from(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_files_are_private_and_of_a_readable_size(path: Path) -> None:
+def test_files_are_private_and_within_size_limit(path: Path) -> None:
     text = path.read_text()
     assert "PRIVATE to the collection" in text.splitlines()[3]
     assert len(text.splitlines()) <= 400

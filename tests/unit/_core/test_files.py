@@ -18,11 +18,11 @@ from ansible_collections.magi.llama.plugins.module_utils._core import files
         ("//", "/"),
     ],
 )
-def test_a_path_is_compared_without_needless_slashes(given, plain):
+def test_path_with_redundant_slashes_is_equal(given, plain):
     assert files.plain_path(given) == plain
 
 
-def test_what_a_killed_write_leaves_is_known(tmp_path, monkeypatch):
+def test_leftover_of_killed_write_is_recognised(tmp_path, monkeypatch):
     monkeypatch.setattr(files.os, "replace", lambda *paths: 1 / 0)
     monkeypatch.setattr(files.os, "unlink", lambda path: None)
     with pytest.raises(ZeroDivisionError):

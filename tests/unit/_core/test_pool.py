@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Work over several processes."""
+"""Distributing work over several processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ansible_collections.magi.llama.plugins.module_utils._core import pool
 
 
 @pytest.mark.parametrize(("workers", "count"), [(1, 5), (2, 0), (2, 1), (3, 5), (2, 20_000)])
-def test_every_piece_is_done_once(workers: int, count: int) -> None:
+def test_work_items_are_each_done_once(workers: int, count: int) -> None:
     outcome = pool.run(count, lambda index: [index, os.getpid()], workers=workers, serial_seconds=0.0)
     assert sorted(outcome.results) == list(range(count))
     assert all(index == result[0] for index, result in outcome.results.items())
@@ -28,12 +28,12 @@ def test_every_piece_is_done_once(workers: int, count: int) -> None:
     assert (os.getpid() in processes) == (workers == 1 or count == 1)
 
 
-def test_little_work_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_work_runs_without_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fork", lambda: pytest.fail("forked"))
     assert len(pool.run(10, lambda index: index, workers=4).results) == 10
 
 
-def test_a_process_that_dies_loses_only_what_killed_it() -> None:
+def test_worker_death_loses_only_its_item() -> None:
     def work(index: int) -> int:
         if index == 3:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -44,7 +44,7 @@ def test_a_process_that_dies_loses_only_what_killed_it() -> None:
     assert outcome.lost == [3]
 
 
-def test_without_further_processes_this_one_works(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fork_failure_falls_back_to_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> int:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
@@ -54,7 +54,7 @@ def test_without_further_processes_this_one_works(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_the_deadline_ends_it_but_something_is_done(workers: int) -> None:
+def test_deadline_stops_after_at_least_one_item(workers: int) -> None:
     def work(index: int) -> Any:
         time.sleep(0.01)
         return index
@@ -66,7 +66,7 @@ def test_the_deadline_ends_it_but_something_is_done(workers: int) -> None:
     assert soon.lost == []
 
 
-def test_orphans_end_when_there_is_nobody_left_to_read(tmp_path: Path) -> None:
+def test_workers_exit_when_parent_dies(tmp_path: Path) -> None:
     code = (
         "import os, sys; sys.path.insert(0, 'collections')\n"
         "from ansible_collections.magi.llama.plugins.module_utils._core import pool\n"
@@ -91,7 +91,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def test_no_process_and_no_descriptor_is_left() -> None:
+def test_processes_and_descriptors_are_cleaned_up() -> None:
     before = len(os.listdir("/proc/self/fd"))
     pool.run(50, lambda index: "x" * 100_000, workers=3, serial_seconds=0.0)
     assert len(os.listdir("/proc/self/fd")) == before

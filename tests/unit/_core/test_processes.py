@@ -16,7 +16,7 @@ HEADER = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when ret
 
 
 class FakeProc:
-    """A /proc with a few processes, as the kernel writes it."""
+    """A /proc with a few processes, in the kernel's format."""
 
     def __init__(self, root):
         self.root = root
@@ -63,7 +63,7 @@ def markers(name, state="/var/lib/magi-llama"):
     return ["PATH=/usr/bin", f"MAGI_LLAMA_STATE={state}", f"MAGI_LLAMA_SERVER={name}", "MAGI_LLAMA_REVISION=abc"]
 
 
-def test_listeners_names_the_holder(fake):
+def test_listeners_return_the_holder(fake):
     fake.listen("0100007F:1F90", "11")
     fake.listen("00000000:1F91", "12")
     fake.listen("00000000000000000000000001000000:1F91", "13", table="tcp6")
@@ -76,7 +76,7 @@ def test_listeners_names_the_holder(fake):
     }
 
 
-def test_listeners_names_all_who_share_a_port(fake):
+def test_listeners_of_shared_port_are_all_returned(fake):
     fake.listen("0100007F:1F90", "11")
     fake.listen("0100007F:1F90", "12")
     fake.add(41, ["b"], sockets=["12"])
@@ -85,13 +85,13 @@ def test_listeners_names_all_who_share_a_port(fake):
     assert processes.listeners([8080], str(fake.root), first=[41])[8080].pids == (40, 41)
 
 
-def test_a_process_without_command_line_is_named_by_its_comm(fake):
+def test_process_without_command_line_is_named_by_comm(fake):
     fake.listen("0100007F:1F90", "11")
     fake.add(40, [], sockets=["11"], comm="kthread")
     assert processes.listeners([8080], str(fake.root))[8080].command == "kthread"
 
 
-def test_processes_are_ours_of_this_state_dir(fake):
+def test_processes_are_filtered_by_state_dir(fake):
     fake.add(40, ["/usr/bin/llama-server", "--port", "8080"], markers("a"), uid=990, start=90000)
     fake.add(41, ["/usr/bin/llama-server"], markers("b", state="/other"))
     fake.add(42, ["/usr/bin/llama-server"], ["PATH=/usr/bin"])
@@ -119,26 +119,26 @@ def test_processes_are_ours_of_this_state_dir(fake):
     }
 
 
-def test_a_server_that_a_marked_process_started_is_a_server(fake):
+def test_child_of_marked_process_is_the_server(fake):
     fake.add(40, ["a"], markers("a"))
     fake.add(41, ["b"], markers("b"), ppid=40)
     assert sorted(processes.processes("/var/lib/magi-llama", str(fake.root))) == ["a", "b"]
 
 
-def test_of_two_with_one_name_the_older_counts(fake):
+def test_duplicate_name_resolves_to_older_process(fake):
     fake.add(40, ["new"], markers("a"), start=70000)
     fake.add(41, ["old"], markers("a"), start=60000)
     assert processes.processes("/var/lib/magi-llama", str(fake.root))["a"].pid == 41
     assert len(processes.all_processes("/var/lib/magi-llama", str(fake.root))) == 2
 
 
-def test_a_server_in_a_container_is_the_containers(fake):
+def test_server_in_container_is_excluded(fake):
     fake.add(40, ["ours"], markers("a"))
     fake.add(41, ["theirs"], markers("b"), namespace=2)
     assert set(processes.processes("/var/lib/magi-llama", str(fake.root))) == {"a"}
 
 
-def test_a_command_name_with_brackets_does_not_shift_the_fields(fake):
+def test_stat_with_brackets_in_comm_is_parsed(fake):
     fake.add(40, ["x"], markers("a"), comm="a) R 1 (b", ppid=7)
     found = processes.processes("/var/lib/magi-llama", str(fake.root))["a"]
     assert (found.ppid, found.uptime_seconds) == (7, 1000.5 - 50000 / os.sysconf("SC_CLK_TCK"))
@@ -162,7 +162,7 @@ def test_a_command_name_with_brackets_does_not_shift_the_fields(fake):
         (["/opt/old-linux-tool", "--a", "b"], ("/opt/old-linux-tool", "--a", "b")),
     ],
 )
-def test_argv_without_the_loader(fake, argv, expected):
+def test_argv_is_returned_without_loader(fake, argv, expected):
     fake.add(40, argv, markers("a"))
     assert processes.processes("/var/lib/magi-llama", str(fake.root))["a"].argv == expected
 
@@ -176,13 +176,13 @@ def test_argv_without_the_loader(fake, argv, expected):
         ("9223372036854771712", processes.Memory(2048 * 1024, 1024 * 1024)),
     ],
 )
-def test_memory_is_the_containers(fake, limit, expected):
+def test_memory_in_container_is_its_limit(fake, limit, expected):
     if limit is not None:
         fake.write("memory.max", limit + "\n")
     assert processes.memory(str(fake.root), str(fake.root)) == expected
 
 
-def test_the_real_proc_shows_a_started_server(tmp_path):
+def test_started_server_is_found_in_real_proc(tmp_path):
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         held.listen()

@@ -19,7 +19,7 @@ def state(tmp_path):
     return str(tmp_path)
 
 
-def test_a_working_run_renews_its_lock(state):
+def test_lock_of_active_run_is_renewed(state):
     assert run_lock.acquire(state, run("mine"), lease=10) is None
     since = run_lock.holder(state).run.since
     run_lock.renew(state, run("mine").id)
@@ -28,7 +28,7 @@ def test_a_working_run_renews_its_lock(state):
     assert held.run.since == since
 
 
-def test_a_working_run_takes_its_lock_again_after_it_has_expired(state):
+def test_lock_expired_is_reacquired_by_its_run(state):
     assert run_lock.acquire(state, run("mine"), lease=0.01) is None
     time.sleep(0.05)
     assert run_lock.holder(state) is None
@@ -37,7 +37,7 @@ def test_a_working_run_takes_its_lock_again_after_it_has_expired(state):
     assert held is not None and held.run.id == run("mine").id
 
 
-def test_a_run_whose_lock_expired_and_was_taken_is_refused(state):
+def test_lock_expired_and_taken_refuses_its_run(state):
     assert run_lock.acquire(state, run("mine"), lease=0.01) is None
     time.sleep(0.05)
     assert run_lock.acquire(state, run("other", "rollout.yml")) is None
@@ -46,7 +46,7 @@ def test_a_run_whose_lock_expired_and_was_taken_is_refused(state):
     assert run_lock.holder(state).run.id == run("other").id
 
 
-def test_what_expired_or_was_given_back_is_not_taken_for_anybody_else(state):
+def test_lock_expired_or_released_is_not_acquired_by_renewal(state):
     run_lock.renew(state, run("mine").id)
     assert not os.path.exists(run_lock.lock_path(state))
     run_lock.acquire(state, run("other"), lease=0.01)
@@ -60,7 +60,7 @@ def test_what_expired_or_was_given_back_is_not_taken_for_anybody_else(state):
     assert run_lock.holder(state) is None
 
 
-def test_a_lock_that_cannot_be_renewed_holds_its_own_run_not_up(state, monkeypatch):
+def test_lock_renewal_failure_does_not_stop_its_run(state, monkeypatch):
     run_lock.acquire(state, run("mine"))
     monkeypatch.setattr(os, "pwrite", lambda *arguments: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     run_lock.renew(state, run("mine").id)

@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is kept of a deployment, when, and what it takes to return to it."""
+"""When a deployment is kept, what is kept of it, and what a rollback changes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RUNTIME = "1111"
 
 
 class Host:
-    """A state directory with a deployment of the supervisor's, and a prefix with its llama-server."""
+    """A state directory with a deployment under supervisor, and a prefix with its llama-server."""
 
     def __init__(self, folder: Path) -> None:
         self.state_dir = str(folder / "state")
@@ -64,8 +64,8 @@ class Host:
         Path(self.state_dir, "ready.json").write_text(json.dumps(known))
 
     def snapshot_if_good(self, **revisions: str) -> Deployment | None:
-        """What would be kept if these took the place of what is deployed."""
-        configs = [file for file in self.configs(**revisions) if not _is_there(file)]
+        """The snapshot that would be kept if these replaced the current deployment."""
+        configs = [file for file in self.configs(**revisions) if not exists(file)]
         file = rollback.snapshot_if_good(self.state_dir, self.record(**revisions), configs, [])
         if file is None:
             return None
@@ -81,7 +81,7 @@ class Host:
         (folder / "manifest.json").write_text(json.dumps(entries))
 
 
-def _is_there(file: File) -> bool:
+def exists(file: File) -> bool:
     return Path(file.path).exists() and Path(file.path).read_bytes() == file.content
 
 
@@ -90,7 +90,7 @@ def host(tmp_path: Path) -> Host:
     return Host(tmp_path)
 
 
-def test_a_good_deployment_is_kept_with_its_files(host: Host) -> None:
+def test_good_deployment_is_kept_with_its_files(host: Host) -> None:
     host.deploy(a="r1")
     host.ready(a="r1")
     kept = host.snapshot_if_good(a="r2")
@@ -105,23 +105,23 @@ def test_a_good_deployment_is_kept_with_its_files(host: Host) -> None:
     ("ready", "to_come", "expected"),
     [
         ({"a": "r1", "b": "r1"}, {"a": "r2", "b": "r1"}, True),
-        # A server less is another deployment too.
+        # Removing a server makes another deployment too.
         ({"a": "r1", "b": "r1"}, {"a": "r1"}, True),
-        # Nothing that was launched differs.
+        # The launched deployment is the same.
         ({"a": "r1", "b": "r1"}, {"a": "r1", "b": "r1"}, False),
-        # b never was ready, or not as it is recorded.
+        # b was never ready, or not with the recorded revision.
         ({"a": "r1"}, {"a": "r2", "b": "r2"}, False),
         ({"a": "r1", "b": "r0"}, {"a": "r2", "b": "r2"}, False),
         ({}, {"a": "r2"}, False),
     ],
 )
-def test_only_what_was_good_is_kept(host: Host, ready: dict, to_come: dict, expected: bool) -> None:
+def test_deployment_is_kept_only_if_good(host: Host, ready: dict, to_come: dict, expected: bool) -> None:
     host.deploy(a="r1", b="r1")
     host.ready(**ready)
     assert (host.snapshot_if_good(**to_come) is not None) == expected
 
 
-def test_failed_attempts_leave_the_last_good_one(host: Host) -> None:
+def test_failed_attempts_keep_last_good_deployment(host: Host) -> None:
     host.deploy(a="r1")
     host.ready(a="r1")
     assert host.snapshot_if_good(a="r2") is not None
@@ -130,7 +130,7 @@ def test_failed_attempts_leave_the_last_good_one(host: Host) -> None:
     assert rollback.revisions(rollback.read_previous(host.state_dir).record) == {"a": "r1"}
 
 
-def test_a_changed_template_alone_is_another_deployment(host: Host) -> None:
+def test_template_change_makes_new_deployment(host: Host) -> None:
     host.deploy(a="r1")
     host.ready(a="r1")
     other = [File(find_manager("supervisor").config_path(host.state_dir, "a"), b"another template")]
@@ -138,7 +138,7 @@ def test_a_changed_template_alone_is_another_deployment(host: Host) -> None:
 
 
 @pytest.mark.parametrize("damage", ["record", "config", "nothing"])
-def test_what_is_not_whole_is_not_kept(host: Host, damage: str) -> None:
+def test_incomplete_deployment_is_not_kept(host: Host, damage: str) -> None:
     if damage != "nothing":
         host.deploy(a="r1")
         host.ready(a="r1")
@@ -158,7 +158,7 @@ def test_what_is_not_whole_is_not_kept(host: Host, damage: str) -> None:
         ('{"schema_version": 99, "files": [], "record": {}}', "newer magi.llama"),
     ],
 )
-def test_nothing_to_return_to(host: Host, text: str | None, message: str) -> None:
+def test_rollback_without_previous_fails(host: Host, text: str | None, message: str) -> None:
     os.makedirs(host.state_dir)
     if text is not None:
         Path(rollback.previous_path(host.state_dir)).write_text(text)
@@ -169,7 +169,7 @@ def test_nothing_to_return_to(host: Host, text: str | None, message: str) -> Non
 @pytest.mark.parametrize(
     ("now", "before", "probed", "expected"),
     [
-        # The binary is the same, by the manifest or by asking it.
+        # The binary is the same, according to the manifest or to its --version.
         ({"identity": RUNTIME}, {"identity": "0"}, None, []),
         ({}, {}, RUNTIME, []),
         ({"identity": "2"}, {"identity": RUNTIME}, "2", ["runtime"]),
@@ -180,7 +180,7 @@ def test_nothing_to_return_to(host: Host, text: str | None, message: str) -> Non
         ({}, {}, None, "not managed here"),
     ],
 )
-def test_the_binary_comes_back_where_it_is_kept(
+def test_rollback_restores_kept_binary(
     host: Host, now: dict, before: dict, probed: str | None, expected: list[str] | str
 ) -> None:
     host.manifest("", **now)
@@ -200,7 +200,7 @@ def test_the_binary_comes_back_where_it_is_kept(
     ("ready", "identity", "expected"),
     [({"a": "r1"}, RUNTIME, True), ({"a": "r0"}, RUNTIME, None), ({"a": "r1"}, "2", None)],
 )
-def test_a_prefix_is_noted_as_good(host: Host, ready: dict, identity: str, expected: bool | None) -> None:
+def test_prefix_is_recorded_as_good(host: Host, ready: dict, identity: str, expected: bool | None) -> None:
     host.deploy(a="r1")
     host.ready(**ready)
     host.manifest(identity=identity)
@@ -211,16 +211,16 @@ def test_a_prefix_is_noted_as_good(host: Host, ready: dict, identity: str, expec
 @pytest.mark.parametrize(
     ("ready", "now", "before", "expected"),
     [
-        # The run ended between the new llama-server and the launch configs for it.
+        # The run ended after installing the new llama-server and before writing its launch configs.
         ({"a": "r2"}, {"identity": "3"}, {"identity": RUNTIME}, "r2"),
         ({"a": "r2"}, {}, {"identity": RUNTIME}, "r2"),
-        # All of it went well, or r2 never worked, or its llama-server is not kept.
+        # Everything succeeded, or r2 never worked, or its llama-server is not kept.
         ({"a": "r2"}, {"identity": RUNTIME}, {"identity": "0"}, "r1"),
         ({"a": "r1"}, {"identity": "3"}, {"identity": RUNTIME}, "r1"),
         ({"a": "r2"}, {"identity": "3"}, {"identity": "0"}, "r1"),
     ],
 )
-def test_where_the_llama_server_alone_was_replaced_it_alone_comes_back(
+def test_rollback_after_binary_change_restores_binary_only(
     host: Host, ready: dict, now: dict, before: dict, expected: str
 ) -> None:
     host.deploy(a="r1")
@@ -233,18 +233,18 @@ def test_where_the_llama_server_alone_was_replaced_it_alone_comes_back(
     deployment = rollback.deployment_before(host.state_dir)
     assert rollback.revisions(deployment.record) == {"a": expected}
     assert [file.path for file in deployment.files] == [file.path for file in host.kept_files()]
-    # Written as what was before, so that a second rollback stays here.
+    # The restored state becomes the previous one, so a second rollback does not change it.
     file = rollback.previous_file(host.state_dir, deployment)
     Path(file.path).write_bytes(file.content)
     assert rollback.read_previous(host.state_dir) == deployment
 
 
 @pytest.mark.parametrize(("same_binary", "good"), [(False, False), (True, True)])
-def test_what_gives_no_token_is_not_good(host: Host, same_binary: bool, good: bool) -> None:
+def test_deployment_without_token_is_not_good(host: Host, same_binary: bool, good: bool) -> None:
     host.deploy(a="r1")
     host.ready(a="r1")
     if same_binary:
-        # The llama-server of what worked before stays good, whatever was launched with it since.
+        # The llama-server of the previous working deployment stays good, whatever was launched with it since.
         assert host.snapshot_if_good(a="r2") is not None
     host.deploy(a="r2")
     host.ready(a="r2")
@@ -254,10 +254,10 @@ def test_what_gives_no_token_is_not_good(host: Host, same_binary: bool, good: bo
     assert not rollback.is_good(host.state_dir, host.record(a="r2"))
     assert host.snapshot_if_good(a="r3") is None
     assert json.loads((host.prefix / "manifest.json").read_text())["good"] == good
-    # The seconds that it took stay known.
+    # The seconds to ready are kept.
     known = {"pid": 1, "seconds": 1.0, "refused": "r2"}
     assert json.loads(Path(host.state_dir, "ready.json").read_text()) == {"a": known}
-    # A token that it gives at last makes it good.
+    # It becomes good once it answers with a token.
     rollback.note_answered(host.state_dir, ["a"])
     assert rollback.is_good(host.state_dir, host.record(a="r2"))
     assert json.loads((host.prefix / "manifest.json").read_text())["good"] is True
@@ -268,7 +268,7 @@ def process(name: str, revision: str) -> Process:
     return Process(1, 1, name, ("/x", "--port", "1"), env, 0, 0.0, 0.0, 0)
 
 
-def test_the_plan_of_a_rollback(host: Host) -> None:
+def test_rollback_plan(host: Host) -> None:
     before = Deployment(host.record(a="r1", b="r1", c="r1"), ())
     now = host.record(a="r2", b="r1", d="r2")["servers"]
     running = {"a": process("a", "r2"), "b": process("b", "r1"), "e": process("e", "r2")}
@@ -278,7 +278,7 @@ def test_the_plan_of_a_rollback(host: Host) -> None:
     assert plan["a"]["revision"] == "r1"
 
 
-def test_servers_start_again_as_they_did(host: Host) -> None:
+def test_rollback_keeps_start_order(host: Host) -> None:
     record = host.record(a="r1")
     assert rollback.starting(Deployment(record, ()))["concurrent"] is True
     record["start"] = {"concurrent": False, "max_startup_time": 9, "readiness_check_interval": 5}

@@ -16,7 +16,7 @@ from ansible_collections.magi.llama.plugins.module_utils._services import base, 
 
 
 class Host:
-    """A state directory and a folder for units, as a test lays them out."""
+    """A state directory and a folder for units."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -57,7 +57,7 @@ def host(tmp_path, monkeypatch):
     return Host(tmp_path)
 
 
-def test_all_that_a_supervisor_of_ours_has_is_removed(host):
+def test_supervisor_files_are_all_removed(host):
     host.record("a")
     host.write("app/supervisor/supervisord.conf", text="[supervisord]\nidentifier=magi-llama\n")
     marker = quoting.supervisor_environment({"MAGI_LLAMA_STATE": str(host.state)})
@@ -71,7 +71,7 @@ def test_all_that_a_supervisor_of_ours_has_is_removed(host):
     assert host.left() == []
 
 
-def test_what_others_keep_in_the_state_directory_stays(host):
+def test_unmanaged_files_in_state_directory_stay(host):
     host.record("a")
     host.write("app/ready.json", text='{"a": {"pid": 1}}')
     theirs = ["app/log/access.log", "app/log/access.log.1", "app/supervisor/supervisord.conf"]
@@ -83,14 +83,14 @@ def test_what_others_keep_in_the_state_directory_stays(host):
     assert [path for path in host.left() if (host.root / path).is_file()] == sorted(theirs)
 
 
-def test_a_foreign_log_folder_keeps_all_but_our_logs(host):
+def test_unmanaged_log_folder_loses_managed_logs_only(host):
     host.record("a")
     host.write("app/log/a.log", "app/log/b.log")
     host.take_down()
     assert host.left() == ["app", "app/log", "app/log/b.log"]
 
 
-def test_an_empty_log_folder_of_others_stays(host):
+def test_unmanaged_empty_log_folder_stays(host):
     host.record("a")
     (host.state / "log").mkdir()
     host.take_down()
@@ -98,9 +98,9 @@ def test_an_empty_log_folder_of_others_stays(host):
 
 
 @pytest.mark.parametrize(("other", "last"), [("/srv/other", False), (None, True)])
-def test_the_target_goes_with_the_last_state_directory(host, other, last):
+def test_target_is_removed_with_last_state_directory(host, other, last):
     host.unit("a", host.state)
-    # Somebody's own unit has no such line, whatever its name is.
+    # An unmanaged unit lacks this line, even if its name matches.
     host.write("units/magi-llama-foreign.service", text="[Service]\nExecStart=/usr/bin/llama-server\n")
     host.write("units/magi-llama.target", "units/magi-llama.target.wants/x")
     if other:
@@ -111,7 +111,7 @@ def test_the_target_goes_with_the_last_state_directory(host, other, last):
     assert "units/magi-llama-a.service" not in host.left()
 
 
-def test_what_killed_runs_have_left_is_removed(host):
+def test_leftovers_of_killed_runs_are_removed(host):
     host.write("units/.magi-llama-1.tmp", "app/.magi-llama-2.tmp", "app/supervisor/conf.d/.magi-llama-3.tmp")
     host.write("cache/.magi-llama-4.tmp", "cache/.other.tmp", "app/registry.json.partial")
     host.write("opt/runtime.new/bin/x", "opt/runtime.check-abc/bin/x", "opt/runtime-of-others/x", "opt/runtime/x")
@@ -123,14 +123,14 @@ def test_what_killed_runs_have_left_is_removed(host):
     ]
 
 
-def test_another_s_half_written_unit_stays(host):
+def test_unmanaged_partial_unit_stays(host):
     host.unit("b", "/srv/other")
     host.write("units/.magi-llama-1.tmp")
     host.take_down()
     assert "units/.magi-llama-1.tmp" in host.left()
 
 
-def test_a_state_directory_that_is_a_mount_point_stays(host, monkeypatch):
+def test_state_directory_as_mount_point_stays(host, monkeypatch):
     host.record("a")
     real = os.rmdir
 
@@ -144,7 +144,7 @@ def test_a_state_directory_that_is_a_mount_point_stays(host, monkeypatch):
     assert host.left() == ["app"]
 
 
-def test_a_user_that_others_run_as_is_known(host):
+def test_users_of_unmanaged_units_are_found(host):
     host.unit("a", host.state, user="nobody-of-magi")
     assert teardown.users_of("nobody-of-magi", str(host.state)) == []
     host.unit("b", "/srv/other", user="nobody-of-magi")
@@ -163,5 +163,5 @@ def test_a_user_that_others_run_as_is_known(host):
         ({"a": "SIGABRT", "b": "SIGKILL"}, "2 servers stopped (1 by SIGABRT: a; 1 by SIGKILL: b)"),
     ],
 )
-def test_which_signals_were_needed_is_said(signals, text):
+def test_stop_signals_are_reported(signals, text):
     assert base.ended_text(signals) == text

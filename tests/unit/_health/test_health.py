@@ -88,7 +88,7 @@ def wait(host, servers, **options):
 
 
 @pytest.mark.parametrize("ready_at", [0.0, 0.2, 1.0, 7.0, 60.0])
-def test_a_server_is_found_ready_within_a_few_percent(ready_at):
+def test_wait_finds_ready_server_within_a_few_percent(ready_at):
     host = FakeHost({"a": [(0, running(), Probe("loading")), (ready_at, running(), Probe("ready"))]})
     [outcome] = wait(host, [server()])
     assert (outcome.state, outcome.is_ready, outcome.is_settled, outcome.pid) == ("ready", True, True, 42)
@@ -96,7 +96,7 @@ def test_a_server_is_found_ready_within_a_few_percent(ready_at):
     assert host.rounds < 120
 
 
-def test_a_dead_server_is_told_at_once_and_the_others_are_awaited():
+def test_wait_reports_dead_server_at_once_and_waits_for_others():
     dead = ServiceStatus("b", "failed", None, 1, "exit code 1")
     host = FakeHost(
         {
@@ -109,7 +109,7 @@ def test_a_dead_server_is_told_at_once_and_the_others_are_awaited():
     assert (b.state, b.exit_code, b.detail, b.is_ready, b.is_settled) == ("failed", 1, "exit code 1", False, True)
     assert b.log_tail == ("error: invalid argument: --x",)
     assert "does not know the flag --x" in b.fix
-    # Settled servers are not asked again.
+    # Settled servers are not probed again.
     assert host.asked[-1] == "a"
     assert host.asked.count("b") < 25
 
@@ -124,26 +124,26 @@ def test_a_dead_server_is_told_at_once_and_the_others_are_awaited():
         (ServiceStatus("a", "failed"), "it ended"),
     ],
 )
-def test_every_way_to_be_dead(status, detail):
+def test_wait_reports_each_kind_of_death(status, detail):
     host = FakeHost({"a": [(0, status, None)]})
     [outcome] = wait(host, [server()])
     assert (outcome.state, outcome.detail, host.now) == ("failed", detail, 0)
 
 
-def test_a_rising_restart_count_is_a_crash():
+def test_restart_count_rising_is_a_crash():
     host = FakeHost({"a": [(0, running(), Probe("loading")), (1, running(restarts=1), Probe("ready"))]})
     [outcome] = wait(host, [server()])
     assert (outcome.state, outcome.detail) == ("failed", "crashed (restarts: 1)")
     assert host.now < 1.2
 
 
-def test_an_old_restart_is_no_crash_but_one_between_two_slices_is():
+def test_restart_before_wait_is_ignored_but_between_slices_is_a_crash():
     host = FakeHost({"a": [(0, running(restarts=3), Probe("ready"))]})
     assert wait(host, [server()])[0].is_ready
     assert not wait(host, [server()], baseline={"a": 2})[0].is_ready
 
 
-def test_out_of_time_is_told_with_the_last_state():
+def test_timeout_is_reported_with_last_state():
     host = FakeHost({"a": [(0, running(), Probe("hung", "no answer within 2 s"))]})
     [outcome] = wait(host, [server(max_startup_time=10)])
     assert (outcome.state, outcome.is_settled, outcome.is_ready) == ("hung", True, False)
@@ -155,7 +155,7 @@ def test_out_of_time_is_told_with_the_last_state():
     assert 2 <= host.now < 2.5
 
 
-def test_a_slice_ends_early_when_all_are_settled_and_else_in_time():
+def test_slice_ends_when_all_are_settled_or_time_is_up():
     host = FakeHost({"a": [(0, running(), Probe("loading")), (5, running(), Probe("ready"))]})
     [outcome] = wait(host, [server()], slice_seconds=2.0)
     assert (outcome.is_settled, outcome.state) == (False, "loading")
@@ -165,18 +165,18 @@ def test_a_slice_ends_early_when_all_are_settled_and_else_in_time():
     assert host.now < 5.4
 
 
-def test_a_stranger_on_the_port_is_given_a_moment_to_go():
-    stranger = Probe("wrong_identity", "port 8080 is held by pid 7 (nginx)")
-    host = FakeHost({"a": [(0, running(), stranger), (1, running(), Probe("ready"))]})
+def test_foreign_process_on_port_gets_a_grace_period():
+    foreign = Probe("wrong_identity", "port 8080 is held by pid 7 (nginx)")
+    host = FakeHost({"a": [(0, running(), foreign), (1, running(), Probe("ready"))]})
     assert wait(host, [server()])[0].is_ready
-    host = FakeHost({"a": [(0, running(), stranger)]})
+    host = FakeHost({"a": [(0, running(), foreign)]})
     [outcome] = wait(host, [server()])
     assert (outcome.state, outcome.detail) == ("wrong_identity", "port 8080 is held by pid 7 (nginx)")
     assert "servers_move_on_conflict" in outcome.fix
     assert 2 <= host.now < 2.5
 
 
-def test_a_server_that_has_long_been_ready_tells_no_seconds():
+def test_server_ready_for_long_has_no_seconds():
     host = FakeHost({"a": [(0, running(), Probe("ready"))]})
     host.uptime = lambda pid: 6.0
     assert wait(host, [server()])[0].seconds_to_ready is None
@@ -222,12 +222,12 @@ def test_a_server_that_has_long_been_ready_tells_no_seconds():
         ([], 1, None),
     ],
 )
-def test_known_causes_are_explained(lines, code, expected):
+def test_causes_known_are_explained(lines, code, expected):
     found = causes.explain(lines, code)
     assert found == expected if expected is None else expected in found
 
 
-def test_the_failure_text_names_each_server():
+def test_failure_text_names_each_server():
     host = FakeHost(
         {
             "a": [(0, ServiceStatus("a", "failed", None, 1, "exit code 1"), None)],
@@ -247,7 +247,7 @@ def test_the_failure_text_names_each_server():
     assert "8081" not in text
 
 
-def test_the_status_json_has_exactly_the_documented_keys():
+def test_status_json_has_exactly_the_documented_keys():
     status = status_module.status_json(
         [server(), server("b", 8081), server("c", 8082), server("d", 8083)],
         {
@@ -281,12 +281,12 @@ def test_the_status_json_has_exactly_the_documented_keys():
     ("host", "asked"),
     [("0.0.0.0", "127.0.0.1"), ("::", "::1"), ("[::]", "::1"), ("10.0.0.1", "10.0.0.1"), ("", "127.0.0.1")],
 )
-def test_servers_on_every_address_are_asked_on_loopback(host, asked):
+def test_servers_on_all_addresses_are_probed_on_loopback(host, asked):
     assert probe_module.asked_address(host) == asked
 
 
 class Answers:
-    """A server in this process that answers as told: path → (status, JSON), or a number of seconds to hang."""
+    """A server in this process with given answers: path → (status, JSON), or a number of seconds to hang."""
 
     def __init__(self, answers):
         outer = self
@@ -348,7 +348,7 @@ OK = {"/health": (200, {"status": "ok"}), "/props": (200, {"model_path": "/m/a.g
         ),
     ],
 )
-def test_a_probe_tells_what_answers(answers, options, state, detail):
+def test_probe_returns_state_and_detail(answers, options, state, detail):
     answering = Answers(answers)
     try:
         found = probe_module.probe(server(port=answering.http.server_port), os.getpid(), **options)
@@ -362,7 +362,7 @@ def test_a_probe_tells_what_answers(answers, options, state, detail):
     ("kind", "path", "answer"),
     [("embedding", "/v1/embeddings", {"data": []}), ("reranker", "/v1/rerank", {"results": []})],
 )
-def test_the_deep_check_asks_for_what_the_kind_gives(kind, path, answer):
+def test_deep_check_uses_endpoint_of_kind(kind, path, answer):
     answering = Answers({**OK, path: (200, answer)})
     try:
         found = probe_module.probe(server(port=answering.http.server_port, kind=kind), None, deep=True)
@@ -373,7 +373,7 @@ def test_the_deep_check_asks_for_what_the_kind_gives(kind, path, answer):
 
 
 @pytest.mark.parametrize(("given", "patience"), [(300.0, 300.0), (2.0, 2.0), (None, probe_module.DEEP_TIMEOUT)])
-def test_the_answer_may_take_what_the_caller_allows(monkeypatch, given, patience):
+def test_deep_check_timeout_is_the_callers(monkeypatch, given, patience):
     seen = {}
     monkeypatch.setattr(machine, "probe_all", lambda servers, pids, **options: seen.update(options))
     machine.Machine(None, "/s", True, given).probe([], {})
@@ -383,9 +383,9 @@ def test_the_answer_may_take_what_the_caller_allows(monkeypatch, given, patience
 @pytest.mark.parametrize(
     ("answer", "pauses"),
     [(OK["/health"], 0), ((503, {}), 13)],
-    ids=["one that is ready", "one that loads for longer than a moment"],
+    ids=["ready at once", "still loading"],
 )
-def test_the_next_start_waits_for(answer, pauses):
+def test_next_start_waits_until_ready_or_pause(answer, pauses):
     http, clock = Answers({"/health": answer}), FakeHost({})
     slept = []
     pace = pace_module.Pace(clock.clock, lambda seconds: (slept.append(seconds), clock.sleep(seconds)))
@@ -394,19 +394,19 @@ def test_the_next_start_waits_for(answer, pauses):
         pace.on_started(first, False)
         assert len(slept) == pauses
         assert sum(slept) <= pace_module.LOAD_PATIENCE + pace_module.LOAD_POLL
-        # By the next look it has become ready: it is told with the time since its own start.
+        # It is ready at the next probe, and reported with the time since its own start.
         http.answers["/health"] = OK["/health"]
         clock.sleep(1.0)
         pace.on_started(second, False)
         assert pace.ready == {"a": 0.0 if pauses == 0 else round(sum(slept) + 1.0, 2), "b": 0.0}
-        # After the last there is nobody to wait for.
+        # After the last start there is nothing to wait for.
         pace.on_started(server("c", port=1), True)
         assert len(slept) == pauses
     finally:
         http.close()
 
 
-def test_another_process_on_the_port_is_no_health():
+def test_probe_of_foreign_process_is_not_healthy():
     answering = Answers(OK)
     planned = subprocess.Popen(["sleep", "60"])
     try:
@@ -419,7 +419,7 @@ def test_another_process_on_the_port_is_no_health():
     assert f"is held by pid {os.getpid()} (" in found.detail
 
 
-def test_the_api_key_is_sent(tmp_path):
+def test_probe_sends_api_key(tmp_path):
     key = tmp_path / "keys"
     key.write_text("\nsecret-1\nsecret-2\n")
     answering = Answers(OK)
@@ -432,7 +432,7 @@ def test_the_api_key_is_sent(tmp_path):
     assert answering.headers[-1] == ("/props", "Bearer secret-1")
 
 
-def test_many_are_asked_at_the_same_time():
+def test_probes_run_in_parallel():
     answering = [Answers({**OK, "/health": 0.3}) for _ in range(4)]
     servers = [server(str(number), entry.http.server_port) for number, entry in enumerate(answering)]
     servers.append(server("none", 1))
@@ -447,7 +447,7 @@ def test_many_are_asked_at_the_same_time():
     assert found["none"].state == "not_listening"
 
 
-def test_unknown_names_are_refused():
+def test_unknown_server_names_are_refused():
     record = {"servers": [server("a"), server("b")]}
     assert [entry["name"] for entry in record_module.chosen(record, ["b"])] == ["b"]
     assert len(record_module.chosen(record, [])) == 2

@@ -26,7 +26,7 @@ def server(**changes):
     }
 
 
-def test_a_server_on_the_cpu_sees_no_devices_and_no_network():
+def test_sandbox_on_cpu_has_no_devices_and_no_network():
     assert units_module.systemd_sandbox(server()) == {
         "MemoryMax": 1000,
         "NUMAPolicy": "",
@@ -62,7 +62,7 @@ def test_a_server_on_the_cpu_sees_no_devices_and_no_network():
         ({}, {"numa_policy": "bind", "numa_mask": "0"}, {"NUMAPolicy": "bind", "NUMAMask": "0"}),
     ],
 )
-def test_the_sandbox_follows_the_server(changes, options, expected):
+def test_sandbox_follows_server_settings(changes, options, expected):
     found = units_module.systemd_sandbox(server(**changes), **options)
     assert {key: found[key] for key in expected} == expected
 
@@ -77,7 +77,7 @@ def test_the_sandbox_follows_the_server(changes, options, expected):
         ({"memory": {"vram_bytes": 1}}, ["network.target", "nvidia-persistenced.service"], None),
     ],
 )
-def test_a_unit_waits_for_what_its_server_needs(changes, after, wants):
+def test_unit_waits_for_mounts_and_network(changes, after, wants):
     assert units_module.systemd_dependencies(server(**changes)) == {
         "After": after,
         "Wants": wants,
@@ -86,7 +86,7 @@ def test_a_unit_waits_for_what_its_server_needs(changes, after, wants):
 
 
 @pytest.mark.parametrize("given", ["ture", "", None, "Auto "])
-def test_gpu_access_that_is_no_truth_is_refused(given):
+def test_gpu_access_not_boolean_is_refused(given):
     for make in (units_module.systemd_sandbox, units_module.systemd_dependencies):
         with pytest.raises(ValueTypeError, match="servers_gpu_access"):
             make(server(), gpu_access=given)
@@ -96,13 +96,13 @@ VERSIONS = [(None, False), (247, False), (252, False), (253, False), (254, True)
 
 
 @pytest.mark.parametrize(("version", "grows"), VERSIONS)
-def test_restarts_are_paced_as_far_as_systemd_can(version, grows):
+def test_restart_delay_grows_if_systemd_supports_it(version, grows):
     settings = units_module.systemd_restart(version)
     assert ("RestartSteps" in settings) == ("RestartMaxDelaySec" in settings) == grows
 
 
 def starts(version, until_crash, count):
-    """When systemd starts a server that crashes each time, in seconds: its own formula."""
+    """The times at which systemd starts a server that crashes each time, in seconds, by systemd's formula."""
     settings = units_module.systemd_restart(version)
     first, steps, most = settings["RestartSec"], settings.get("RestartSteps", 0), settings.get("RestartMaxDelaySec", 0)
     found = [0.0]
@@ -114,17 +114,15 @@ def starts(version, until_crash, count):
 
 @pytest.mark.parametrize("version", [version for version, _grows in VERSIONS])
 @pytest.mark.parametrize("max_startup_time", [1, 120, 150, 600, 3600])
-def test_a_server_that_crashes_whenever_it_is_loaded_is_given_up_and_a_fault_of_minutes_is_outlived(
-    version, max_startup_time
-):
+def test_restart_limit_stops_crash_loop_and_survives_short_fault(version, max_startup_time):
     limit = units_module.systemd_start_limit(max_startup_time)
     allowed = limit["StartLimitBurst"]
-    # systemd refuses the start after the last that is allowed, if it is within the interval.
+    # systemd refuses the start after the last allowed one if it is within the interval.
     assert starts(version, max_startup_time, allowed + 1)[-1] < limit["StartLimitIntervalSec"]
     assert starts(version, 0, allowed)[-1] >= 150
 
 
-def test_the_record_is_the_plan_less_what_is_to_stop():
+def test_record_is_plan_without_stopped_servers():
     plan = {
         "profile": "p",
         "start": {"concurrent": True},
@@ -142,7 +140,7 @@ def test_the_record_is_the_plan_less_what_is_to_stop():
     }
 
 
-def test_files_are_written_once(tmp_path):
+def test_config_files_are_written_once(tmp_path):
     files = [File(str(tmp_path / "new" / "a"), b"A"), File(str(tmp_path / "b"), b"B", 0o640)]
     assert config_files.files_to_write(files) == files
     config_files.write_all(files)
@@ -153,11 +151,11 @@ def test_files_are_written_once(tmp_path):
     assert config_files.files_to_write(files) == files[1:]
 
 
-def test_only_ours_is_superfluous(tmp_path):
+def test_stale_files_are_managed_only(tmp_path):
     for name, text in {
         "magi-llama-a.service": "mine\n",
         "magi-llama-b.service": "mine\n",
-        "magi-llama-c.service": "another state directory's",
+        "magi-llama-c.service": "of another state directory",
         "other.service": "mine\n",
     }.items():
         (tmp_path / name).write_text(text)
@@ -167,7 +165,7 @@ def test_only_ours_is_superfluous(tmp_path):
     assert config_files.stale_files(managed, keep) == [str(tmp_path / "magi-llama-b.service")]
 
 
-def test_a_full_disk_leaves_all_as_it_was(tmp_path, monkeypatch):
+def test_write_on_full_disk_changes_nothing(tmp_path, monkeypatch):
     for name in "abc":
         (tmp_path / name).write_text("old")
     calls = []
@@ -184,7 +182,7 @@ def test_a_full_disk_leaves_all_as_it_was(tmp_path, monkeypatch):
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys("abc", "old")
 
 
-def test_a_read_only_folder_is_named(tmp_path, monkeypatch):
+def test_write_in_read_only_folder_names_it(tmp_path, monkeypatch):
     def read_only(*args, **kwargs):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
@@ -193,7 +191,7 @@ def test_a_read_only_folder_is_named(tmp_path, monkeypatch):
         config_files.write_all([File(str(tmp_path / "a"), b"new")])
 
 
-def test_leftovers_of_a_killed_run_are_removed(tmp_path):
+def test_leftovers_of_killed_run_are_removed(tmp_path):
     (tmp_path / ".magi-llama-x.tmp").write_text("half")
     (tmp_path / ".other.tmp").write_text("not ours")
     config_files.write_all([File(str(tmp_path / "a"), b"new")])
@@ -201,14 +199,14 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path):
 
 
 @pytest.mark.parametrize("state_dir", ["/var/lib/magi-llama", "/srv/my 50% state"])
-def test_a_written_config_bears_the_marker_of_its_state_dir(state_dir):
+def test_config_has_marker_of_state_dir(state_dir):
     env = {"MAGI_LLAMA_STATE": state_dir, "MAGI_LLAMA_SERVER": "a"}
     units, programs = table.managed_files(state_dir)
     assert units.marker in f"[Service]\n{quoting.systemd_environment(env)}\n"
     assert programs.marker in quoting.supervisor_environment(env)
 
 
-def test_units_of_a_state_dir_whose_name_begins_with_ours_are_not_ours(tmp_path, monkeypatch):
+def test_units_of_state_dir_with_same_prefix_are_not_managed(tmp_path, monkeypatch):
     monkeypatch.setattr(systemd, "UNIT_FOLDER", str(tmp_path))
     for name, state in (("a", "/srv/llama"), ("b", "/srv/llama-staging"), ("c", "/srv/llama/x")):
         env = quoting.systemd_environment({"MAGI_LLAMA_STATE": state, "MAGI_LLAMA_SERVER": name})
@@ -219,7 +217,7 @@ def test_units_of_a_state_dir_whose_name_begins_with_ours_are_not_ours(tmp_path,
         config_files.refuse_foreign([config_files.File(str(tmp_path / "magi-llama-b.service"), b"")], managed)
 
 
-def test_what_is_deployed_is_known_by_a_digest_of_each_file(tmp_path):
+def test_deployed_files_are_compared_by_digest(tmp_path):
     state = str(tmp_path)
     marked = f'environment=MAGI_LLAMA_STATE="{state}"\n'.encode()
     wanted = [
@@ -231,7 +229,7 @@ def test_what_is_deployed_is_known_by_a_digest_of_each_file(tmp_path):
     assert record.deployed(state, "supervisor") == {}
     config_files.write_all(wanted)
     assert record.deployed(state, "supervisor") == told
-    # One that is no longer wanted, one with another mode, and one that was changed.
+    # One that is no longer planned, one with another mode, and one with other content.
     config_files.write_all([config_files.File(table.find_manager("supervisor").config_path(state, "b"), marked)])
     assert record.deployed(state, "supervisor").keys() - told.keys() == {
         table.find_manager("supervisor").config_path(state, "b")

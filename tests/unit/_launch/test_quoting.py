@@ -42,7 +42,7 @@ text = st.lists(st.sampled_from([*"'\"\\ %$;#()\n", "%(here)s"]) | letters, max_
 
 
 def systemd_unquote(line):
-    """What systemd makes of an ExecStart value: its word splitting, C escapes, specifiers and variables."""
+    """systemd's reading of an ExecStart value: word splitting, C escapes, specifiers and variables."""
     line = line.replace("\\\n", " ")
     words, word, at, quoted, started = [], "", 0, False, False
     while at < len(line):
@@ -76,29 +76,29 @@ def singles_inside_double_quotes_only(line):
 
 
 @pytest.mark.parametrize("word", NASTY)
-def test_systemd_gives_back_the_word(word):
+def test_systemd_round_trip_of_special_words(word):
     quoted = quoting.systemd_argv(["/usr/bin/llama-server", "--model", word, "--port", "8080"])
     words = systemd_unquote(singles_inside_double_quotes_only(quoted))
     assert words == ["/usr/bin/llama-server", "--model", word, "--port", "8080"]
 
 
 @given(word=text)
-def test_systemd_gives_back_any_word(word):
+def test_systemd_round_trip_of_any_word(word):
     quoted = quoting.systemd_argv(["/p", word])
     assert systemd_unquote(singles_inside_double_quotes_only(quoted)) == ["/p", word]
 
 
 @pytest.mark.parametrize("program", ["llama-server", "/a\nb", '/a"b', "/a\\b", "/a$b", "/a'b"])
-def test_systemd_refuses_a_program_that_it_would_not_start(program):
+def test_systemd_program_path_invalid_is_refused(program):
     with pytest.raises(quoting.QuoteError, match="path of llama-server"):
         quoting.systemd_argv([program])
 
 
-def test_systemd_escapes_bytes_that_are_not_utf8():
+def test_systemd_escapes_bytes_not_utf8():
     assert quoting.systemd_argv(["/p", "a\udcffb"]) == '/p "a\\xffb"'
 
 
-def test_one_flag_stands_on_a_line():
+def test_command_has_one_flag_per_line():
     argv = ["/usr/bin/llama-server", "--model", "/m.gguf", "--flash-attn", "--port", "1"]
     assert quoting.systemd_argv(argv) == (
         "/usr/bin/llama-server \\\n    --model /m.gguf \\\n    --flash-attn \\\n    --port 1"
@@ -121,7 +121,7 @@ def test_one_flag_stands_on_a_line():
         (quoting.supervisor_value, "/srv/100%/x;y", "/srv/100%%/x;y"),
     ],
 )
-def test_values(function, value, expected):
+def test_quoting_of_values(function, value, expected):
     assert function(value) == expected
 
 
@@ -145,13 +145,13 @@ def test_values(function, value, expected):
         (quoting.supervisor_value, "/a/%(here)s"),
     ],
 )
-def test_what_a_file_cannot_carry_is_refused(function, value):
+def test_values_not_representable_are_refused(function, value):
     with pytest.raises(quoting.QuoteError):
         function(value)
 
 
 def supervisor_reads(folder, argv, env):
-    """The command and environment that supervisor itself reads from a program made by our filters."""
+    """The command and environment that supervisor's own parser reads from a rendered program."""
     program = folder / "program.conf"
     command, environment = quoting.supervisor_command(argv), quoting.supervisor_environment(env)
     program.write_bytes(f"[program:x]\ncommand={command}\nenvironment={environment}\n".encode())
@@ -166,26 +166,26 @@ def supervisor_reads(folder, argv, env):
 
 
 @pytest.mark.parametrize("word", NASTY)
-def test_supervisor_gives_back_the_word(word, tmp_path):
+def test_supervisor_round_trip_of_special_words(word, tmp_path):
     argv = ["/usr/bin/llama-server", "--model", word, "--port", "8080"]
     assert supervisor_reads(tmp_path, argv, {"A": "x"})[0] == argv
 
 
 @settings(max_examples=50, deadline=None)
 @given(word=text)
-def test_supervisor_gives_back_any_word(word, tmp_path_factory):
+def test_supervisor_round_trip_of_any_word(word, tmp_path_factory):
     argv = ["/p", word]
     assert supervisor_reads(tmp_path_factory.mktemp("any"), argv, {"A": "x"})[0] == argv
 
 
 @pytest.mark.parametrize("value", ["/var/lib/magi llama", "a,b=c", "50%", 'a"b', "a'b", "a;b", "a#b", "ü"])
-def test_supervisor_gives_back_the_environment(value, tmp_path):
+def test_supervisor_round_trip_of_environment(value, tmp_path):
     env = {"MAGI_LLAMA_STATE": value, "MAGI_LLAMA_SERVER": "x"}
     assert supervisor_reads(tmp_path, ["/p"], env)[1] == env
 
 
-def test_systemd_itself_accepts_the_words(tmp_path):
-    """systemd-analyze reads the unit and would name a word that it cannot parse."""
+def test_systemd_analyze_accepts_rendered_unit(tmp_path):
+    """systemd-analyze reads the unit and reports words that it cannot parse."""
     unit = tmp_path / "nasty.service"
     command = quoting.systemd_argv(["/bin/true", *NASTY])
     unit.write_text(
@@ -198,5 +198,5 @@ def test_systemd_itself_accepts_the_words(tmp_path):
             ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True, check=False
         )
     except FileNotFoundError:
-        pytest.skip("systemd-analyze is not installed here")
+        pytest.skip("systemd-analyze is not installed")
     assert "nasty.service" not in result.stderr, result.stderr

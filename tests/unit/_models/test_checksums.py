@@ -45,7 +45,7 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_checksums_of_every_file(models: Path, content: dict[str, Any]) -> None:
+def test_checksums_are_computed_for_every_file(models: Path, content: dict[str, Any]) -> None:
     records = [*content["models"], *content["companions"]]
     assert len(records) == 3
     for record in records:
@@ -53,7 +53,7 @@ def test_checksums_of_every_file(models: Path, content: dict[str, Any]) -> None:
         assert record["sha256"][0]
 
 
-def test_checksums_are_kept_for_as_long_as_the_file_stays(
+def test_checksums_are_kept_while_file_is_unchanged(
     models: Path, tmp_path: Path, content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = str(tmp_path / "registry.json")
@@ -74,7 +74,7 @@ def test_checksums_are_kept_for_as_long_as_the_file_stays(
     assert changed.content["models"][0]["sha256"] == [digest(models / "sub/a.gguf")]
 
 
-def test_checksums_in_slices(models: Path, tmp_path: Path, content: dict[str, Any]) -> None:
+def test_checksums_in_slices_are_complete(models: Path, tmp_path: Path, content: dict[str, Any]) -> None:
     path = str(tmp_path / "registry.json")
     calls = 0
     while True:
@@ -104,7 +104,7 @@ def fingerprint(path: Path) -> Fingerprint:
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 
-def test_a_file_other_than_the_record_s_has_no_checksum(models: Path) -> None:
+def test_file_differing_from_record_has_no_checksum(models: Path) -> None:
     path = models / "sub/a.gguf"
     found = fingerprint(path)
     assert sha256_of(str(path), found) == digest(path)
@@ -117,7 +117,7 @@ def test_a_file_other_than_the_record_s_has_no_checksum(models: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_file_that_cannot_be_read_ends_no_scan_in_slices(
+def test_file_unreadable_does_not_stop_scan_in_slices(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     (models / "bad.gguf").write_bytes((models / "sub/a.gguf").read_bytes() + bytes(1 << 20))
@@ -147,7 +147,7 @@ def test_a_file_that_cannot_be_read_ends_no_scan_in_slices(
     assert again.complete and len(tried) == 2
 
 
-def test_checksums_outlive_a_forced_scan_and_another_reader(
+def test_checksums_survive_forced_scan_and_new_reader(
     models: Path, tmp_path: Path, content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = str(tmp_path / "registry.json")
@@ -197,7 +197,7 @@ def test_differences(models: Path, content: dict[str, Any]) -> None:
     assert found.unlisted == [f"{models}/mmproj.gguf"]
 
 
-def test_files_of_one_name_below_two_scan_paths(tmp_path: Path) -> None:
+def test_manifest_with_same_name_in_two_scan_paths(tmp_path: Path) -> None:
     roots = [str(tmp_path / name) for name in ("r1", "r2")]
     for root in roots:
         make.small_model(Path(root) / "x.gguf", general__name=root)
@@ -219,7 +219,7 @@ def test_files_of_one_name_below_two_scan_paths(tmp_path: Path) -> None:
     assert len(differences(swapped, manifest).differing) == 1
 
 
-def test_of_a_model_with_a_missing_shard_the_others_are_there(models: Path, content: dict[str, Any]) -> None:
+def test_manifest_with_missing_shard_has_the_others(models: Path, content: dict[str, Any]) -> None:
     manifest = manifest_of(content)
     for gone, there in ((2, (1, 3)), (1, (3,))):
         (models / f"tiny-0000{gone}-of-00003.gguf").unlink()
@@ -230,7 +230,7 @@ def test_of_a_model_with_a_missing_shard_the_others_are_there(models: Path, cont
     assert found.missing == ["tiny-00001-of-00003.gguf", "tiny-00002-of-00003.gguf"]
 
 
-def test_a_file_that_could_not_be_read_differs(content: dict[str, Any]) -> None:
+def test_file_unreadable_differs_from_manifest(content: dict[str, Any]) -> None:
     manifest = manifest_of(content)
     content = copy.deepcopy(content)
     content["companions"][0]["sha256"] = [None]
@@ -252,19 +252,19 @@ def test_a_file_that_could_not_be_read_differs(content: dict[str, Any]) -> None:
         ({"schema_version": 1, "files": {"x": {"sha256": "a" * 64, "size": "5"}}}, r"files.x.size is not"),
     ],
 )
-def test_what_is_no_manifest(manifest: Any, reason: str) -> None:
+def test_manifest_invalid_is_refused(manifest: Any, reason: str) -> None:
     with pytest.raises(ManifestError, match=reason):
         check_manifest(manifest)
 
 
-def test_manifests_of_hosts_become_one() -> None:
+def test_manifests_of_hosts_are_merged() -> None:
     one = {"schema_version": 1, "files": {"b.gguf": {"sha256": "b" * 64, "size": 1, "source": None}}}
     two = {"schema_version": 1, "files": {"a.gguf": {"sha256": "a" * 64, "size": 1, "source": None}, **one["files"]}}
     assert list(merge_manifests([one, two])["files"]) == ["a.gguf", "b.gguf"]
     other = {"schema_version": 1, "files": {"b.gguf": {"sha256": "c" * 64, "size": 1, "source": None}}}
     with pytest.raises(ManifestError, match=r"b\.gguf is another file on one host than on another"):
         merge_manifests([one, other])
-    # What other hosts have is kept; what these hosts have wins.
+    # Entries of other hosts are kept; those of these hosts are replaced.
     merged = merge_manifests([other], known=two)["files"]
     assert {name: entry["sha256"][0] for name, entry in merged.items()} == {"a.gguf": "a", "b.gguf": "c"}
     with pytest.raises(ManifestError, match="no mapping `files`"):

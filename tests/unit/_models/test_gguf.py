@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The header walker: what it reads, how much it reads, and what it refuses."""
+"""The header reader: its results, its number of reads, and its errors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def read_bytes(tmp_path: Path, data: bytes) -> gguf_module.Header:
     return read_header(str(path))
 
 
-def test_types_are_those_of_the_gguf_package() -> None:
+def test_types_match_gguf_package() -> None:
     expected = {
         kind.value: (kind.name, *gguf.GGML_QUANT_SIZES[kind])
         for kind in gguf.GGMLQuantizationType
@@ -113,29 +113,27 @@ def test_scalars_of_every_width(tmp_path: Path) -> None:
     assert header.metadata == {name: value for name, (_kind, value) in values.items()}
 
 
-def test_long_texts_are_measured_not_kept(tmp_path: Path) -> None:
+def test_texts_too_long_are_replaced_by_length(tmp_path: Path) -> None:
     keys = [make.key("tokenizer.huggingface.json", make.STRING, "x" * (2 << 20)), make.key("after", make.U8, 1)]
     header = read_bytes(tmp_path, make.header(keys))
     assert header.metadata == {"after": 1}
     assert header.text_lengths == {"tokenizer.huggingface.json": 2 << 20}
 
 
-def test_texts_that_are_not_utf8_are_marked(tmp_path: Path) -> None:
+def test_texts_not_utf8_are_marked(tmp_path: Path) -> None:
     header = read_bytes(tmp_path, make.header([make.key("general.name", make.STRING, b"caf\xe9")]))
     assert header.metadata["general.name"] == "caf�"
 
 
 @pytest.mark.parametrize("block", [48, 64, 100, 4096])
-def test_the_result_does_not_depend_on_the_block_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
-) -> None:
+def test_header_does_not_depend_on_block_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     path = str(make.write_tiny_llama(tmp_path / "tiny.gguf"))
     expected = read_header(path)
     monkeypatch.setattr(bounded_reader, "BLOCK", block)
     assert read_header(path) == expected
 
 
-def test_at_most_one_read_per_megabyte(heavy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reads_are_at_most_one_per_megabyte(heavy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = []
     pread = os.pread
 
@@ -150,12 +148,12 @@ def test_at_most_one_read_per_megabyte(heavy: Path, monkeypatch: pytest.MonkeyPa
     assert sum(count for _offset, count in reads) <= header.data_offset + (1 << 20)
 
 
-def test_a_heavy_header_takes_little_memory_and_time(heavy: Path) -> None:
+def test_large_header_takes_little_memory_and_time(heavy: Path) -> None:
     code = (
         "import sys, time; sys.path.insert(0, 'collections')\n"
         "from ansible_collections.magi.llama.plugins.module_utils._models.gguf import read_header\n"
         "start = time.process_time(); read_header(sys.argv[1]); seconds = time.process_time() - start\n"
-        # Not getrusage: its maximum is inherited from the process that forked.
+        # Not getrusage: its maximum is inherited from the parent process.
         "print(seconds, [line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')][0])"
     )
     done = subprocess.run(
@@ -163,7 +161,7 @@ def test_a_heavy_header_takes_little_memory_and_time(heavy: Path) -> None:
     )
     seconds, kibibytes = done.stdout.split()
     assert int(kibibytes) < 32 * 1024
-    assert float(seconds) < 0.5  # 0.03 on a quiet machine; make bench holds it to 0.1
+    assert float(seconds) < 0.5  # 0.03 on an idle machine; the goal of make bench is 0.1
 
 
 BIG = 1 << 62
@@ -178,7 +176,7 @@ HOSTILE = {
     "version 0": (make.header(version=0), r"version 0 is not known"),
     "big endian": (b"GGUF\0\0\0\3" + b"\0" * 40, r"big-endian"),
     "key count": (make.header([KEY], key_count=BIG), r"announces 4611686018427387904 keys"),
-    "key count, more than there are": (make.header([KEY], key_count=2), r"truncated"),
+    "key count too high": (make.header([KEY], key_count=2), r"truncated"),
     "tensor count": (make.header([KEY], tensor_count=BIG), r"announces 4611686018427387904 tensors"),
     "many keys": (make.header(key_count=70_000) + b"\0" * 13 * 70_000, r"no model has more than 65536"),
     "array of 2^62 bytes": (
@@ -197,7 +195,7 @@ HOSTILE = {
         make.header([make.key("a", make.ARRAY, make.array(make.ARRAY, [], count=BIG))]),
         r"array 'a' has",
     ),
-    "array of strings that end too soon": (
+    "array of strings, truncated": (
         make.header([make.key("a", make.ARRAY, make.array(make.STRING, ["abc"], count=1))])[:-1],
         r"truncated",
     ),
@@ -265,7 +263,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_hostile(tmp_path: Path, case: str) -> None:
+def test_header_hostile_is_refused(tmp_path: Path, case: str) -> None:
     data, reason = HOSTILE[case]
     started = time.perf_counter()
     with pytest.raises(GgufError, match=reason) as caught:
@@ -274,7 +272,7 @@ def test_hostile(tmp_path: Path, case: str) -> None:
     assert str(caught.value).isprintable()
 
 
-def test_truncation_at_every_byte(tmp_path: Path) -> None:
+def test_header_truncated_at_any_byte_is_refused(tmp_path: Path) -> None:
     nested = [make.key("n", make.ARRAY, make.array(make.ARRAY, [make.array(make.STRING, ["a", "b"])]))]
     head = make.header(
         [*make.keys_of({"general.name": "x", "list": [1, 2], "texts": ["a", "b"], "flag": True}), *nested],
@@ -287,12 +285,12 @@ def test_truncation_at_every_byte(tmp_path: Path) -> None:
             read_bytes(tmp_path, data[:length])
 
 
-def test_more_bytes_than_needed_are_no_fault(tmp_path: Path) -> None:
+def test_trailing_bytes_are_accepted(tmp_path: Path) -> None:
     header = read_bytes(tmp_path, make.model_bytes(make.llama_values()) + b"\0" * 100)
     assert header.file_size == header.data_end + 100
 
 
-def test_a_vocabulary_without_tensors_needs_no_padding(tmp_path: Path) -> None:
+def test_vocabulary_without_tensors_needs_no_padding(tmp_path: Path) -> None:
     header = read_bytes(tmp_path, make.header([KEY]))
     assert header.data_end == header.file_size
 
@@ -308,7 +306,7 @@ def test_processor_time_is_bounded(tmp_path: Path) -> None:
     assert time.process_time() - started < 1
 
 
-def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+def test_files_not_regular_are_refused(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo.gguf"
     os.mkfifo(fifo)
     device = tmp_path / "device.gguf"
@@ -328,17 +326,17 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
             read_header(path)
 
 
-def test_a_fifo_in_the_place_of_a_file_does_not_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_replaced_by_fifo_does_not_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fifo = tmp_path / "fifo.gguf"
     os.mkfifo(fifo)
     regular = os.stat(__file__)
-    # What the first look sees, just before the file is exchanged.
+    # The first stat, before the file is replaced.
     monkeypatch.setattr(os, "stat", lambda _path: regular)
     with pytest.raises(GgufError, match="not a regular file"):
         read_header(str(fifo))
 
 
-def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
+def test_file_shrinking_during_read_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(make.model_bytes(make.llama_values())[:100])
     descriptor, _status = gguf_module.open_regular(str(path))

@@ -1,9 +1,9 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Mutated headers: whatever comes, only GgufError leaves the walker, within 2 s and 64 MB, and a scan goes on.
+"""Mutated headers: the reader raises GgufError only, within 2 s and 64 MB, and a scan continues.
 
-MAGI_FUZZ_SECONDS makes it run for so long, with other files each time. What it finds belongs into corpus/, small.
+MAGI_FUZZ_SECONDS is the duration, with other files in each run. Add each finding to corpus/ as a small file.
 """
 
 from __future__ import annotations
@@ -87,12 +87,12 @@ INTERESTING += [1 << 40, 1 << 61, 1 << 62, (1 << 62) + 1, 1 << 63, (1 << 64) - 8
 
 @st.composite
 def files(draw: st.DrawFn) -> bytes:
-    """A sound file with a few things wrong with it."""
+    """A valid file with a few errors."""
     data = bytearray(draw(st.sampled_from(SEEDS)))
     for _ in range(draw(st.integers(1, 6))):
         if not data:
             break
-        # Mostly in the header, where it matters.
+        # Mostly in the header, where errors matter.
         at = draw(st.integers(0, min(len(data), 900) - 1))
         how = draw(st.sampled_from(["byte", "u64", "u32", "type", "cut", "insert", "repeat", "end"]))
         if how == "byte":
@@ -132,7 +132,7 @@ NAMES = ["llama", "gemma3", "gpt-oss", "deepseek2", "mamba", "jamba", "qwen3next
 
 @st.composite
 def odd_models(draw: st.DrawFn) -> bytes:
-    """A well-formed file whose values make no sense."""
+    """A well-formed file with invalid values."""
     name = draw(st.sampled_from(NAMES))
     whole = st.one_of(st.integers(0, 600), st.sampled_from(INTERESTING))
     value = st.one_of(
@@ -158,7 +158,7 @@ def odd_models(draw: st.DrawFn) -> bytes:
 
 
 def check(path: Path) -> str | None:
-    """Read as the scan does; the reason of a refusal."""
+    """Read the file as a scan does; returns the reason of a rejection."""
     tracemalloc.reset_peak()
     before = tracemalloc.get_traced_memory()[0]
     started = time.process_time()
@@ -177,7 +177,7 @@ def check(path: Path) -> str | None:
     if part == "rejected":
         reason = record["reason"]
         assert reason.isprintable() and len(reason) < 1000
-        # That is what an error of another kind would be turned into.
+        # An error of another type would be reported with this text.
         assert not reason.startswith("its metadata makes no sense")
     else:
         assert all(part in record for part in ("path", "kind", "fingerprint"))
@@ -193,7 +193,7 @@ def traced() -> Any:
 
 
 @pytest.mark.parametrize("seed", range(len(SEEDS)))
-def test_the_seeds_are_sound(seed: int, tmp_path: Path) -> None:
+def test_seeds_are_valid(seed: int, tmp_path: Path) -> None:
     path = tmp_path / "seed.gguf"
     path.write_bytes(SEEDS[seed])
     assert check(path) in (None, "it has no key general.architecture, so it is not a model")
@@ -218,25 +218,25 @@ def fuzz(folder: Path, examples: int) -> None:
     run()
 
 
-def test_mutated_headers(tmp_path: Path) -> None:
+def test_mutated_headers_are_read_or_refused(tmp_path: Path) -> None:
     fuzz(tmp_path, 400)
     ends_at = time.monotonic() + SECONDS
     while time.monotonic() < ends_at:
         fuzz(tmp_path, 2000)
 
 
-def test_corpus_is_there_and_small() -> None:
+def test_corpus_exists_and_is_small() -> None:
     assert len(CORPUS) >= 30
     assert all(path.stat().st_size < 4096 for path in CORPUS)
 
 
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
-def test_corpus(path: Path) -> None:
+def test_corpus_file_is_read_or_refused(path: Path) -> None:
     check(path)
 
 
-def test_corpus_in_little_memory() -> None:
-    """The whole corpus in a process that may take no more than 64 MB beyond what it starts with."""
+def test_corpus_takes_little_memory() -> None:
+    """The complete corpus in a process that may use at most 64 MB more than at its start."""
     code = (
         "import resource, sys; sys.path.insert(0, 'collections')\n"
         "from ansible_collections.magi.llama.plugins.module_utils._models.gguf import GgufError, read_header\n"

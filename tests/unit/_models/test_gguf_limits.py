@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Files that go to every limit at once: a model of them, in however many shards, takes no more than 2 s and 64 MB."""
+"""Files at every limit at once: a model of them, with any number of shards, takes at most 2 s and 64 MB."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from support import gguf_files as make
 MAX_SECONDS = 2.0
 MAX_BYTES = 64 << 20
 TENSORS = [make.tensor(f"{number:05}", (1, 1, 1, 1), 24, 32 * number) for number in range(MAX_TENSORS)]
-# One such character makes Python keep a whole text in four bytes a character.
+# With one such character Python stores the whole text with four bytes per character.
 WIDE = "\N{GRINNING FACE}"
 
 
 def full(*, texts: bool, more: dict[str, Any] | None = None) -> bytes:
-    """As many keys, tensors, numbers and letters as are read; the letters in texts, or in keys and names."""
+    """As many keys, tensors, numbers and letters as the reader accepts; the letters are in texts, or in keys and names."""
     values = {**make.llama_values(), **(more or {})}
     keys = [
         make.key(name, make.STRING if isinstance(value, str) else make.U32, value) for name, value in values.items()
@@ -62,7 +62,7 @@ def measure(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any
     started = time.process_time()
     result = read_files.read_group(files)
     assert time.process_time() - started < MAX_SECONDS + 0.5
-    # To count memory takes several times as long, so only here the time does not count.
+    # Tracing memory makes it several times slower, so the time is not measured here.
     monkeypatch.setattr(read_files, "Budget", partial(Budget, 60.0))
     tracemalloc.start()
     try:
@@ -75,14 +75,16 @@ def measure(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any
 
 
 @pytest.mark.parametrize("texts", [False, True])
-def test_one_file(texts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_at_all_limits_is_within_time_and_memory(
+    texts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "full.gguf"
     path.write_bytes(full(texts=texts))
-    # It is not refused: what is measured is all of it.
+    # The file is accepted, so the measurement covers all of it.
     assert "models" in measure([path], monkeypatch)
 
 
-def test_shards_share_the_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_are_shared_by_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = []
     for number in range(6):
         paths.append(tmp_path / f"full-{number + 1:05}-of-00006.gguf")
@@ -94,7 +96,7 @@ def test_shards_share_the_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     )
 
 
-def test_many_shards_share_the_time(tmp_path: Path) -> None:
+def test_time_limit_is_shared_by_shards(tmp_path: Path) -> None:
     paths = []
     for number in range(3):
         paths.append(tmp_path / f"full-{number + 1:05}-of-00003.gguf")

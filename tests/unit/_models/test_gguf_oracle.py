@@ -1,9 +1,9 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The gguf package's reader is the oracle: on every file that the tests make, each field equals what it says.
+"""The gguf package's reader is the oracle: every field of every test file must be equal.
 
-MAGI_LLAMA_BIN_DIR names the folder with llama-quantize; without it the quantised files are skipped.
+MAGI_LLAMA_BIN_DIR is the folder with llama-quantize; without it the quantised files are skipped.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def adapter(folder: Path) -> Path:
 def imatrix(folder: Path) -> Path:
     path = folder / "imatrix.gguf"
     writer = gguf.GGUFWriter(path, "")
-    # llama-imatrix names no architecture, and other versions of the package would.
+    # llama-imatrix writes no architecture, but some versions of the package would.
     writer.kv_data[0].pop("general.architecture", None)
     writer.add_type(gguf.GGUFType.IMATRIX)
     writer.add_array("imatrix.datasets", ["wiki.txt"])
@@ -238,16 +238,16 @@ def check_record(paths: list[Path], readers: list[gguf.GGUFReader]) -> None:
         "shards": len(paths),
         "base_model": value("general.base_model.0.repo_url"),
         "source": value("general.repo_url"),
-        # No file that the tests make ranks, and bert alone embeds.
+        # No test file is a reranker, and only bert has embeddings.
         "kind": "embedding" if architecture == "bert" else "model",
-        # What is mostly of a type that is no quantization has none to compare.
+        # A file whose weights are mostly not quantised has no quantization to compare.
         "tier": tier_of(tensors) or record["tier"],
     }
     assert {key: record[key] for key in expected} == expected
 
 
 def tier_of(tensors: list[Any]) -> str | None:
-    """The tier of the type that most weights have, of which these files take their names."""
+    """The tier of the most frequent weight type, which these files have in their names."""
     weights: dict[str, int] = {}
     for tensor in tensors:
         name = tensor.tensor_type.name
@@ -262,7 +262,7 @@ def uniform(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", COMPANIONS)
-def test_companions_against_the_gguf_package(kind: str, tmp_path: Path) -> None:
+def test_companion_matches_gguf_package(kind: str, tmp_path: Path) -> None:
     path = COMPANIONS[kind](tmp_path)
     reader = check_header(path)
     record = describe([SourceFile(str(path), path.stat().st_size, 1, 2)], [read_header(str(path))])
@@ -284,27 +284,27 @@ def test_companions_against_the_gguf_package(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_against_the_gguf_package(name: str, tmp_path: Path) -> None:
+def test_header_and_record_match_gguf_package(name: str, tmp_path: Path) -> None:
     path = FILES[name](tmp_path)
     check_record([path], [check_header(path)])
 
 
-def test_shards_against_the_gguf_package(tmp_path: Path) -> None:
+def test_shards_match_gguf_package(tmp_path: Path) -> None:
     make.write_tiny_llama(tmp_path / "tiny-F16.gguf", split_max_tensors=8)
     paths = sorted(tmp_path.glob("*.gguf"))
     assert len(paths) == 3
     check_record(paths, [check_header(path) for path in paths])
 
 
-@pytest.mark.skipif(not BIN_DIR, reason="MAGI_LLAMA_BIN_DIR names no folder with llama-quantize")
+@pytest.mark.skipif(not BIN_DIR, reason="MAGI_LLAMA_BIN_DIR is not set")
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
-def test_quantised_against_the_gguf_package(quantization: str, tmp_path: Path) -> None:
+def test_quantised_matches_gguf_package(quantization: str, tmp_path: Path) -> None:
     path = quantised(quantization)(tmp_path)
     check_record([path], [check_header(path)])
     files = [SourceFile(str(path), 1, 1, 1)]
     record = describe(files, [read_header(str(path))])
     assert record["quantization"] == quantization
     assert record["warnings"] == []
-    # llama-quantize writes what it did into general.file_type: without the name's help the same comes out.
+    # llama-quantize writes the type into general.file_type: a neutral name gives the same result.
     unnamed = describe([SourceFile("/models/x.gguf", 1, 1, 1)], [read_header(str(path))])
     assert unnamed["quantization"] == quantization

@@ -75,24 +75,24 @@ def record_of(
         ("x", {"general.architecture": "wavtokenizer-dec"}, "vocoder"),
     ],
 )
-def test_kind(name: str, values: dict[str, Any], kind: str) -> None:
+def test_kind_by_header_and_name(name: str, values: dict[str, Any], kind: str) -> None:
     assert kind_of(f"/models/{name}.gguf", values, weights()) == kind
 
 
 @pytest.mark.parametrize(
     ("values", "kind"),
     [
-        # What llama-server serves of it: without a pooling type it refuses embeddings and gives rankings.
+        # As llama-server serves it: without a pooling type it refuses embeddings and returns rankings.
         ({"general.architecture": "bert"}, "reranker"),
         ({"general.architecture": "bert", "bert.pooling_type": 1}, "embedding"),
         ({"general.architecture": "llama"}, "model"),
     ],
 )
-def test_an_encoder_with_a_head_that_scores(values: dict[str, Any], kind: str) -> None:
+def test_encoder_with_classifier_head(values: dict[str, Any], kind: str) -> None:
     assert kind_of("/models/bge-reranker.gguf", values, (*weights(), *weights(name="cls.output.weight"))) == kind
 
 
-def test_a_file_without_tensors_is_a_vocabulary() -> None:
+def test_file_without_tensors_is_a_vocabulary() -> None:
     assert kind_of("/models/ggml-vocab-llama.gguf", make.llama_values(), ()) == "vocab"
 
 
@@ -122,8 +122,8 @@ def test_a_file_without_tensors_is_a_vocabulary() -> None:
         ("x-Q4_K_M-00001-of-00003", "Q4_K_M", "Q4"),
     ],
 )
-def test_the_file_name_says_the_quantization(name: str, quantization: str, tier: str) -> None:
-    # A type whose measure fits every tier's name would not exist: the warnings are another test's.
+def test_quantization_is_read_from_file_name(name: str, quantization: str, tier: str) -> None:
+    # One type cannot match every tier: warnings have a separate test.
     result = quantization_of(f"/models/{name}.gguf", {}, weights())
     assert (result.name, result.tier) == (quantization, tier)
 
@@ -137,12 +137,12 @@ def test_the_file_name_says_the_quantization(name: str, quantization: str, tier:
         ("x-Q8_0-F32", "Q4_K", "F32"),
     ],
 )
-def test_of_several_words_the_last_that_the_tensors_bear_out(name: str, kind: str, quantization: str) -> None:
+def test_quantization_with_several_words_is_last_matching_tensors(name: str, kind: str, quantization: str) -> None:
     assert quantization_of(f"/models/{name}.gguf", {}, weights(kind)).name == quantization
 
 
 @pytest.mark.parametrize("name", ["FooQ4_K_Mbar", "Qwen3-8B", "sq4_0", "Q9_0", "F161", "llama-3.1-8b-instruct"])
-def test_words_that_are_no_quantization(name: str) -> None:
+def test_quantization_like_words_are_ignored(name: str) -> None:
     assert quantization_of(f"/models/{name}.gguf", {"general.file_type": 15}, weights("Q4_K")).name == "Q4_K_M"
 
 
@@ -163,7 +163,7 @@ def test_words_that_are_no_quantization(name: str) -> None:
         ("x", "TQ1_0", None, "TQ1_0", "Q2", None),
     ],
 )
-def test_tier_truth(
+def test_tier_mismatch_is_a_warning(
     name: str, kind: str, file_type: int | None, quantization: str, tier: str, warning: str | None
 ) -> None:
     metadata = {} if file_type is None else {"general.file_type": file_type}
@@ -194,7 +194,7 @@ def test_tier_of_bits(bits: float, tier: str) -> None:
     assert tier_of_bits(bits) == tier
 
 
-def test_file_types_are_those_of_the_gguf_package() -> None:
+def test_file_types_match_gguf_package() -> None:
     expected = {
         kind.value: re.sub(r"^(ALL|MOSTLY)_", "", kind.name)
         for kind in gguf.LlamaFileType
@@ -268,7 +268,7 @@ def test_record() -> None:
     ],
 )
 def test_head_counts(heads: Any, heads_kv: Any, expected: tuple[Any, Any]) -> None:
-    # The memory shape has its own tests; here it must only not fail.
+    # The memory shape has its own tests; here it must only not raise.
     record = record_of(**{"llama.attention.head_count": heads, "llama.attention.head_count_kv": heads_kv})
     assert (record["head_count"], record["head_count_kv"]) == expected
 
@@ -288,7 +288,7 @@ def test_head_counts(heads: Any, heads_kv: Any, expected: tuple[Any, Any]) -> No
         ({"split.count": 3, "split.no": 0}, "one of 3 shards, but its name"),
     ],
 )
-def test_what_is_no_model(changes: dict[str, Any], reason: str) -> None:
+def test_header_invalid_is_rejected(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(ModelError, match=reason):
         record_of(**changes)
 
@@ -331,7 +331,7 @@ def shards(count: int, **changes: Any) -> tuple[list[SourceFile], list[Header]]:
     return files, headers
 
 
-def test_shards_are_one_model() -> None:
+def test_shards_become_one_model() -> None:
     files, headers = shards(3)
     record = describe(files, headers)
     assert record["path"] == files[0].path
@@ -346,7 +346,7 @@ def test_shards_are_one_model() -> None:
     assert slug(record["path"]) == "x-q4_k"
 
 
-def test_a_first_shard_without_tensors_is_no_vocabulary() -> None:
+def test_first_shard_without_tensors_is_not_a_vocabulary() -> None:
     files, headers = shards(2, tensors_0=(), shard_0={"split.tensors.count": 1})
     assert describe(files, headers)["kind"] == "model"
 
@@ -361,7 +361,7 @@ def test_a_first_shard_without_tensors_is_no_vocabulary() -> None:
         ({"tensors_1": weights("Q4_K", "t0")}, r"a tensor of the same name"),
     ],
 )
-def test_shards_that_do_not_belong_together(changes: dict[str, Any], reason: str) -> None:
+def test_shards_not_matching_are_rejected(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(ModelError, match=reason):
         describe(*shards(3, **changes))
 
@@ -389,7 +389,7 @@ def test_slug(name: str, expected: str) -> None:
 PATHS = ["/a/x.gguf", "/b/x.gguf", "/a/X.gguf", "/a/y.gguf", "/a/通义.gguf", "/b/千问.gguf"]
 
 
-def test_ids_are_unique_unit_safe_and_do_not_depend_on_the_order() -> None:
+def test_ids_are_unique_unit_safe_and_independent_of_order() -> None:
     ids = assign_ids(PATHS, {})
     assert ids["/a/y.gguf"] == "y"
     assert len(set(ids.values())) == len(PATHS)
@@ -399,7 +399,7 @@ def test_ids_are_unique_unit_safe_and_do_not_depend_on_the_order() -> None:
         assert assign_ids(order, {}) == ids
 
 
-def test_an_id_does_not_change_when_another_file_goes_or_comes() -> None:
+def test_id_is_stable_when_other_files_change() -> None:
     both = assign_ids(["/a/x.gguf", "/b/x.gguf"], {})
     assert sorted(both.values()) == ["x-5c0989", "x-e83ed7"]
     assert assign_ids(["/b/x.gguf"], both) == {"/b/x.gguf": both["/b/x.gguf"]}
@@ -410,7 +410,7 @@ def test_an_id_does_not_change_when_another_file_goes_or_comes() -> None:
     assert assign_ids(["/b/x.gguf"], later) == {"/b/x.gguf": both["/b/x.gguf"]}
 
 
-def test_ids_of_a_tampered_registry_are_not_believed() -> None:
+def test_ids_of_tampered_registry_are_ignored() -> None:
     assert assign_ids(["/a/x.gguf"], {"/a/x.gguf": "../../etc"}) == {"/a/x.gguf": "x"}
     twice = {"/a/x.gguf": "x", "/b/x.gguf": "x"}
     ids = assign_ids(list(twice), twice)
@@ -418,7 +418,7 @@ def test_ids_of_a_tampered_registry_are_not_believed() -> None:
     assert assign_ids(list(twice)[::-1], twice) == ids
 
 
-def test_a_file_named_like_anothers_suffixed_id() -> None:
+def test_id_equal_to_suffixed_id_of_another_file() -> None:
     taken = assign_ids(["/a/x.gguf", "/b/x.gguf"], {})["/b/x.gguf"]
     ids = assign_ids(["/a/x.gguf", "/b/x.gguf", f"/a/{taken}.gguf"], {})
     assert len(set(ids.values())) == 3
@@ -493,7 +493,7 @@ def projector(
         ),
     ],
 )
-def test_projectors(
+def test_projectors_are_paired(
     models: list[dict[str, Any]], projectors: list[dict[str, Any]], chosen: list[str | None], warning: str | None
 ) -> None:
     for order in (projectors, projectors[::-1]):
@@ -506,7 +506,7 @@ def test_projectors(
             assert bool(topics) == bool(warning) and all(warning in text for text in topics)
 
 
-def test_a_projector_of_the_gguf_package(tmp_path: Path) -> None:
+def test_projector_of_gguf_package_is_read(tmp_path: Path) -> None:
     path = tmp_path / "mmproj-x-F16.gguf"
     values = {"general.architecture": "clip", "general.type": "mmproj", "clip.vision.projection_dim": 256}
     path.write_bytes(make.model_bytes(values))
@@ -517,7 +517,7 @@ def test_a_projector_of_the_gguf_package(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tensors", "embedding"),
     [
-        # LLaVA's converter leaves CLIP's own 768 in the key.
+        # LLaVA's converter writes CLIP's own 768 into the key.
         ([("mm.0.weight", (1024, 4096)), ("mm.0.bias", (4096,)), ("mm.2.bias", (4096,))], 4096),
         ([("mm.2.bias", (2048,)), ("mm.3.bias", (2560,))], 2560),
         ([("mm.model.mb_block.1.block.2.1.bias", (2048,))], 2048),
@@ -527,21 +527,21 @@ def test_a_projector_of_the_gguf_package(tmp_path: Path) -> None:
         ([("mm.model.fc.weight", (5,)), ("v.blk.0.ln1.bias", (1024,))], 768),
     ],
 )
-def test_the_width_of_a_projector_is_its_last_tensor_s(tensors: list[Any], embedding: int) -> None:
+def test_projector_width_is_that_of_last_tensor(tensors: list[Any], embedding: int) -> None:
     values = {"general.architecture": "clip", "clip.vision.projection_dim": 768}
     header = header_of(values, tuple(Tensor(name, shape, 0, 0) for name, shape in tensors))
     record = describe([SourceFile("/m/mmproj.gguf", 1, 2, 3)], [header])
     assert record["embedding_length"] == embedding
 
 
-def test_a_projector_that_fits_nothing_is_told() -> None:
+def test_projector_fitting_no_model_is_reported() -> None:
     companions = [projector("mmproj-x", embedding=512), projector("mmproj-y"), projector("z", folder="/n", embedding=5)]
     assert pair_projectors([model("x-7b")], companions) == [
         "/m/mmproj-x.gguf is for models of width 512, which no model in its folder has: none is given it"
     ]
 
 
-def test_pairing_is_quick() -> None:
+def test_projector_pairing_is_fast() -> None:
     models = [model(f"model-{number}-7b-Q4_K_M") for number in range(3000)]
     projectors = [projector(f"mmproj-{number}") for number in range(5)]
     started = time.process_time()

@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Scanning folders, and keeping what was found."""
+"""Scanning folders, and reusing results."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def models(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def rescan(models: Path, tmp_path: Path) -> Scanner:
-    """Scan as the module does, with the registry file kept in between."""
+    """Scan as the module does, with the registry file kept between scans."""
 
     def run(**options: Any) -> Scan:
         path = str(tmp_path / "registry.json")
@@ -67,7 +67,7 @@ def reasons(result: Scan) -> dict[str, str]:
 # --- finding ---------------------------------------------------------------------------------------------------------
 
 
-def test_finds_files_in_all_folders_below(models: Path, rescan: Scanner) -> None:
+def test_scan_is_recursive(models: Path, rescan: Scanner) -> None:
     for name in ("a.gguf", "sub/b.gguf", "sub/.hidden/c.GGUF", "sub/deep/er/d.gguf"):
         make.small_model(models / name)
     (models / "readme.md").write_text("x")
@@ -81,20 +81,20 @@ def test_finds_files_in_all_folders_below(models: Path, rescan: Scanner) -> None
     assert result.content["scan_paths"] == [str(models)]
 
 
-def test_no_folder_is_an_error_that_says_where_it_looked(tmp_path: Path) -> None:
+def test_scan_paths_all_missing_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match=r"no folder to scan \(looked at: /none, /neither\)"):
         scan(["/none", "/neither"], Kept())
     with pytest.raises(RegistryError, match="looked at: nowhere"):
         scan([], Kept())
 
 
-def test_no_gguf_is_an_error_that_says_where_it_looked(models: Path) -> None:
+def test_scan_without_gguf_files_is_an_error(models: Path) -> None:
     (models / "model.safetensors").write_text("x")
     with pytest.raises(RegistryError, match=f"no GGUF file in {models} or below"):
         scan([str(models)], Kept())
 
 
-def test_one_missing_folder_among_several_is_a_warning(models: Path) -> None:
+def test_scan_path_missing_is_a_warning(models: Path) -> None:
     make.small_model(models / "a.gguf")
     result = scan([str(models), str(models / "a.gguf"), "/none"], Kept())
     assert paths(result) == ["a.gguf"]
@@ -104,7 +104,7 @@ def test_one_missing_folder_among_several_is_a_warning(models: Path) -> None:
     ]
 
 
-def test_overlapping_scan_paths_find_a_file_once(models: Path, tmp_path: Path) -> None:
+def test_scan_paths_overlapping_find_files_once(models: Path, tmp_path: Path) -> None:
     make.small_model(models / "sub/a.gguf")
     link = tmp_path / "link"
     link.symlink_to(models)
@@ -114,7 +114,7 @@ def test_overlapping_scan_paths_find_a_file_once(models: Path, tmp_path: Path) -
         assert [record["path"] for record in result.content["models"]] == expected
 
 
-def test_what_is_no_regular_file(models: Path, rescan: Scanner) -> None:
+def test_files_not_regular_are_rejected(models: Path, rescan: Scanner) -> None:
     make.small_model(models / "a.gguf")
     os.mkfifo(models / "fifo.gguf")
     (models / "device.gguf").symlink_to("/dev/zero")
@@ -133,7 +133,7 @@ def test_what_is_no_regular_file(models: Path, rescan: Scanner) -> None:
     }
 
 
-def test_links_out_of_the_folder_are_refused_unless_asked_for(models: Path, tmp_path: Path, rescan: Scanner) -> None:
+def test_links_out_of_folder_are_rejected_by_default(models: Path, tmp_path: Path, rescan: Scanner) -> None:
     outside = tmp_path / "outside"
     make.small_model(outside / "b.gguf")
     make.small_model(outside / "sub/c.gguf")
@@ -152,7 +152,7 @@ def test_links_out_of_the_folder_are_refused_unless_asked_for(models: Path, tmp_
     ]
 
 
-def test_of_two_links_to_one_folder_always_the_same_counts(
+def test_links_to_same_folder_resolve_deterministically(
     models: Path, tmp_path: Path, rescan: Scanner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make.small_model(tmp_path / "outside/a.gguf")
@@ -171,7 +171,7 @@ def test_of_two_links_to_one_folder_always_the_same_counts(
         assert [record["path"] for record in result.content["models"]] == [str(models / "a/a.gguf")]
 
 
-def test_scan_paths_are_brought_into_one_form(models: Path) -> None:
+def test_scan_paths_are_normalised(models: Path) -> None:
     make.small_model(models / "sub/a.gguf")
     for path in (f"{models}/", f"/{models}", f"{models}/sub/..", f"{models}//"):
         content = scan([path, str(models)], Kept()).content
@@ -179,10 +179,10 @@ def test_scan_paths_are_brought_into_one_form(models: Path) -> None:
         assert content["models"][0]["path"] == str(models / "sub/a.gguf")
 
 
-def test_links_within_the_folder_are_the_file_they_lead_to(models: Path, rescan: Scanner) -> None:
+def test_links_inside_folder_resolve_to_target(models: Path, rescan: Scanner) -> None:
     make.small_model(models / "z.gguf")
     (models / "latest.gguf").symlink_to("z.gguf")
-    # As in a Hugging Face cache: the names are links to files without an extension.
+    # As in a Hugging Face cache: the names are symlinks to files without an extension.
     make.small_model(models / "blobs/0123")
     for revision in ("1", "2"):
         (models / "snapshots" / revision).mkdir(parents=True)
@@ -209,7 +209,7 @@ def test_links_within_the_folder_are_the_file_they_lead_to(models: Path, rescan:
         (b"sub/-/x.gguf", "x.gguf", "begins with a dash"),
     ],
 )
-def test_names_that_no_launch_config_could_carry(
+def test_names_not_usable_in_launch_config_are_rejected(
     models: Path, tmp_path: Path, rescan: Scanner, name: bytes, shown: str, reason: str
 ) -> None:
     path = os.path.join(os.fsencode(models), name)
@@ -224,14 +224,14 @@ def test_names_that_no_launch_config_could_carry(
     assert "\\ud" not in data.decode()
 
 
-def test_names_that_are_fine(models: Path, rescan: Scanner) -> None:
+def test_names_valid_are_accepted(models: Path, rescan: Scanner) -> None:
     names = ["Qwen 2.5 (7B).gguf", "模型.gguf", "a%b$c.gguf", "x--y.gguf"]
     for name in names:
         make.small_model(models / name)
     assert sorted(paths(rescan())) == sorted(names)
 
 
-def test_unreadable(models: Path, rescan: Scanner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_unreadable_are_rejected(models: Path, rescan: Scanner, monkeypatch: pytest.MonkeyPatch) -> None:
     make.small_model(models / "a.gguf")
     make.small_model(models / "secret.gguf")
     make.small_model(models / "closed/b.gguf")
@@ -247,7 +247,7 @@ def test_unreadable(models: Path, rescan: Scanner, monkeypatch: pytest.MonkeyPat
             raise PermissionError(13, "Permission denied", path)
         return real_scandir(path)
 
-    # Root may read everything, so the refusals are made up.
+    # Root can read everything, so the errors are simulated.
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", refuse_open)
         patch.setattr(os, "scandir", refuse_scandir)
@@ -260,7 +260,7 @@ def test_unreadable(models: Path, rescan: Scanner, monkeypatch: pytest.MonkeyPat
     assert sorted(paths(rescan())) == ["a.gguf", "b.gguf", "secret.gguf"]
 
 
-def test_a_file_that_vanishes_or_grows_during_the_scan(
+def test_file_deleted_or_growing_during_scan_is_rejected(
     models: Path, rescan: Scanner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("a.gguf", "gone.gguf", "growing.gguf"):
@@ -287,7 +287,7 @@ def test_a_file_that_vanishes_or_grows_during_the_scan(
     assert sorted(paths(rescan())) == ["a.gguf", "growing.gguf"]
 
 
-def test_a_read_error_is_not_kept(models: Path, rescan: Scanner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_error_is_not_cached(models: Path, rescan: Scanner, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a.gguf", "b.gguf", "stale.gguf"):
         make.small_model(models / name)
     write = make.write_tiny_llama(models / "tiny-F16.gguf", split_max_tensors=8)
@@ -323,7 +323,9 @@ def test_a_read_error_is_not_kept(models: Path, rescan: Scanner, monkeypatch: py
     assert len(paths(rescan())) == 4
 
 
-def test_one_bad_entry_harms_no_other(models: Path, rescan: Scanner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_directory_entry_does_not_affect_others(
+    models: Path, rescan: Scanner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make.small_model(models / "a.gguf")
     make.small_model(models / "bad.gguf")
     (models / "bad.txt").write_text("x")
@@ -353,7 +355,7 @@ def test_one_bad_entry_harms_no_other(models: Path, rescan: Scanner, monkeypatch
     assert reasons(result) == {"bad.gguf": "cannot be opened: Input/output error"}
 
 
-def test_a_stranger_s_text_is_cut(models: Path, rescan: Scanner) -> None:
+def test_untrusted_text_is_shortened(models: Path, rescan: Scanner) -> None:
     make.small_model(models / "a.gguf")
     make.small_model(models / "b.gguf", llama__attention__key_length="x" * 1_000_000)
     result = rescan()
@@ -361,7 +363,7 @@ def test_a_stranger_s_text_is_cut(models: Path, rescan: Scanner) -> None:
     assert len(reasons(result)["b.gguf"]) < 200
 
 
-def test_one_broken_file_harms_no_other(models: Path, rescan: Scanner) -> None:
+def test_broken_file_does_not_affect_others(models: Path, rescan: Scanner) -> None:
     make.small_model(models / "a.gguf")
     (models / "broken.gguf").write_bytes(b"GGUF")
     (models / "html.gguf").write_bytes(b"<!DOCTYPE html>")
@@ -370,7 +372,7 @@ def test_one_broken_file_harms_no_other(models: Path, rescan: Scanner) -> None:
     assert set(reasons(result)) == {"broken.gguf", "html.gguf"}
 
 
-def test_an_unforeseen_error_is_a_rejection(models: Path, rescan: Scanner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_error_is_a_rejection(models: Path, rescan: Scanner, monkeypatch: pytest.MonkeyPatch) -> None:
     make.small_model(models / "a.gguf")
 
     def fail(*_arguments: Any) -> None:
@@ -385,7 +387,7 @@ def test_an_unforeseen_error_is_a_rejection(models: Path, rescan: Scanner, monke
 # --- shards ----------------------------------------------------------------------------------------------------------
 
 
-def test_shards(models: Path, rescan: Scanner) -> None:
+def test_shards_are_grouped(models: Path, rescan: Scanner) -> None:
     make.write_tiny_llama(models / "tiny-F16.gguf", split_max_tensors=8)
     record = rescan().content["models"][0]
     assert (record["id"], record["shards"]) == ("tiny-f16", 3)
@@ -408,7 +410,7 @@ def test_shards(models: Path, rescan: Scanner) -> None:
     assert "one of 3 shards" in reasons(rescan())["renamed.gguf"]
 
 
-def test_shard_names_that_make_no_sense(models: Path, rescan: Scanner) -> None:
+def test_shard_names_invalid_are_rejected(models: Path, rescan: Scanner) -> None:
     for name in ("a-00003-of-00002.gguf", "b-00001-of-00000.gguf", "c-00001-of-99999.gguf", "d-00001-of-00001.gguf"):
         make.small_model(models / name)
     for number in (1, 2):
@@ -425,7 +427,7 @@ def test_shard_names_that_make_no_sense(models: Path, rescan: Scanner) -> None:
 # --- reuse -----------------------------------------------------------------------------------------------------------
 
 
-def test_unchanged_files_are_not_read_again(models: Path, tmp_path: Path, rescan: Scanner) -> None:
+def test_files_unchanged_are_not_read_again(models: Path, tmp_path: Path, rescan: Scanner) -> None:
     make.small_model(models / "a.gguf")
     make.write_tiny_llama(models / "tiny-F16.gguf", split_max_tensors=8)
     values = {"general.architecture": "clip", "clip.vision.projection_dim": 256}
@@ -447,7 +449,7 @@ def test_unchanged_files_are_not_read_again(models: Path, tmp_path: Path, rescan
 
 
 @pytest.mark.parametrize("change", ["size", "mtime", "inode", "second shard"])
-def test_changed_files_are_read_again(models: Path, tmp_path: Path, rescan: Scanner, change: str) -> None:
+def test_files_changed_are_read_again(models: Path, tmp_path: Path, rescan: Scanner, change: str) -> None:
     make.write_tiny_llama(models / "tiny-F16.gguf", split_max_tensors=8)
     path = make.small_model(models / "a.gguf")
     rescan()
@@ -465,7 +467,7 @@ def test_changed_files_are_read_again(models: Path, tmp_path: Path, rescan: Scan
         os.replace(other, path)
     else:
         shard = models / "tiny-F16-00002-of-00003.gguf"
-        # Older than the newest shard, so that size, newest time and first inode stay the same.
+        # Older than the newest shard, so size, newest time and first inode stay the same.
         os.utime(shard, ns=(0, 1))
     before = diff_lines(load(str(tmp_path / "registry.json")).content)
     result = rescan()
@@ -477,7 +479,7 @@ def test_changed_files_are_read_again(models: Path, tmp_path: Path, rescan: Scan
     assert len(changed) == 1
 
 
-def test_another_version_of_the_reader_reads_again(models: Path, tmp_path: Path, rescan: Scanner) -> None:
+def test_reader_version_change_reads_again(models: Path, tmp_path: Path, rescan: Scanner) -> None:
     make.small_model(models / "a.gguf")
     rescan()
     path = tmp_path / "registry.json"
@@ -487,7 +489,7 @@ def test_another_version_of_the_reader_reads_again(models: Path, tmp_path: Path,
     assert rescan().read == 1
 
 
-def test_changes_and_stable_ids(models: Path, rescan: Scanner) -> None:
+def test_changes_keep_ids_stable(models: Path, rescan: Scanner) -> None:
     make.small_model(models / "a/x.gguf")
     assert rescan().changes == {"added": ["x"], "removed": [], "replaced": []}
     make.small_model(models / "b/x.gguf")
@@ -500,7 +502,7 @@ def test_changes_and_stable_ids(models: Path, rescan: Scanner) -> None:
     assert [record["id"] for record in rescan(force=True).content["models"]] == added
 
 
-def test_an_id_outlives_a_broken_or_missing_file(models: Path, rescan: Scanner) -> None:
+def test_id_survives_broken_or_missing_file(models: Path, rescan: Scanner) -> None:
     first = make.small_model(models / "a/x.gguf")
     rescan()
     make.small_model(models / "b/x.gguf")
@@ -519,7 +521,7 @@ def test_an_id_outlives_a_broken_or_missing_file(models: Path, rescan: Scanner) 
     assert short_content(content)["ids"] == {}
 
 
-def test_a_moved_file_keeps_its_name_and_a_broken_one_gives_it_to_nobody(models: Path, rescan: Scanner) -> None:
+def test_id_follows_moved_file_and_stays_with_broken_one(models: Path, rescan: Scanner) -> None:
     make.small_model(models / "x.gguf")
     rescan()
     (models / "sub").mkdir()
@@ -532,7 +534,7 @@ def test_a_moved_file_keeps_its_name_and_a_broken_one_gives_it_to_nobody(models:
     assert rescan().content["models"][0]["id"].startswith("x-")
 
 
-def test_only_so_many_old_ids_are_remembered(models: Path, rescan: Scanner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_ids_are_limited(models: Path, rescan: Scanner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan_module, "MAX_OLD_IDS", 2)
     make.small_model(models / "z.gguf")
     for name in "abc":
@@ -545,7 +547,7 @@ def test_only_so_many_old_ids_are_remembered(models: Path, rescan: Scanner, monk
 # --- the file --------------------------------------------------------------------------------------------------------
 
 
-def test_a_missing_registry_is_a_warning(tmp_path: Path) -> None:
+def test_registry_missing_is_a_warning(tmp_path: Path) -> None:
     kept = load(str(tmp_path / "none.json"))
     assert kept.content is None
     assert "There is no registry at" in str(kept.warning)
@@ -579,7 +581,7 @@ def test_a_missing_registry_is_a_warning(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_damaged_registry_is_a_warning_and_a_fresh_scan(
+def test_registry_damaged_is_a_warning_and_rescanned(
     models: Path, tmp_path: Path, rescan: Scanner, data: bytes, reason: str
 ) -> None:
     make.small_model(models / "a.gguf")
@@ -590,7 +592,7 @@ def test_a_damaged_registry_is_a_warning_and_a_fresh_scan(
     assert load(str(path)).warning is None
 
 
-def test_a_registry_that_is_a_folder(tmp_path: Path) -> None:
+def test_registry_as_folder_is_an_error(tmp_path: Path) -> None:
     assert "cannot be read (Is a directory)" in str(load(str(tmp_path)).warning)
     with pytest.raises(RegistryError, match="cannot be written"):
         save(str(tmp_path), {})
@@ -623,7 +625,7 @@ def test_printable() -> None:
 # --- slices and cores ------------------------------------------------------------------------------------------------
 
 
-def test_a_time_limit_cuts_a_scan_in_slices(models: Path, tmp_path: Path) -> None:
+def test_time_limit_splits_scan_into_slices(models: Path, tmp_path: Path) -> None:
     for number in range(5):
         make.small_model(models / f"m{number}.gguf")
     partial = Kept()
@@ -642,7 +644,7 @@ def test_a_time_limit_cuts_a_scan_in_slices(models: Path, tmp_path: Path) -> Non
     assert paths(result) == [f"m{number}.gguf" for number in range(5)]
 
 
-def test_a_slow_search_leaves_as_much_time_for_reading(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_search_leaves_equal_time_for_reading(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(5):
         make.small_model(models / f"m{number}.gguf")
     real = scan_module.list_files
@@ -657,7 +659,7 @@ def test_a_slow_search_leaves_as_much_time_for_reading(models: Path, monkeypatch
 
 
 @pytest.mark.parametrize("what", ["unreadable", "growing"])
-def test_a_bad_file_is_tried_once_in_a_scan_in_slices(
+def test_bad_file_is_read_once_in_sliced_scan(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     for name in ("a", "b", "c"):
@@ -693,7 +695,7 @@ def test_a_bad_file_is_tried_once_in_a_scan_in_slices(
         assert len(tried) == 2
 
 
-def test_all_cores_give_the_same_result(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scan_with_all_cores_is_the_same(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(20):
         make.small_model(models / f"m{number}.gguf")
     (models / "broken.gguf").write_bytes(b"GGUF")
@@ -703,8 +705,8 @@ def test_all_cores_give_the_same_result(models: Path, monkeypatch: pytest.Monkey
     assert together.content == alone.content
 
 
-def test_reuse_is_quick(models: Path, tmp_path: Path) -> None:
-    """1,000 unchanged files in well under a second; the whole module's time is measured by make bench."""
+def test_reuse_is_fast(models: Path, tmp_path: Path) -> None:
+    """1,000 unchanged files take well under a second; make bench measures the time of the complete module."""
     for number in range(1000):
         make.small_model(models / f"{number % 20}/model-{number}.gguf")
     path = str(tmp_path / "registry.json")

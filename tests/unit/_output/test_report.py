@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a run tells people."""
+"""The human-readable report of a run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def profile(*entries: Any, **more: Any) -> dict[str, Any]:
     return validate("test", "profiles/test.yml", {"enabled_models": list(entries or ["tiny-f16"]), **more})
 
 
-def test_the_runtime_is_told_with_its_method_and_why_not_another() -> None:
+def test_runtime_lines_name_method_and_rejected_methods() -> None:
     runtime = {
         "path": "/usr/bin/llama-server",
         "installed": True,
@@ -57,7 +57,7 @@ def test_the_runtime_is_told_with_its_method_and_why_not_another() -> None:
     assert runtime_lines(absent, [])[0].startswith("llama-server not installed yet, /usr/bin/llama-server")
 
 
-def test_discovery(registry: dict[str, Any], tmp_path: Path) -> None:
+def test_discovery_lines(registry: dict[str, Any], tmp_path: Path) -> None:
     changes = {"added": ["a", "b"], "removed": [], "replaced": ["c"]}
     lines = discovery_lines(registry, changes)
     assert lines[0] == f"[1/5] discovery       2 models in {tmp_path} (1 companion files, 1 rejected)"
@@ -67,14 +67,14 @@ def test_discovery(registry: dict[str, Any], tmp_path: Path) -> None:
     assert len(discovery_lines({**registry, "companions": [], "rejected": []}, {})) == 1
 
 
-def test_the_table(registry: dict[str, Any]) -> None:
+def test_model_table(registry: dict[str, Any]) -> None:
     entry = {"model": "tiny-f16", "parameters": {"ctx_size": 512, "mmproj": None}}
     lines = registry_lines(registry, profile(entry, parameters={"ctx_size": 1024}))
     assert lines[0].split() == ["ID", "TIER", "SIZE", "PARAMETERS", "CONTEXT", "MEMORY", "KIND"]
     rows = {line.split()[0]: line.split() for line in lines[1:3]}
     assert rows["tiny-f16"][1:7] == ["F16", "2.5", "MiB", "1.3M", "2048", *memory(registry, {"ctx_size": 512})[:1]]
     assert rows["small-q4_k_m"][1] == "Q4"
-    # What does not agree is told below.
+    # Mismatches are reported below the table.
     assert lines[3].startswith("small-q4_k_m: tier: ")
 
 
@@ -83,25 +83,25 @@ def memory(registry: dict[str, Any], settings: dict[str, Any], companion: int = 
     return format_bytes(estimate(shape, settings, companion_bytes=companion)["total_bytes"]).split()
 
 
-def test_the_memory_counts_the_projector_that_the_server_gets(registry: dict[str, Any]) -> None:
+def test_memory_includes_the_servers_projector(registry: dict[str, Any]) -> None:
     path, size = registry["companions"][0]["path"], registry["companions"][0]["size_bytes"]
     for parameters, companion in (({}, size), ({"mmproj": path}, size), ({"mmproj": None}, 0), ({"mmproj": "/x"}, 0)):
         row = next(line for line in registry_lines(registry, profile(parameters=parameters)) if "tiny-f16" in line)
         assert " ".join(memory(registry, {}, companion)) in row
 
 
-def test_a_parameter_that_makes_no_estimate_is_told(registry: dict[str, Any]) -> None:
+def test_memory_with_invalid_parameter_reports_it(registry: dict[str, Any]) -> None:
     lines = registry_lines(registry, profile(parameters={"ctx_size": "8k"}))
     assert [line.split()[-2] for line in lines[1:3]] == ["-", "-"]
     assert lines[-1] == "profile \"test\" (profiles/test.yml): ctx_size is '8k': it must be a whole number."
 
 
-def test_a_short_registry_has_no_memory(registry: dict[str, Any]) -> None:
+def test_memory_with_short_registry_is_missing(registry: dict[str, Any]) -> None:
     lines = registry_lines(short_content(registry), profile())
     assert [line.split()[-2] for line in lines[1:3]] == ["-", "-"]
 
 
-def test_of_many_new_models_the_first_are_named(registry: dict[str, Any]) -> None:
+def test_new_models_are_shortened_to_the_first(registry: dict[str, Any]) -> None:
     ids = [f"model-{number:02}" for number in range(23)]
     lines = discovery_lines(registry, {"added": ids, "removed": ids[:20]})
     assert lines[1] == f"      added    {', '.join(ids[:20])} and 3 more"

@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a rollout tells of its hosts."""
+"""The summary of a rollout's hosts."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ BEGUN = rollout_summary.begin()
     [
         (PLAN, False, HEALTH, "updated", 3),
         (SAME, False, HEALTH, "unchanged", 3),
-        # In check mode the looks at health are skipped.
+        # Health checks are skipped in check mode.
         (PLAN, True, {"skipped": True}, "planned", None),
         (SAME, True, {}, "unchanged", None),
     ],
 )
-def test_a_host_that_is_well(plan, check, health, state, ready):
+def test_host_healthy_is_reported(plan, check, health, state, ready):
     host = rollout_summary.updated(BEGUN, plan, health, check)
     assert (host["state"], host["ready_servers"]) == (state, ready)
     assert host["actions"] == ({"restart": 2, "stop": 1} if plan is PLAN else {})
@@ -36,14 +36,14 @@ def test_a_host_that_is_well(plan, check, health, state, ready):
     ("running", "expected"),
     [
         ({"a": "r2", "b": "r2", "d": "r0"}, []),
-        # The connection was lost when a was to be restarted, b to be started, c to be stopped.
+        # The connection was lost before a was restarted, b started and c stopped.
         ({"a": "r1", "d": "r0"}, ["a", "b"]),
         ({"a": "r2", "b": "r2", "c": "r1", "d": "r0"}, ["c"]),
-        # What was kept, its health tells of.
+        # Kept servers are covered by their health.
         ({"a": "r2", "b": "r2"}, []),
     ],
 )
-def test_what_does_not_run_as_planned(running, expected):
+def test_servers_differing_from_plan_are_reported(running, expected):
     servers = [
         {"name": "a", "action": "restart", "revision": "r2"},
         {"name": "b", "action": "start", "revision": "r2"},
@@ -53,7 +53,7 @@ def test_what_does_not_run_as_planned(running, expected):
     assert rollout_summary.not_as_planned({"servers": servers}, running) == expected
 
 
-def test_a_failed_host_offers_its_way_back():
+def test_failed_host_offers_rollback_command():
     host = rollout_summary.failed(
         BEGUN, PLAN, {"servers": [{}], "ready": 0}, "Check", "0 of 1\nlog", "ansible-playbook back"
     )
@@ -65,18 +65,18 @@ def test_a_failed_host_offers_its_way_back():
     )
 
 
-def test_a_host_that_was_not_touched_needs_no_way_back():
+def test_unchanged_host_offers_no_rollback():
     host = rollout_summary.failed(BEGUN, PLAN, {}, "Plan", "", None)
     assert host["actions"] == {}
     text = rollout_summary.failure_text("h", host)
     assert text.startswith('h failed at the task "Plan":\nNothing was changed.')
 
 
-def test_the_summary():
+def test_summary_of_failed_rollout():
     hosts = {
         "b": {**rollout_summary.updated(BEGUN, PLAN, HEALTH, False), "seconds": 8.14, "began": 1.0},
         "a": {**rollout_summary.failed(BEGUN, PLAN, {}, "Check", "no", "back"), "message": "…"},
-        # Lost without a word, for example by a handler that failed.
+        # Lost without an error, for example by a handler that failed.
         "d": {**BEGUN, "state": "updating"},
         "c": BEGUN,
     }
@@ -102,7 +102,7 @@ def test_the_summary():
     ]
 
 
-def test_a_complete_rollout():
+def test_summary_of_complete_rollout():
     well = {
         "a": rollout_summary.updated(BEGUN, SAME, HEALTH, False),
         "b": rollout_summary.updated(BEGUN, PLAN, {}, True),
@@ -119,7 +119,7 @@ def test_a_complete_rollout():
         (["profile=production", "output=json", "output_file=x", "rollout_serial=[1]"], ""),
         (["api_key=1", "ansible_become_PASSWORD=x", {"hf_token": 1, "profile": "x"}], ""),
         (["servers_state_dir='/a b'", "@v.yml"], """ -e 'servers_state_dir='"'"'/a b'"'"'' -e @v.yml"""),
-        # A word in a value or in a file's name makes no secret.
+        # "key" within a value or a file's name does not make it a secret.
         (
             ["registry_path=/srv/monkeys", "@keys.yml", "ansible_ssh_private_key_file=/k"],
             " -e registry_path=/srv/monkeys -e @keys.yml -e ansible_ssh_private_key_file=/k",
@@ -127,12 +127,12 @@ def test_a_complete_rollout():
         ([{"servers_user": "x", "api_key": "y"}], """ -e '{"servers_user": "x"}'"""),
     ],
 )
-def test_the_command_that_returns_a_host(extra_vars, expected):
+def test_rollback_command_repeats_extra_vars(extra_vars, expected):
     command = rollout_summary.rollback_command("rollback.yml", ["inv", "h,"], "gpu1", extra_vars)
     assert command == f"ansible-playbook -i inv -i h, rollback.yml --limit gpu1{expected}"
 
 
-def test_the_command_reaches_the_host_as_the_rollout_did(monkeypatch):
+def test_rollback_command_repeats_connection_options(monkeypatch):
     given = ["-i", "h,", "-u", "deploy", "--private-key", "/k", "-b", "-K", "--vault-id", "a@p", "--vault-id", "b@q"]
     given += ["--ssh-common-args=-J bastion", "-e", "profile=x servers_state_dir=/srv/llama", "-e", '{"a": 1}', "r.yml"]
     cli = PlaybookCLI(["ansible-playbook", *given])

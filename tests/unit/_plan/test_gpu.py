@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The vendors' tools as they answer on real machines, and as they answer where something is wrong."""
+"""Recorded output of the vendors' tools, of working and of broken installations."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ RADEON = Gpu(0, "Radeon RX 7900 XT", 21458059264, 21458059264 - 27856896, "amd")
             "0, GPU-1, Quadro, the large one, 8192, 8000\r\n",
             [Gpu(0, "Quadro, the large one", 8 * GIB, 8000 * MIB, "nvidia")],
         ),
-        # Memory that is the host's own.
+        # Memory that the GPU shares with the host.
         ("0, GPU-1, NVIDIA GB10, [N/A], [N/A]\n", []),
         ("0, GPU-1, Orin (nvgpu), [Not Supported], [Not Supported]\n", []),
         ("No devices were found\n", []),
@@ -88,7 +88,7 @@ RADEON = Gpu(0, "Radeon RX 7900 XT", 21458059264, 21458059264 - 27856896, "amd")
         ("", []),
     ],
 )
-def test_nvidia_smi(text: str, expected: list[Gpu]) -> None:
+def test_nvidia_smi_output_is_parsed(text: str, expected: list[Gpu]) -> None:
     assert parse_nvidia_smi(text) == expected
 
 
@@ -112,7 +112,7 @@ def test_nvidia_smi(text: str, expected: list[Gpu]) -> None:
         ("", []),
     ],
 )
-def test_rocm_smi(text: str, expected: list[Gpu]) -> None:
+def test_rocm_smi_output_is_parsed(text: str, expected: list[Gpu]) -> None:
     assert parse_rocm_smi(text) == expected
 
 
@@ -127,7 +127,7 @@ def test_rocm_smi(text: str, expected: list[Gpu]) -> None:
         ("ERROR: Unable to detect any GPU devices", []),
     ],
 )
-def test_amd_smi(text: str, expected: list[Gpu]) -> None:
+def test_amd_smi_output_is_parsed(text: str, expected: list[Gpu]) -> None:
     assert parse_amd_smi(text) == expected
 
 
@@ -140,11 +140,11 @@ def test_amd_smi(text: str, expected: list[Gpu]) -> None:
             ["NVIDIA GeForce RTX 3090", "NVIDIA A100-SXM4-80GB", "Radeon RX 7900 XT"],
         ),
         ({"amd-smi": AMD_NEW}, ["AMD GPU"]),
-        # A processor's own graphics hold no model.
+        # An integrated GPU has no memory for models.
         ({"rocm-smi": ROCM_WITH_GRAPHICS, "amd-smi": AMD_NEW}, ["AMD GPU"]),
     ],
 )
-def test_all_tools_of_a_host(outputs: dict[str, str], expected: list[str]) -> None:
+def test_gpus_of_all_tools_are_combined(outputs: dict[str, str], expected: list[str]) -> None:
     asked = []
 
     def run(command: list[str]) -> str | None:
@@ -172,11 +172,11 @@ TWO = [Gpu(0, "a", 24 * GIB, 24 * GIB, "nvidia"), Gpu(1, "b", 8 * GIB, 8 * GIB, 
         ({"device": "CUDA0,CUDA1"}, [6, 2]),
     ],
 )
-def test_a_server_is_spread_over_the_gpus_as_llama_server_does(flags: dict, expected: list[int]) -> None:
+def test_server_vram_is_split_as_by_llama_server(flags: dict, expected: list[int]) -> None:
     assert vram_per_gpu(8 * GIB, 0, flags, TWO) == [size * GIB for size in expected]
 
 
-def test_the_fixed_part_is_taken_on_every_gpu() -> None:
+def test_fixed_vram_counts_on_every_gpu() -> None:
     assert vram_per_gpu(10 * GIB, GIB, {}, TWO) == [7 * GIB, 3 * GIB]
     assert vram_per_gpu(8 * GIB, GIB, {}, []) == []
     assert vram_per_gpu(0, 0, {}, TWO) == [0, 0]
@@ -198,5 +198,5 @@ def test_the_fixed_part_is_taken_on_every_gpu() -> None:
         ),
     ],
 )
-def test_the_devices_that_llama_server_sees(text: str, names: list[str]) -> None:
+def test_list_devices_output_is_parsed(text: str, names: list[str]) -> None:
     assert parse_devices(text) == names

@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The memory estimate against worked values. test_memory_truth.py holds it against a real llama-server."""
+"""The memory estimate against worked values. test_memory_truth.py compares it with a real llama-server."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def shape_of(architecture: str, tensors: tuple[Tensor, ...] = (), tokens: int = 
     metadata = {"general.architecture": architecture}
     metadata.update({f"{architecture}.{key.replace('__', '.')}": value for key, value in keys.items()})
     shape = memory_shape(metadata, {"tokenizer.ggml.tokens": tokens}, tensors)
-    assert json.loads(json.dumps(shape)) == shape, "the registry holds it as JSON"
+    assert json.loads(json.dumps(shape)) == shape, "the registry stores it as JSON"
     return shape
 
 
@@ -93,7 +93,7 @@ DEEPSEEK_V3: dict[str, Any] = {
         ),
     ],
 )
-def test_kv_cache_of_known_models(
+def test_kv_cache_of_known_models_is_exact(
     architecture: str, keys: dict[str, Any], settings: dict[str, Any], gib: float, wrong: tuple[float, ...]
 ) -> None:
     result = estimate(shape_of(architecture, **keys), settings)
@@ -102,7 +102,7 @@ def test_kv_cache_of_known_models(
     assert "kv_bytes" not in result["estimates"]
 
 
-def test_what_the_common_wrong_answers_forget() -> None:
+def test_kv_cache_avoids_common_mistakes() -> None:
     settings = {"ctx_size": 8192, "parallel": 1}
     assert estimate(shape_of("llama", **{**LLAMA_3_8B, "block_count": 16}), settings)["kv_bytes"] == 0.5 * GIB
     assert (
@@ -131,7 +131,7 @@ def test_what_the_common_wrong_answers_forget() -> None:
         ("iq4_nl", 4.5),
     ],
 )
-def test_every_cache_type(name: str, bits: float) -> None:
+def test_cache_type_has_its_bits(name: str, bits: float) -> None:
     shape = shape_of("llama", **LLAMA_3_8B)
     both = estimate(shape, {"ctx_size": 8192, "cache_type_k": name, "cache_type_v": name})["kv_bytes"]
     assert both == GIB * bits / 16
@@ -141,23 +141,23 @@ def test_every_cache_type(name: str, bits: float) -> None:
 @pytest.mark.parametrize(
     ("settings", "cells", "slot_context"),
     [
-        # Without a number of slots there are four, and they share what there is.
+        # The default is four slots, which share the context.
         ({}, 8192, 8192),
         ({"ctx_size": 0}, 8192, 8192),
         ({"ctx_size": 4096}, 4096, 4096),
         ({"ctx_size": "4096", "parallel": "auto"}, 4096, 4096),
         ({"ctx_size": 4096, "parallel": -1, "kv_unified": False}, 4096, 4096),
-        # A number of slots divides it, unless the cache is unified.
+        # An explicit number of slots divides the context, unless the cache is unified.
         ({"ctx_size": 4096, "parallel": 1}, 4096, 4096),
         ({"ctx_size": 4096, "parallel": 4}, 4096, 1024),
         ({"ctx_size": 4096, "parallel": 4, "kv_unified": True}, 4096, 4096),
         ({"ctx_size": 4096, "parallel": 4, "no_kv_unified": True}, 4096, 1024),
-        # Every slot gets the training context where nothing is set, or its share of it where nothing is fitted.
+        # By default each slot gets the training context, or its share of it if nothing is fitted.
         ({"parallel": 4}, 4 * 8192, 8192),
         ({"parallel": 4, "ctx_size": 0}, 4 * 8192, 8192),
         ({"parallel": 4, "fit": "off"}, 8192, 2048),
         ({"parallel": 4, "kv_unified": True}, 8192, 8192),
-        # Caches are padded to 256 cells: the whole, then each slot's part.
+        # Caches are padded to 256 cells: first the total, then each slot's part.
         ({"ctx_size": 1000, "parallel": 1}, 1024, 1024),
         ({"ctx_size": 1000, "parallel": 3}, 1536, 512),
         ({"ctx_size": 1, "parallel": 2}, 512, 256),
@@ -168,13 +168,13 @@ def test_every_cache_type(name: str, bits: float) -> None:
         ({"kv_unified_per_slot": 1000, "ctx_size": 0}, 8192, 1000),
     ],
 )
-def test_slots_and_their_context(settings: dict[str, Any], cells: int, slot_context: int) -> None:
+def test_slots_share_the_context(settings: dict[str, Any], cells: int, slot_context: int) -> None:
     result = estimate(shape_of("llama", **LLAMA_3_8B), settings)
     assert result["kv_bytes"] == cells * 128 * 1024
     assert result["slot_context"] == slot_context
 
 
-def test_older_builds_share_the_training_context_among_the_slots() -> None:
+def test_slots_of_older_builds_share_training_context() -> None:
     shape = shape_of("llama", **LLAMA_3_8B)
     assert estimate(shape, {"parallel": 4}, build=9305)["slot_context"] == 2048
     assert estimate(shape, {"parallel": 4}, build=11669)["slot_context"] == 8192
@@ -218,16 +218,16 @@ ATTENTION: dict[str, Any] = {
         ("smallthinker", 5, {}, [], 0),
         ("olmo2", 5, {"attention__sliding_window": 4096}, [0, 1, 2, 4], 4096),
         ("olmo2", 5, {}, [], 0),
-        # Windows that llama.cpp does not use.
+        # Windows that llama.cpp ignores.
         ("phi3", 4, {"attention__sliding_window": 2048}, [], 0),
         ("llama", 4, {"attention__sliding_window": 2048}, [], 0),
         ("qwen2", 4, {"attention__sliding_window": 2048}, [], 0),
         ("exaone4", 4, {"attention__sliding_window": 2048}, [], 0),
-        # A layer that only predicts ahead has no part in it.
+        # A layer for multi-token prediction is not counted.
         ("exaone-moe", 5, {"attention__sliding_window": 128, "nextn_predict_layers": 1}, [0, 1, 2], 128),
     ],
 )
-def test_sliding_windows(
+def test_sliding_windows_are_found(
     architecture: str, layers: int, keys: dict[str, Any], windowed: list[int], window: int
 ) -> None:
     shape = shape_of(architecture, block_count=layers, **ATTENTION, **keys)
@@ -235,7 +235,7 @@ def test_sliding_windows(
     assert {kind["window"] for kind in shape["kinds"] if "window" in kind} == ({window} if windowed else set())
 
 
-def test_a_windowed_cache_holds_the_window_and_a_batch() -> None:
+def test_windowed_cache_has_window_plus_batch() -> None:
     shape = shape_of("gpt-oss", block_count=2, attention__sliding_window=128, **{**ATTENTION, "context_length": 65536})
     row = 2 * 2 * 64 * 2
 
@@ -252,16 +252,16 @@ def test_a_windowed_cache_holds_the_window_and_a_batch() -> None:
     assert cells(parallel=1, ctx_size=512) == (512, 512)
 
 
-def test_heads_of_each_layer() -> None:
+def test_heads_per_layer_are_used() -> None:
     keys = {**ATTENTION, "attention__head_count": (4, 8, 8), "attention__head_count_kv": (4, 0, 2)}
     shape = shape_of("openelm", block_count=3, **keys)
     assert estimate(shape, {"ctx_size": 256, "parallel": 1})["kv_bytes"] == 256 * 2 * 64 * (4 + 0 + 2) * 2
-    # Without flash attention all values are as wide as the widest.
+    # Without flash attention all value rows have the width of the widest.
     result = estimate(shape, {"ctx_size": 256, "parallel": 1, "flash_attn": "off"})
     assert result["kv_bytes"] == 256 * 64 * (4 + 2 + 4 + 4) * 2
 
 
-def test_windowed_layers_with_heads_of_their_own() -> None:
+def test_windowed_layers_use_their_own_heads() -> None:
     keys = {"attention__key_length": 512, "attention__value_length": 512}
     keys.update(
         {"attention__key_length_swa": 256, "attention__value_length_swa": 256, "attention__sliding_window": 512}
@@ -274,7 +274,7 @@ def test_windowed_layers_with_heads_of_their_own() -> None:
         attention__shared_kv_layers=2,
         **keys,
     )
-    # The last two layers use the first two's keys and values.
+    # The last two layers use the keys and values of the first two.
     assert layers_with(shape, "k") == [0, 1]
     assert estimate(shape, {"ctx_size": 256, "parallel": 1})["kv_bytes"] == 256 * 2 * (4 * 256 + 512) * 2
 
@@ -293,13 +293,13 @@ def test_windowed_layers_with_heads_of_their_own() -> None:
         ("rwkv7", {"embedding_length": 768, "wkv__head_size": 64}, 768 * (2 + 64)),
     ],
 )
-def test_recurrent_state(architecture: str, keys: dict[str, Any], state: int) -> None:
+def test_recurrent_state_is_exact(architecture: str, keys: dict[str, Any], state: int) -> None:
     keys = {"context_length": 4096, "embedding_length": 768, **keys}
     shape = shape_of(architecture, block_count=3, attention__head_count=0, **keys)
     for slots in (1, 4):
         result = estimate(shape, {"parallel": slots})
         assert result["kv_bytes"] == 0
-        # It does not grow with the context.
+        # The state does not grow with the context.
         assert result["recurrent_bytes"] == slots * 3 * state * 4
         assert estimate(shape, {"parallel": slots, "ctx_size": 512})["recurrent_bytes"] == result["recurrent_bytes"]
 
@@ -323,25 +323,27 @@ SSM: dict[str, Any] = {"ssm__conv_kernel": 4, "ssm__inner_size": 512, "ssm__stat
         ("qwen3next", {}, [3], [0, 1, 2]),
         ("qwen35moe", {"full_attention_interval": 2}, [1, 3], [0, 2]),
         ("qwen35", {"attention__recurrent_layers": (False, True, True, False)}, [0, 3], [1, 2]),
-        # The last layer only predicts ahead: it attends, though its place in the interval were another's.
+        # The last layer is for multi-token prediction: it has attention, although the interval would make it recurrent.
         ("qwen35", {"nextn_predict_layers": 1, "full_attention_interval": 3}, [2, 3], [0, 1]),
     ],
 )
-def test_hybrids(architecture: str, keys: dict[str, Any], attending: list[int], recurrent: list[int]) -> None:
+def test_hybrids_split_layers(
+    architecture: str, keys: dict[str, Any], attending: list[int], recurrent: list[int]
+) -> None:
     shape = shape_of(architecture, block_count=4, **{**ATTENTION, **SSM, **keys})
     assert layers_with(shape, "k") == attending
     assert layers_with(shape, "state") == recurrent
 
 
 @pytest.mark.parametrize("architecture", ["bert", "nomic-bert", "modern-bert", "jina-bert-v3", "gemma-embedding"])
-def test_encoders_keep_no_cache(architecture: str) -> None:
+def test_encoders_have_no_cache(architecture: str) -> None:
     keys = {**ATTENTION, "attention__causal": False, "attention__sliding_window": 128}
     result = estimate(shape_of(architecture, block_count=4, **keys), {"ctx_size": 4096}, kind="embedding")
     assert (result["kv_bytes"], result["recurrent_bytes"], result["growth_bytes"]) == (0, 0, 0)
     assert result["compute_bytes"] > 0
 
 
-def test_a_cache_that_is_not_known_to_the_byte_is_named_an_estimate() -> None:
+def test_cache_not_exact_is_marked_as_estimate() -> None:
     assert "kv_bytes" in estimate(shape_of("deepseek4", block_count=4, **ATTENTION), {})["estimates"]
     indexed = shape_of("deepseek32", **DEEPSEEK_V3, attention__indexer__key_length=128)
     result = estimate(indexed, {"ctx_size": 32768, "parallel": 1})
@@ -362,23 +364,23 @@ def moe_tensors(layers: int, *, tied: bool = False, embedding_type: int = F16) -
 MOE: dict[str, Any] = {"block_count": 4, "expert_count": 8, "expert_used_count": 2, **ATTENTION}
 
 
-def test_weights_are_the_tensors() -> None:
+def test_weights_are_the_sum_of_tensors() -> None:
     assert estimate(shape_of("qwen3moe", moe_tensors(4), **MOE), {})["weights_bytes"] == (50 + 1 + 60 + 4 * 111) * MIB
 
 
-def test_layers_that_only_predict_ahead_are_loaded_for_that_alone() -> None:
+def test_prediction_layers_are_loaded_for_speculation_only() -> None:
     shape = shape_of("glm4moe", moe_tensors(4), **MOE, nextn_predict_layers=1)
     settings = {"ctx_size": 256, "parallel": 1, "cache_type_k": "q8_0"}
     without, predicting = (estimate(shape, {**settings, "spec_type": kind}) for kind in ("none", "draft-mtp"))
     assert without["weights_bytes"] == (50 + 1 + 60 + 3 * 111) * MIB
     assert predicting["weights_bytes"] == (50 + 1 + 60 + 4 * 111) * MIB
     assert without["kv_bytes"] == 256 * 3 * 2 * 64 * (2 + 34 / 32)
-    # Their cache has types of its own.
+    # Their cache has its own types.
     assert predicting["kv_bytes"] - without["kv_bytes"] == 256 * 2 * 64 * (2 + 2)
     assert predicting["compute_bytes"] > without["compute_bytes"]
 
 
-def test_drafts_that_may_be_taken_back_need_a_state_each() -> None:
+def test_drafts_of_recurrent_models_need_a_state_each() -> None:
     for architecture, times in (("qwen35", 4), ("qwen3next", 1)):
         shape = shape_of(architecture, block_count=4, **ATTENTION, **SSM)
         without = estimate(shape, {"parallel": 2})["recurrent_bytes"]
@@ -388,7 +390,7 @@ def test_drafts_that_may_be_taken_back_need_a_state_each() -> None:
 
 
 @pytest.mark.parametrize("flag", ["mmproj", "lora", "spec_draft_model", "override_tensor"])
-def test_what_cannot_be_foreseen_is_said(flag: str) -> None:
+def test_flags_without_estimate_are_reported(flag: str) -> None:
     shape = shape_of("llama", **LLAMA_3_8B)
     assert "total_bytes" not in estimate(shape, {flag: None})["estimates"]
     assert "total_bytes" in estimate(shape, {flag: "file"})["estimates"]
@@ -398,7 +400,7 @@ def test_what_cannot_be_foreseen_is_said(flag: str) -> None:
     ("embedding_type", "settings", "gpus", "mib"),
     [
         (Q6_K, {}, 0, 50),
-        # Repacked for the output, as it is for the input.
+        # Repacked for the output, as for the input.
         (Q4_0, {}, 0, 100),
         (Q4_0, {"repack": False}, 0, 50),
         (Q4_0, {"no_repack": True}, 0, 50),
@@ -407,7 +409,9 @@ def test_what_cannot_be_foreseen_is_said(flag: str) -> None:
         (Q6_K, {"n_gpu_layers": 0}, 1, 50),
     ],
 )
-def test_embeddings_that_are_the_output_too(embedding_type: int, settings: dict[str, Any], gpus: int, mib: int) -> None:
+def test_tied_embeddings_are_counted_for_output(
+    embedding_type: int, settings: dict[str, Any], gpus: int, mib: int
+) -> None:
     shape = shape_of("qwen3moe", moe_tensors(4, tied=True, embedding_type=embedding_type), **MOE)
     assert estimate(shape, settings, gpus=gpus)["weights_bytes"] == (mib + 1 + 4 * 111) * MIB
 
@@ -422,7 +426,7 @@ KV = 4096 * 2 * 2 * 64 * 2
         ({"n_gpu_layers": "all"}, 61 * MIB + 4 * (111 * MIB + KV)),
         ({"gpu_layers": 99}, 61 * MIB + 4 * (111 * MIB + KV)),
         ({"n_gpu_layers": -1}, 61 * MIB + 4 * (111 * MIB + KV)),
-        # The output is the first to go, then the layers from the end.
+        # The output leaves the GPU first, then the layers from the end.
         ({"n_gpu_layers": 1}, 61 * MIB),
         ({"n_gpu_layers": 3}, 61 * MIB + 2 * (111 * MIB + KV)),
         ({"n_gpu_layers": 0}, 0),
@@ -432,7 +436,7 @@ KV = 4096 * 2 * 2 * 64 * 2
         ({"kv_offload": False}, 61 * MIB + 4 * 111 * MIB),
     ],
 )
-def test_what_is_on_the_gpu(settings: dict[str, Any], vram: int) -> None:
+def test_vram_by_gpu_layers(settings: dict[str, Any], vram: int) -> None:
     shape = shape_of("qwen3moe", moe_tensors(4), **MOE)
     result = estimate(shape, {"ctx_size": 4096, "parallel": 1, **settings}, gpus=2)
     assert result["gpu_fixed_bytes"] == GPU_CONTEXT_BYTES + result["compute_bytes"]
@@ -441,21 +445,21 @@ def test_what_is_on_the_gpu(settings: dict[str, Any], vram: int) -> None:
 
 
 @pytest.mark.parametrize(("settings", "gpus"), [({}, 0), ({"device": "none"}, 2)])
-def test_without_a_gpu_all_is_in_ram(settings: dict[str, Any], gpus: int) -> None:
+def test_memory_without_gpu_is_all_ram(settings: dict[str, Any], gpus: int) -> None:
     result = estimate(shape_of("qwen3moe", moe_tensors(4), **MOE), settings, gpus=gpus)
     parts = ("weights_bytes", "kv_bytes", "recurrent_bytes", "compute_bytes", "host_bytes")
     assert result["vram_bytes"] == result["gpu_fixed_bytes"] == 0
     assert result["total_bytes"] == result["ram_bytes"] == sum(result[part] for part in parts)
 
 
-def test_one_gpu_of_several() -> None:
+def test_main_gpu_of_several_is_used() -> None:
     shape = shape_of("qwen3moe", moe_tensors(4), **MOE)
     one = estimate(shape, {"split_mode": "none"}, gpus=4)
     assert one["vram_bytes"] == estimate(shape, {}, gpus=1)["vram_bytes"]
     assert one["vram_bytes"] < estimate(shape, {}, gpus=4)["vram_bytes"]
 
 
-def test_companion_files_count_where_they_are_loaded() -> None:
+def test_companion_files_count_on_their_device() -> None:
     shape = shape_of("llama", **LLAMA_3_8B)
     for settings, gpus, key in (
         ({}, 0, "ram_bytes"),
@@ -467,7 +471,7 @@ def test_companion_files_count_where_they_are_loaded() -> None:
         assert result["total_bytes"] - without["total_bytes"] == result[key] - without[key] == GIB
 
 
-def test_older_builds_reserve_logits_for_every_token() -> None:
+def test_logits_of_older_builds_are_for_every_token() -> None:
     keys = {**LLAMA_3_8B, "feed_forward_length": 14336}
     tensors = (
         Tensor("output.weight", MIB),
@@ -479,7 +483,7 @@ def test_older_builds_reserve_logits_for_every_token() -> None:
     assert old == unknown > 512 * 128256 * 4 > new
     for kind in ("embedding", "reranker"):
         assert (estimate(shape, {}, kind=kind, build=11669)["compute_bytes"] == old) == (kind == "embedding")
-    # Embedding servers want every token's; pooled ones no logits at all.
+    # Embedding servers need every token's logits; pooled ones none.
     assert estimate(shape, {"embedding": True}, build=11669)["compute_bytes"] == old
     assert estimate(shape, {"embedding": True, "pooling": "mean"}, build=11669)["compute_bytes"] <= new
 
@@ -493,7 +497,7 @@ def test_older_builds_reserve_logits_for_every_token() -> None:
         ({"flash_attn": "auto"}, {"flash_attn": False}),
     ],
 )
-def test_compute_grows_with(smaller: dict[str, Any], larger: dict[str, Any]) -> None:
+def test_compute_buffer_grows_with_setting(smaller: dict[str, Any], larger: dict[str, Any]) -> None:
     shape = shape_of("llama", **LLAMA_3_8B)
     assert (
         estimate(shape, smaller, build=11669)["compute_bytes"] < estimate(shape, larger, build=11669)["compute_bytes"]
@@ -506,9 +510,9 @@ def test_compute_grows_with(smaller: dict[str, Any], larger: dict[str, Any]) -> 
         ("llama", LLAMA_3_8B, {}, 8 * GIB),
         ("llama", LLAMA_3_8B, {"cache_ram": 512}, 512 * MIB),
         ("llama", LLAMA_3_8B, {"cache_ram": 0}, 0),
-        # Without a limit: every slot's context once.
+        # Without a limit: the context of each slot once.
         ("llama", LLAMA_3_8B, {"cache_ram": -1, "parallel": 2}, 2 * GIB),
-        # Checkpoints, of the windowed caches only: 52 layers, a window each, 32 for each slot.
+        # Checkpoints of the windowed caches only: 52 layers, one window each, 32 for each slot.
         (
             "gemma3",
             GEMMA_3_27B,
@@ -532,14 +536,14 @@ def test_compute_grows_with(smaller: dict[str, Any], larger: dict[str, Any]) -> 
         ("llama", LLAMA_3_8B, {"embedding": True}, 0),
     ],
 )
-def test_what_may_come_later(architecture: str, keys: dict[str, Any], settings: dict[str, Any], growth: int) -> None:
+def test_growth_by_settings(architecture: str, keys: dict[str, Any], settings: dict[str, Any], growth: int) -> None:
     result = estimate(shape_of(architecture, **keys), settings)
     assert result["growth_bytes"] == growth
-    assert result["total_bytes"] < 20 * GIB, "it is no part of what is taken now"
+    assert result["total_bytes"] < 20 * GIB, "it is not part of the current need"
 
 
-def test_what_is_expected_to_come_later() -> None:
-    """A small model would need millions of tokens to fill a prompt cache of 8 GiB; a large one needs a few talks."""
+def test_growth_of_small_and_large_models() -> None:
+    """A small model would need millions of tokens to fill a prompt cache of 8 GiB; a large one a few conversations."""
     small = {"block_count": 2, "embedding_length": 256, "attention__head_count": 4, "attention__head_count_kv": 2}
     settings = {"ctx_size": 4096, "parallel": 2}
     for keys, expected in ((small, 16 * 4096 * 2 * 2 * 128 * 2), (LLAMA_3_8B, 8 * GIB)):
@@ -557,7 +561,7 @@ def test_what_is_expected_to_come_later() -> None:
         ({"ubatch_size": 1.5}, "ubatch_size is 1.5: it must be a whole number."),
     ],
 )
-def test_settings_that_cannot_be_counted_with(settings: dict[str, Any], message: str) -> None:
+def test_settings_invalid_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(EstimateError, match="^" + message.replace("(", r"\(")):
         estimate(shape_of("llama", **LLAMA_3_8B), settings)
 
@@ -574,15 +578,13 @@ def test_settings_that_cannot_be_counted_with(settings: dict[str, Any], message:
         {"attention__key_length": 1 << 40},
     ],
 )
-def test_headers_that_hold_no_sizes(keys: dict[str, Any]) -> None:
+def test_headers_with_invalid_sizes_have_no_shape(keys: dict[str, Any]) -> None:
     with pytest.raises(EstimateError):
         shape_of("llama", **{"block_count": 2, **ATTENTION, **keys})
 
 
-@pytest.mark.parametrize(
-    "architecture", ["", "llama", "gemma3", "mamba", "jamba", "qwen3next", "bert", "no such thing"]
-)
-def test_a_header_that_says_nothing_still_gives_a_figure(architecture: str) -> None:
+@pytest.mark.parametrize("architecture", ["", "llama", "gemma3", "mamba", "jamba", "qwen3next", "bert", "unknown"])
+def test_header_without_keys_still_has_estimate(architecture: str) -> None:
     for keys in (
         {},
         {"block_count": 2},
@@ -592,7 +594,7 @@ def test_a_header_that_says_nothing_still_gives_a_figure(architecture: str) -> N
         assert result["total_bytes"] > 0
 
 
-def test_a_shape_is_small() -> None:
+def test_shape_is_small() -> None:
     tensors = tuple(
         Tensor(f"blk.{layer}.{name}.weight", MIB * (1 + layer % 2), (4096, 4096))
         for layer in range(62)

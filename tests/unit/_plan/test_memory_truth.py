@@ -1,9 +1,9 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The memory estimate against what a real llama-server logs at load, and against what its process then holds.
+"""The memory estimate against the log of a real llama-server at load, and against its process's memory.
 
-MAGI_LLAMA_BIN_DIR names the folder with llama-server and llama-quantize; without it these tests are skipped.
+MAGI_LLAMA_BIN_DIR is the folder with llama-server and llama-quantize; without it these tests are skipped.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from support.architectures import ARCHITECTURES, Sizes, write_model
 
 BIN_DIR = os.environ.get("MAGI_LLAMA_BIN_DIR", "")
 
-pytestmark = pytest.mark.skipif(not BIN_DIR, reason="MAGI_LLAMA_BIN_DIR names no folder with llama-server")
+pytestmark = pytest.mark.skipif(not BIN_DIR, reason="MAGI_LLAMA_BIN_DIR is not set")
 
 MIB = 1024 * 1024
 START_SECONDS = 20
 
-# Two context sizes and two numbers of slots, and none of both.
+# Two context sizes, two numbers of slots, and the defaults.
 LAYOUTS: list[dict[str, Any]] = [
     {"ctx_size": 1024, "parallel": 1},
     {"ctx_size": 1024, "parallel": 2},
@@ -46,7 +46,7 @@ LAYOUTS: list[dict[str, Any]] = [
 
 @dataclass(frozen=True)
 class Logged:
-    """The sizes of a load, in MiB, as printed: two digits after the point, one line for each buffer."""
+    """The sizes that a load logs, in MiB with two decimals, one line per buffer."""
 
     weights: list[float]
     kv: list[float]
@@ -62,13 +62,13 @@ def parse_log(text: str) -> Logged:
     def sizes(what: str, part: str = text) -> list[float]:
         return [float(size) for size in re.findall(rf"{what} buffer size\s*=\s*([0-9.]+) MiB", part)]
 
-    # A context that is changed after its making says anew what it then has.
+    # A context that is changed after its creation logs its sizes again.
     contexts = [sizes("compute", part) for part in text.split("constructing llama_context")[1:]]
 
     slots = re.search(r"n_slots = (\d+), n_ctx_slot = (\d+)", text)
     assert slots, text[-2000:]
-    # The last table counts: where the context was changed to fit, there are several. A row for each kind of buffer. A
-    # second context has a table of its own, which is left out.
+    # The last table counts: a context that was changed to fit logs several. Each kind of buffer has a row. The table of a
+    # second context is skipped.
     table = text.rpartition("memory breakdown [MiB]")[2].partition("projected")[0]
     breakdown = re.findall(r"\|   - \S+ .*= *(\d+) \+ +(\d+) \+ +(\d+) ", table)
     return Logged(
@@ -94,7 +94,7 @@ def arguments(settings: dict[str, Any]) -> list[str]:
 
 @contextmanager
 def server(model: Path, settings: dict[str, Any]) -> Iterator[tuple[int, int, str]]:
-    """A loaded server's PID and port, and what it logged until it was ready."""
+    """A loaded server's PID and port, and its log until it was ready."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -143,11 +143,11 @@ def estimate_of(model: Path, settings: dict[str, Any], build: int | None, kind: 
 
 
 def assert_equal(ours: int, logged: list[float], what: str) -> None:
-    """Equal as far as the log's digits go: each of its lines is rounded to 0.01 MiB."""
+    """Equal within the log's precision: each of its lines is rounded to 0.01 MiB."""
     assert ours / MIB == pytest.approx(sum(logged), abs=0.0051 * max(1, len(logged))), what
 
 
-def assert_truth(ours: dict[str, Any], logged: Logged) -> None:
+def assert_matches(ours: dict[str, Any], logged: Logged) -> None:
     assert_equal(ours["weights_bytes"], logged.weights, "weights")
     assert_equal(ours["kv_bytes"], logged.kv, "KV cache")
     assert_equal(ours["recurrent_bytes"], logged.recurrent, "recurrent state")
@@ -158,7 +158,7 @@ def assert_truth(ours: dict[str, Any], logged: Logged) -> None:
     real = sum(sum(sizes) for sizes in (logged.weights, logged.kv, logged.recurrent, logged.compute, logged.output))
     assert total == pytest.approx(real, rel=0.10), f"compute {ours['compute_bytes'] / MIB:.2f}, really {logged.compute}"
     if logged.breakdown:
-        # Whole MiB, each rounded down.
+        # MiB, each rounded down.
         rows = len(logged.breakdown)
         model, context, compute = (sum(column) for column in zip(*logged.breakdown, strict=True))
         assert ours["weights_bytes"] / MIB == pytest.approx(model, abs=rows)
@@ -167,13 +167,15 @@ def assert_truth(ours: dict[str, Any], logged: Logged) -> None:
 
 
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
-def test_every_architecture(architecture: str, tmp_path: Path, build: int | None) -> None:
+def test_estimate_of_every_architecture_matches_log(architecture: str, tmp_path: Path, build: int | None) -> None:
     model = write_model(tmp_path / "model.gguf", architecture)
     kind = "embedding" if architecture == "bert" else "model"
     for layout in LAYOUTS:
         logged = load(model, {**layout, **({"embedding": True} if kind == "embedding" else {})})
-        assert_truth(estimate_of(model, layout, build, kind), logged)
-        assert bool(logged.kv) != (architecture in ("bert", "mamba", "mamba2", "rwkv7")), "it tests what it says"
+        assert_matches(estimate_of(model, layout, build, kind), logged)
+        assert bool(logged.kv) != (architecture in ("bert", "mamba", "mamba2", "rwkv7")), (
+            "the log must have a KV cache exactly if the architecture has one"
+        )
 
 
 @pytest.mark.parametrize(
@@ -203,9 +205,11 @@ def test_every_architecture(architecture: str, tmp_path: Path, build: int | None
         ("qwen3", {"ctx_size": 4096, "parallel": 1, "embedding": True, "pooling": "mean"}),
     ],
 )
-def test_other_flags(architecture: str, settings: dict[str, Any], tmp_path: Path, build: int | None) -> None:
+def test_estimate_with_other_flags_matches_log(
+    architecture: str, settings: dict[str, Any], tmp_path: Path, build: int | None
+) -> None:
     model = write_model(tmp_path / "model.gguf", architecture)
-    assert_truth(estimate_of(model, settings, build), load(model, settings))
+    assert_matches(estimate_of(model, settings, build), load(model, settings))
 
 
 @pytest.mark.parametrize(
@@ -227,11 +231,11 @@ def test_other_flags(architecture: str, settings: dict[str, Any], tmp_path: Path
         ("llama", Sizes(vocabulary=32000), {"ctx_size": 2048, "parallel": 1, "embedding": True}),
     ],
 )
-def test_other_sizes(
+def test_estimate_with_other_sizes_matches_log(
     architecture: str, sizes: Sizes, settings: dict[str, Any], tmp_path: Path, build: int | None
 ) -> None:
     model = write_model(tmp_path / "model.gguf", architecture, sizes)
-    assert_truth(estimate_of(model, settings, build), load(model, settings))
+    assert_matches(estimate_of(model, settings, build), load(model, settings))
 
 
 @pytest.mark.parametrize(
@@ -242,18 +246,20 @@ def test_other_sizes(
         (["Q2_K"], Sizes()),
         (["Q8_0"], Sizes()),
         (["Q4_K_M"], Sizes(tied=True)),
-        # Embeddings of a type that is repacked for their second use.
+        # Embeddings of a type that is repacked for use as the output.
         (["--pure", "Q4_0"], Sizes(tied=True, vocabulary=1024)),
     ],
 )
-def test_quantised(quantization: list[str], sizes: Sizes, tmp_path: Path, build: int | None) -> None:
+def test_estimate_of_quantised_models_matches_log(
+    quantization: list[str], sizes: Sizes, tmp_path: Path, build: int | None
+) -> None:
     source = write_model(tmp_path / "f16.gguf", "llama", sizes)
     model = tmp_path / "model.gguf"
     *options, name = quantization
     command = [f"{BIN_DIR}/llama-quantize", *options, str(source), str(model), name]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
     for settings in ({"ctx_size": 1024, "parallel": 1}, {"ctx_size": 1024, "parallel": 1, "no_repack": True}):
-        assert_truth(estimate_of(model, settings, build), load(model, settings))
+        assert_matches(estimate_of(model, settings, build), load(model, settings))
 
 
 @pytest.mark.parametrize(
@@ -265,12 +271,12 @@ def test_quantised(quantization: list[str], sizes: Sizes, tmp_path: Path, build:
         ("jamba", Sizes(), {"ctx_size": 4096, "parallel": 2}),
     ],
 )
-def test_what_the_process_holds_once_it_works(
+def test_estimate_matches_memory_of_working_process(
     architecture: str, sizes: Sizes, settings: dict[str, Any], tmp_path: Path, build: int | None
 ) -> None:
     model = write_model(tmp_path / "model.gguf", architecture, sizes)
     with server(model, settings) as (pid, port, _):
-        # A prompt that nearly fills a slot's context, so that all that was reserved is in use.
+        # A prompt that almost fills a slot's context, so that all reserved memory is in use.
         answer = httpx.post(
             f"http://127.0.0.1:{port}/completion", json={"prompt": "a" * 1900, "n_predict": 1}, timeout=START_SECONDS
         )

@@ -1,4 +1,4 @@
-"""The plan: ports, memory, actions, and what is refused before anything is touched."""
+"""The plan: ports, memory, actions, and errors before any change."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ SETTINGS = Settings(state_dir="/state", service_manager="supervisor")
 
 @pytest.fixture(autouse=True)
 def one_gib_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every server needs 1 GiB here: the estimate has its own tests."""
+    """Every server needs 1 GiB here: the estimate is tested elsewhere."""
 
     def estimate(shape: Any, settings: Any, *, gpus: int = 0, **_: Any) -> dict[str, Any]:
         vram = GIB if gpus else 0
@@ -109,7 +109,7 @@ def process(server: dict[str, Any], pid: int = 100, **changed: Any) -> Process:
 
 
 def deployed(made: dict[str, Any]) -> Host:
-    """The host on which a plan has been carried out."""
+    """The host after a plan was carried out."""
     servers = [server for server in made["servers"] if server["action"] != "stop"]
     running = {server["name"]: process(server, 100 + index) for index, server in enumerate(servers)}
     return host(
@@ -125,14 +125,14 @@ def foreign(*held: int) -> dict[int, Listener]:
     return {port: Listener(port, ("0.0.0.0",), 4242, "nginx: master") for port in held}
 
 
-def test_a_fresh_host_starts_everything_from_the_first_port() -> None:
+def test_new_host_starts_all_from_first_port() -> None:
     made = plan([A, B], profile({"model": "a", "instances": 2}, "b"))
     assert ports(made) == {"a": 8080, "a-2": 8081, "b": 8082}
     assert actions(made) == {"a": "start", "a-2": "start", "b": "start"}
     assert {server["reason"] for server in made["servers"]} == {"new"}
 
 
-def test_a_server_s_command_line() -> None:
+def test_command_line_of_server() -> None:
     chosen = profile("a", parameters={"ctx_size": 4096, "metrics": True})
     (server,) = plan([A], chosen, settings=Settings("/state", "systemd", api_key_file="/etc/keys"))["servers"]
     assert server["argv"] == [
@@ -150,7 +150,7 @@ def test_a_server_s_command_line() -> None:
         (model("v", mmproj="/models/p.gguf"), ["--mmproj", "/models/p.gguf"]),
     ],
 )
-def test_a_kind_brings_its_flags(record: dict, words: list[str]) -> None:
+def test_kind_adds_its_flags(record: dict, words: list[str]) -> None:
     (server,) = plan([record], profile(record["id"]))["servers"]
     assert server["argv"][9:] == words
 
@@ -164,7 +164,7 @@ def test_a_kind_brings_its_flags(record: dict, words: list[str]) -> None:
         ({"mmproj": None}, None, 0, []),
     ],
 )
-def test_the_estimate_is_of_the_command_line(
+def test_estimate_uses_the_command_line(
     monkeypatch: pytest.MonkeyPatch, parameters: dict, seen: str | None, size: int, words: list[str]
 ) -> None:
     calls = []
@@ -193,17 +193,17 @@ def growing(monkeypatch: pytest.MonkeyPatch, growth: int) -> list[Any]:
     return caches
 
 
-def test_servers_that_may_grow_over_the_host_s_ram_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_growth_beyond_ram_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     caches = growing(monkeypatch, 2 * GIB)
     (warning,) = plan([A, B], profile("a", "b"), host(memory=Memory(5 * GIB, GIB)))["warnings"]
     assert "may take 4.0 GiB more than the 2.0 GiB that they need, and this host's RAM is 5.0 GiB: a 2.0 GiB" in warning
     assert "Set cache_ram" in warning
     assert plan([A, B], profile("a", "b"), host(memory=Memory(6 * GIB, GIB)))["warnings"] == []
-    # This llama-server knows no such flag, so it has no such cache.
+    # This llama-server lacks the flag, so it has no such cache.
     assert set(caches) == {0}
 
 
-def test_nothing_to_do_on_a_host_that_runs_the_plan() -> None:
+def test_plan_already_running_keeps_all() -> None:
     chosen = profile("a", "b")
     first = plan([A, B], chosen)
     second = plan([A, B], chosen, deployed(first))
@@ -211,7 +211,7 @@ def test_nothing_to_do_on_a_host_that_runs_the_plan() -> None:
     assert [server["generation"] for server in second["servers"]] == [1, 1]
 
 
-def test_adding_and_removing_never_moves_another() -> None:
+def test_ports_of_other_servers_are_stable() -> None:
     first = plan([A, B, C], profile("a", "b", "c"))
     second = plan([A, B, C], profile("c", "b"), deployed(first))
     assert ports(second) == {"c": 8082, "b": 8081}
@@ -220,14 +220,14 @@ def test_adding_and_removing_never_moves_another() -> None:
     assert ports(third) == {"b": 8081, "c": 8082, "b-2": 8080, "a": 8083}
 
 
-def test_the_port_of_a_stopping_server_is_taken_last() -> None:
+def test_port_of_stopping_server_is_taken_last() -> None:
     first = plan([A, B], profile("a", "b"))
     narrow = Settings("/state", "supervisor", port_first=8080, port_last=8081)
     assert ports(plan([A, B, C], profile("c"), deployed(first))) == {"c": 8082}
     assert ports(plan([A, B, C], profile("b", "c"), deployed(first), narrow)) == {"b": 8081, "c": 8080}
 
 
-def test_a_running_server_without_a_record_keeps_its_port() -> None:
+def test_port_of_unrecorded_server_is_kept() -> None:
     first = plan([A, B], profile("a", "b"))
     lost = deployed(first)
     second = plan([A, B], profile("b", "a"), host(running=lost.running, listeners=lost.listeners))
@@ -235,11 +235,11 @@ def test_a_running_server_without_a_record_keeps_its_port() -> None:
     assert actions(second) == {"a": "keep", "b": "keep"}
 
 
-def test_a_foreign_port_is_passed_over_for_a_new_server() -> None:
+def test_port_held_by_foreign_process_is_skipped_for_new_server() -> None:
     assert ports(plan([A, B], profile("a", "b"), host(listeners=foreign(8080)))) == {"a": 8081, "b": 8082}
 
 
-def test_a_foreign_process_on_an_existing_server_s_port_is_named() -> None:
+def test_port_of_server_held_by_foreign_process_is_an_error() -> None:
     first = plan([A], profile("a"))
     with pytest.raises(PlanError, match=r"Port 8080 of server a is held by pid 4242 \(nginx: master\)"):
         plan([A], profile("a"), host(record=first["servers"], listeners=foreign(8080)))
@@ -252,7 +252,7 @@ def test_a_foreign_process_on_an_existing_server_s_port_is_named() -> None:
     assert ports(moved) == {"a": 8081}
 
 
-def test_a_stolen_port_is_given_to_nobody() -> None:
+def test_port_taken_is_not_assigned() -> None:
     narrow = Settings("/state", "supervisor", port_first=8080, port_last=8081, move_on_conflict=True)
     first = plan([A, B], profile("a", "b"), settings=narrow)
     up = deployed(first)
@@ -263,7 +263,7 @@ def test_a_stolen_port_is_given_to_nobody() -> None:
         plan([A, C], profile("a", "c"), on, narrow)
 
 
-def test_a_port_outside_of_the_range_moves() -> None:
+def test_port_outside_range_moves() -> None:
     first = plan([A], profile("a"))
     second = plan([A], profile("a"), deployed(first), Settings("/state", "supervisor", port_first=9000, port_last=9001))
     assert ports(second) == {"a": 9000}
@@ -271,7 +271,7 @@ def test_a_port_outside_of_the_range_moves() -> None:
     assert "--port 8080 → 9000" in second["servers"][0]["reason"]
 
 
-def test_more_servers_than_ports_name_the_range_and_the_holders() -> None:
+def test_ports_exhausted_error_names_range_and_holders() -> None:
     narrow = Settings("/state", "supervisor", port_first=8080, port_last=8081)
     with pytest.raises(PlanError, match=r"wants 2 servers, .* 8080 to 8081 has room for 1; 8081 is held by pid 4242"):
         plan([A, B], profile("a", "b"), host(listeners=foreign(8081)), narrow)
@@ -286,7 +286,7 @@ def test_more_servers_than_ports_name_the_range_and_the_holders() -> None:
         ({"env": {"MAGI_LLAMA_REVISION": "old"}}, "its launch config changed"),
     ],
 )
-def test_a_server_that_runs_otherwise_is_restarted_with_the_reason(changed: dict, reason: str) -> None:
+def test_server_with_other_launch_is_restarted_with_reason(changed: dict, reason: str) -> None:
     chosen = profile("a")
     first = plan([A], chosen)
     (server,) = first["servers"]
@@ -298,14 +298,14 @@ def test_a_server_that_runs_otherwise_is_restarted_with_the_reason(changed: dict
     assert reason in again["reason"]
 
 
-def test_a_changed_launch_raises_the_generation_and_restarts() -> None:
+def test_launch_changed_raises_generation_and_restarts() -> None:
     first = plan([A], profile("a"))
     (again,) = plan([A], profile("a", parameters={"ctx_size": 1024}), deployed(first))["servers"]
     assert (again["action"], again["generation"]) == ("restart", 2)
     assert again["reason"] == "--ctx-size unset → 1024"
 
 
-def test_a_dead_server_starts_again_on_its_port() -> None:
+def test_dead_server_is_started_on_its_port() -> None:
     first = plan([A, B], profile("a", "b"))
     up = deployed(first)
     on = host(record=up.record, running={"b": up.running["b"]}, listeners={8081: up.listeners[8081]})
@@ -315,7 +315,7 @@ def test_a_dead_server_starts_again_on_its_port() -> None:
     assert again["servers"][0]["reason"] == "not running"
 
 
-def test_an_unknown_model_is_an_error_with_the_nearest() -> None:
+def test_model_unknown_is_an_error_with_nearest_ids() -> None:
     with pytest.raises(
         PlanError, match=r'profiles/test.yml.*enabled_models\[0\].*unknown model "alpha-q4".*"alpha-q4_k"'
     ):
@@ -333,7 +333,7 @@ def test_an_unknown_model_is_an_error_with_the_nearest() -> None:
         ({}, "no similar model id on this host (valid are: b)"),
     ],
 )
-def test_a_model_that_is_missing_here_is_a_warning(more: dict, why: str) -> None:
+def test_model_missing_on_this_host_is_a_warning(more: dict, why: str) -> None:
     made = plan([B], profile("gone", "b"), **more)
     assert actions(made) == {"b": "start"}
     assert '"gone" is missing on this host' in made["warnings"][0]
@@ -348,14 +348,14 @@ def test_a_model_that_is_missing_here_is_a_warning(more: dict, why: str) -> None
         ([{"path": "/models/a.gguf", "reason": "truncated"}], "/models/a.gguf was rejected (truncated)"),
     ],
 )
-def test_the_running_server_of_a_lost_model_is_left_alone(entry: Any, rejected: list, why: str) -> None:
+def test_running_server_of_lost_model_is_kept(entry: Any, rejected: list, why: str) -> None:
     chosen = profile(entry, "b")
     first = plan([A, B], chosen)
     second = plan([B], chosen, deployed(first), rejected=rejected)
     assert actions(second) == {"a": "keep", "b": "keep"}
     assert second["servers"][1]["reason"] == f"{why}: the running server is left alone"
     assert f"a: {why}. The running server is left alone" in second["warnings"][0]
-    # Once it does not run, there is nothing left to keep.
+    # Once the server is dead, there is nothing to keep.
     on = deployed(second)
     running = {"b": on.running["b"]}
     third = plan([B], chosen, dataclasses.replace(on, running=running), rejected=rejected)
@@ -363,14 +363,14 @@ def test_the_running_server_of_a_lost_model_is_left_alone(entry: Any, rejected: 
     assert third["servers"][1]["reason"] == f"{why}, and it does not run"
 
 
-def test_a_lost_model_that_the_profile_does_not_enable_is_stopped() -> None:
+def test_running_server_of_disabled_lost_model_is_stopped() -> None:
     first = plan([A, B], profile("a", "b"))
     second = plan([B], profile("b", {"tier": "Q8"}), deployed(first))
     assert actions(second) == {"a": "stop", "b": "keep"}
     assert second["servers"][1]["reason"] == 'profile "test" does not enable it'
 
 
-def test_a_server_that_nobody_watches_over_is_restarted() -> None:
+def test_unsupervised_server_is_restarted() -> None:
     first = plan([A, B], profile("a", "b"))
     on = deployed(first)
     second = plan([A, B], profile("a", "b"), dataclasses.replace(on, unwatched={"a": "nobody watches over it"}))
@@ -378,7 +378,7 @@ def test_a_server_that_nobody_watches_over_is_restarted() -> None:
     assert second["servers"][0]["reason"] == "nobody watches over it"
 
 
-def test_a_server_with_llama_server_s_variables_in_its_environment_is_restarted() -> None:
+def test_server_with_llama_variables_in_environment_is_restarted() -> None:
     first = plan([A], profile("a"))
     server = first["servers"][0]
     meddled = process(server, stray=("AIP_MODE", "LLAMA_ARG_CTX_SIZE"))
@@ -386,7 +386,7 @@ def test_a_server_with_llama_server_s_variables_in_its_environment_is_restarted(
     assert second["servers"][0]["reason"] == "its environment has AIP_MODE, LLAMA_ARG_CTX_SIZE"
 
 
-def test_a_wrapper_script_that_calls_another_program_is_no_difference() -> None:
+def test_wrapper_calling_another_program_is_kept() -> None:
     first = plan([A], profile("a"))
     server = first["servers"][0]
     wrapped = process(server, argv=("/opt/llama.cpp/build/bin/llama-server", *server["argv"][1:]))
@@ -397,7 +397,7 @@ def test_a_wrapper_script_that_calls_another_program_is_no_difference() -> None:
     assert third["servers"][0]["reason"] == "program /opt/llama.cpp/build/bin/llama-server → /usr/bin/llama-server"
 
 
-def test_a_wrapper_script_that_stays_the_parent_of_llama_server_is_no_difference() -> None:
+def test_wrapper_staying_parent_of_llama_server_is_kept() -> None:
     first = plan([A], profile("a"))
     server = first["servers"][0]
     shell = process(server, 100, argv=("/bin/sh", server["argv"][0], *server["argv"][1:]), children=(101,))
@@ -406,7 +406,7 @@ def test_a_wrapper_script_that_stays_the_parent_of_llama_server_is_no_difference
     assert actions(second) == {"a": "keep"}
 
 
-def test_a_wrapper_script_with_flags_of_its_own_is_no_difference() -> None:
+def test_wrapper_adding_flags_is_kept() -> None:
     first = plan([A], profile("a"))
     server = first["servers"][0]
     for before, after in (((), ("--threads", "4")), (("--numa", "isolate"), ("--metrics",))):
@@ -415,13 +415,13 @@ def test_a_wrapper_script_with_flags_of_its_own_is_no_difference() -> None:
         assert actions(second) == {"a": "keep"}
 
 
-def test_another_quantization_of_a_model_that_is_here_is_missing_not_misspelt() -> None:
+def test_other_quantization_of_model_is_reported_missing() -> None:
     made = plan([model("alpha-q4_k_m"), B], profile("alpha-q8_0", "b"))
     assert actions(made) == {"b": "start"}
     assert '"alpha-q8_0" is missing on this host: it has alpha-q4_k_m' in made["warnings"][0]
 
 
-def test_a_setting_that_makes_no_estimate_names_profile_and_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_setting_without_estimate_names_profile_and_server(monkeypatch: pytest.MonkeyPatch) -> None:
     def estimate(*_: Any, **__: Any) -> dict[str, Any]:
         raise EstimateError("ctx_size is '4k': it must be a whole number.")
 
@@ -430,7 +430,7 @@ def test_a_setting_that_makes_no_estimate_names_profile_and_server(monkeypatch: 
         plan([A], profile("a"))
 
 
-def test_a_new_deadline_restarts_under_supervisor_only() -> None:
+def test_stop_timeout_change_restarts_under_supervisor_only() -> None:
     for manager, action in (("supervisor", "restart"), ("systemd", "keep")):
         first, second = (
             Settings(
@@ -447,24 +447,24 @@ def test_a_new_deadline_restarts_under_supervisor_only() -> None:
 
 
 @pytest.mark.parametrize(("manager", "revision"), [("supervisor", "9f17e4c17f37"), ("systemd", "361887abddb6")])
-def test_a_revision_is_the_same_as_in_earlier_versions(manager: str, revision: str) -> None:
+def test_revision_is_the_same_as_in_earlier_versions(manager: str, revision: str) -> None:
     settings = Settings("/state", manager, manager_triggers=find_manager(manager).restart_triggers(30))
     assert plan([A], profile("a"), settings=settings)["servers"][0]["revision"] == revision
 
 
-def test_a_profile_that_enables_nothing_here_is_an_error_that_lists_what_there_is() -> None:
+def test_profile_enabling_no_model_is_an_error_with_models() -> None:
     with pytest.raises(PlanError, match=r"enables no model of this host, which has: b \(Q3\)"):
         plan([B], profile({"tier": "Q8"}))
     with pytest.raises(PlanError, match="missing on this host"):
         plan([B], profile("gone"), known_elsewhere=["gone"])
 
 
-def test_an_unknown_flag_names_profile_and_server() -> None:
+def test_unknown_flag_names_profile_and_server() -> None:
     with pytest.raises(PlanError, match=r'profile "test" \(profiles/test.yml\), server a: .*ctx_sizes.*ctx_size'):
         plan([A], profile("a", parameters={"ctx_sizes": 1}))
 
 
-def test_an_instance_never_takes_another_model_s_name() -> None:
+def test_instance_name_never_equals_another_models_id() -> None:
     made = plan([A, model("a-2", "Q3")], profile({"model": "a", "instances": 2}, "a-2"))
     assert list(ports(made)) == ["a", "a-x2", "a-2"]
 
@@ -477,7 +477,7 @@ def test_an_instance_never_takes_another_model_s_name() -> None:
         (profile("a", "b"), host(gpus=[Gpu(0, "g", GIB, GIB, "nvidia")]), "need 2.0 GiB, the memory of GPU 0 (g) is 1.0 GiB"),
     ],
 )  # fmt: skip
-def test_too_little_memory_is_an_error_that_lists_the_needs(chosen: dict, on: Host, words: str) -> None:
+def test_memory_exceeded_is_an_error_with_needs(chosen: dict, on: Host, words: str) -> None:
     with pytest.raises(PlanError) as error:
         plan([A, B], chosen, on)
     assert words in str(error.value)
@@ -485,7 +485,7 @@ def test_too_little_memory_is_an_error_that_lists_the_needs(chosen: dict, on: Ho
     assert len(plan([A, B], chosen, on, overcommit)["servers"]) == 2
 
 
-def test_lines_for_people() -> None:
+def test_plan_lines() -> None:
     first = plan([A, B], profile("a", "b"))
     lines = plan_lines(plan([A, B], profile("b"), deployed(first)))
     assert lines[0].split() == ["keep", "b", "port", "8081", "Q3", "1.0", "GiB", "runs", "as", "planned"]

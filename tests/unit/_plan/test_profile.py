@@ -1,4 +1,4 @@
-"""Profiles: what is refused and with which words, and what a profile picks."""
+"""Profiles: errors and their texts, and the models that a profile selects."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MODELS = [
 ]
 
 
-def picked(data: dict) -> list[tuple[str, int]]:
+def selected(data: dict) -> list[tuple[str, int]]:
     selection = select(validate("p", "p.yml", data), MODELS)
     return [(record["id"], instance) for record, instance, _ in selection.servers]
 
@@ -61,14 +61,14 @@ def picked(data: dict) -> list[tuple[str, int]]:
         ({"enabled_models": ["a"], "start": {"max_startup_time": 0}}, ["start.max_startup_time", "seconds"]),
     ],
 )
-def test_a_bad_profile_is_refused_by_name_key_and_fix(data: object, words: list[str]) -> None:
+def test_profile_invalid_error_has_name_key_and_fix(data: object, words: list[str]) -> None:
     with pytest.raises(ProfileError) as error:
         validate("p", "profiles/p.yml", data)
     for word in ['"p"', *words]:
         assert word in str(error.value)
 
 
-def test_defaults_are_filled_in() -> None:
+def test_profile_defaults_are_filled_in() -> None:
     profile = validate("p", "p.yml", {"enabled_models": ["alpha-q2_k"], "memory_budget": "1GiB"})
     assert profile["start"] == {"concurrent": True, "max_startup_time": 120, "readiness_check_interval": 2}
     assert profile["memory_budget_bytes"] == 1024**3
@@ -86,7 +86,7 @@ def test_defaults_are_filled_in() -> None:
         ("512m", 512 << 20),
     ],
 )
-def test_sizes(text: object, size: int) -> None:
+def test_sizes_are_parsed(text: object, size: int) -> None:
     assert parse_size(text) == size
 
 
@@ -99,24 +99,24 @@ def test_sizes(text: object, size: int) -> None:
         ([{"architecture": "qwen3"}], [("alpha-q4_k_m", 1)]),
         ([{"kind": "embedding"}], [("embed-q8_0", 1)]),
         ([{"tier": "Q4", "architecture": "llama"}], []),
-        # A model is picked once, by the first entry that matches it …
+        # A model is selected once, by the first entry that matches it …
         ([{"tier": "Q3"}, {"id": "alpha-q[23]*"}], [("alpha-q3_k_m", 1), ("alpha-q2_k", 1)]),
-        # … but an entry that names it is meant more than a selector before it.
+        # … but an entry with its id takes precedence over an earlier selector.
         ([{"id": "alpha-q[23]*"}, {"model": "alpha-q2_k", "instances": 2}],
          [("alpha-q3_k_m", 1), ("alpha-q2_k", 1), ("alpha-q2_k", 2)]),
     ],
 )  # fmt: skip
-def test_selection(entries: list, expected: list[tuple[str, int]]) -> None:
-    assert picked({"enabled_models": entries}) == expected
+def test_entries_select_models(entries: list, expected: list[tuple[str, int]]) -> None:
+    assert selected({"enabled_models": entries}) == expected
 
 
-def test_a_named_model_that_is_not_there_is_told_with_its_key() -> None:
+def test_model_id_missing_is_reported_with_key() -> None:
     selection = select(validate("p", "p.yml", {"enabled_models": ["nope", "alpha-q2_k"]}), MODELS)
     assert selection.missing == {"nope": "enabled_models[0]"}
     assert len(selection.servers) == 1
 
 
-def test_an_entry_s_parameters_win_over_the_profile_s() -> None:
+def test_entry_parameters_override_profile() -> None:
     data = {
         "parameters": {"ctx_size": 1, "parallel": 2},
         "enabled_models": [{"model": "alpha-q2_k", "parameters": {"ctx_size": 9}}],
@@ -125,7 +125,7 @@ def test_an_entry_s_parameters_win_over_the_profile_s() -> None:
     assert parameters == {"ctx_size": 9, "parallel": 2}
 
 
-def test_nearest_offers_or_lists() -> None:
+def test_nearest_suggests_or_lists() -> None:
     assert nearest("prodction", ["production", "full"]) == 'did you mean "production"?'
     assert nearest("x", ["production", "full"]) == "valid are: full, production"
 
@@ -139,9 +139,9 @@ def test_nearest_offers_or_lists() -> None:
         ("full", [("alpha-q2_k", 1), ("alpha-q3_k_m", 1), ("alpha-q4_k_m", 1), ("embed-q8_0", 1)]),
     ],
 )  # fmt: skip
-def test_the_built_in_profiles(name: str, expected: list[tuple[str, int]]) -> None:
-    assert picked(yaml.safe_load((BUILT_IN / f"{name}.yml").read_text())) == expected
+def test_built_in_profile_selection(name: str, expected: list[tuple[str, int]]) -> None:
+    assert selected(yaml.safe_load((BUILT_IN / f"{name}.yml").read_text())) == expected
 
 
-def test_every_built_in_profile_is_tested() -> None:
+def test_built_in_profiles_are_all_tested() -> None:
     assert {path.stem for path in BUILT_IN.glob("*.yml")} == {"development", "production", "fast-only", "full"}

@@ -32,12 +32,12 @@ GOOD = {
         {"servers_port_range_start": 1, "servers_port_range_end": 65535},
     ],
 )
-def test_what_is_right_is_no_error(changes):
+def test_variables_valid_have_no_error(changes):
     assert setting_errors({**GOOD, **changes}) == []
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "expected"),
     [
         (
             {"servers_port_range_start": "808O", "servers_stop_timeout": 0},
@@ -55,10 +55,10 @@ def test_what_is_right_is_no_error(changes):
         ),
     ],
 )
-def test_each_error_names_the_variable_and_the_fix(changes, told):
+def test_variables_invalid_error_names_variable_and_fix(changes, expected):
     [error] = setting_errors({**GOOD, **changes})
-    assert error.startswith(told)
+    assert error.startswith(expected)
 
 
-def test_all_errors_are_told_together():
+def test_variables_errors_are_reported_together():
     assert len(setting_errors({**GOOD, "servers_gpu_access": "maybe", "servers_host": "::"})) == 2

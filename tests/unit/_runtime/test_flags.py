@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Reading --version and --help of several builds, rendering flags for each, and probing a binary."""
+"""Parsing --version and --help of several builds, rendering flags for each, and probing a binary."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ansible_collections.magi.llama.plugins.module_utils._runtime.render_flags i
 from ansible_collections.magi.llama.plugins.module_utils._runtime.special_flags import MANAGED_FLAGS
 
 OUTPUTS = Path(__file__).parent / "outputs"
-# The real output of build 11669 (0.7.0), and two written after older layouts.
+# The real output of build 11669 (0.7.0), and two written after older formats.
 NEW = parse_help((OUTPUTS / "help-11669.txt").read_text())
 OLD = parse_help((OUTPUTS / "help-2025-older.txt").read_text())
 IK = parse_help((OUTPUTS / "help-ik_llama.txt").read_text())
@@ -50,7 +50,7 @@ def test_parse_version(text: str, expected: Version) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "GNU bash, version 5.2", "0.7.0"])
-def test_parse_version_refuses_another_program(text: str) -> None:
+def test_parse_version_of_another_program_is_refused(text: str) -> None:
     with pytest.raises(VersionError, match="not that of llama-server"):
         parse_version(text)
 
@@ -129,7 +129,7 @@ def test_parse_help(flags: dict[str, Flag], name: str, expected: Flag) -> None:
 
 
 def test_parse_help_finds_every_long_flag_and_nothing_else() -> None:
-    # Counted by eye in the recorded help: an entry begins in the first column.
+    # Counted by hand in the recorded help: an entry starts in the first column.
     lines = (OUTPUTS / "help-11669.txt").read_text().splitlines()
     entries = [line for line in lines if line.startswith("-") and not line.startswith("-----")]
     assert len(NEW) == len(entries) == 258
@@ -137,19 +137,19 @@ def test_parse_help_finds_every_long_flag_and_nothing_else() -> None:
     assert "no_cont_batching" not in OLD
 
 
-def test_parse_help_where_the_names_fill_the_column() -> None:
+def test_parse_help_with_names_filling_the_column() -> None:
     filled = "-x,    --a-name-that-is-exactly-so-long   what it does\n" + " " * 40 + "(env: LLAMA_ARG_X)\n"
     filled = filled.replace("so-long   what", "so-long what")
     assert filled.index("what") == 40
     assert parse_help(filled)["a_name_that_is_exactly_so_long"].value is False
 
 
-def test_flags_survive_the_way_through_a_fact() -> None:
+def test_flags_round_trip_through_fact() -> None:
     for flags in (NEW, OLD, IK):
         assert flags_from_fact(json.loads(json.dumps(flags_to_fact(flags)))) == flags
 
 
-def test_the_fact_is_small() -> None:
+def test_flags_fact_is_small() -> None:
     assert len(json.dumps(flags_to_fact(NEW))) < 25_000
 
 
@@ -177,7 +177,7 @@ def test_the_fact_is_small() -> None:
         (NEW, {"n_gpu_layers": "auto"}, ["--n-gpu-layers", "auto"]),
         (NEW, {"gpu_layers": 99}, ["--n-gpu-layers", "99"]),
         (NEW, {"temp": 0.7, "top_p": 1e-05}, ["--temperature", "0.7", "--top-p", "0.00001"]),
-        # Given twice, this build keeps the last one only.
+        # This build keeps only the last of repeated flags.
         (NEW, {"lora": ["/a.gguf", "/b.gguf"]}, ["--lora", "/a.gguf,/b.gguf"]),
         (NEW, {"lora": []}, []),
         (NEW, {"logit_bias": ["1+1", "2-1"]}, ["--logit-bias", "1+1", "--logit-bias", "2-1"]),
@@ -200,10 +200,10 @@ def test_the_fact_is_small() -> None:
         (OLD, {"kv_offload": False}, ["--no-kv-offload"]),
         (OLD, {"ui": False}, ["--no-webui"]),
         (OLD, {"lora": ["/a.gguf", "/b.gguf"]}, ["--lora", "/a.gguf", "--lora", "/b.gguf"]),
-        # Its help leaves --n-gpu-layers out.
+        # This build's help does not list --n-gpu-layers.
         (IK, {"n_gpu_layers": 99, "fused_moe": True}, ["--fused-moe", "--gpu-layers", "99"]),
         (IK, {"n_gpu_layers": "auto"}, []),
-        # Nothing installed yet: no binary to ask.
+        # Not installed yet: there is no binary to run.
         (
             {},
             {"n_gpu_layers": "auto", "anything_at_all": 1, "flash_attn": False, "metrics": True, "slots": False},
@@ -233,7 +233,7 @@ def test_render_flags(flags: dict[str, Flag], parameters: dict[str, object], exp
         (OLD, "spec_draft_n_max", "draft_max"),
     ],
 )
-def test_unknown_flag_names_the_nearest(flags: dict[str, Flag], key: str, nearest: str) -> None:
+def test_unknown_flag_error_names_nearest(flags: dict[str, Flag], key: str, nearest: str) -> None:
     with pytest.raises(UnknownFlagError) as caught:
         render_flags({key: 1}, flags)
     assert caught.value.key == key
@@ -242,7 +242,7 @@ def test_unknown_flag_names_the_nearest(flags: dict[str, Flag], key: str, neares
     assert nearest in str(caught.value)
 
 
-def test_unknown_flag_without_anything_near() -> None:
+def test_unknown_flag_without_similar_flags() -> None:
     with pytest.raises(UnknownFlagError, match=r'no flag "zzzzqqqq"\.$'):
         render_flags({"zzzzqqqq": 1}, NEW)
 
@@ -262,7 +262,7 @@ def test_managed_flags_are_refused_under_every_name(key: str) -> None:
         render_flags({key: True}, NEW)
 
 
-def test_a_secret_does_not_show_in_the_error() -> None:
+def test_managed_flag_error_hides_secret() -> None:
     with pytest.raises(ManagedFlagError) as caught:
         render_flags({"api_key": "s3cret"}, NEW)
     assert "s3cret" not in str(caught.value)
@@ -283,7 +283,7 @@ def test_a_secret_does_not_show_in_the_error() -> None:
         (NEW, {"slots": True, "no_slots": True}, "is set twice"),
     ],
 )
-def test_values_that_do_not_fit(flags: dict[str, Flag], parameters: dict[str, object], message: str) -> None:
+def test_values_invalid_are_refused(flags: dict[str, Flag], parameters: dict[str, object], message: str) -> None:
     with pytest.raises(FlagValueError, match=message) as caught:
         render_flags(parameters, flags)
     assert isinstance(caught.value, FlagError)

@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The ways to have llama-server, with the package tools played by a function and archives made here."""
+"""The installation methods of llama-server, with fake package tools and generated archives."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ esac
 
 
 def make_archive(path: Path, members: Mapping[str, bytes] | None = None, *extra: tarfile.TarInfo) -> str:
-    """A tar.gz laid out as upstream's; its sha256."""
+    """A tar.gz with upstream's layout; returns its sha256."""
     if members is None:
         members = {"llama-b1/llama-server": SERVER.encode(), "llama-b1/llama-quantize": b"#!/bin/sh\n"}
     with tarfile.open(path, "w:gz") as tar:
@@ -84,7 +84,7 @@ def request_for(tmp_path: Path) -> Callable[..., Request]:
 # --- existing and auto ------------------------------------------------------------------------------------------------
 
 
-def test_existing(tmp_path: Path, request_for: Callable[..., Request]) -> None:
+def test_existing_is_used(tmp_path: Path, request_for: Callable[..., Request]) -> None:
     binary = tmp_path / "llama-server"
     binary.write_text(SERVER)
     binary.chmod(0o755)
@@ -94,7 +94,7 @@ def test_existing(tmp_path: Path, request_for: Callable[..., Request]) -> None:
         assert [entry["method"] for entry in outcome.tried] == ["existing"]
 
 
-def test_existing_that_is_missing(request_for: Callable[..., Request]) -> None:
+def test_existing_missing_is_an_error(request_for: Callable[..., Request]) -> None:
     with pytest.raises(ProviderError, match=r"no llama-server at .*none/llama-server.*LLAMA_SERVER_PATH"):
         ensure(request_for(), "existing", never)
     outcome = ensure(request_for(check=True), "existing", never)
@@ -102,16 +102,14 @@ def test_existing_that_is_missing(request_for: Callable[..., Request]) -> None:
     assert "there is no llama-server" in outcome.fact["warnings"][0]
 
 
-def test_auto_says_why_each_method_does_not_work(request_for: Callable[..., Request]) -> None:
+def test_auto_without_working_method_lists_reasons(request_for: Callable[..., Request]) -> None:
     with pytest.raises(ProviderError, match="No way") as caught:
         ensure(request_for(check=True), "auto", lambda argv, environment, seconds: Completed(0, "", ""))
     for part in ("existing: there is no", "package: ", "portable: ", "release: no runtime_release_url"):
         assert part in str(caught.value)
 
 
-def test_auto_puts_nothing_in_the_place_of_a_binary_that_does_not_run(
-    request_for: Callable[..., Request], tmp_path: Path
-) -> None:
+def test_auto_with_broken_binary_does_not_replace_it(request_for: Callable[..., Request], tmp_path: Path) -> None:
     broken = tmp_path / "llama-server"
     broken.write_text("#!/bin/sh\necho no; exit 1\n")
     broken.chmod(0o755)
@@ -123,7 +121,7 @@ def test_auto_puts_nothing_in_the_place_of_a_binary_that_does_not_run(
         ensure(request, "auto", run_command)
 
 
-def test_auto_goes_on_to_what_works_and_stays_with_it(request_for: Callable[..., Request], tmp_path: Path) -> None:
+def test_auto_uses_first_working_method_and_keeps_it(request_for: Callable[..., Request], tmp_path: Path) -> None:
     archive = tmp_path / "a.tar.gz"
     request = request_for(release_url=archive.as_uri(), release_sha256=make_archive(archive))
 
@@ -136,7 +134,7 @@ def test_auto_goes_on_to_what_works_and_stays_with_it(request_for: Callable[...,
     assert [entry["method"] for entry in first.tried] == ["existing", "package", "portable", "release"]
     second = ensure(request, "auto", run)
     assert (second.method, second.changed) == ("release", False)
-    # The package manager is not asked again.
+    # The package manager is not called again.
     assert [entry["method"] for entry in second.tried] == ["existing", "release"]
 
 
@@ -169,7 +167,7 @@ def test_parse_apt_policy(text: str, expected: tuple[str, str] | None) -> None:
     assert parse_apt_policy(text, ("llama.cpp-tools", "llama.cpp")) == expected
 
 
-def test_an_installed_package_is_taken(tmp_path: Path, request_for: Callable[..., Request]) -> None:
+def test_package_installed_is_used(tmp_path: Path, request_for: Callable[..., Request]) -> None:
     binary = tmp_path / "llama-server"
     binary.write_text(SERVER)
     binary.chmod(0o755)
@@ -181,7 +179,7 @@ def test_an_installed_package_is_taken(tmp_path: Path, request_for: Callable[...
     ("how", "installs"),
     [({}, True), ({"stage": True}, True), ({"check": True}, False), ({"install_if_missing": False}, False)],
 )
-def test_the_package_is_installed_unless_it_is_only_looked_for(
+def test_package_is_installed_unless_check_only(
     tmp_path: Path,
     request_for: Callable[..., Request],
     monkeypatch: pytest.MonkeyPatch,
@@ -211,7 +209,7 @@ def test_the_package_is_installed_unless_it_is_only_looked_for(
     assert any(argv[:2] == ["apt-get", "install"] for argv in ran) is installs
 
 
-def test_only_root_installs_a_package(request_for: Callable[..., Request], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_package_without_root_is_refused(request_for: Callable[..., Request], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name, path: name if name == "apt-get" else None)
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     with pytest.raises(ProviderError, match=r"only root may install it\. Set become"):
@@ -283,7 +281,7 @@ def test_find_mirror(tmp_path: Path, files: dict[str, str], expected: str | None
     assert find_mirror(str(tmp_path), "bookworm") == expected
 
 
-def test_apt_configuration_keeps_the_way_out_and_not_the_trust() -> None:
+def test_apt_configuration_keeps_proxy_but_not_trust() -> None:
     host = (
         'Acquire::http::Proxy "http://proxy:3128";\nAcquire::Check-Valid-Until "false";\n'
         'Acquire::AllowInsecureRepositories "1";\nAPT::Update::Post-Invoke:: "rm -rf /";\n'
@@ -309,7 +307,7 @@ def _debian(tmp_path: Path, identifier: str = "debian") -> dict[str, object]:
 
 
 class FakeApt:
-    """Plays apt-get and dpkg-deb: unpacks a tree that looks like Debian's, with a shell script for a loader."""
+    """Fakes apt-get and dpkg-deb: unpacks a tree like Debian's, with a shell script as the loader."""
 
     def __init__(self, tmp_path: Path, *, backends: bool = True, fail: str = "", version: str = "1:0.7.0-2") -> None:
         self.tmp_path, self.backends, self.fail, self.version = tmp_path, backends, fail, version
@@ -356,7 +354,7 @@ def debian_tools(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("debian_tools")
-def test_portable(tmp_path: Path, request_for: Callable[..., Request]) -> None:
+def test_portable_is_installed(tmp_path: Path, request_for: Callable[..., Request]) -> None:
     request = request_for(**_debian(tmp_path))
     apt = FakeApt(tmp_path)
     old_mask = os.umask(0o077)
@@ -382,7 +380,7 @@ def test_portable(tmp_path: Path, request_for: Callable[..., Request]) -> None:
     assert ".new" not in wrapper
     assert "/ggml/backends0/ld-linux-x86-64.so.2 --library-path " in wrapper
     assert f'--argv0 "$0" {prefix}/root/usr/bin/llama-server "$@"' in wrapper
-    # An unprivileged user must be able to run it, whatever the umask was.
+    # An unprivileged user must be able to run it, with any umask.
     for path in (prefix, *prefix.rglob("*")):
         wanted = 0o005 if path.is_dir() or os.access(path, os.X_OK) else 0o004
         assert path.lstat().st_mode & wanted == wanted, path
@@ -401,7 +399,7 @@ def never_but_probe(tmp_path: Path) -> Callable[[Sequence[str], Mapping[str, str
 
 
 @pytest.mark.usefixtures("debian_tools")
-def test_portable_of_another_suite_keeps_the_one_before(tmp_path: Path, request_for: Callable[..., Request]) -> None:
+def test_portable_of_another_suite_keeps_previous(tmp_path: Path, request_for: Callable[..., Request]) -> None:
     tools = _debian(tmp_path)
     ensure(request_for(**tools), "portable", FakeApt(tmp_path))
     outcome = ensure(request_for(**tools, portable_suite="sid"), "portable", FakeApt(tmp_path))
@@ -411,7 +409,7 @@ def test_portable_of_another_suite_keeps_the_one_before(tmp_path: Path, request_
 
 
 @pytest.mark.usefixtures("debian_tools")
-def test_portable_fetches_newer_packages_when_asked(tmp_path: Path, request_for: Callable[..., Request]) -> None:
+def test_portable_upgrade_fetches_newer_packages(tmp_path: Path, request_for: Callable[..., Request]) -> None:
     tools = _debian(tmp_path)
     ensure(request_for(**tools), "portable", FakeApt(tmp_path))
     same = ensure(request_for(**tools, upgrade=True), "portable", FakeApt(tmp_path))
@@ -429,9 +427,7 @@ def test_parse_apt_simulation() -> None:
 
 
 @pytest.mark.usefixtures("debian_tools")
-def test_staged_packages_say_what_they_will_say_in_their_place(
-    tmp_path: Path, request_for: Callable[..., Request]
-) -> None:
+def test_staged_packages_report_final_paths(tmp_path: Path, request_for: Callable[..., Request]) -> None:
     tools = _debian(tmp_path)
     ensure(request_for(**tools), "portable", FakeApt(tmp_path))
     newer = {**tools, "upgrade": True}
@@ -443,18 +439,18 @@ def test_staged_packages_say_what_they_will_say_in_their_place(
 
 
 @pytest.mark.usefixtures("debian_tools")
-def test_portable_heals_what_an_interrupted_run_left(tmp_path: Path, request_for: Callable[..., Request]) -> None:
+def test_portable_repairs_interrupted_run(tmp_path: Path, request_for: Callable[..., Request]) -> None:
     request = request_for(**_debian(tmp_path))
     (tmp_path / "prefix.new" / "apt").mkdir(parents=True)
     (tmp_path / "prefix.new" / "root").mkdir()
-    # Killed between the two renames: the old one is kept, the new one is not in place yet.
+    # Killed between the two renames: the old prefix is kept, the new one is not installed yet.
     (tmp_path / "prefix.previous").mkdir()
     assert ensure(request, "portable", FakeApt(tmp_path)).fact["installed"]
     assert not (tmp_path / "prefix.new").exists()
 
 
 @pytest.mark.usefixtures("debian_tools")
-def test_portable_in_check_mode_touches_nothing(tmp_path: Path, request_for: Callable[..., Request]) -> None:
+def test_portable_in_check_mode_changes_nothing(tmp_path: Path, request_for: Callable[..., Request]) -> None:
     outcome = ensure(request_for(**_debian(tmp_path), check=True), "portable", never)
     assert (outcome.changed, outcome.fact["installed"], outcome.fact["flags"]) == (True, False, {})
     assert outcome.fact["path"] == str(tmp_path / "prefix" / "bin" / "llama-server")
@@ -463,9 +459,7 @@ def test_portable_in_check_mode_touches_nothing(tmp_path: Path, request_for: Cal
 
 @pytest.mark.usefixtures("debian_tools")
 @pytest.mark.parametrize("fail", ["update", "install"])
-def test_portable_that_fails_leaves_the_old_prefix(
-    tmp_path: Path, request_for: Callable[..., Request], fail: str
-) -> None:
+def test_portable_failing_keeps_old_prefix(tmp_path: Path, request_for: Callable[..., Request], fail: str) -> None:
     tools = _debian(tmp_path)
     ensure(request_for(**tools), "portable", FakeApt(tmp_path))
     with pytest.raises(ProviderError, match="E: no such suite") as caught:
@@ -482,7 +476,7 @@ def test_portable_without_a_backend_is_refused(tmp_path: Path, request_for: Call
 
 
 @pytest.mark.usefixtures("debian_tools")
-def test_where_portable_does_not_work(tmp_path: Path, request_for: Callable[..., Request]) -> None:
+def test_portable_unavailable_is_refused(tmp_path: Path, request_for: Callable[..., Request]) -> None:
     tools = _debian(tmp_path, identifier="ubuntu")
     for changes, message in (
         (tools, "not Debian.*runtime_portable_mirror"),
@@ -495,17 +489,17 @@ def test_where_portable_does_not_work(tmp_path: Path, request_for: Callable[...,
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_prefix_that_may_not_be_written(request_for: Callable[..., Request]) -> None:
+def test_prefix_not_writable_is_refused(request_for: Callable[..., Request]) -> None:
     with pytest.raises(ProviderError, match="may not write to"):
         release(request_for(prefix="/nowhere/x", release_url="file:///x", release_sha256="0" * 64), never)
 
 
-def test_loader_command_of_an_unknown_layout(tmp_path: Path) -> None:
+def test_loader_command_of_unknown_layout_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ProviderError, match="laid out in a way"):
         loader_command(str(tmp_path), "a", "b")
 
 
-def test_wrapper_text_survives_any_path(tmp_path: Path) -> None:
+def test_wrapper_text_quotes_any_path(tmp_path: Path) -> None:
     script = tmp_path / "wrapper"
     script.write_text(wrapper_text(["/bin/echo", "it's $HOME and `x`"], "0" * 64))
     script.chmod(0o755)
@@ -516,7 +510,7 @@ def test_wrapper_text_survives_any_path(tmp_path: Path) -> None:
 # --- release ----------------------------------------------------------------------------------------------------------
 
 
-def test_release(tmp_path: Path, request_for: Callable[..., Request]) -> None:
+def test_release_is_installed(tmp_path: Path, request_for: Callable[..., Request]) -> None:
     archive = tmp_path / "a.tar.gz"
     request = request_for(release_url=archive.as_uri(), release_sha256=make_archive(archive).upper())
     checked = ensure(request_for(**{**request.__dict__, "check": True}), "release", never)
@@ -528,13 +522,13 @@ def test_release(tmp_path: Path, request_for: Callable[..., Request]) -> None:
     assert os.readlink(server) == "../root/llama-b1/llama-server"
     assert (server.parent / "llama-quantize").exists()
     assert not (Path(request.prefix) / "archive").exists()
-    # Nothing is fetched again, so the archive may be gone.
+    # Nothing is fetched again, so the archive may be missing.
     archive.unlink()
     assert ensure(request, "release", run_command).changed is False
 
 
 def _release(tmp_path: Path, version: str) -> dict[str, str]:
-    """The settings for an archive whose llama-server calls itself so."""
+    """The settings for an archive whose llama-server reports this version."""
     archive = tmp_path / f"{version}.tar.gz"
     server = SERVER.replace("11669", version, 1).encode()
     sha256 = make_archive(archive, {"llama-b1/llama-server": server})
@@ -542,28 +536,26 @@ def _release(tmp_path: Path, version: str) -> dict[str, str]:
 
 
 def _builds(prefix: Path) -> dict[str, str]:
-    """Which build is where, by the archives' names."""
+    """The build of each prefix, by the archives' names."""
     found = {part: read_manifest(f"{prefix}{part}").get("url", "") for part in ("", ".previous", ".staged", ".new")}
     return {part: Path(url).name.partition(".")[0] for part, url in found.items() if url}
 
 
-def test_a_first_release_is_laid_beside_too_where_nothing_is_to_be_touched(
-    tmp_path: Path, request_for: Callable[..., Request]
-) -> None:
+def test_release_first_is_staged_when_requested(tmp_path: Path, request_for: Callable[..., Request]) -> None:
     prefix, release = tmp_path / "prefix", _release(tmp_path, "1")
     for changed in (True, False):
         planned = ensure(request_for(**release, stage=True, install_if_missing=False), "release", run_command)
         assert (planned.changed, planned.fact["staged"], _builds(prefix)) == (changed, True, {".staged": "1"})
-    # Fetched once.
+    # Fetched only once.
     (tmp_path / "1.tar.gz").unlink()
     placed = ensure(request_for(**release, stage=True), "release", run_command)
     assert (placed.changed, placed.fact["staged"], _builds(prefix)) == (True, False, {"": "1"})
 
 
-def test_a_staged_release_waits_and_then_takes_its_place(tmp_path: Path, request_for: Callable[..., Request]) -> None:
+def test_release_staged_is_activated_later(tmp_path: Path, request_for: Callable[..., Request]) -> None:
     prefix = tmp_path / "prefix"
     first = ensure(request_for(**_release(tmp_path, "1"), stage=True), "release", run_command)
-    # Nothing is there that could be left as it is.
+    # The prefix does not exist yet, so there is nothing to keep.
     assert (first.fact["staged"], _builds(prefix)) == (False, {"": "1"})
 
     newer = _release(tmp_path, "2")
@@ -584,7 +576,7 @@ def test_a_staged_release_waits_and_then_takes_its_place(tmp_path: Path, request
     assert not ensure(request_for(**newer, stage=True), "release", run_command).fact["staged"]
 
 
-def test_one_that_never_worked_does_not_displace_one_that_has(
+def test_release_never_working_does_not_replace_working_previous(
     tmp_path: Path, request_for: Callable[..., Request]
 ) -> None:
     prefix = tmp_path / "prefix"
@@ -599,7 +591,7 @@ def test_one_that_never_worked_does_not_displace_one_that_has(
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
-def test_the_prefix_before_comes_back(tmp_path: Path, request_for: Callable[..., Request], interrupted: bool) -> None:
+def test_previous_prefix_is_restored(tmp_path: Path, request_for: Callable[..., Request], interrupted: bool) -> None:
     prefix = tmp_path / "prefix"
     for version in ("1", "2"):
         ensure(request_for(**_release(tmp_path, version)), "release", run_command)
@@ -613,7 +605,7 @@ def test_the_prefix_before_comes_back(tmp_path: Path, request_for: Callable[...,
             restore_previous(str(prefix))
 
 
-def test_a_wrong_checksum_shows_both(tmp_path: Path, request_for: Callable[..., Request]) -> None:
+def test_release_with_wrong_checksum_shows_both(tmp_path: Path, request_for: Callable[..., Request]) -> None:
     archive = tmp_path / "a.tar.gz"
     actual, wrong = make_archive(archive), "0" * 64
     with pytest.raises(ProviderError, match="Nothing was unpacked") as caught:
@@ -633,7 +625,7 @@ def test_a_wrong_checksum_shows_both(tmp_path: Path, request_for: Callable[..., 
         ({"release_url": "file:///no/such/file", "release_sha256": "0" * 64}, "could not be downloaded"),
     ],
 )
-def test_where_release_does_not_work(
+def test_release_unavailable_is_refused(
     request_for: Callable[..., Request], changes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ProviderError, match=message):
@@ -660,7 +652,7 @@ def _member(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
     ],
     ids=lambda member: f"{member.name}->{member.linkname}",
 )
-def test_unsafe_archives_are_refused_whole(tmp_path: Path, member: tarfile.TarInfo) -> None:
+def test_archives_unsafe_are_refused(tmp_path: Path, member: tarfile.TarInfo) -> None:
     archive = tmp_path / "a.tar.gz"
     make_archive(archive, None, member)
     with pytest.raises(ProviderError, match="Nothing was unpacked"):
@@ -668,7 +660,7 @@ def test_unsafe_archives_are_refused_whole(tmp_path: Path, member: tarfile.TarIn
     assert not (tmp_path / "out").exists()
 
 
-def test_links_within_an_archive_are_kept(tmp_path: Path) -> None:
+def test_archive_links_inside_are_kept(tmp_path: Path) -> None:
     archive = tmp_path / "a.tar.gz"
     members = {"d/libllama.so.0": b"library", "d/llama-server": b"x"}
     links = (
@@ -681,7 +673,7 @@ def test_links_within_an_archive_are_kept(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "d" / "hard").read_bytes() == b"x"
 
 
-def test_archives_that_are_none(tmp_path: Path, request_for: Callable[..., Request]) -> None:
+def test_archives_invalid_are_refused(tmp_path: Path, request_for: Callable[..., Request]) -> None:
     archive = tmp_path / "a.tar.gz"
     archive.write_bytes(b"PK\x03\x04 a zip")
     with pytest.raises(ProviderError, match="not a readable tar archive"):
@@ -691,6 +683,6 @@ def test_archives_that_are_none(tmp_path: Path, request_for: Callable[..., Reque
         release(request_for(release_url=archive.as_uri(), release_sha256=sha256), never)
 
 
-def test_redact() -> None:
+def test_redact_hides_credentials() -> None:
     assert redact("https://user:pw@host/a@b") == "https://host/a@b"
     assert redact("E: http://u@h/x http://v:w@i/y") == "E: http://h/x http://i/y"

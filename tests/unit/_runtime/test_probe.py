@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Asking a binary what it is, and what is said of one that does not run."""
+"""Probing a binary, and the explanation for one that does not run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ VERSION = "version: 0.7.0 (build 11669, commit 63248fc3e)\nbuilt with GNU 16.2.0
 
 
 class FakeRun:
-    """Answers --version and --help, and keeps what it was asked."""
+    """Answers --version and --help, and records its calls."""
 
     def __init__(self, version: str = VERSION, help_file: str = "help-11669.txt", stream: str = "stdout") -> None:
         self.version = version
@@ -59,7 +59,7 @@ def binary(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
-def test_probe(binary: str, tmp_path: Path, stream: str) -> None:
+def test_probe_reads_version_and_flags(binary: str, tmp_path: Path, stream: str) -> None:
     fact = probe(binary, FakeRun(stream=stream), source="portable", etc=str(tmp_path))
     flags = fact.pop("flags")
     identity = fact.pop("identity")
@@ -78,7 +78,7 @@ def test_probe(binary: str, tmp_path: Path, stream: str) -> None:
     assert render_flags({"ctx_size": 1}, flags) == ["--ctx-size", "1"]
 
 
-def test_the_environment_of_the_caller_does_not_reach_the_binary(binary: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probe_hides_environment_of_caller(binary: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMA_ARG_CTX_SIZE", "1")
     run = FakeRun()
     probe(binary, run)
@@ -86,7 +86,7 @@ def test_the_environment_of_the_caller_does_not_reach_the_binary(binary: str, mo
     assert all(set(environment) == {"PATH", "LANG", "HOME"} for environment in run.environments)
 
 
-def test_a_known_binary_is_asked_for_its_version_only(binary: str, tmp_path: Path) -> None:
+def test_probe_of_known_binary_runs_version_only(binary: str, tmp_path: Path) -> None:
     cache = str(tmp_path / "cache" / "runtime.json")
     first, second = FakeRun(), FakeRun()
     fact = probe(binary, first, cache_path=cache, etc=str(tmp_path))
@@ -97,7 +97,7 @@ def test_a_known_binary_is_asked_for_its_version_only(binary: str, tmp_path: Pat
     assert os.stat(cache).st_mode & 0o777 == 0o644
 
 
-def test_a_changed_binary_is_asked_again(binary: str, tmp_path: Path) -> None:
+def test_probe_of_changed_binary_is_repeated(binary: str, tmp_path: Path) -> None:
     cache = str(tmp_path / "runtime.json")
     before = probe(binary, FakeRun(), cache_path=cache)
     Path(binary).write_bytes(b"another binary")
@@ -107,7 +107,7 @@ def test_a_changed_binary_is_asked_again(binary: str, tmp_path: Path) -> None:
     assert after["identity"] != before["identity"]
 
 
-def test_the_same_file_over_new_libraries_is_another_binary(binary: str) -> None:
+def test_probe_with_new_libraries_is_repeated(binary: str) -> None:
     before = probe(binary, FakeRun())
     after = probe(binary, FakeRun(version=VERSION.replace("11669", "11700")))
     assert before["sha256"] == after["sha256"]
@@ -115,24 +115,24 @@ def test_the_same_file_over_new_libraries_is_another_binary(binary: str) -> None
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema_version": 1, "files": [], "help": {}}', "null"])
-def test_a_broken_cache_is_made_anew(binary: str, tmp_path: Path, text: str) -> None:
+def test_probe_cache_damaged_is_rebuilt(binary: str, tmp_path: Path, text: str) -> None:
     cache = tmp_path / "runtime.json"
     cache.write_text(text)
     probe(binary, FakeRun(), cache_path=str(cache))
     assert json.loads(cache.read_text())["schema_version"] == 1
 
 
-def test_no_cache_is_written_in_check_mode_or_where_it_cannot_be(binary: str, tmp_path: Path) -> None:
+def test_probe_cache_in_check_mode_or_unwritable_is_not_written(binary: str, tmp_path: Path) -> None:
     cache = tmp_path / "runtime.json"
     probe(binary, FakeRun(), cache_path=str(cache), write_cache=False)
     assert not cache.exists()
     probe(binary, FakeRun(), cache_path=os.path.join(binary, "below", "a", "file.json"))
 
 
-def test_the_fork_is_told_by_its_flags(binary: str) -> None:
+def test_fork_is_recognised_by_its_flags(binary: str) -> None:
     fact = probe(binary, FakeRun(version="version: 3957 (abcdef12)\n", help_file="help-ik_llama.txt"))
     assert (fact["flavour"], fact["build"]) == ("ik_llama.cpp", 3957)
-    # Its build numbers are its own: they say nothing of upstream's holes.
+    # A fork has its own build numbers: upstream's known vulnerabilities do not apply to them.
     assert not [warning for warning in fact["warnings"] if "CVE" in warning]
 
 
@@ -146,17 +146,17 @@ def test_the_fork_is_told_by_its_flags(binary: str) -> None:
         (11669, []),
     ],
 )
-def test_known_holes_are_named(build: int, named: list[str]) -> None:
+def test_vulnerable_builds_are_reported(build: int, named: list[str]) -> None:
     text = " ".join(build_warnings("/x", Version(str(build), build, None), "llama.cpp"))
     for name in ("CVE-2026-33298", "CVE-2026-27940", "CVE-2026-21869"):
         assert (name in text) == (name in named)
 
 
-def test_an_unknown_build_is_said() -> None:
+def test_build_unknown_is_reported() -> None:
     assert "does not say its build number" in build_warnings("/x", Version("0", None, None), "llama.cpp")[0]
 
 
-def test_what_changes_servers_on_the_host_is_reported_without_values(tmp_path: Path) -> None:
+def test_host_settings_are_reported_without_values(tmp_path: Path) -> None:
     assert configuration_warnings(str(tmp_path)) == []
     (tmp_path / "llama.cpp").mkdir()
     (tmp_path / "llama.cpp" / "config.ini").write_text("ctx-size = 1\n")
@@ -190,7 +190,7 @@ def _failing(result: Any) -> Any:
         (OSError(errno.ENOEXEC, "Exec format error"), "not a program for this machine"),
     ],
 )
-def test_a_binary_that_does_not_run(binary: str, result: Any, message: str) -> None:
+def test_binary_not_running_is_explained(binary: str, result: Any, message: str) -> None:
     with pytest.raises(ProbeError, match=message) as caught:
         probe(binary, _failing(result))
     assert binary in str(caught.value)
@@ -243,7 +243,7 @@ def test_run_command() -> None:
         run_command(["/bin/sleep", "5"], {}, 0.05)
 
 
-def test_an_absent_binary_has_the_same_keys(binary: str) -> None:
+def test_binary_absent_has_the_same_keys(binary: str) -> None:
     fact = absent("/x", "portable")
     assert set(fact) == set(probe(binary, FakeRun()))
     assert fact["installed"] is False

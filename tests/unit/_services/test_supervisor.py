@@ -41,7 +41,7 @@ LOG = """\
 """
 
 
-def test_the_log_tells_exits_restarts_and_signals():
+def test_log_parser_finds_exits_restarts_and_signals():
     histories = {}
     supervisor_log.parse_log(LOG, histories)
     assert {name: (h.pids, h.exit_code, h.last_signal) for name, h in histories.items()} == {
@@ -64,11 +64,11 @@ def test_the_log_tells_exits_restarts_and_signals():
         ("unknown termination cause 0x00ff", None),
     ],
 )
-def test_exits_in_supervisors_words(how, code):
+def test_exit_descriptions_are_parsed(how, code):
     assert supervisor_log.parse_exit(how) == code
 
 
-def test_a_socket_path_that_is_too_long_names_the_variable():
+def test_socket_path_too_long_error_names_variable():
     with pytest.raises(ServiceError, match=r"servers_state_dir .* is too long"):
         supervisor_driver.SupervisorDriver("/" + "x" * 100)
 
@@ -94,7 +94,7 @@ WRONG = "print('error: invalid argument: --x', flush=True); raise SystemExit(1)"
 
 
 class Bed:
-    """A state directory with programs that stand in for servers."""
+    """A state directory with programs that replace servers."""
 
     def __init__(self, root):
         self.root = root
@@ -136,7 +136,7 @@ class Bed:
 
 @pytest.fixture
 def bed():
-    # A folder of its own: pytest's is too deep for a socket's path.
+    # A short folder: pytest's path is too long for a socket.
     root = Path(tempfile.mkdtemp(prefix="magi"))
     bed = Bed(root)
     yield bed
@@ -149,7 +149,7 @@ def bed():
     shutil.rmtree(root)
 
 
-def test_a_changed_server_restarts_and_the_other_keeps_its_process(bed, monkeypatch):
+def test_changed_server_restarts_and_other_keeps_process(bed, monkeypatch):
     monkeypatch.setenv("LLAMA_ARG_PORT", "1")
     bed.add("a", SERVE)
     bed.add("b", SERVE)
@@ -175,7 +175,7 @@ def test_a_changed_server_restarts_and_the_other_keeps_its_process(bed, monkeypa
     assert status["b"].restarts == 0
 
 
-def test_exit_1_is_told_with_code_and_log(bed):
+def test_exit_1_is_reported_with_code_and_log(bed):
     bed.add("a", WRONG)
     bed.manager.start(["a"])
     status = bed.until("a", lambda status: not status.is_alive)
@@ -186,7 +186,7 @@ def test_exit_1_is_told_with_code_and_log(bed):
     assert (status.state, status.exit_code) == ("failed", 1)
 
 
-def test_a_killed_server_comes_back(bed):
+def test_killed_server_is_restarted(bed):
     bed.add("a", SERVE)
     bed.manager.start(["a"])
     pid = bed.serving("a")
@@ -195,7 +195,7 @@ def test_a_killed_server_comes_back(bed):
     assert (status.state, status.restarts) == ("running", 1)
 
 
-def test_a_stubborn_server_is_killed_after_its_deadline_and_the_others_do_not_wait(bed):
+def test_server_ignoring_sigterm_is_killed_without_delaying_others(bed):
     bed.add("a", STUBBORN, stop_timeout=1)
     bed.add("b", STUBBORN, stop_timeout=1)
     bed.add("c", SERVE)
@@ -213,7 +213,7 @@ def test_a_stubborn_server_is_killed_after_its_deadline_and_the_others_do_not_wa
     assert not (bed.root / "supervisor" / "supervisor.sock").exists()
 
 
-def test_a_program_that_is_not_there_is_an_error_of_the_start(bed):
+def test_missing_program_is_a_start_error(bed):
     bed.add("a", SERVE)
     config = bed.root / "supervisor" / "conf.d" / "a.conf"
     config.write_text(config.read_text().replace(sys.executable, "/no/such/program"))
@@ -221,7 +221,7 @@ def test_a_program_that_is_not_there_is_an_error_of_the_start(bed):
     assert bed.manager.start(["x"]) == {"x": "x has no launch config: run site.yml first."}
 
 
-def test_a_removed_server_is_forgotten(bed):
+def test_removed_server_is_forgotten(bed):
     bed.add("a", SERVE)
     bed.add("b", SERVE)
     bed.manager.start(["a", "b"])
@@ -234,7 +234,7 @@ def test_a_removed_server_is_forgotten(bed):
     }
 
 
-def test_servers_that_outlive_their_supervisord_are_strays(bed):
+def test_servers_without_supervisord_are_strays(bed):
     bed.add("a", STUBBORN)
     bed.manager.start(["a"])
     pid = bed.serving("a")
@@ -251,7 +251,7 @@ def test_servers_that_outlive_their_supervisord_are_strays(bed):
     assert processes(bed.state) == {}
 
 
-def test_servers_that_outlive_their_supervisord_can_be_stopped(bed):
+def test_servers_without_supervisord_can_be_stopped(bed):
     bed.add("a", SERVE)
     bed.manager.start(["a"])
     pid = bed.serving("a")
@@ -264,7 +264,7 @@ def test_servers_that_outlive_their_supervisord_can_be_stopped(bed):
     assert bed.serving("a") != pid
 
 
-def test_a_broken_program_file_is_named(bed):
+def test_program_file_broken_is_named(bed):
     bed.add("a", SERVE)
     bed.manager.start(["a"])
     (bed.root / "supervisor" / "conf.d" / "b.conf").write_text("[program:b]\nautostart=false\n")
@@ -272,7 +272,7 @@ def test_a_broken_program_file_is_named(bed):
         bed.manager.start(["a"])
 
 
-def test_without_a_config_nothing_is_started(bed):
+def test_start_without_config_fails(bed):
     (bed.root / "supervisor" / "supervisord.conf").unlink()
     with pytest.raises(ServiceError, match=r"supervisord\.conf is missing"):
         bed.manager.start(["a"])

@@ -40,7 +40,7 @@ ActiveExitTimestampMonotonic=7000000
 """
 
 
-def test_show_is_parsed_unit_by_unit():
+def test_show_output_is_parsed_per_unit():
     shown = systemd_driver.parse_show(SHOWN)
     assert sorted(shown) == ["magi-llama-a.service", "magi-llama-b.service"]
     assert shown["magi-llama-a.service"]["MainPID"] == "4242"
@@ -95,7 +95,7 @@ def unit(**changes):
         ),
     ],
 )
-def test_a_units_properties_become_a_status(shown, expected):
+def test_unit_properties_become_status(shown, expected):
     assert systemd_driver.status_of("a", shown) == expected
 
 
@@ -115,12 +115,12 @@ TIMES = {"ActiveExitTimestampMonotonic": "7000000", "InactiveEnterTimestampMonot
         ),
     ],
 )
-def test_how_a_unit_ended(before, after, expected):
+def test_unit_stop_result(before, after, expected):
     assert systemd_driver.stopped_of("a", before, after) == expected
 
 
 class FakeSystemctl:
-    """Answers systemctl show from properties by unit, and keeps what it was asked for."""
+    """Answers systemctl show from properties by unit, and records its calls."""
 
     def __init__(self, units, failing=()):
         self.units, self.failing, self.calls = units, failing, []
@@ -142,7 +142,7 @@ TARGET_ONLY = ["start", "--job-mode=ignore-dependencies", TARGET]
 ENABLED = {"LoadState": "loaded", "UnitFileState": "enabled", "NeedDaemonReload": "no"}
 
 
-def test_start_enables_new_units_and_starts_each_at_the_pace_given():
+def test_start_enables_new_units_and_calls_on_started():
     systemctl = FakeSystemctl({A: ENABLED, B: {**ENABLED, "UnitFileState": "disabled"}, TARGET: ENABLED})
     manager = systemd_driver.SystemdDriver(systemctl)
     manager.reload(["a", "b", "gone"])
@@ -159,7 +159,7 @@ def test_start_enables_new_units_and_starts_each_at_the_pace_given():
 
 
 @pytest.mark.parametrize(("needed", "reloads"), [("yes", [["daemon-reload"]]), ("no", [])])
-def test_only_changed_units_are_read_again(needed, reloads):
+def test_reload_only_if_units_changed(needed, reloads):
     target = {**ENABLED, "ActiveState": "active"}
     systemctl = FakeSystemctl({A: {**ENABLED, "NeedDaemonReload": needed}, TARGET: target})
     manager = systemd_driver.SystemdDriver(systemctl)
@@ -168,17 +168,17 @@ def test_only_changed_units_are_read_again(needed, reloads):
     assert systemctl.acts() == [*reloads, ["reset-failed", A], ["start", A]]
 
 
-def test_a_unit_that_systemd_cannot_load_is_an_error():
+def test_unit_not_loadable_is_an_error():
     systemctl = FakeSystemctl({A: {**ENABLED, "LoadState": "bad-setting"}, TARGET: ENABLED}, failing=("start",))
     assert systemd_driver.SystemdDriver(systemctl).start(["a"]) == {"a": f"{A} cannot be loaded: Failed."}
 
 
-def test_a_server_that_dies_at_once_is_no_error_of_the_start():
+def test_server_dying_at_once_is_not_a_start_error():
     systemctl = FakeSystemctl({A: ENABLED, TARGET: ENABLED}, failing=("start",))
     assert systemd_driver.SystemdDriver(systemctl).start(["a"]) == {}
 
 
-def test_stop_is_one_call_for_those_that_run():
+def test_stop_is_one_call_for_running_servers():
     running = {**ENABLED, "ActiveState": "active", "MainPID": "5"}
     systemctl = FakeSystemctl({A: running, B: {**ENABLED, "ActiveState": "inactive"}})
     stopped = systemd_driver.SystemdDriver(systemctl).stop(["a", "b", "gone"], 30)
@@ -186,7 +186,7 @@ def test_stop_is_one_call_for_those_that_run():
     assert [(name, entry.pid) for name, entry in stopped.items()] == [("a", 5), ("b", None), ("gone", None)]
 
 
-def test_a_failing_systemctl_says_why():
+def test_systemctl_failing_is_reported():
     systemctl = FakeSystemctl({A: {"LoadState": "loaded"}}, failing=("enable",))
     with pytest.raises(ServiceError, match=r"systemctl enable .* failed: Failed\."):
         systemd_driver.SystemdDriver(systemctl).reload(["a"])
@@ -196,18 +196,18 @@ def test_a_failing_systemctl_says_why():
     ("output", "version"),
     [("systemd 252 (252.39-1~deb12u1)\n+PAM", 252), ("systemd 262 (262-1)\n", 262), ("", None)],
 )
-def test_the_version_is_the_first_number(output, version):
+def test_version_is_the_first_number(output, version):
     assert systemd_driver.SystemdDriver(lambda command: (0, output, "")).version() == version
 
 
 @pytest.mark.parametrize("call", ["start", "forget"])
-def test_nothing_to_do_calls_nothing(call):
+def test_empty_calls_run_nothing(call):
     systemctl = FakeSystemctl({})
     getattr(systemd_driver.SystemdDriver(systemctl), call)([])
     assert systemctl.calls == []
 
 
-def test_what_somebody_has_disabled_would_not_be_started_at_boot(tmp_path, monkeypatch):
+def test_manually_disabled_unit_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(systemd, "UNIT_FOLDER", str(tmp_path))
     record = {"service_manager": "systemd", "servers": [{"name": "a"}, {"name": "b"}]}
     assert table.disabled(record, "systemd") == ["a", "b"]
@@ -217,9 +217,9 @@ def test_what_somebody_has_disabled_would_not_be_started_at_boot(tmp_path, monke
     assert table.disabled(record, "systemd") == []
     (tmp_path / f"{TARGET}.wants/{B}").unlink()
     assert table.disabled(record, "systemd") == ["b"]
-    # Without its target nothing is started at boot.
+    # Without its target no server is started at boot.
     (tmp_path / f"multi-user.target.wants/{TARGET}").unlink()
     assert table.disabled(record, "systemd") == ["a", "b"]
-    # Servers that change over to another manager are started anew anyhow.
+    # Servers that change to another manager are restarted anyway.
     assert table.disabled(record, "supervisor") == []
     assert table.disabled({**record, "service_manager": None}, "systemd") == []

@@ -34,7 +34,7 @@ NAMED = re.compile(r"['\"](systemd|supervisor)['\"]")
 
 
 class Driver:
-    """Keeps in mind what is asked of it, and runs nothing."""
+    """Records its calls, and runs nothing."""
 
     def __init__(self) -> None:
         self.running: set[str] = set()
@@ -120,7 +120,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
     return call
 
 
-def test_a_third_manager_is_used_by_every_stage(
+def test_third_manager_is_used_by_every_stage(
     tmp_path: Path, driver: Driver, run: Callable[..., dict[str, Any]]
 ) -> None:
     state, registry = str(tmp_path / "state"), str(tmp_path / "state/registry.json")
@@ -149,7 +149,7 @@ def test_a_third_manager_is_used_by_every_stage(
     assert not Path(state).exists()
 
 
-def test_a_third_manager_has_restart_triggers_of_its_own(
+def test_third_manager_has_its_own_restart_triggers(
     tmp_path: Path, driver: Driver, run: Callable[..., dict[str, Any]]
 ) -> None:
     registry = str(tmp_path / "registry.json")
@@ -172,7 +172,7 @@ def test_a_third_manager_has_restart_triggers_of_its_own(
     assert revision("systemd", 30) == revision("systemd", 31)
 
 
-def test_what_a_host_has_changed_over_from_is_retired(driver: Driver, tmp_path: Path) -> None:
+def test_previous_manager_is_retired(driver: Driver, tmp_path: Path) -> None:
     table.retire_others({"service_manager": "pods", "servers": []}, str(tmp_path))
     assert driver.calls == []
     table.retire_others({"service_manager": "supervisor", "servers": []}, str(tmp_path))
@@ -181,13 +181,13 @@ def test_what_a_host_has_changed_over_from_is_retired(driver: Driver, tmp_path: 
     assert driver.calls == ["retire"]
 
 
-def test_an_unknown_manager_is_an_error_that_lists_those_that_there_are() -> None:
+def test_unknown_manager_is_an_error_with_known_managers() -> None:
     with pytest.raises(table.UnknownManagerError, match="'upstart'; this collection knows: systemd, supervisor"):
         table.find_manager("upstart")
 
 
 @pytest.mark.parametrize("name", table.MANAGERS)
-def test_a_manager_has_its_templates_and_the_tasks_that_install_it(name: str) -> None:
+def test_managers_all_have_templates_and_install_tasks(name: str) -> None:
     manager = table.find_manager(name)
     role = ROOT / "roles/servers"
     assert manager.name == name
@@ -197,7 +197,7 @@ def test_a_manager_has_its_templates_and_the_tasks_that_install_it(name: str) ->
         assert (role / f"tasks/install_{name}.yml").is_file()
 
 
-def test_no_manager_is_called_by_its_name_elsewhere() -> None:
+def test_manager_names_occur_only_in_table() -> None:
     own = {*(f"{name}.py" for name in table.MANAGERS), "table.py"}
     files = [path for folder in ("plugins", "roles", "playbooks") for path in (ROOT / folder).rglob("*")]
     named = {path.name for path in files if path.suffix in (".py", ".yml", ".j2") and NAMED.search(path.read_text())}

@@ -17,7 +17,7 @@ from ansible_collections.magi.llama.plugins.module_utils._services.base import S
 
 
 class FakeManager:
-    """Keeps the states of servers and what it was told, in order."""
+    """Stores the states of servers and its calls, in order."""
 
     def __init__(self, states, errors=()):
         self.states, self.errors, self.calls, self.pids = dict(states), dict(errors), [], iter(range(100, 200))
@@ -55,7 +55,7 @@ class FakeManager:
 
 
 class FakePace:
-    """Keeps for whom it was asked, and whether it was the last."""
+    """Records the servers that it was called for, and whether each was the last."""
 
     def __init__(self, calls):
         self.calls = calls
@@ -86,7 +86,7 @@ def apply(manager, actions, strays=(), ended=None):
     )
 
 
-def test_each_start_but_the_last_is_left_a_moment():
+def test_starts_except_the_last_are_paced():
     manager = FakeManager({})
     apply(manager, {"a": "start", "b": "start", "c": "start"})
     assert manager.calls[-4:] == [
@@ -95,7 +95,7 @@ def test_each_start_but_the_last_is_left_a_moment():
     ]
 
 
-def test_all_stop_at_once_before_any_starts():
+def test_stops_run_together_before_starts():
     manager = FakeManager({"a": running("a", 1), "b": running("b", 2), "old": running("old", 3)})
     results = apply(manager, {"a": "restart", "b": "stop", "c": "start", "old": "stop"})
     assert manager.calls == [
@@ -114,13 +114,13 @@ def test_all_stop_at_once_before_any_starts():
     ]
 
 
-def test_a_start_leaves_a_running_server_but_not_one_that_waits_for_its_retry():
+def test_start_keeps_running_server_but_not_one_waiting_for_retry():
     manager = FakeManager({"a": running("a", 1), "b": ServiceStatus("b", "restarting")})
     apply(manager, {"a": "start", "b": "start"})
     assert manager.calls[0][:2] == ("stop", ["b"])
 
 
-def test_a_server_that_was_revived_by_an_old_config_is_restarted_where_it_was_to_be_started():
+def test_start_of_server_revived_with_old_config_restarts_it():
     record = [{"name": "a", "revision": "new"}, {"name": "b", "revision": "same"}, {"name": "c", "revision": "x"}]
     alive = {name: process(name, 1, revision) for name, revision in (("a", "old"), ("b", "same"))}
     old = transitions.outdated(record, alive)
@@ -131,24 +131,24 @@ def test_a_server_that_was_revived_by_an_old_config_is_restarted_where_it_was_to
     assert transitions.needed({"a": "stop"}, statuses, [], record, old) == {"a": "stop"}
 
 
-def test_stop_ends_a_server_that_a_new_manager_does_not_know():
+def test_stop_ends_server_unknown_to_new_manager():
     statuses = {"a": ServiceStatus("a", "stopped"), "b": ServiceStatus("b", "stopped")}
     assert transitions.actions_for("stopped", statuses, {"b"}) == {"b": "stop"}
 
 
-def test_nothing_left_to_run_ends_the_manager():
+def test_manager_without_servers_is_shut_down():
     manager = FakeManager({"a": running("a", 1)})
     apply(manager, {"a": "stop"})
     assert manager.calls[-1] == ("shutdown_if_idle",)
 
 
-def test_a_stray_is_ended_and_told():
+def test_stray_is_ended_and_reported():
     stray = Process(9, 1, "a", (), {}, 0, 0.0, 0.0, 0)
     [result] = apply(FakeManager({}), {"a": "start"}, [stray], {9: Stopped("a", 9, "SIGKILL", 30.1)})
     assert (result.pid_before, result.signal, result.pid_after) == (9, "SIGKILL", 100)
 
 
-def test_a_start_that_cannot_be_is_told():
+def test_start_failure_is_reported():
     [result] = apply(FakeManager({}, {"a": "no such program"}), {"a": "start"})
     assert (result.error, result.pid_after) == ("no such program", None)
     assert transitions.result_lines([result]) == ["a: no such program"]
@@ -170,7 +170,7 @@ STATUSES = {
         ("restarted", dict.fromkeys("abcd", "restart")),
     ],
 )
-def test_a_state_asks_for_actions(state, expected):
+def test_state_yields_actions(state, expected):
     assert transitions.actions_for(state, STATUSES) == expected
 
 
@@ -183,12 +183,12 @@ def test_a_state_asks_for_actions(state, expected):
         (dict.fromkeys("abcd", "restart"), [], "abcd"),
     ],
 )
-def test_what_is_so_already_is_left_alone(actions, strays, expected):
+def test_actions_already_satisfied_are_skipped(actions, strays, expected):
     record = [{"name": name} for name in "abcd"]
     assert "".join(transitions.needed(actions, STATUSES, strays, record)) == expected
 
 
-def test_a_server_out_of_the_record_is_forgotten_once():
+def test_server_not_in_record_is_forgotten_once():
     statuses = {"b": ServiceStatus("b", "failed"), "x": ServiceStatus("x", "absent")}
     assert transitions.needed({"b": "stop", "x": "stop"}, statuses, [], []) == {"b": "stop"}
 
@@ -200,13 +200,13 @@ def test_a_server_out_of_the_record_is_forgotten_once():
         ({"x": "start"}, "actions: x is not deployed here and cannot start: run site.yml"),
     ],
 )
-def test_actions_are_checked(actions, message):
+def test_actions_invalid_are_refused(actions, message):
     with pytest.raises(transitions.ActionError, match=message):
         transitions.check_actions(actions, RECORD)
     assert transitions.check_actions({"a": "start", "x": "stop"}, RECORD) == {"a": "start", "x": "stop"}
 
 
-def test_the_lines_say_which_signal_was_needed():
+def test_result_lines_name_signals():
     results = [
         transitions.Result("a", "restart", 1, 2, "SIGTERM", 0.2),
         transitions.Result("b", "stop", 3, None, "SIGKILL", 30.04),
@@ -223,7 +223,7 @@ def ready(pid, seconds):
     return Outcome("a", 8080, "Q4", pid, "ready", True, True, seconds)
 
 
-def test_the_seconds_to_ready_are_those_seen_first(tmp_path):
+def test_seconds_to_ready_are_the_first_observed(tmp_path):
     assert observations.update_observations(str(tmp_path), [ready(5, 1.2)], {"a": "r1"})[0]["became_ready"]
     [entry] = observations.update_observations(str(tmp_path), [ready(5, 77.0)], {"a": "r1"})
     assert (entry["became_ready"], entry["seconds_to_ready"]) == (False, 1.2)
@@ -233,17 +233,17 @@ def test_the_seconds_to_ready_are_those_seen_first(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"a": {}}'])
-def test_a_damaged_memory_is_only_a_memory(tmp_path, text):
+def test_observations_damaged_are_ignored(tmp_path, text):
     (tmp_path / "ready.json").write_text(text)
     assert observations.update_observations(str(tmp_path), [ready(5, 1.2)], {"a": "r1"})[0]["seconds_to_ready"] == 1.2
 
 
-def test_a_look_in_check_mode_writes_nothing(tmp_path):
+def test_observations_in_check_mode_are_not_written(tmp_path):
     observations.update_observations(str(tmp_path), [ready(5, 1.2)], {"a": "r1"}, write=False)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_process_that_is_known_gets_the_revision_that_it_was_ready_with(tmp_path):
+def test_known_process_gets_revision_it_was_ready_with(tmp_path):
     observations.update_observations(str(tmp_path), [ready(5, 1.2)], {})
     assert observations.ready_revisions(str(tmp_path)) == {"a": None}
     observations.update_observations(str(tmp_path), [ready(5, 1.2)], {"a": "r1"})
@@ -253,7 +253,7 @@ def test_a_process_that_is_known_gets_the_revision_that_it_was_ready_with(tmp_pa
     assert observations.ready_revisions(str(tmp_path)) == {"a": "r1"}
 
 
-def test_a_run_tells_how_servers_were_ended_that_were_stopped_or_would_not_stop():
+def test_result_lines_report_stops_and_forced_ends():
     results = [
         transitions.Result("a", "start", None, 1, None, None),
         transitions.Result("b", "restart", 2, 3, "SIGTERM", 0.1),
@@ -268,26 +268,26 @@ def test_a_run_tells_how_servers_were_ended_that_were_stopped_or_would_not_stop(
     assert stop_lines({"failed": True, "msg": "no"}) == []
 
 
-def test_ready_is_not_enough_for_what_gave_no_token(tmp_path):
+def test_ready_server_without_token_is_not_good(tmp_path):
     state = str(tmp_path)
     observations.update_observations(state, [ready(5, 1.2)], {"a": "r1"})
     observations.record_verdicts(state, {"a": "r1"}, failed=["a"], refused=["a"])
     assert (observations.ready_revisions(state), observations.refused_revisions(state)) == ({"a": None}, {"a": "r1"})
-    # Nor is a new process of it, or being ready with something else in between.
+    # Neither a new process of it, nor another revision that was ready in between, makes it good.
     observations.update_observations(state, [ready(6, 1.2)], {"a": "r1"})
     assert observations.ready_revisions(state) == {"a": None}
     observations.update_observations(state, [ready(7, 1.2)], {"a": "r2"})
     assert observations.ready_revisions(state) == {"a": "r2"}
     observations.update_observations(state, [ready(8, 1.2)], {"a": "r1"})
     assert observations.ready_revisions(state) == {"a": None}
-    # What answers now is another revision than the one that did not.
+    # The process that answers now has another revision than the one that did not answer.
     observations.record_verdicts(state, {"a": "r2"}, answered=["a"])
     assert observations.refused_revisions(state) == {"a": "r1"}
     observations.record_verdicts(state, {"a": "r1"}, answered=["a"])
     assert (observations.ready_revisions(state), observations.refused_revisions(state)) == ({"a": "r1"}, {})
 
 
-def test_one_that_could_not_be_asked_is_good_again_when_it_is_ready(tmp_path):
+def test_server_not_probed_is_good_when_ready(tmp_path):
     state = str(tmp_path)
     observations.update_observations(state, [ready(5, 1.2)], {"a": "r1"})
     observations.record_verdicts(state, {"a": "r1", "never seen": "r1"}, failed=["a", "never seen"])
@@ -296,12 +296,12 @@ def test_one_that_could_not_be_asked_is_good_again_when_it_is_ready(tmp_path):
     assert observations.ready_revisions(state) == {"a": "r1"}
 
 
-def test_the_seconds_seen_during_the_starts_count_for_their_processes(tmp_path):
+def test_seconds_observed_during_starts_belong_to_their_processes(tmp_path):
     state = str(tmp_path)
     observations.note_seconds(state, {"a": (5, 0.12)})
     [entry] = observations.update_observations(state, [ready(5, 4.4)], {"a": "r1"})
     assert (entry["became_ready"], entry["seconds_to_ready"]) == (True, 0.12)
-    # Another process of it took its own time.
+    # Another process of the server has its own time.
     observations.note_seconds(state, {"a": (6, 0.13)})
     assert observations.update_observations(state, [ready(7, 2.2)], {"a": "r1"})[0]["seconds_to_ready"] == 2.2
     assert observations.update_observations(state, [ready(7, 9.9)], {"a": "r1"})[0]["seconds_to_ready"] == 2.2

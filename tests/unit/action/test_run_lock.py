@@ -21,8 +21,8 @@ from ansible_collections.magi.llama.plugins.plugin_utils.this_run import this_ru
         ({}, "ansible"),
     ],
 )
-def test_a_run_is_called_by_its_playbooks(monkeypatch, given, name):
+def test_run_is_named_after_its_playbooks(monkeypatch, given, name):
     monkeypatch.setattr(context, "CLIARGS", CLIArgs(given))
-    # What options have for values is no playbook.
+    # Values of options are not playbooks.
     monkeypatch.setattr(sys, "argv", ["/usr/bin/ansible", "site.yml", "-i", "fleet/hosts.yml", "-e", "@vars.yml"])
     assert this_run()["playbook"] == name

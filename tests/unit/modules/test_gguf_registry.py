@@ -33,7 +33,7 @@ def models(tmp_path: Path) -> Path:
 @pytest.fixture
 def run(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Runner:
     warnings: list[str] = []
-    # On the controller, Ansible shows a warning itself, and once only.
+    # On the controller, Ansible shows a warning itself, only once.
     monkeypatch.setattr(module.AnsibleModule, "warn", lambda _self, text: warnings.append(text))
 
     def call(*, check: bool = False, diff: bool = False, **options: Any) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def test_check_run_check_run(run: Runner, tmp_path: Path) -> None:
         assert again["progress"] == {"done": 3, "total": 3, "read": 0}
 
 
-def test_what_changed_since_the_last_scan(run: Runner, models: Path) -> None:
+def test_changes_since_last_scan_are_reported(run: Runner, models: Path) -> None:
     run()
     (models / "a.gguf").unlink()
     make.small_model(models / "c.gguf")
@@ -87,7 +87,7 @@ def test_what_changed_since_the_last_scan(run: Runner, models: Path) -> None:
     assert result["changes"] == {"added": ["c"], "removed": ["a"], "replaced": ["b-q4_k_m"]}
 
 
-def test_errors_say_where_it_looked(run: Runner, tmp_path: Path) -> None:
+def test_errors_name_searched_folders(run: Runner, tmp_path: Path) -> None:
     result = run(scan_paths=["/none"])
     assert result["failed"] and "looked at: /none" in result["msg"]
     (tmp_path / "empty").mkdir()
@@ -95,7 +95,7 @@ def test_errors_say_where_it_looked(run: Runner, tmp_path: Path) -> None:
     assert result["failed"] and f"no GGUF file in {tmp_path}/empty" in result["msg"]
 
 
-def test_a_damaged_registry(run: Runner, tmp_path: Path) -> None:
+def test_registry_damaged_is_a_warning(run: Runner, tmp_path: Path) -> None:
     first = run()
     (tmp_path / "state/registry.json").write_text("{")
     result = run()
@@ -104,7 +104,7 @@ def test_a_damaged_registry(run: Runner, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_slices(run: Runner, tmp_path: Path, force: bool) -> None:
+def test_scan_in_slices_is_complete(run: Runner, tmp_path: Path, force: bool) -> None:
     run()
     expected = (tmp_path / "state/registry.json").read_bytes()
     if not force:
@@ -124,25 +124,25 @@ def test_slices(run: Runner, tmp_path: Path, force: bool) -> None:
     assert {**old, "updated_at": ""} == {**new, "updated_at": ""}
 
 
-def test_a_forced_scan_trusts_no_other_scans_slices(run: Runner) -> None:
+def test_forced_scan_ignores_slices_of_other_scans(run: Runner) -> None:
     assert run(force=True, time_limit=0.0)["progress"]["done"] == 1
     assert run(force=True, time_limit=0.0)["progress"] == {"done": 1, "total": 3, "read": 1}
-    # One that is not forced goes on from there.
+    # A scan without force continues there.
     assert run(time_limit=0.0)["progress"] == {"done": 2, "total": 3, "read": 1}
 
 
-def test_in_check_mode_there_are_no_slices(run: Runner, tmp_path: Path) -> None:
+def test_scan_in_check_mode_has_no_slices(run: Runner, tmp_path: Path) -> None:
     assert run(check=True, time_limit=0.0)["complete"]
     assert not (tmp_path / "state").exists()
 
 
-def test_the_fact_of_many_models_is_short(run: Runner, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fact_of_many_models_is_short(run: Runner, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = run()["ansible_facts"]["llama_registry"]["models"][0]
     assert "memory" in full
     assert "memory" not in run(fact="short")["ansible_facts"]["llama_registry"]["models"][0]
     monkeypatch.setattr(module, "SHORT_FROM", 2)
     assert "memory" not in run()["ansible_facts"]["llama_registry"]["models"][0]
-    # In check mode the plan reads the file, too, unless the scan would change it.
+    # In check mode the plan reads the file too, unless the scan would change it.
     assert "memory" not in run(check=True)["ansible_facts"]["llama_registry"]["models"][0]
     make.small_model(models / "new.gguf")
     for options in ({}, {"fact": "short"}):
@@ -150,7 +150,7 @@ def test_the_fact_of_many_models_is_short(run: Runner, models: Path, monkeypatch
     assert run(fact="full")["ansible_facts"]["llama_registry"]["models"][0] == full
 
 
-def test_manifest(run: Runner, models: Path) -> None:
+def test_manifest_mismatch_is_reported(run: Runner, models: Path) -> None:
     manifest = run(checksums=True)["manifest"]
     assert run(manifest=manifest)["differences"] == {"differing": [], "missing": [], "unlisted": []}
     extra = make.small_model(models / "extra.gguf")
@@ -164,7 +164,7 @@ def test_manifest(run: Runner, models: Path) -> None:
     assert run(manifest={"files": 1})["failed"]
 
 
-def test_a_long_scan_renews_the_lock_of_its_run(run: Runner, tmp_path: Path) -> None:
+def test_long_scan_renews_run_lock(run: Runner, tmp_path: Path) -> None:
     state = str(tmp_path / "state")
     mine, other = (run_lock.Run(name, "controller", "user", 1, "site.yml") for name in ("mine", "other"))
     run(state_dir=state, run_id="mine")
@@ -183,7 +183,7 @@ def test_a_long_scan_renews_the_lock_of_its_run(run: Runner, tmp_path: Path) -> 
     assert result["failed"] and "Another run is changing this host" in result["msg"]
 
 
-def test_two_scans_at_a_time(run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scans_in_parallel_are_merged(run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(time_limit=0.0)
     real = module.save
 
@@ -199,7 +199,7 @@ def test_two_scans_at_a_time(run: Runner, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 class FakeAction(action.ActionModule):
-    """The plugin with made-up answers of the module."""
+    """The plugin with fake results of the module."""
 
     def __init__(self, arguments: dict[str, Any], answers: list[dict[str, Any]], **task: Any) -> None:
         values = {"args": arguments, "check_mode": False, "async_val": 0, **task}
@@ -228,14 +228,14 @@ def part(done: int, **progress: int) -> dict[str, Any]:
     return {"complete": False, "progress": {"done": done, "total": 200, "read": 1, **progress}, "resume": "token"}
 
 
-def test_a_quick_scan_is_one_call(shown: list[str]) -> None:
+def test_quick_scan_is_one_call(shown: list[str]) -> None:
     plugin = FakeAction({"scan_paths": ["/m"]}, [{"complete": True, "changed": True}])
     assert plugin.run(None, {})["changed"]
     assert plugin.calls == [{"scan_paths": ["/m"], "time_limit": action.FIRST_SECONDS}]
     assert shown == []
 
 
-def test_a_long_scan_shows_how_far_it_is(shown: list[str]) -> None:
+def test_long_scan_shows_progress(shown: list[str]) -> None:
     sums = {"checksums_done": 3, "checksums_total": 8, "checksums_bytes": 12_000_000_000}
     answers = [part(120), part(200, **sums, checksums_total_bytes=40_000_000_000), {"complete": True, "changed": False}]
     plugin = FakeAction({"force": True}, answers)
@@ -244,7 +244,7 @@ def test_a_long_scan_shows_how_far_it_is(shown: list[str]) -> None:
     assert [call.get("resume") for call in plugin.calls] == [None, "token", "token"]
 
 
-def test_the_module_is_told_which_run_it_belongs_to(shown: list[str]) -> None:
+def test_module_gets_its_run(shown: list[str]) -> None:
     plugin = FakeAction({"state_dir": "/state"}, [part(1), {"complete": True}])
     plugin.run(None, {})
     assert [call["run_id"] for call in plugin.calls] == [action.this_run()["id"]] * 2
@@ -257,19 +257,19 @@ def test_check_mode_and_async_are_one_call(shown: list[str], task: dict[str, Any
     assert plugin.calls == [{}]
 
 
-def test_a_failure_ends_it(shown: list[str]) -> None:
+def test_failure_stops_the_scan(shown: list[str]) -> None:
     plugin = FakeAction({}, [part(1), {"failed": True, "msg": "no"}])
     assert plugin.run(None, {})["failed"]
     assert len(plugin.calls) == 2
 
 
-def test_the_manifest_is_read_on_the_controller(shown: list[str], tmp_path: Path) -> None:
+def test_manifest_is_read_on_controller(shown: list[str], tmp_path: Path) -> None:
     plugin = FakeAction({"manifest_file": "models.lock.yml"}, [{"complete": True}])
     plugin._loader = SimpleNamespace(load_from_file=lambda name: {"schema_version": 1, "files": {}})
     plugin.run(None, {})
     assert plugin.calls[0]["manifest"] == {"schema_version": 1, "files": {}}
     assert "manifest_file" not in plugin.calls[0]
-    # A bare name is looked for beside the inventory first.
+    # A bare name is looked up next to the inventory first.
     (tmp_path / "models.lock.yml").touch()
     for name, found in (
         ("models.lock.yml", str(tmp_path / "models.lock.yml")),
@@ -290,7 +290,7 @@ def test_the_manifest_is_read_on_the_controller(shown: list[str], tmp_path: Path
 # --- the documentation -----------------------------------------------------------------------------------------------
 
 
-def test_every_key_of_a_record_is_documented(run: Runner) -> None:
+def test_record_keys_are_all_documented(run: Runner) -> None:
     registry = yaml.safe_load(module.RETURN)["ansible_facts"]["contains"]["llama_registry"]["contains"]
     content = run(checksums=True)["ansible_facts"]["llama_registry"]
     assert content.keys() == registry.keys()

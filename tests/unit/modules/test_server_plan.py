@@ -16,7 +16,7 @@ from ansible_collections.magi.llama.plugins.action import server_plan as action
     ("check", "model", "given"),
     [(True, {"id": "a", "memory": {}}, True), (True, {"id": "a"}, False), (False, {"id": "a", "memory": {}}, False)],
 )
-def test_in_check_mode_a_full_fact_stands_for_the_file(
+def test_registry_fact_in_check_mode_replaces_file(
     monkeypatch: pytest.MonkeyPatch, check: bool, model: dict[str, Any], given: bool
 ) -> None:
     calls: list[dict[str, Any]] = []
