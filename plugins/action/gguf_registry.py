@@ -11,6 +11,7 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
+from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
 from ansible_collections.magi.llama.plugins.plugin_utils.this_run import this_run
 
 display = Display()
@@ -33,7 +34,7 @@ class ActionModule(ActionBase):
         if arguments.get("manifest_file") and not arguments.get("manifest"):
             arguments["manifest"] = self._manifest(arguments.pop("manifest_file"), task_vars or {})
         if arguments.get("state_dir"):
-            arguments["run_id"] = this_run()["id"]
+            arguments = fill_in(arguments, run_id=this_run()["id"])
         # In check mode nothing may be kept between calls, and an async task is one call.
         if self._task.check_mode or self._task.async_val or arguments.get("time_limit") is not None:
             return self._call(arguments, task_vars)

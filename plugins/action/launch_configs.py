@@ -11,10 +11,13 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 from ansible.template import trust_as_template
+from ansible_collections.magi.llama.plugins.module_utils._arguments.launch_configs import ARGUMENTS
+from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import record_file, record_of
 from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import File, digest
-from ansible_collections.magi.llama.plugins.module_utils._services.table import MANAGERS, find_manager
+from ansible_collections.magi.llama.plugins.module_utils._services.table import find_manager
+from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
 from ansible_collections.magi.llama.plugins.plugin_utils.this_run import this_run
 
 MANAGED = "Ansible managed (magi.llama): changes made here are lost in the next run"
@@ -27,17 +30,7 @@ class ActionModule(ActionBase):
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
         task_vars = task_vars or {}
-        _result, arguments = self.validate_argument_spec(
-            argument_spec={
-                "service_manager": {"type": "str", "choices": list(MANAGERS), "required": True},
-                # Of the host: a ~ is the home there, so it is not expanded here.
-                "state_dir": {"type": "str", "required": True},
-                "plan": {"type": "dict", "required": True},
-                "deployed": {"type": "dict"},
-                "template": {"type": "str"},
-                "common_template": {"type": "str"},
-            }
-        )
+        arguments = check_arguments(self, ARGUMENTS)
         manager, state_dir = find_manager(arguments["service_manager"]), plain_path(arguments["state_dir"])
         task_vars = {**task_vars, "state_dir": state_dir}
         servers = [server for server in arguments["plan"]["servers"] if server["action"] != "stop"]
@@ -52,7 +45,7 @@ class ActionModule(ActionBase):
         if arguments["deployed"] == {file.path: digest(file) for file in [record, *wanted]}:
             return {**result, "changed": False, "written": [], "removed": []}
         configs = [{"path": path, "content": content} for path, content in zip(paths, contents, strict=True)]
-        module_args = {**self._task.args, "deployed": None, "configs": configs, "run_id": this_run()["id"]}
+        module_args = fill_in({**self._task.args, "deployed": None}, configs=configs, run_id=this_run()["id"])
         result.update(self._execute_module(module_args=module_args, task_vars=task_vars))
         return result
 

@@ -10,8 +10,10 @@ from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
+from ansible_collections.magi.llama.plugins.module_utils._arguments.profile import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
 from ansible_collections.magi.llama.plugins.module_utils._plan.profile import nearest, validate
+from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
 
 
 class ActionModule(ActionBase):
@@ -21,12 +23,7 @@ class ActionModule(ActionBase):
 
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
-        _result, arguments = self.validate_argument_spec(
-            argument_spec={
-                "name": {"type": "str", "required": True},
-                "search_paths": {"type": "list", "elements": "path", "required": True},
-            }
-        )
+        arguments = check_arguments(self, ARGUMENTS, paths_of_host=False)
         name = arguments["name"]
         folders = [Path(folder) for folder in arguments["search_paths"]]
         source = next((folder / f"{name}.yml" for folder in folders if (folder / f"{name}.yml").is_file()), None)

@@ -12,13 +12,10 @@ from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
+from ansible_collections.magi.llama.plugins.module_utils._arguments.report import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._output import report
+from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
 from ansible_collections.magi.llama.plugins.plugin_utils.show import has_several_hosts, show
-
-STEPS = (
-    *("begin", "runtime", "discovery", "registry", "profile"),
-    *("enabled", "launch", "health", "summary", "status", "text"),
-)
 
 
 class ActionModule(ActionBase):
@@ -29,19 +26,7 @@ class ActionModule(ActionBase):
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
         task_vars = task_vars or {}
-        _result, arguments = self.validate_argument_spec(
-            argument_spec={
-                "step": {"type": "list", "elements": "str", "choices": list(STEPS), "required": True},
-                "tried": {"type": "list", "elements": "dict", "default": []},
-                "health": {"type": "dict"},
-                "status": {"type": "dict"},
-                "changes": {"type": "dict", "default": {}},
-                "warnings": {"type": "list", "elements": "str", "default": []},
-                "text": {"type": "str"},
-                "format": {"type": "str", "choices": ["table", "json"], "default": "table"},
-                "path": {"type": "path"},
-            }
-        )
+        arguments = check_arguments(self, ARGUMENTS, paths_of_host=False)
         result["changed"] = False
         steps = list(arguments["step"])
         if "begin" in steps:

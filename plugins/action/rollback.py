@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ansible.plugins.action import ActionBase
+from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
 from ansible_collections.magi.llama.plugins.plugin_utils.this_run import this_run
 
 
@@ -17,6 +18,6 @@ class ActionModule(ActionBase):
 
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
-        arguments = {**self._task.args, "run_id": this_run()["id"]}
+        arguments = fill_in(self._task.args, run_id=this_run()["id"])
         result.update(self._execute_module(module_args=arguments, task_vars=task_vars))
         return result

@@ -18,7 +18,9 @@ from ansible.parsing.splitter import split_args
 from ansible.parsing.utils.yaml import from_yaml
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
+from ansible_collections.magi.llama.plugins.module_utils._arguments.rollout import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._output import rollout_summary
+from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
 
 # Options for reaching hosts and finding secrets, with their defaults.
 OPTIONS = {
@@ -40,7 +42,6 @@ OPTIONS = {
     "vault_password_files": ("--vault-password-file", None),
     "ask_vault_pass": ("--ask-vault-pass", False),
 }
-STEPS = ("begin", "update", "updated", "failed", "summary")
 
 
 class ActionModule(ActionBase):
@@ -51,18 +52,7 @@ class ActionModule(ActionBase):
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
         task_vars = task_vars or {}
-        _result, arguments = self.validate_argument_spec(
-            argument_spec={
-                "step": {"type": "str", "choices": list(STEPS), "required": True},
-                "health": {"type": "dict", "default": {}},
-                "verified": {"type": "dict", "default": {}},
-                "task": {"type": "str", "default": ""},
-                "error": {"type": "str", "default": ""},
-                "touched": {"type": "bool", "default": False},
-                "format": {"type": "str", "choices": ["table", "json"], "default": "table"},
-                "path": {"type": "path"},
-            }
-        )
+        arguments = check_arguments(self, ARGUMENTS, paths_of_host=False)
         result["changed"] = False
         if arguments["step"] == "summary":
             return {**result, **self._summary(arguments, task_vars)}

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from ansible.plugins.action import ActionBase
-from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import LEASE_SECONDS, WAITING
+from ansible_collections.magi.llama.plugins.module_utils._arguments.run_lock import ARGUMENTS
+from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
 from ansible_collections.magi.llama.plugins.plugin_utils.hold import acquire_with_wait
 
 MODULE = "magi.llama.run_lock"
@@ -21,15 +22,6 @@ class ActionModule(ActionBase):
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
         task_vars = task_vars or {}
-        _result, checked = self.validate_argument_spec(
-            argument_spec={
-                # Of the host: a ~ is the home there, so it is not expanded here.
-                "state_dir": {"type": "str", "required": True},
-                "state": {"type": "str", "choices": ["held", "released"], "default": "held"},
-                "create": {"type": "bool", "default": True},
-                **WAITING,
-                "lease": {"type": "float", "default": LEASE_SECONDS},
-            }
-        )
+        checked = check_arguments(self, ARGUMENTS)
         answer = acquire_with_wait(self, MODULE, self._task.args, task_vars, checked["wait"], checked["take_over"])
         return {**result, **answer}

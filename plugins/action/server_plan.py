@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ansible.plugins.action import ActionBase
+from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
 
 
 class ActionModule(ActionBase):
@@ -29,14 +30,9 @@ class ActionModule(ActionBase):
         missing = named - _ids(task_vars)
         if missing:
             # The other hosts' registries are facts here and nowhere else.
-            arguments["known_elsewhere"] = sorted(
-                missing
-                & {
-                    name
-                    for host in task_vars.get("ansible_play_hosts_all", [])
-                    for name in _ids(task_vars["hostvars"][host])
-                }
-            )
+            hosts = [task_vars["hostvars"][host] for host in task_vars.get("ansible_play_hosts_all", [])]
+            elsewhere = {name for host_vars in hosts for name in _ids(host_vars)}
+            arguments = fill_in(arguments, known_elsewhere=sorted(missing & elsewhere))
         result.update(self._execute_module(module_args=arguments, task_vars=task_vars))
         return result
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from ansible.plugins.action import ActionBase
+from ansible_collections.magi.llama.plugins.module_utils._arguments.server_state import ARGUMENTS
+from ansible_collections.magi.llama.plugins.module_utils._core.arguments import FILLED_IN, fill_in
+from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
 from ansible_collections.magi.llama.plugins.plugin_utils.show import show
 from ansible_collections.magi.llama.plugins.plugin_utils.this_run import this_run
 from ansible_collections.magi.llama.plugins.plugin_utils.wait_in_slices import wait_in_slices
@@ -22,19 +25,8 @@ class ActionModule(ActionBase):
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
         task_vars = task_vars or {}
-        arguments = {**self._task.args, "run_id": this_run()["id"]}
-        _result, checked = self.validate_argument_spec(
-            argument_spec={
-                # Of the host: a ~ is the home there, so it is not expanded here.
-                "state_dir": {"type": "str", "required": True},
-                "state": {"type": "str", "choices": ["started", "stopped", "restarted"]},
-                "servers": {"type": "list", "elements": "str", "default": []},
-                "actions": {"type": "dict"},
-                "concurrent": {"type": "bool"},
-                "timeout": {"type": "float"},
-                "supervisord_path": {"type": "str"},
-            }
-        )
+        arguments = fill_in(self._task.args, run_id=this_run()["id"])
+        checked = check_arguments(self, ARGUMENTS)
         at_once = checked["concurrent"] or self._task.check_mode or checked["state"] == "stopped"
         deployed: dict[str, Any] = {}
         if not at_once and (checked["concurrent"] is None or checked["actions"] is None):
@@ -64,7 +56,7 @@ class ActionModule(ActionBase):
         task_vars: dict[str, Any],
     ) -> dict[str, Any]:
         """Stop what is to stop, then start each server and wait for it before the next."""
-        common = {key: value for key, value in arguments.items() if key in ("state_dir", "supervisord_path", "run_id")}
+        common = {key: value for key, value in arguments.items() if key in ("state_dir", "supervisord_path", FILLED_IN)}
         stops = {name: action for name, action in actions.items() if action == "stop"}
         rounds = [stops] if stops or not actions else []
         rounds += [{name: action} for name, action in actions.items() if action != "stop"]

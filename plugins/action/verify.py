@@ -12,9 +12,12 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
+from ansible_collections.magi.llama.plugins.module_utils._arguments.verify import ARGUMENTS
+from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
 from ansible_collections.magi.llama.plugins.module_utils._core.values import is_loopback
 from ansible_collections.magi.llama.plugins.module_utils._health.probe import TOKEN_REQUESTS
 from ansible_collections.magi.llama.plugins.module_utils._launch.api_keys import first_key
+from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
 
 try:
     import httpx
@@ -32,14 +35,7 @@ class ActionModule(ActionBase):
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
         task_vars = task_vars or {}
-        _result, arguments = self.validate_argument_spec(
-            argument_spec={
-                # Of the host: a ~ is the home there, so it is not expanded here.
-                "state_dir": {"type": "str", "required": True},
-                "timeout": {"type": "float", "default": 60.0},
-                "api_key": {"type": "str", "no_log": True},
-            }
-        )
+        arguments = check_arguments(self, ARGUMENTS)
         if httpx is None:
             raise AnsibleActionFail("verify needs httpx on the controller: pip install httpx.")
         told: dict[str, Any] = self._execute_module(MODULE, {"state_dir": arguments["state_dir"]}, task_vars=task_vars)
@@ -68,7 +64,7 @@ class ActionModule(ActionBase):
         }
         if any(note.values()):
             # Reported even if this fails: which server did not answer.
-            self._execute_module(MODULE, {"state_dir": arguments["state_dir"], **note}, task_vars=task_vars)
+            self._execute_module(MODULE, fill_in({"state_dir": arguments["state_dir"]}, **note), task_vars=task_vars)
         if failed:
             result["failed"] = True
             result["msg"] += "".join(f"; {answer['name']}: {answer['error']}" for answer in failed)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from ansible.plugins.action import ActionBase
+from ansible_collections.magi.llama.plugins.module_utils._arguments.wait_for_health import ARGUMENTS
+from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
 from ansible_collections.magi.llama.plugins.plugin_utils.wait_in_slices import wait_in_slices
 
 
@@ -18,18 +20,7 @@ class ActionModule(ActionBase):
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
         arguments = dict(self._task.args)
-        _result, checked = self.validate_argument_spec(
-            argument_spec={
-                # Of the host: a ~ is the home there, so it is not expanded here.
-                "state_dir": {"type": "str", "required": True},
-                "servers": {"type": "list", "elements": "str", "default": []},
-                "timeout": {"type": "float"},
-                "interval": {"type": "float", "default": 2.0},
-                "deep": {"type": "bool", "default": False},
-                "allow_degraded": {"type": "bool", "default": False},
-                "release": {"type": "bool", "default": False},
-            }
-        )
+        checked = check_arguments(self, ARGUMENTS)
         answer = wait_in_slices(self, arguments, task_vars or {})
         if "failed_servers" in answer and answer["failed_servers"] and not self._task.check_mode:
             answer["failed"] = not checked["allow_degraded"]

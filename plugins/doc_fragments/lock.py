@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The options of modules that take a host's lock, whose types stand in module_utils/_core/run_lock.py."""
+"""The options of modules that take a host's lock, whose types are in module_utils/_arguments/run_lock.py."""
 
 from __future__ import annotations
 
@@ -17,10 +17,4 @@ options:
     description: Take the lock from another run, which then fails at its next step.
     type: bool
     default: false
-  run:
-    description: This run. The action plugin fills it in.
-    type: dict
-  dead:
-    description: Id of a run that is known to have ended. The action plugin fills it in.
-    type: str
 """

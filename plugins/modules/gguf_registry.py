@@ -88,9 +88,6 @@ options:
   state_dir:
     description: State directory whose run lock is renewed during a long scan.
     type: path
-  run_id:
-    description: The run that holds the lock. Set by the action plugin of this name.
-    type: str
   resume:
     description:
       - RV(resume) of the call that this one continues. Without it, a scan with O(force) starts again, and a file that
@@ -404,7 +401,8 @@ import os
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.magi.llama.plugins.module_utils._arguments.gguf_registry import ARGUMENTS
+from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
 from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
 from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import renew
 from ansible_collections.magi.llama.plugins.module_utils._models.registry_file import (
@@ -423,32 +421,10 @@ SHORT_FROM = 501
 
 
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "scan_paths": {"type": "list", "elements": "path", "default": ["/models"]},
-            "registry_path": {"type": "path", "default": "/var/lib/magi-llama/registry.json"},
-            "force": {"type": "bool", "default": False},
-            "follow_links": {"type": "bool", "default": False},
-            "fact": {"type": "str", "choices": ["auto", "full", "short"], "default": "auto"},
-            "checksums": {"type": "bool", "default": False},
-            "manifest": {"type": "dict"},
-            "manifest_file": {"type": "path"},
-            "manifest_strict": {"type": "bool", "default": False},
-            "time_limit": {"type": "float"},
-            "state_dir": {"type": "path"},
-            "run_id": {"type": "str"},
-            "resume": {"type": "str"},
-        },
-        mutually_exclusive=[("manifest", "manifest_file")],
-        supports_check_mode=True,
-    )
-    try:
-        run(module)
-    except MagiError as error:
-        module.fail_json(msg=str(error))
+    run_module(ARGUMENTS, run)
 
 
-def run(module: AnsibleModule) -> None:
+def run(module: Module) -> dict[str, Any]:
     params = module.params
     if params["state_dir"] and params["run_id"] and not module.check_mode:
         renew(params["state_dir"], params["run_id"])
@@ -483,13 +459,7 @@ def run(module: AnsibleModule) -> None:
     if not result.complete:
         resume = params["resume"] or uuid.uuid4().hex
         save(unfinished, result.unfinished(resume))
-        module.exit_json(
-            changed=False,
-            complete=False,
-            progress=progress_of(result),
-            resume=resume,
-            msg=f"{result.done} of {result.total} files read",
-        )
+        return unfinished_answer(result, resume)
     warned = [warning for warning in (kept.warning, *result.warnings) if warning]
     for warning in warned:
         module.warn(warning)
@@ -500,7 +470,17 @@ def run(module: AnsibleModule) -> None:
         # Another scan may have been quicker.
         with contextlib.suppress(FileNotFoundError):
             os.unlink(unfinished)
-    finish(module, result, kept.content, changed, checksums, warned)
+    return finish(module, result, kept.content, changed, checksums, warned)
+
+
+def unfinished_answer(result: Scan, resume: str) -> dict[str, Any]:
+    return {
+        "changed": False,
+        "complete": False,
+        "progress": progress_of(result),
+        "resume": resume,
+        "msg": f"{result.done} of {result.total} files read",
+    }
 
 
 def progress_of(result: Scan) -> dict[str, int]:
@@ -514,13 +494,13 @@ def progress_of(result: Scan) -> dict[str, int]:
 
 
 def finish(
-    module: AnsibleModule,
+    module: Module,
     result: Scan,
     before: dict[str, Any] | None,
     changed: bool,
     checksums: bool,
     warned: list[str],
-) -> None:
+) -> dict[str, Any]:
     content = result.content
     numbers = [(len(content["models"]), "model"), (len(content["companions"]), "companion")]
     parts = [f"{number} {word}{'' if number == 1 else 's'}" for number, word in numbers]
@@ -554,10 +534,12 @@ def finish(
         found = differences(content, module.params["manifest"])
         returned["differences"] = vars(found)
         report(module, found, returned)
-    module.exit_json(ansible_facts={"llama_registry": short_content(content) if short else content}, **returned)
+        if returned.get("failed"):
+            return returned
+    return {"ansible_facts": {"llama_registry": short_content(content) if short else content}, **returned}
 
 
-def report(module: AnsibleModule, found: Differences, returned: dict[str, Any]) -> None:
+def report(module: Module, found: Differences, returned: dict[str, Any]) -> None:
     """Fail on what differs from the manifest, warn of the rest."""
     missing = [f"{name} is in the manifest, but not on this host" for name in found.missing]
     unlisted = [f"{path} is not in the manifest" for path in found.unlisted]
@@ -575,7 +557,7 @@ def report(module: AnsibleModule, found: Differences, returned: dict[str, Any]) 
             f"{'. '.join(errors[:10])}.{more} Bring the right files, or write the manifest again if these are right."
         )
         returned.pop("manifest")
-        module.fail_json(**returned)
+        returned["failed"] = True
 
 
 if __name__ == "__main__":

@@ -12,11 +12,10 @@ short_description: Find out what runs servers on a host, and as which user
 version_added: 0.1.0
 description:
   - Finds the host's service manager, whether the connecting user may use it, and whether the servers' user exists.
-  - One short call in place of gathering all facts, which with O(lock) takes the host's lock as well.
+  - One short call in place of gathering all facts. M(magi.llama.begin_run) does the same and takes the host's lock.
 author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:
   - magi.llama.attributes
-  - magi.llama.lock
   - magi.llama.attributes.facts
 options:
   service_manager:
@@ -35,41 +34,17 @@ options:
   supervisord_path:
     description: A C(supervisord) to use in place of the one found in O(state_dir) or C(PATH).
     type: path
-  api_key_file:
-    description: File with the servers' API keys, looked at where servers are going to be launched.
-    type: path
-  user_groups:
-    description: Further groups that the servers' user has or will have.
-    type: list
-    elements: str
-    default: []
-  validate_launch:
-    description:
-      - Whether the run is going to launch servers. That the connecting user may not use the service manager is an error
-        then, and so is an O(api_key_file) that is missing, empty, or that the servers' user cannot read; in check mode
-        that is a warning.
-    type: bool
-    default: false
-  lock:
-    description: Take the host's lock, as M(magi.llama.run_lock) does, once all else is in order.
-    type: bool
-    default: false
 attributes:
   check_mode:
     support: full
-    details:
-      - Takes no lock and waits for none.
   diff_mode:
     support: none
   idempotent:
     support: full
   facts:
     support: full
-  action:
-    support: full
-    description: Waits on the controller, which knows what the run is.
 seealso:
-  - module: magi.llama.run_lock
+  - module: magi.llama.begin_run
 """
 
 EXAMPLES = r"""
@@ -80,10 +55,6 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-holder:
-  description: The run that has the lock which O(lock) asks for, V(null) where it is this one or none.
-  returned: always
-  type: dict
 ansible_facts:
   description: The fact C(llama_host).
   returned: always
@@ -139,105 +110,19 @@ ansible_facts:
           sample: [LLAMA_ARG_CTX_SIZE]
 """
 
-import grp
-import os
-import pwd
-
-from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._arguments.host_facts import ARGUMENTS
+from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
-from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import (
-    FILLED_IN,
-    WAITING,
-    Run,
-    acquire,
-    describe_holder,
-)
-from ansible_collections.magi.llama.plugins.module_utils._launch.api_keys import check_key_file
-from ansible_collections.magi.llama.plugins.module_utils._services.table import MANAGERS, all_managers, choose_manager
-
-# What the role servers writes as the comment of a user that it makes.
-USER_COMMENT = "magi.llama"
+from ansible_collections.magi.llama.plugins.module_utils._services.host_facts import host_facts
 
 
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "service_manager": {"type": "str", "choices": ["auto", *MANAGERS], "default": "auto"},
-            "user": {"type": "str", "required": True},
-            "state_dir": {"type": "path", "required": True},
-            "supervisord_path": {"type": "path"},
-            "api_key_file": {"type": "path", "no_log": False},
-            "user_groups": {"type": "list", "elements": "str", "default": []},
-            "validate_launch": {"type": "bool", "default": False},
-            "lock": {"type": "bool", "default": False},
-            **WAITING,
-            **FILLED_IN,
-        },
-        supports_check_mode=True,
-    )
-    given = module.params
-    given["state_dir"] = plain_path(given["state_dir"])
-    manager = choose_manager(given["service_manager"])
-    # A folder that it cannot use is said here, before anything is touched.
-    try:
-        manager.check(given["state_dir"])
-    except MagiError as error:
-        module.fail_json(msg=str(error))
-    root = os.geteuid() == 0
-    if given["validate_launch"] and manager.needs_root and not root:
-        rootless = " or ".join(one.name for one in all_managers() if not one.needs_root)
-        module.fail_json(
-            msg=f"This host runs {manager.name}, whose launch configs only root may write: run with --become (or "
-            f"ansible_become in the inventory), or set servers_service_manager to {rootless}."
-        )
-    user = given["user"] if root else pwd.getpwuid(os.geteuid()).pw_name
-    try:
-        entry = pwd.getpwnam(user)
-        group, comment = grp.getgrgid(entry.pw_gid).gr_name, entry.pw_gecos
-        user_exists = True
-    except KeyError:
-        group, comment, user_exists = user, "", False
-    stamp = ""
-    if given["validate_launch"] and given["api_key_file"]:
-        try:
-            stamp = check_key_file(given["api_key_file"], user, given["user_groups"])
-        except MagiError as error:
-            if not module.check_mode:
-                module.fail_json(msg=str(error))
-            # It may be put there in the real run.
-            module.warn(str(error))
-    # Last: all other errors are reported before anything is changed.
-    other = None
-    if given["lock"] and not module.check_mode:
-        if given["run"] is None:
-            module.fail_json(msg="run is filled in by the action plugin of this module: call it from a playbook.")
-        run = Run(**given["run"])
-        try:
-            other = describe_holder(acquire(given["state_dir"], run, dead=given["dead"]), run.id)
-        except MagiError as error:
-            module.fail_json(msg=str(error))
-    candidates = [given["supervisord_path"], module.get_bin_path("supervisord")]
-    found: dict = {}
-    for one in all_managers():
-        found.update(one.facts(given["state_dir"], candidates))
-    module.exit_json(
-        changed=False,
-        holder=other,
-        ansible_facts={
-            "llama_host": {
-                "service_manager": manager.name,
-                "service_manager_missing": manager.is_missing(found),
-                "root": root,
-                "user": user,
-                "group": group,
-                "user_exists": user_exists,
-                "user_is_ours": root and comment == USER_COMMENT,
-                "api_key_stamp": stamp,
-                **found,
-            }
-        },
-    )
+    run_module(ARGUMENTS, run)
+
+
+def run(module: Module) -> dict:
+    given = {**module.params, "state_dir": plain_path(module.params["state_dir"])}
+    return {"changed": False, "ansible_facts": {"llama_host": host_facts(given, module.get_bin_path)}}
 
 
 if __name__ == "__main__":

@@ -52,29 +52,6 @@ options:
       - Template for the config that the servers share.
       - By default C(magi-llama.target.j2) or C(supervisord.conf.j2).
     type: str
-  configs:
-    description: The rendered launch configs. The action plugin fills it in.
-    type: list
-    elements: dict
-    default: []
-    suboptions:
-      path:
-        description: Where the config is written.
-        type: path
-        required: true
-      content:
-        description: Its text.
-        type: str
-        required: true
-      mode:
-        description: Its permission bits.
-        type: str
-        default: '0644'
-  run_id:
-    description:
-      - The run that calls. Its lock (M(magi.llama.run_lock)) is renewed; another run's is an error. The action plugin
-        fills it in.
-    type: str
 attributes:
   check_mode:
     support: full
@@ -118,8 +95,8 @@ removed:
   sample: []
 """
 
-from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._arguments.launch_configs import ARGUMENTS
+from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import renew
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import record_file, record_of
@@ -132,32 +109,14 @@ from ansible_collections.magi.llama.plugins.module_utils._launch.config_files im
     stale_files,
     write_all,
 )
-from ansible_collections.magi.llama.plugins.module_utils._services.table import MANAGERS, managed_files
+from ansible_collections.magi.llama.plugins.module_utils._services.table import managed_files
 
 
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "service_manager": {"type": "str", "choices": list(MANAGERS), "required": True},
-            "state_dir": {"type": "path", "required": True},
-            "run_id": {"type": "str"},
-            "plan": {"type": "dict", "required": True},
-            "deployed": {"type": "dict"},
-            "template": {"type": "str"},
-            "common_template": {"type": "str"},
-            "configs": {
-                "type": "list",
-                "elements": "dict",
-                "default": [],
-                "options": {
-                    "path": {"type": "path", "required": True},
-                    "content": {"type": "str", "required": True},
-                    "mode": {"type": "str", "default": "0644"},
-                },
-            },
-        },
-        supports_check_mode=True,
-    )
+    run_module(ARGUMENTS, run)
+
+
+def run(module: Module) -> dict:
     given = module.params
     given["state_dir"] = plain_path(given["state_dir"])
     configs = [File(entry["path"], entry["content"].encode(), int(entry["mode"], 8)) for entry in given["configs"]]
@@ -167,22 +126,19 @@ def main() -> None:
     # The record comes first: a run that dies after it is known by it.
     write = files_to_write([record, *configs])
     remove = stale_files(managed, [file.path for file in configs])
-    try:
-        refuse_foreign(configs, managed)
-    except MagiError as error:
-        module.fail_json(msg=str(error))
-    diff = [_diff(file.path, file.content.decode()) for file in write if file is not record]
-    diff += [_diff(path, "") for path in remove]
+    refuse_foreign(configs, managed)
+    launch = [file for file in write if file is not record]
+    diff = [_diff(file.path, file.content.decode()) for file in launch] + [_diff(path, "") for path in remove]
     if not module.check_mode and (write or remove):
-        try:
-            renew(given["state_dir"], given["run_id"])
-            before = snapshot_if_good(
-                given["state_dir"], planned, [file for file in write if file is not record], remove
-            )
-            write_all([*([before] if before else []), *write], remove)
-        except MagiError as error:
-            module.fail_json(msg=str(error))
-    module.exit_json(changed=bool(write or remove), written=[file.path for file in write], removed=remove, diff=diff)
+        renew(given["state_dir"], given["run_id"])
+        before = snapshot_if_good(given["state_dir"], planned, launch, remove)
+        write_all([*([before] if before else []), *write], remove)
+    return {
+        "changed": bool(write or remove),
+        "written": [file.path for file in write],
+        "removed": remove,
+        "diff": diff,
+    }
 
 
 def _diff(path: str, after: str) -> dict:

@@ -27,11 +27,6 @@ options:
     description: Return to the launch configs only, with the llama-server that is installed.
     type: bool
     default: false
-  run_id:
-    description:
-      - The run that calls. Its lock (M(magi.llama.run_lock)) is renewed; another run's is an error. The action plugin
-        fills it in.
-    type: str
 attributes:
   check_mode:
     support: full
@@ -86,8 +81,8 @@ ansible_facts:
       type: dict
 """
 
-from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._arguments.rollback import ARGUMENTS
+from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import processes
 from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import renew
@@ -117,43 +112,36 @@ from ansible_collections.magi.llama.plugins.module_utils._services.table import 
 
 
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "state_dir": {"type": "path", "required": True},
-            "keep_binary": {"type": "bool", "default": False},
-            "run_id": {"type": "str"},
-        },
-        supports_check_mode=True,
-    )
+    run_module(ARGUMENTS, run)
+
+
+def run(module: Module) -> dict:
     given = module.params
     state_dir = plain_path(given["state_dir"])
-    try:
-        before = read_previous(state_dir) if given["keep_binary"] else deployment_before(state_dir)
-        restored = prefixes_to_restore(before, _identity, given["keep_binary"])
-        servers = planned(before, _deployed(state_dir), processes(state_dir))
-        notes = [previous_file(state_dir, before), record_file(state_dir, before.record)]
-        write = files_to_write([*notes, *before.files])
-        remove = stale_files(managed_files(state_dir), [file.path for file in before.files])
-        diff = [_diff(file.path, file.content.decode()) for file in write if file not in notes]
-        diff += [_diff(path, "") for path in remove]
-        if not module.check_mode and (restored or write or remove):
-            renew(state_dir, given["run_id"])
-            for prefix in restored:
-                restore_previous(prefix)
-            write_all(write, remove)
-    except MagiError as error:
-        module.fail_json(msg=str(error))
+    before = read_previous(state_dir) if given["keep_binary"] else deployment_before(state_dir)
+    restored = prefixes_to_restore(before, _identity, given["keep_binary"])
+    servers = planned(before, _deployed(state_dir), processes(state_dir))
+    notes = [previous_file(state_dir, before), record_file(state_dir, before.record)]
+    write = files_to_write([*notes, *before.files])
+    remove = stale_files(managed_files(state_dir), [file.path for file in before.files])
+    diff = [_diff(file.path, file.content.decode()) for file in write if file not in notes]
+    diff += [_diff(path, "") for path in remove]
+    if not module.check_mode and (restored or write or remove):
+        renew(state_dir, given["run_id"])
+        for prefix in restored:
+            restore_previous(prefix)
+        write_all(write, remove)
     name = before.record["profile"]
     plan = {"profile": name, "servers": servers, "memory": {}, "warnings": []}
     profile = {"name": name, "description": "the deployment before", "source": "", "start": starting(before)}
-    module.exit_json(
-        changed=bool(restored or write or remove or any(server["action"] != "keep" for server in servers)),
-        restored=restored,
-        written=[file.path for file in write],
-        removed=remove,
-        diff=diff,
-        ansible_facts={"llama_plan": plan, "llama_profile": profile},
-    )
+    return {
+        "changed": bool(restored or write or remove or any(server["action"] != "keep" for server in servers)),
+        "restored": restored,
+        "written": [file.path for file in write],
+        "removed": remove,
+        "diff": diff,
+        "ansible_facts": {"llama_plan": plan, "llama_profile": profile},
+    }
 
 
 def _deployed(state_dir: str) -> list:

@@ -88,13 +88,10 @@ holder:
 
 import os
 
-from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._arguments.run_lock import ARGUMENTS
+from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import (
-    FILLED_IN,
-    LEASE_SECONDS,
-    WAITING,
     Run,
     acquire,
     describe_holder,
@@ -104,35 +101,20 @@ from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import (
 
 
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "state_dir": {"type": "path", "required": True},
-            "state": {"type": "str", "choices": ["held", "released"], "default": "held"},
-            "create": {"type": "bool", "default": True},
-            **WAITING,
-            "lease": {"type": "float", "default": LEASE_SECONDS},
-            **FILLED_IN,
-        },
-        supports_check_mode=True,
-    )
+    run_module(ARGUMENTS, run)
+
+
+def run(module: Module) -> dict:
     given = module.params
-    given["state_dir"] = plain_path(given["state_dir"])
-    if given["run"] is None:
-        module.fail_json(msg="run is filled in by the action plugin of this module: call it from a playbook.")
-    run = Run(**given["run"])
-    try:
-        if module.check_mode:
-            found = holder(given["state_dir"])
-        elif not given["create"] and not os.path.isdir(given["state_dir"]):
-            found = None
-        elif given["state"] == "released":
-            release(given["state_dir"], run.id)
-            found = None
-        else:
-            found = acquire(given["state_dir"], run, lease=given["lease"], dead=given["dead"])
-    except MagiError as error:
-        module.fail_json(msg=str(error))
-    module.exit_json(changed=False, holder=describe_holder(found, run.id))
+    state_dir, this = plain_path(given["state_dir"]), Run(**given["run"])
+    found = None
+    if module.check_mode:
+        found = holder(state_dir)
+    elif given["state"] == "released":
+        release(state_dir, this.id)
+    elif given["create"] or os.path.isdir(state_dir):
+        found = acquire(state_dir, this, lease=given["lease"], dead=given["dead"])
+    return {"changed": False, "holder": describe_holder(found, this.id)}
 
 
 if __name__ == "__main__":

@@ -202,31 +202,18 @@ ansible_facts:
 
 import os
 
-from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.magi.llama.plugins.module_utils._arguments.runtime import ARGUMENTS
+from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
 from ansible_collections.magi.llama.plugins.module_utils._core.commands import run_command
-from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
-from ansible_collections.magi.llama.plugins.module_utils._runtime.install import METHODS, ensure
+from ansible_collections.magi.llama.plugins.module_utils._runtime.install import ensure
 from ansible_collections.magi.llama.plugins.module_utils._runtime.requests import Request
 
 
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "method": {"type": "str", "choices": ["auto", *METHODS], "default": "auto"},
-            "path": {"type": "path", "default": "/usr/local/bin/llama-server"},
-            "prefix": {"type": "path", "default": "/opt/magi-llama/runtime"},
-            "portable_suite": {"type": "str", "default": "forky"},
-            "portable_mirror": {"type": "str"},
-            "release_url": {"type": "str"},
-            "release_sha256": {"type": "str"},
-            "upgrade": {"type": "bool", "default": False},
-            "stage": {"type": "bool", "default": False},
-            "install_if_missing": {"type": "bool", "default": True},
-            "cache_path": {"type": "path"},
-        },
-        required_by={"release_url": ["release_sha256"]},
-        supports_check_mode=True,
-    )
+    run_module(ARGUMENTS, run)
+
+
+def run(module: Module) -> dict:
     given = module.params
     request = Request(
         path=given["path"],
@@ -240,10 +227,7 @@ def main() -> None:
         install_if_missing=given["install_if_missing"],
         check=module.check_mode,
     )
-    try:
-        outcome = ensure(request, given["method"], run_command, given["cache_path"])
-    except MagiError as error:
-        module.fail_json(msg=str(error))
+    outcome = ensure(request, given["method"], run_command, given["cache_path"])
     for warning in outcome.fact["warnings"]:
         module.warn(warning)
     result = {
@@ -255,7 +239,7 @@ def main() -> None:
     }
     if module._diff:
         result["diff"] = {"before": dict(outcome.before), "after": dict(outcome.after)}
-    module.exit_json(**result)
+    return result
 
 
 if __name__ == "__main__":

@@ -120,8 +120,8 @@ status:
           sample: 0
 """
 
-from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._arguments.server_info import ARGUMENTS
+from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import processes
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import chosen, read_record
@@ -132,26 +132,19 @@ from ansible_collections.magi.llama.plugins.module_utils._services.table import 
 
 
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "state_dir": {"type": "path", "required": True},
-            "servers": {"type": "list", "elements": "str", "default": []},
-            "deep": {"type": "bool", "default": False},
-        },
-        supports_check_mode=True,
-    )
+    run_module(ARGUMENTS, run)
+
+
+def run(module: Module) -> dict:
     state_dir = plain_path(module.params["state_dir"])
-    try:
-        record = read_record(state_dir)
-        servers = chosen(record, module.params["servers"])
-        statuses = driver_for(record, state_dir).status([server["name"] for server in servers])
-        running = [server for server in servers if statuses[server["name"]].state == "running"]
-        pids = {name: status.pid for name, status in statuses.items()}
-        probes = probe_all(running, pids, deep=module.params["deep"])
-        status = status_json(servers, statuses, probes, processes(state_dir))
-    except MagiError as error:
-        module.fail_json(msg=str(error))
-    module.exit_json(changed=False, status=status, start=starting(Deployment(record, ())))
+    record = read_record(state_dir)
+    servers = chosen(record, module.params["servers"])
+    statuses = driver_for(record, state_dir).status([server["name"] for server in servers])
+    running = [server for server in servers if statuses[server["name"]].state == "running"]
+    pids = {name: status.pid for name, status in statuses.items()}
+    probes = probe_all(running, pids, deep=module.params["deep"])
+    status = status_json(servers, statuses, probes, processes(state_dir))
+    return {"changed": False, "status": status, "start": starting(Deployment(record, ()))}
 
 
 if __name__ == "__main__":

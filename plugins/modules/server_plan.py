@@ -86,13 +86,6 @@ options:
     type: list
     elements: str
     default: []
-  known_elsewhere:
-    description: >-
-      Ids of models that other hosts have. A profile that names one of them gets a warning on a host that lacks it,
-      not an error. The action plugin fills it in.
-    type: list
-    elements: str
-    default: []
 attributes:
   check_mode:
     support: full
@@ -158,8 +151,8 @@ ansible_facts:
           elements: str
 """
 
-from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._arguments.server_plan import ARGUMENTS
+from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import listeners, memory, processes
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import (
@@ -168,12 +161,12 @@ from ansible_collections.magi.llama.plugins.module_utils._deployment.record impo
     empty_record,
     read_record,
 )
-from ansible_collections.magi.llama.plugins.module_utils._models.registry_file import RegistryError, load
-from ansible_collections.magi.llama.plugins.module_utils._plan.gpu import parse_devices, read_gpus
-from ansible_collections.magi.llama.plugins.module_utils._plan.inputs import Host, Settings
+from ansible_collections.magi.llama.plugins.module_utils._models.registry_file import require
+from ansible_collections.magi.llama.plugins.module_utils._plan.differences import extra_warnings, has_changes, plan_diff
+from ansible_collections.magi.llama.plugins.module_utils._plan.gpu import usable_gpus
+from ansible_collections.magi.llama.plugins.module_utils._plan.inputs import Host, settings_of
 from ansible_collections.magi.llama.plugins.module_utils._plan.plan import make_plan, plan_lines
 from ansible_collections.magi.llama.plugins.module_utils._services.table import (
-    MANAGERS,
     disabled,
     find_manager,
     unwatched,
@@ -181,130 +174,51 @@ from ansible_collections.magi.llama.plugins.module_utils._services.table import 
 
 
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "registry_path": {"type": "path", "required": True},
-            "registry": {"type": "dict"},
-            "profile": {"type": "dict", "required": True},
-            "runtime": {"type": "dict", "required": True},
-            "state_dir": {"type": "path", "required": True},
-            "service_manager": {"type": "str", "choices": list(MANAGERS), "required": True},
-            "port_range_start": {"type": "int", "default": 8080},
-            "port_range_end": {"type": "int", "default": 8099},
-            "host": {"type": "str", "default": "127.0.0.1"},
-            "api_key_file": {"type": "path", "no_log": False},
-            "stop_timeout": {"type": "int", "default": 30},
-            "memory_overcommit": {"type": "bool", "default": False},
-            "move_on_conflict": {"type": "bool", "default": False},
-            "restart_triggers": {"type": "dict", "default": {}},
-            "stray_variables": {"type": "list", "elements": "str", "default": []},
-            "known_elsewhere": {"type": "list", "elements": "str", "default": []},
-        },
-        supports_check_mode=True,
-    )
+    run_module(ARGUMENTS, run)
+
+
+def run(module: Module) -> dict:
     given = module.params
     given["state_dir"] = plain_path(given["state_dir"])
+    registry = given["registry"] or require(given["registry_path"])
     try:
-        registry = given["registry"] or _registry(given["registry_path"])
-        try:
-            record = read_record(given["state_dir"])
-        except DamagedRecordError as error:
-            module.warn(str(error))
-            record = empty_record()
-        settings = Settings(
-            state_dir=given["state_dir"],
-            service_manager=given["service_manager"],
-            port_first=given["port_range_start"],
-            port_last=given["port_range_end"],
-            host=given["host"],
-            api_key_file=given["api_key_file"],
-            stop_timeout=given["stop_timeout"],
-            memory_overcommit=given["memory_overcommit"],
-            move_on_conflict=given["move_on_conflict"],
-            restart_triggers=given["restart_triggers"],
-            manager_triggers=find_manager(given["service_manager"]).restart_triggers(given["stop_timeout"]),
-        )
-        running = processes(given["state_dir"])
-        host = Host(
-            memory=memory(),
-            gpus=_gpus(module, given["runtime"]),
-            record=record["servers"],
-            running=running,
-            listeners=listeners(range(settings.port_first, settings.port_last + 1)),
-            unwatched=unwatched(running, record, given["state_dir"], settings.service_manager),
-        )
-        plan = make_plan(
-            registry,
-            given["profile"],
-            given["runtime"],
-            settings,
-            host,
-            given["known_elsewhere"],
-        )
-    except MagiError as error:
-        module.fail_json(msg=str(error))
-    if given["stray_variables"]:
-        stray = ", ".join(given["stray_variables"])
-        plan["warnings"].append(f"systemd sets {stray} for every service; our servers do not get that.")
-    kept = {server["name"] for server in plan["servers"] if server["action"] == "keep"}
-    off = [name for name in disabled(record, settings.service_manager) if name in kept]
-    if off:
-        plan["warnings"].append(f"{', '.join(off)}: unit was disabled manually; re-enabled (without a restart).")
-    for warning in plan["warnings"]:
-        module.warn(warning)
-    changed = bool(off) or any(server["action"] != "keep" for server in plan["servers"])
-    before = {name: list(process.argv) for name, process in host.running.items()}
-    after = {server["name"]: server["argv"] for server in plan["servers"] if server["action"] != "stop"}
-    module.exit_json(
-        changed=changed,
-        msg="\n".join(plan_lines(plan)),
-        deployed=deployed(given["state_dir"], settings.service_manager),
-        ansible_facts={"llama_plan": plan},
-        diff={"before": _text(before), "after": _text(after), "before_header": "running", "after_header": "planned"},
+        record = read_record(given["state_dir"])
+    except DamagedRecordError as error:
+        module.warn(str(error))
+        record = empty_record()
+    manager = find_manager(given["service_manager"])
+    settings = settings_of(given, manager.restart_triggers(given["stop_timeout"]))
+    gpus, warnings = usable_gpus(given["runtime"], lambda command: _output(module, command))
+    running = processes(given["state_dir"])
+    host = Host(
+        memory=memory(),
+        gpus=gpus,
+        record=record["servers"],
+        running=running,
+        listeners=listeners(range(settings.port_first, settings.port_last + 1)),
+        unwatched=unwatched(running, record, given["state_dir"], manager.name),
     )
+    plan = make_plan(registry, given["profile"], given["runtime"], settings, host, given["known_elsewhere"])
+    off = disabled(record, manager.name)
+    plan["warnings"] += extra_warnings(plan, given["stray_variables"], off)
+    for warning in [*warnings, *plan["warnings"]]:
+        module.warn(warning)
+    return {
+        "changed": has_changes(plan, off),
+        "msg": "\n".join(plan_lines(plan)),
+        "deployed": deployed(given["state_dir"], manager.name),
+        "ansible_facts": {"llama_plan": plan},
+        "diff": plan_diff(running, plan),
+    }
 
 
-def _registry(path: str) -> dict:
-    kept = load(path)
-    if kept.content is None:
-        raise RegistryError(f"{kept.warning} Run scan.yml or site.yml to make it.")
-    return kept.content
-
-
-def _gpus(module: AnsibleModule, runtime: dict) -> list:
-    """The GPUs that llama-server will use: a build that does not see them serves on the CPU without a word."""
-    gpus = read_gpus(lambda command: _output(module, command))
-    if gpus and "list_devices" in runtime["flags"]:
-        devices = _output(module, [runtime["path"], "--list-devices"])
-        if devices is not None and not parse_devices(devices):
-            module.warn(
-                f"This host has {len(gpus)} GPUs ({gpus[0].name} …) and {runtime['path']} sees none of them: its "
-                "servers run on the CPU. Install a build for these GPUs, or their driver."
-            )
-            return []
-    return gpus
-
-
-def _output(module: AnsibleModule, command: list) -> str | None:
+def _output(module: Module, command: list) -> str | None:
     """What a program prints, or None where it is not there or fails: a host without GPUs has no such program."""
     path = module.get_bin_path(command[0])
     if path is None:
         return None
     status, stdout, _stderr = module.run_command([path, *command[1:]])
     return stdout if status == 0 else None
-
-
-def _text(servers: dict) -> str:
-    """Servers as text for the diff, a line for each flag."""
-    lines = []
-    for name in sorted(servers):
-        lines.append(f"{name}:")
-        for word in servers[name]:
-            if word.startswith("--") or len(lines) == 0 or lines[-1].endswith(":"):
-                lines.append(f"  {word}")
-            else:
-                lines[-1] += f" {word}"
-    return "\n".join(lines) + "\n" if lines else ""
 
 
 if __name__ == "__main__":

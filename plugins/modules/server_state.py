@@ -54,11 +54,6 @@ options:
   supervisord_path:
     description: The C(supervisord) to start, by default the one in O(state_dir) or C(PATH).
     type: path
-  run_id:
-    description:
-      - The run that calls. Its lock (M(magi.llama.run_lock)) is renewed; another run's is an error. The action plugin
-        fills it in.
-    type: str
 attributes:
   check_mode:
     support: full
@@ -137,15 +132,15 @@ servers:
 
 from dataclasses import asdict
 
-from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._arguments.server_state import ARGUMENTS
+from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import processes
 from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import renew
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import chosen, read_record
 from ansible_collections.magi.llama.plugins.module_utils._health.observations import note_seconds
 from ansible_collections.magi.llama.plugins.module_utils._health.pace import Pace
-from ansible_collections.magi.llama.plugins.module_utils._services.base import strays, terminate
+from ansible_collections.magi.llama.plugins.module_utils._services.base import ServiceDriver, strays, terminate
 from ansible_collections.magi.llama.plugins.module_utils._services.table import driver_for, retire_others
 from ansible_collections.magi.llama.plugins.module_utils._services.transitions import (
     actions_for,
@@ -158,63 +153,53 @@ from ansible_collections.magi.llama.plugins.module_utils._services.transitions i
 
 
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "state_dir": {"type": "path", "required": True},
-            "run_id": {"type": "str"},
-            "state": {"type": "str", "choices": ["started", "stopped", "restarted"]},
-            "servers": {"type": "list", "elements": "str", "default": []},
-            "actions": {"type": "dict"},
-            "concurrent": {"type": "bool"},
-            "timeout": {"type": "float"},
-            "supervisord_path": {"type": "path"},
-        },
-        mutually_exclusive=[("state", "actions")],
-        required_one_of=[("state", "actions")],
-        supports_check_mode=True,
+    run_module(ARGUMENTS, run)
+
+
+def run(module: Module) -> dict:
+    given, state_dir = module.params, plain_path(module.params["state_dir"])
+    record = read_record(state_dir)
+    driver = driver_for(record, state_dir, given["supervisord_path"])
+    todo = _todo(given, state_dir, record, driver)
+    if module.check_mode:
+        results = [{"name": name, "action": action} for name, action in todo.items()]
+        return {"changed": bool(todo), "msg": _planned(todo), "servers": results}
+    if todo:
+        renew(state_dir, given["run_id"])
+    retire_others(record, state_dir)
+    pace = Pace()
+    results = apply(
+        todo,
+        record["servers"],
+        driver,
+        lambda statuses: strays(state_dir, statuses),
+        lambda processes, timeout: terminate(processes, state_dir, timeout),
+        pace.on_started,
     )
-    given = module.params
-    state_dir = plain_path(given["state_dir"])
-    try:
-        record = read_record(state_dir)
-        driver = driver_for(record, state_dir, given["supervisord_path"])
-        if given["actions"] is None:
-            statuses = driver.status([server["name"] for server in chosen(record, given["servers"])])
-            unknown = {process.name for process in strays(state_dir, statuses)}
-            actions = actions_for(given["state"], statuses, unknown)
-        else:
-            actions = check_actions(given["actions"], record["servers"])
-            statuses = driver.status(list(actions))
-            unknown = {process.name for process in strays(state_dir, statuses)}
-        old = outdated(record["servers"], processes(state_dir))
-        todo = needed(actions, statuses, unknown, record["servers"], old)
-        if module.check_mode:
-            results = [{"name": name, "action": action} for name, action in todo.items()]
-            module.exit_json(changed=bool(todo), msg=_planned(todo), servers=results)
-        if todo:
-            renew(state_dir, given["run_id"])
-        retire_others(record, state_dir)
-        pace = Pace()
-        results = apply(
-            todo,
-            record["servers"],
-            driver,
-            lambda statuses: strays(state_dir, statuses),
-            lambda processes, timeout: terminate(processes, state_dir, timeout),
-            pace.on_started,
-        )
-        pids = {result.name: result.pid_after for result in results}
-        note_seconds(state_dir, {name: (pids[name], seconds) for name, seconds in pace.ready.items()})
-    except MagiError as error:
-        module.fail_json(msg=str(error))
+    pids = {result.name: result.pid_after for result in results}
+    note_seconds(state_dir, {name: (pids[name], seconds) for name, seconds in pace.ready.items()})
     for result in results:
         if result.error is not None:
             module.warn(f"{result.name} could not be started: {result.error}")
-    module.exit_json(
-        changed=bool(results),
-        msg="\n".join(result_lines(results)) or "nothing to do",
-        servers=[asdict(result) for result in results],
-    )
+    return {
+        "changed": bool(results),
+        "msg": "\n".join(result_lines(results)) or "nothing to do",
+        "servers": [asdict(result) for result in results],
+    }
+
+
+def _todo(given: dict, state_dir: str, record: dict, driver: ServiceDriver) -> dict:
+    """The action of each server that needs one."""
+    if given["actions"] is None:
+        statuses = driver.status([server["name"] for server in chosen(record, given["servers"])])
+        unknown = {process.name for process in strays(state_dir, statuses)}
+        actions = actions_for(given["state"], statuses, unknown)
+    else:
+        actions = check_actions(given["actions"], record["servers"])
+        statuses = driver.status(list(actions))
+        unknown = {process.name for process in strays(state_dir, statuses)}
+    old = outdated(record["servers"], processes(state_dir))
+    return needed(actions, statuses, unknown, record["servers"], old)
 
 
 def _planned(todo: dict) -> str:

@@ -86,8 +86,8 @@ removed:
 """
 
 
-from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._arguments.teardown import ARGUMENTS
+from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import all_processes
 from ansible_collections.magi.llama.plugins.module_utils._deployment.teardown import (
@@ -99,41 +99,30 @@ from ansible_collections.magi.llama.plugins.module_utils._services.base import e
 
 
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "state_dir": {"type": "path", "required": True},
-            "registry_path": {"type": "path", "required": True},
-            "runtime_prefix": {"type": "path"},
-            "runtime_cache_path": {"type": "path"},
-            "user": {"type": "str"},
-            "stop_timeout": {"type": "float", "default": 30.0},
-        },
-        supports_check_mode=True,
-    )
+    run_module(ARGUMENTS, run)
+
+
+def run(module: Module) -> dict:
     given = module.params
     state_dir = plain_path(given["state_dir"])
-    paths = (given["registry_path"], given["runtime_prefix"], given["runtime_cache_path"])
     # Names with the signal that each is thought to end by, and then has ended by.
     ended = {process.name: "SIGTERM" for process in all_processes(state_dir)}
     more = {}
-    try:
-        removed = owned_paths(state_dir, *paths)
-        if not module.check_mode:
-            signals, removed = take_down(state_dir, removed, given["stop_timeout"])
-            ended.update(signals)
-            more["ended"] = ended
-        if given["user"] is not None:
-            more["user_kept_for"] = users_of(given["user"], state_dir)
-    except MagiError as error:
-        module.fail_json(msg=str(error))
-    module.exit_json(
-        changed=bool(ended or removed),
-        msg=f"{ended_text(ended) or 'no server stopped'}, {len(removed)} paths removed",
-        stopped=sorted(ended),
-        removed=removed,
+    removed = owned_paths(state_dir, given["registry_path"], given["runtime_prefix"], given["runtime_cache_path"])
+    if not module.check_mode:
+        signals, removed = take_down(state_dir, removed, given["stop_timeout"])
+        ended.update(signals)
+        more["ended"] = ended
+    if given["user"] is not None:
+        more["user_kept_for"] = users_of(given["user"], state_dir)
+    return {
+        "changed": bool(ended or removed),
+        "msg": f"{ended_text(ended) or 'no server stopped'}, {len(removed)} paths removed",
+        "stopped": sorted(ended),
+        "removed": removed,
         **more,
-        diff={"before": "".join(f"{path}\n" for path in removed), "after": ""},
-    )
+        "diff": {"before": "".join(f"{path}\n" for path in removed), "after": ""},
+    }
 
 
 if __name__ == "__main__":

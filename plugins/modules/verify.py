@@ -34,21 +34,6 @@ options:
       - An API key for servers that want one.
       - Without it the host asks them, with a key from the servers' own key file.
     type: str
-  failed:
-    description: Names of the servers that gave no answer. The action plugin fills it in.
-    type: list
-    elements: str
-    default: []
-  refused:
-    description: Those of O(failed) that run and took the question. The action plugin fills it in.
-    type: list
-    elements: str
-    default: []
-  answered:
-    description: Names of the servers that gave none before and do now. The action plugin fills it in.
-    type: list
-    elements: str
-    default: []
 requirements:
   - httpx (on the controller)
 attributes:
@@ -105,41 +90,31 @@ servers:
       type: bool
 """
 
-from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._arguments.verify import ARGUMENTS
+from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import read_record
 from ansible_collections.magi.llama.plugins.module_utils._deployment.rollback import note_answered, note_bad, revisions
 from ansible_collections.magi.llama.plugins.module_utils._health.observations import refused_revisions
 
 
 def main() -> None:
+    run_module(ARGUMENTS, run)
+
+
+def run(module: Module) -> dict:
     """The node's half: return what is deployed, and record which servers failed."""
-    module = AnsibleModule(
-        argument_spec={
-            "state_dir": {"type": "path", "required": True},
-            "timeout": {"type": "float", "default": 60.0},
-            "api_key": {"type": "str", "no_log": True},
-            "failed": {"type": "list", "elements": "str", "default": []},
-            "refused": {"type": "list", "elements": "str", "default": []},
-            "answered": {"type": "list", "elements": "str", "default": []},
-        },
-        supports_check_mode=True,
-    )
-    state_dir = module.params["state_dir"]
-    try:
-        if module.params["failed"] and not module.check_mode:
-            note_bad(state_dir, module.params["failed"], module.params["refused"])
-        if module.params["answered"] and not module.check_mode:
-            note_answered(state_dir, module.params["answered"])
-        record = read_record(state_dir)
-    except MagiError as error:
-        module.fail_json(msg=str(error))
+    given, state_dir = module.params, module.params["state_dir"]
+    if given["failed"] and not module.check_mode:
+        note_bad(state_dir, given["failed"], given["refused"])
+    if given["answered"] and not module.check_mode:
+        note_answered(state_dir, given["answered"])
+    record = read_record(state_dir)
     now, refused = revisions(record), refused_revisions(state_dir)
-    module.exit_json(
-        changed=False,
-        deployed=record["servers"],
-        refused=sorted(name for name, revision in refused.items() if now.get(name) == revision),
-    )
+    return {
+        "changed": False,
+        "deployed": record["servers"],
+        "refused": sorted(name for name, revision in refused.items() if now.get(name) == revision),
+    }
 
 
 if __name__ == "__main__":

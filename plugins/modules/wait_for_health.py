@@ -47,26 +47,11 @@ options:
     description: Succeed even where a server is not ready.
     type: bool
     default: false
-  slice:
-    description: Return after so many seconds even when not all servers are settled. The action plugin sets it.
-    type: float
-  elapsed:
-    description: Seconds waited in earlier slices. The action plugin sets it.
-    type: float
-    default: 0.0
-  baseline:
-    description: Restarts of each server that earlier slices saw first. The action plugin sets it.
-    type: dict
-    default: {}
   release:
     description:
       - Give the run's lock back once every server is settled, which saves a call of M(magi.llama.run_lock).
     type: bool
     default: false
-  run_id:
-    description:
-      - The run that calls, whose lock (M(magi.llama.run_lock)) is renewed. The action plugin fills it in.
-    type: str
 attributes:
   check_mode:
     support: full
@@ -200,8 +185,8 @@ servers:
 import contextlib
 import time
 
-from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._arguments.wait_for_health import ARGUMENTS
+from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import all_processes, listeners, processes
 from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import LockError, release, renew
@@ -210,75 +195,58 @@ from ansible_collections.magi.llama.plugins.module_utils._deployment.rollback im
 from ansible_collections.magi.llama.plugins.module_utils._health.machine import Machine
 from ansible_collections.magi.llama.plugins.module_utils._health.observations import update_observations
 from ansible_collections.magi.llama.plugins.module_utils._health.wait import given_up, summary, wait, with_holders
+from ansible_collections.magi.llama.plugins.module_utils._services.base import ServiceDriver
 from ansible_collections.magi.llama.plugins.module_utils._services.table import driver_for
 
 
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "state_dir": {"type": "path", "required": True},
-            "run_id": {"type": "str"},
-            "release": {"type": "bool", "default": False},
-            "servers": {"type": "list", "elements": "str", "default": []},
-            "timeout": {"type": "float"},
-            "interval": {"type": "float", "default": 2.0},
-            "deep": {"type": "bool", "default": False},
-            "allow_degraded": {"type": "bool", "default": False},
-            "slice": {"type": "float"},
-            "elapsed": {"type": "float", "default": 0.0},
-            "baseline": {"type": "dict", "default": {}},
-        },
-        supports_check_mode=True,
-    )
+    run_module(ARGUMENTS, run)
+
+
+def run(module: Module) -> dict:
     given = module.params
-    given["state_dir"] = plain_path(given["state_dir"])
-    try:
-        record = read_record(given["state_dir"])
-        servers = chosen(record, given["servers"])
-        driver = driver_for(record, given["state_dir"])
-        outcomes = wait(
-            servers,
-            Machine(driver, given["state_dir"], given["deep"], given["timeout"]),
-            clock=time.monotonic,
-            sleep=time.sleep,
-            interval=given["interval"],
-            timeout=given["timeout"],
-            # In check mode nothing was started that could become ready.
-            slice_seconds=0.0 if module.check_mode else given["slice"],
-            elapsed=given["elapsed"],
-            baseline=given["baseline"],
-        )
-        failed = [outcome.port for outcome in outcomes if outcome.state == "failed"]
-        if failed:
-            outcomes = with_holders(outcomes, listeners(failed))
-        if given["run_id"] is not None and not module.check_mode:
+    state_dir = given["state_dir"] = plain_path(given["state_dir"])
+    record = read_record(state_dir)
+    driver = driver_for(record, state_dir)
+    outcomes = _wait(module, record, driver)
+    if not module.check_mode:
+        if given["run_id"] is not None:
             # Looking on needs no lock.
             with contextlib.suppress(LockError):
-                renew(given["state_dir"], given["run_id"])
-        if not module.check_mode:
-            misconfigured = given_up(outcomes, driver.status([outcome.name for outcome in outcomes]))
-            if misconfigured:
-                driver.stop(misconfigured, 1.0)
-        result = update_observations(
-            given["state_dir"], outcomes, _launched(given["state_dir"], outcomes), write=not module.check_mode
-        )
-        if not module.check_mode:
-            note_good(given["state_dir"], record)
-    except MagiError as error:
-        module.fail_json(msg=str(error))
+                renew(state_dir, given["run_id"])
+        misconfigured = given_up(outcomes, driver.status([outcome.name for outcome in outcomes]))
+        if misconfigured:
+            driver.stop(misconfigured, 1.0)
+    result = update_observations(state_dir, outcomes, _launched(state_dir, outcomes), write=not module.check_mode)
+    if not module.check_mode:
+        note_good(state_dir, record)
     answer = {"changed": False, "servers": result, **summary(result)}
     if answer["complete"]:
-        running = processes(given["state_dir"])
+        running = processes(state_dir)
         answer["running"] = {name: process.env.get("MAGI_LLAMA_REVISION", "") for name, process in running.items()}
     answer["released"] = (
-        given["release"]
-        and answer["complete"]
-        and not module.check_mode
-        and release(given["state_dir"], given["run_id"])
+        given["release"] and answer["complete"] and not module.check_mode and release(state_dir, given["run_id"])
     )
-    if answer["complete"] and answer["failed_servers"] and not given["allow_degraded"]:
-        module.fail_json(**answer)
-    module.exit_json(**answer)
+    answer["failed"] = bool(answer["complete"] and answer["failed_servers"] and not given["allow_degraded"])
+    return answer
+
+
+def _wait(module: Module, record: dict, driver: ServiceDriver) -> list:
+    given = module.params
+    outcomes = wait(
+        chosen(record, given["servers"]),
+        Machine(driver, given["state_dir"], given["deep"], given["timeout"]),
+        clock=time.monotonic,
+        sleep=time.sleep,
+        interval=given["interval"],
+        timeout=given["timeout"],
+        # In check mode nothing was started that could become ready.
+        slice_seconds=0.0 if module.check_mode else given["slice"],
+        elapsed=given["elapsed"],
+        baseline=given["baseline"],
+    )
+    failed = [outcome.port for outcome in outcomes if outcome.state == "failed"]
+    return with_holders(outcomes, listeners(failed)) if failed else outcomes
 
 
 def _launched(state_dir: str, outcomes: list) -> dict:

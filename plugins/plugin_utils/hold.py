@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ansible.plugins.action import ActionBase
+from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
 from ansible_collections.magi.llama.plugins.plugin_utils.show import show
 from ansible_collections.magi.llama.plugins.plugin_utils.this_run import has_ended, this_run
 
@@ -29,16 +30,16 @@ def acquire_with_wait(
 
     wait are the seconds that another run is waited for, with take_over none.
     """
-    arguments = {**arguments, "run": this_run()}
+    filled_in: dict[str, Any] = {"run": this_run()}
     began = time.monotonic()
     shown = False
     while True:
-        answer: dict[str, Any] = action._execute_module(module, arguments, task_vars=task_vars)
+        answer: dict[str, Any] = action._execute_module(module, fill_in(arguments, **filled_in), task_vars=task_vars)
         holder = answer.get("holder")
         if not holder or action._task.check_mode:
             return answer
-        if arguments.get("dead") != holder["id"] and (take_over or has_ended(holder)):
-            arguments["dead"] = holder["id"]
+        if filled_in.get("dead") != holder["id"] and (take_over or has_ended(holder)):
+            filled_in["dead"] = holder["id"]
             continue
         waited = time.monotonic() - began
         if waited >= wait:

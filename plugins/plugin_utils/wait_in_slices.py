@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from ansible.plugins.action import ActionBase
+from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
 from ansible_collections.magi.llama.plugins.module_utils._health.wait import summary
 from ansible_collections.magi.llama.plugins.plugin_utils.show import show
 from ansible_collections.magi.llama.plugins.plugin_utils.this_run import this_run
@@ -25,14 +26,13 @@ def wait_in_slices(action: ActionBase, arguments: dict[str, Any], task_vars: dic
     baseline: dict[str, int] = {}
     pending: list[str] = []
     while True:
-        slice_arguments = {
-            **arguments,
-            "run_id": this_run()["id"],
-            "allow_degraded": True,
-            "slice": SLICE_SECONDS,
-            "elapsed": time.monotonic() - began,
-            "baseline": baseline,
-        }
+        slice_arguments = fill_in(
+            {**arguments, "allow_degraded": True},
+            run_id=this_run()["id"],
+            slice=SLICE_SECONDS,
+            elapsed=time.monotonic() - began,
+            baseline=baseline,
+        )
         if pending:
             slice_arguments["servers"] = pending
         answer = action._execute_module("magi.llama.wait_for_health", slice_arguments, task_vars=task_vars)

@@ -174,15 +174,19 @@ def key_file(bed: Bed) -> Iterator[Path]:
 
 def test_key_file_unusable_is_reported_before_changes(bed: Bed, key_file: Path) -> None:
     def facts(**more: Any) -> dict[str, Any]:
-        return bed.module(
-            "host_facts",
+        answer = bed.module(
+            "begin_run",
             user="nobody",
             state_dir=str(bed.state),
             api_key_file=str(key_file),
             validate_launch=True,
+            _filled_in={"run": run},
             **more,
         )
+        bed.module("run_lock", state_dir=str(bed.state), state="released", _filled_in={"run": run})
+        return answer
 
+    run = {"id": "mine", "controller": "here", "user": "me", "pid": 1, "playbook": "site.yml"}
     assert f"The API key file {key_file} cannot be read: No such file" in facts()["msg"]
     key_file.write_text("\n\n")
     assert "holds no key" in facts()["msg"]

@@ -106,7 +106,7 @@ def _modules(output: str) -> list[str]:
 
 def test_run_without_changes_calls_five_modules(bed: Bed) -> None:
     assert _modules(bed.run("site", "-vvv").output) == [
-        *("host_facts", "runtime", "gguf_registry", "server_plan", "wait_for_health"),
+        *("begin_run", "runtime", "gguf_registry", "server_plan", "wait_for_health"),
     ]
     changed = bed.run("site", "-vvv", "-e", "servers_stop_timeout=29")
     assert {"launch_configs", "server_state"} <= set(_modules(changed.output))

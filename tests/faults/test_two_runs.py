@@ -126,7 +126,7 @@ def test_step_of_run_without_lock_is_refused(bed: Bed) -> None:
     state = str(bed.state)
     acquire(state, other_run())
     pids = bed.pids()
-    answer = bed.module("server_state", state_dir=state, state="restarted", run_id="mine")
+    answer = bed.module("server_state", state_dir=state, state="restarted", _filled_in={"run_id": "mine"})
     assert answer["failed"] and "Another run is changing this host: rollout.yml by anna" in answer["msg"]
     release(state, other_run().id)
     assert bed.pids() == pids

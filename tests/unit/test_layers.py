@@ -23,6 +23,7 @@ LAYERS = (
     "_health",
     "_deployment",
     "_output",
+    "_arguments",
 )
 PREFIX = ("ansible_collections", "magi", "llama", "plugins", "module_utils")
 FILES = sorted(MODULE_UTILS.rglob("*.py"))

@@ -25,11 +25,6 @@ from .errors import MagiError
 LEASE_SECONDS = 900.0
 
 
-# Options of modules that take the lock, set by users and by action plugins; documented in doc_fragments/lock.py.
-WAITING: dict[str, Any] = {"wait": {"type": "float", "default": 300.0}, "take_over": {"type": "bool", "default": False}}
-FILLED_IN: dict[str, Any] = {"run": {"type": "dict"}, "dead": {"type": "str"}}
-
-
 class LockError(MagiError):
     """A lock that cannot be written, or that another run holds."""
 

@@ -212,3 +212,11 @@ def save(path: str, content: Mapping[str, Any]) -> None:
             f"The registry {printable(path)} cannot be written: {error.strerror or error}. "
             "Make its folder writable for the connecting user, or set another registry_path."
         ) from error
+
+
+def require(path: str) -> dict[str, Any]:
+    """The registry at path. Raises RegistryError where there is none."""
+    found = load(path)
+    if found.content is None:
+        raise RegistryError(f"{found.warning} Run scan.yml or site.yml to make it.")
+    return found.content

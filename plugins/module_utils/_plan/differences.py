@@ -86,6 +86,48 @@ def stopped_server(
     return {**server, "action": "stop", "reason": reason}
 
 
-def settings_of(servers: Sequence[Server]) -> dict[str, dict[str, Any]]:
-    """What a diff compares: each server's port and command line by name."""
-    return {str(server["name"]): {"port": server["port"], "argv": list(server["argv"])} for server in servers}
+def extra_warnings(plan: Mapping[str, Any], stray_variables: Sequence[str], disabled: Sequence[str]) -> list[str]:
+    """What the host has that the plan itself does not know: variables for every service, and disabled servers."""
+    warnings = []
+    if stray_variables:
+        stray = ", ".join(stray_variables)
+        warnings.append(f"systemd sets {stray} for every service; our servers do not get that.")
+    off = _kept(plan, disabled)
+    if off:
+        warnings.append(f"{', '.join(off)}: unit was disabled manually; re-enabled (without a restart).")
+    return warnings
+
+
+def has_changes(plan: Mapping[str, Any], disabled: Sequence[str]) -> bool:
+    """Whether any server has to be started, restarted, stopped or enabled again."""
+    return bool(_kept(plan, disabled)) or any(server["action"] != "keep" for server in plan["servers"])
+
+
+def _kept(plan: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    kept = {server["name"] for server in plan["servers"] if server["action"] == "keep"}
+    return [name for name in names if name in kept]
+
+
+def plan_diff(running: Mapping[str, Process], plan: Mapping[str, Any]) -> dict[str, str]:
+    """The command lines that run and those that are planned, as a module's diff."""
+    before = {name: process.argv for name, process in running.items()}
+    after = {server["name"]: server["argv"] for server in plan["servers"] if server["action"] != "stop"}
+    return {
+        "before": _text(before),
+        "after": _text(after),
+        "before_header": "running",
+        "after_header": "planned",
+    }
+
+
+def _text(servers: Mapping[str, Sequence[str]]) -> str:
+    """Command lines by server, a line for each flag."""
+    lines = []
+    for name in sorted(servers):
+        lines.append(f"{name}:")
+        for word in servers[name]:
+            if word.startswith("--") or lines[-1].endswith(":"):
+                lines.append(f"  {word}")
+            else:
+                lines[-1] += f" {word}"
+    return "\n".join(lines) + "\n" if lines else ""

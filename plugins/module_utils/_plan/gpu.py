@@ -150,3 +150,21 @@ def _is_used(place: int, flags: Mapping[str, Any]) -> bool:
     """Whether device (CUDA0,CUDA2 and the like) names the GPU at this place; without it every GPU is used."""
     numbers = re.findall(r"[A-Za-z]+([0-9]+)", str(flags.get("device") or ""))
     return not numbers or str(place) in numbers
+
+
+def usable_gpus(
+    runtime: Mapping[str, Any], output: Callable[[Sequence[str]], str | None]
+) -> tuple[list[Gpu], list[str]]:
+    """The GPUs that llama-server will use, and warnings: a build that sees none of them serves on the CPU in silence.
+
+    output returns what a command prints, None where it is missing or fails.
+    """
+    gpus = read_gpus(output)
+    if gpus and "list_devices" in runtime["flags"]:
+        devices = output([runtime["path"], "--list-devices"])
+        if devices is not None and not parse_devices(devices):
+            return [], [
+                f"This host has {len(gpus)} GPUs ({gpus[0].name} …) and {runtime['path']} sees none of them: its "
+                "servers run on the CPU. Install a build for these GPUs, or their driver."
+            ]
+    return gpus, []

@@ -41,6 +41,23 @@ class Settings:
     manager_triggers: Sequence[Any] = ()
 
 
+def settings_of(given: Mapping[str, Any], manager_triggers: Sequence[Any]) -> Settings:
+    """The settings by the arguments of the module server_plan."""
+    return Settings(
+        state_dir=given["state_dir"],
+        service_manager=given["service_manager"],
+        port_first=given["port_range_start"],
+        port_last=given["port_range_end"],
+        host=given["host"],
+        api_key_file=given["api_key_file"],
+        stop_timeout=given["stop_timeout"],
+        memory_overcommit=given["memory_overcommit"],
+        move_on_conflict=given["move_on_conflict"],
+        restart_triggers=given["restart_triggers"],
+        manager_triggers=manager_triggers,
+    )
+
+
 @dataclass(frozen=True)
 class Host:
     """What the machine has and what runs on it: read once, before the plan.

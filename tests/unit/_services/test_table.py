@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -105,6 +106,14 @@ class Pods(ServiceManager):
 def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     driver = Driver()
     monkeypatch.setitem(table.MANAGERS, "pods", lambda: Pods(driver))
+    # The choices are read from the table when a module is loaded.
+    for module in (server_plan, launch_configs):
+        path = ROOT / f"plugins/module_utils/_arguments/{Path(module.__file__).name}"
+        name = f"ansible_collections.magi.llama.plugins.module_utils._arguments.{path.stem}"
+        spec = importlib.util.spec_from_file_location(name, path)
+        fresh = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(fresh)
+        monkeypatch.setattr(module, "ARGUMENTS", fresh.ARGUMENTS)
     return driver
 
 
@@ -139,7 +148,9 @@ def test_third_manager_is_used_by_every_stage(
         {"path": f"{state}/pods/a.pod", "content": "ours\n"},
         {"path": f"{state}/pods/all.network", "content": "x\n"},
     ]
-    written = run(launch_configs, service_manager="pods", state_dir=state, plan=plan, configs=configs)["written"]
+    written = run(launch_configs, service_manager="pods", state_dir=state, plan=plan, _filled_in={"configs": configs})[
+        "written"
+    ]
     assert {config["path"] for config in configs} < set(written)
     assert run(server_state, state_dir=state, state="started")["servers"][0]["action"] == "start"
     assert driver.calls == ["reload", "start"]

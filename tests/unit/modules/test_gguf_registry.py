@@ -34,7 +34,7 @@ def models(tmp_path: Path) -> Path:
 def run(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Runner:
     warnings: list[str] = []
     # On the controller, Ansible shows a warning itself, only once.
-    monkeypatch.setattr(module.AnsibleModule, "warn", lambda _self, text: warnings.append(text))
+    monkeypatch.setattr(module.Module, "warn", lambda _self, text: warnings.append(text))
 
     def call(*, check: bool = False, diff: bool = False, **options: Any) -> dict[str, Any]:
         arguments = {
@@ -167,19 +167,19 @@ def test_manifest_mismatch_is_reported(run: Runner, models: Path) -> None:
 def test_long_scan_renews_run_lock(run: Runner, tmp_path: Path) -> None:
     state = str(tmp_path / "state")
     mine, other = (run_lock.Run(name, "controller", "user", 1, "site.yml") for name in ("mine", "other"))
-    run(state_dir=state, run_id="mine")
+    run(state_dir=state, _filled_in={"run_id": "mine"})
     assert run_lock.holder(state) is None
     run_lock.acquire(state, mine, lease=60)
-    run(state_dir=state, run_id="mine", check=True)
+    run(state_dir=state, _filled_in={"run_id": "mine"}, check=True)
     run(state_dir=state)
     held = run_lock.holder(state)
     assert held and held.seconds_left <= 60
-    run(state_dir=state, run_id="mine", time_limit=0.0)
+    run(state_dir=state, _filled_in={"run_id": "mine"}, time_limit=0.0)
     held = run_lock.holder(state)
     assert held and held.seconds_left > 60
     run_lock.release(state, "mine")
     run_lock.acquire(state, other)
-    result = run(state_dir=state, run_id="mine")
+    result = run(state_dir=state, _filled_in={"run_id": "mine"})
     assert result["failed"] and "Another run is changing this host" in result["msg"]
 
 
@@ -247,7 +247,7 @@ def test_long_scan_shows_progress(shown: list[str]) -> None:
 def test_module_gets_its_run(shown: list[str]) -> None:
     plugin = FakeAction({"state_dir": "/state"}, [part(1), {"complete": True}])
     plugin.run(None, {})
-    assert [call["run_id"] for call in plugin.calls] == [action.this_run()["id"]] * 2
+    assert [call["_filled_in"]["run_id"] for call in plugin.calls] == [action.this_run()["id"]] * 2
 
 
 @pytest.mark.parametrize("task", [{"check_mode": True}, {"async_val": 60}])

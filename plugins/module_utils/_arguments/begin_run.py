@@ -1,0 +1,22 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""The arguments of the module begin_run: those of host_facts, what a launch needs, and the wait for the lock."""
+
+from __future__ import annotations
+
+from .._core.arguments import Arguments
+from . import host_facts
+from .run_lock import FILLED_IN, WAITING
+
+ARGUMENTS = Arguments(
+    {
+        **host_facts.ARGUMENTS.options,
+        "api_key_file": {"type": "path", "no_log": False},
+        "user_groups": {"type": "list", "elements": "str", "default": []},
+        "validate_launch": {"type": "bool", "default": False},
+        **WAITING,
+    },
+    filled_in=FILLED_IN,
+)

@@ -1,0 +1,23 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""The arguments of the module server_state."""
+
+from __future__ import annotations
+
+from .._core.arguments import Arguments
+
+ARGUMENTS = Arguments(
+    {
+        "state_dir": {"type": "path", "required": True},
+        "state": {"type": "str", "choices": ["started", "stopped", "restarted"]},
+        "servers": {"type": "list", "elements": "str", "default": []},
+        "actions": {"type": "dict"},
+        "concurrent": {"type": "bool"},
+        "timeout": {"type": "float"},
+        "supervisord_path": {"type": "path"},
+    },
+    filled_in={"run_id": {"type": "str"}},
+    rules={"mutually_exclusive": [("state", "actions")], "required_one_of": [("state", "actions")]},
+)

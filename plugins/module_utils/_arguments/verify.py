@@ -1,0 +1,24 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""The arguments of the module verify."""
+
+from __future__ import annotations
+
+from .._core.arguments import Arguments
+
+ARGUMENTS = Arguments(
+    {
+        "state_dir": {"type": "path", "required": True},
+        "timeout": {"type": "float", "default": 60.0},
+        "api_key": {"type": "str", "no_log": True},
+    },
+    filled_in={
+        # Names of the servers that gave no answer, those of them that run and took the question, and those that gave
+        # none before and do now.
+        "failed": {"type": "list", "elements": "str", "default": []},
+        "refused": {"type": "list", "elements": "str", "default": []},
+        "answered": {"type": "list", "elements": "str", "default": []},
+    },
+)

@@ -1,0 +1,45 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""What the arguments of a module are: a constant in _arguments, read by the module and its action plugin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+# The option in which an action plugin passes what only it may fill in. It is not documented and not for users.
+FILLED_IN = "_filled_in"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The arguments of a module.
+
+    options are what users may set, as in AnsibleModule's argument_spec and in the module's documentation. filled_in
+    are those that its action plugin alone sets. rules are AnsibleModule's mutually_exclusive, required_by and so on.
+    """
+
+    options: Mapping[str, Any]
+    filled_in: Mapping[str, Any] = field(default_factory=dict)
+    rules: Mapping[str, Any] = field(default_factory=dict)
+
+
+def fill_in(arguments: Mapping[str, Any], **values: Any) -> dict[str, Any]:
+    """Arguments for a module with what its action plugin fills in, added to what was filled in before."""
+    return {**arguments, FILLED_IN: {**arguments.get(FILLED_IN, {}), **values}}
+
+
+def on_controller(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as an action plugin checks them: a path of the host is text here, as its ~ is the home there."""
+    return {name: _on_controller(option) for name, option in options.items()}
+
+
+def _on_controller(option: Mapping[str, Any]) -> dict[str, Any]:
+    # A path is no secret; for text Ansible guesses by the option's name.
+    no_log = {"no_log": False} if option.get("type") == "path" else {}
+    as_text = {key: "str" for key in ("type", "elements") if option.get(key) == "path"}
+    inner = {"options": on_controller(option["options"])} if "options" in option else {}
+    return {**no_log, **option, **as_text, **inner}

@@ -1,0 +1,72 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""What runs servers on a host, and as whom: the fact llama_host."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .._core.errors import MagiError
+from .table import all_managers, choose_manager, find_manager
+
+# What the role servers writes as the comment of a user that it makes.
+USER_COMMENT = "magi.llama"
+
+
+class HostError(MagiError):
+    """A host on which the connecting user cannot launch servers."""
+
+
+def host_facts(given: Mapping[str, Any], find_program: Callable[[str], str | None]) -> dict[str, Any]:
+    """The fact llama_host, by the arguments of the module host_facts. Raises MagiError.
+
+    find_program returns the path of a program on this host.
+    """
+    state_dir = given["state_dir"]
+    manager = choose_manager(given["service_manager"])
+    # What it refuses is reported here, before anything is touched.
+    manager.check(state_dir)
+    found: dict[str, Any] = {}
+    for one in all_managers():
+        found.update(one.facts(state_dir, [given["supervisord_path"], find_program("supervisord")]))
+    return {
+        "service_manager": manager.name,
+        "service_manager_missing": manager.is_missing(found),
+        "root": os.geteuid() == 0,
+        "api_key_stamp": "",
+        **found,
+        **_account(given["user"]),
+    }
+
+
+def _account(user: str) -> dict[str, Any]:
+    """The user that the servers run as: the given one as root, otherwise the connecting one."""
+    root = os.geteuid() == 0
+    name = user if root else pwd.getpwuid(os.geteuid()).pw_name
+    try:
+        entry = pwd.getpwnam(name)
+        group = grp.getgrgid(entry.pw_gid).gr_name
+    except KeyError:
+        return {"user": name, "group": name, "user_exists": False, "user_is_ours": False}
+    return {
+        "user": name,
+        "group": group,
+        "user_exists": True,
+        "user_is_ours": root and entry.pw_gecos == USER_COMMENT,
+    }
+
+
+def refuse_without_root(facts: Mapping[str, Any]) -> None:
+    """Raise HostError where launch configs of the service manager need root, and this is another user."""
+    if find_manager(facts["service_manager"]).needs_root and not facts["root"]:
+        rootless = " or ".join(manager.name for manager in all_managers() if not manager.needs_root)
+        raise HostError(
+            f"This host runs {facts['service_manager']}, whose launch configs only root may write: run with --become "
+            f"(or ansible_become in the inventory), or set servers_service_manager to {rootless}."
+        )

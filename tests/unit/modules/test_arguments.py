@@ -1,0 +1,114 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The arguments of every module are one constant, which its documentation agrees with; modules are glue."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.magi.llama.plugins.doc_fragments import lock
+from ansible_collections.magi.llama.plugins.module_utils._core.arguments import Arguments, fill_in, on_controller
+from ansible_collections.magi.llama.plugins.modules import run_lock, server_state
+
+PLUGINS = Path(__file__).parents[3] / "plugins"
+MODULES = sorted(path.stem for path in (PLUGINS / "modules").glob("*.py"))
+GLUE = [*sorted((PLUGINS / "modules").glob("*.py")), *sorted((PLUGINS / "action").glob("*.py"))]
+
+
+def arguments_of(module: str) -> Arguments:
+    name = f"ansible_collections.magi.llama.plugins.module_utils._arguments.{module}"
+    return importlib.import_module(name).ARGUMENTS
+
+
+def documentation_of(module: str) -> dict[str, Any]:
+    tree = ast.parse((PLUGINS / f"modules/{module}.py").read_text())
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "DOCUMENTATION":
+            return yaml.safe_load(ast.literal_eval(node.value))
+    raise AssertionError(f"{module} has no documentation")
+
+
+def documented_options(module: str) -> dict[str, Any]:
+    documentation = documentation_of(module)
+    options = dict(documentation.get("options", {}))
+    if "magi.llama.lock" in documentation["extends_documentation_fragment"]:
+        options.update(yaml.safe_load(lock.ModuleDocFragment.DOCUMENTATION)["options"])
+    return options
+
+
+def comparable(options: dict[str, Any]) -> dict[str, Any]:
+    keys = ("type", "elements", "choices", "default", "required")
+    return {name: {key: option[key] for key in keys if key in option} for name, option in options.items()}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_documentation_agrees_with_the_arguments(module: str) -> None:
+    assert comparable(documented_options(module)) == comparable(dict(arguments_of(module).options))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_what_an_action_plugin_fills_in_is_not_documented(module: str) -> None:
+    filled_in = arguments_of(module).filled_in
+    assert not set(filled_in) & set(documented_options(module))
+    if filled_in:
+        action = (PLUGINS / f"action/{module}.py").read_text()
+        assert "fill_in" in action or "acquire_with_wait" in action or "wait_in_slices" in action
+
+
+@pytest.mark.parametrize("path", GLUE, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_modules_and_action_plugins_are_glue(path: Path) -> None:
+    functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+    lengths = {node.name: node.end_lineno - node.lineno + 1 for node in functions if node.name in ("main", "run")}
+    assert lengths or path.stem in ("profile", "report", "rollout")
+    assert {name: length for name, length in lengths.items() if length > 50} == {}
+
+
+@pytest.mark.parametrize("path", GLUE, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_no_module_or_action_plugin_writes_its_arguments_out(path: Path) -> None:
+    text = path.read_text()
+    assert "argument_spec=" not in text
+    assert "AnsibleModule(" not in text
+
+
+def test_what_is_filled_in_is_added_to_what_was_before() -> None:
+    arguments = fill_in(fill_in({"state_dir": "/s"}, run_id="a"), slice=2.5)
+    assert arguments == {"state_dir": "/s", "_filled_in": {"run_id": "a", "slice": 2.5}}
+
+
+def test_paths_of_the_host_are_left_as_they_are_written() -> None:
+    options = on_controller(
+        {
+            "state_dir": {"type": "path", "required": True},
+            "api_key_file": {"type": "path"},
+            "folders": {"type": "list", "elements": "path"},
+            "files": {"type": "list", "elements": "dict", "options": {"path": {"type": "path"}}},
+        }
+    )
+    assert options["state_dir"] == {"type": "str", "required": True, "no_log": False}
+    assert options["api_key_file"]["no_log"] is False
+    assert options["folders"]["elements"] == "str"
+    assert options["files"]["options"]["path"]["type"] == "str"
+
+
+def failure(capsys: pytest.CaptureFixture[str], module: Any, **arguments: Any) -> str:
+    with patch_module_args(arguments), pytest.raises(SystemExit):
+        module.main()
+    return capsys.readouterr().out
+
+
+def test_what_is_filled_in_is_not_an_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refused = failure(capsys, server_state, state_dir=str(tmp_path), state="started", run_id="mine")
+    assert "Unsupported parameters" in refused and "run_id" in refused
+
+
+def test_what_is_filled_in_is_checked_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "call it from a playbook" in failure(capsys, run_lock, state_dir=str(tmp_path))
+    wrong = {"run": "no mapping"}
+    assert "call it from a playbook" in failure(capsys, run_lock, state_dir=str(tmp_path), _filled_in=wrong)
