@@ -23,7 +23,7 @@ LAUNCHER = """#!/bin/bash
 export LD_LIBRARY_PATH="$(dirname "$(readlink -f "$0")")"
 {broken}exec -a "$0" /usr/bin/llama-server "$@"{mute}
 """
-MUTE = " --api-key nobody-has-it"
+MUTE = " --api-key unknown-key"
 BROKEN = 'case "$*" in *--model*) echo "GGML_ASSERT(fake) failed" >&2; kill -ABRT $$ ;; esac\n'
 
 

@@ -49,28 +49,26 @@ class Row:
     ours: float | None
     unit: str
     peer: str = ""
-    theirs: float | None = None
+    other: float | None = None
     ratio: float | None = None
     goal: str = ""
     met: bool | None = None
     note: str = ""
 
 
-def faster(part: str, what: str, ours: float, theirs: float, peer: str, goal: float | None = None, **more: Any) -> Row:
+def faster(part: str, what: str, ours: float, other: float, peer: str, goal: float | None = None, **more: Any) -> Row:
     """How many times faster (or smaller) ours is than the peer: at least `goal`."""
-    ratio = theirs / ours
+    ratio = other / ours
     met = None if goal is None else ratio >= goal
-    return Row(
-        part, what, ours, more.pop("unit", "s"), peer, theirs, ratio, f"≥ {goal:g}×" if goal else "", met, **more
-    )
+    return Row(part, what, ours, more.pop("unit", "s"), peer, other, ratio, f"≥ {goal:g}×" if goal else "", met, **more)
 
 
-def within(part: str, what: str, ours: float, theirs: float, peer: str, goal: float | None = None, **more: Any) -> Row:
+def within(part: str, what: str, ours: float, other: float, peer: str, goal: float | None = None, **more: Any) -> Row:
     """Ours as a multiple of the peer: at most `goal`."""
-    ratio = ours / theirs
+    ratio = ours / other
     met = None if goal is None else ratio <= goal
     text = f"≤ {goal:g}×" if goal else ""
-    return Row(part, what, ours, more.pop("unit", "s"), peer, theirs, ratio, text, met, **more)
+    return Row(part, what, ours, more.pop("unit", "s"), peer, other, ratio, text, met, **more)
 
 
 def figure(part: str, what: str, ours: float, unit: str, limit: float | None = None, note: str = "") -> Row:
@@ -95,8 +93,8 @@ def table(rows: Iterable[Row]) -> str:
     for row in rows:
         met = {None: "", True: "yes", False: "NO"}[row.met]
         ratio = "" if row.ratio is None else f"{_number(row.ratio, '')}×"
-        theirs = "" if row.theirs is None else _number(row.theirs, row.unit)
-        lines.append((row.what, _number(row.ours, row.unit), theirs, row.peer, ratio, row.goal, met))
+        other = "" if row.other is None else _number(row.other, row.unit)
+        lines.append((row.what, _number(row.ours, row.unit), other, row.peer, ratio, row.goal, met))
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     text = []
     for number, line in enumerate(lines):

@@ -91,8 +91,8 @@ def test_clock_set_back_changes_nothing(bed: Bed, tmp_path: Path) -> None:
     )
     before, uptime = bed.pids(), bed.status()[Q3]["uptime_seconds"]
     bed.module("server_state", state_dir=str(bed.state), actions={Q4: "stop"})
-    healed = bed.run("site", env={"PYTHONPATH": str(tmp_path)})
-    healed.expect("1 launched, 2 ready")
+    repaired = bed.run("site", env={"PYTHONPATH": str(tmp_path)})
+    repaired.expect("1 launched, 2 ready")
     assert bed.pids()[Q3] == before[Q3]
     assert bed.status()[Q3]["uptime_seconds"] >= uptime
 

@@ -156,13 +156,13 @@ def test_unmanaged_unit_is_not_overwritten(tmp_path: Path) -> None:
     )
 
     managed = [Managed(str(tmp_path), "magi-llama-*.service", "MAGI_LLAMA_STATE=/var/lib/magi-llama")]
-    theirs = tmp_path / "magi-llama-foreign.service"
-    theirs.write_text("[Service]\nExecStart=/usr/bin/foreign\n")
+    unit = tmp_path / "magi-llama-foreign.service"
+    unit.write_text("[Service]\nExecStart=/usr/bin/foreign\n")
     assert stale_files(managed, []) == []
     with pytest.raises(LaunchConfigError, match=r"magi-llama-foreign\.service is there and not ours"):
-        refuse_foreign([File(str(theirs), b"")], managed)
-    theirs.write_text("Environment=MAGI_LLAMA_STATE=/var/lib/magi-llama\n")
-    refuse_foreign([File(str(theirs), b""), File(str(tmp_path / "magi-llama-new.service"), b"")], managed)
+        refuse_foreign([File(str(unit), b"")], managed)
+    unit.write_text("Environment=MAGI_LLAMA_STATE=/var/lib/magi-llama\n")
+    refuse_foreign([File(str(unit), b""), File(str(tmp_path / "magi-llama-new.service"), b"")], managed)
 
 
 @pytest.fixture

@@ -134,7 +134,7 @@ def test_duplicate_name_resolves_to_older_process(fake):
 
 def test_server_in_container_is_excluded(fake):
     fake.add(40, ["ours"], markers("a"))
-    fake.add(41, ["theirs"], markers("b"), namespace=2)
+    fake.add(41, ["other"], markers("b"), namespace=2)
     assert set(processes.processes("/var/lib/magi-llama", str(fake.root))) == {"a"}
 
 

@@ -244,7 +244,7 @@ def test_deployment_without_token_is_not_good(host: Host, same_binary: bool, goo
     host.deploy(a="r1")
     host.ready(a="r1")
     if same_binary:
-        # The llama-server of the previous working deployment stays good, whatever was launched with it since.
+        # The llama-server of the previous working deployment stays good, regardless of later launches.
         assert host.snapshot_if_good(a="r2") is not None
     host.deploy(a="r2")
     host.ready(a="r2")
@@ -278,7 +278,7 @@ def test_rollback_plan(host: Host) -> None:
     assert plan["a"]["revision"] == "r1"
 
 
-def test_rollback_keeps_start_order(host: Host) -> None:
+def test_rollback_keeps_start_settings(host: Host) -> None:
     record = host.record(a="r1")
     assert rollback.starting(Deployment(record, ()))["concurrent"] is True
     record["start"] = {"concurrent": False, "max_startup_time": 9, "readiness_check_interval": 5}

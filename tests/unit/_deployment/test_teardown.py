@@ -74,13 +74,13 @@ def test_supervisor_files_are_all_removed(host):
 def test_unmanaged_files_in_state_directory_stay(host):
     host.record("a")
     host.write("app/ready.json", text='{"a": {"pid": 1}}')
-    theirs = ["app/log/access.log", "app/log/access.log.1", "app/supervisor/supervisord.conf"]
-    theirs += ["app/supervisor/supervisord.log", "app/supervisor/venv/bin/python", "app/supervisor/supervisor.sock"]
-    theirs += ["app/supervisor/conf.d/web.conf", "app/main.py"]
-    host.write(*theirs, text="[program:web]\n")
+    unmanaged = ["app/log/access.log", "app/log/access.log.1", "app/supervisor/supervisord.conf"]
+    unmanaged += ["app/supervisor/supervisord.log", "app/supervisor/venv/bin/python", "app/supervisor/supervisor.sock"]
+    unmanaged += ["app/supervisor/conf.d/web.conf", "app/main.py"]
+    host.write(*unmanaged, text="[program:web]\n")
     assert not supervisor.is_ours(str(host.state))
     host.take_down()
-    assert [path for path in host.left() if (host.root / path).is_file()] == sorted(theirs)
+    assert [path for path in host.left() if (host.root / path).is_file()] == sorted(unmanaged)
 
 
 def test_unmanaged_log_folder_loses_managed_logs_only(host):
@@ -145,10 +145,10 @@ def test_state_directory_as_mount_point_stays(host, monkeypatch):
 
 
 def test_users_of_unmanaged_units_are_found(host):
-    host.unit("a", host.state, user="nobody-of-magi")
-    assert teardown.users_of("nobody-of-magi", str(host.state)) == []
-    host.unit("b", "/srv/other", user="nobody-of-magi")
-    assert teardown.users_of("nobody-of-magi", str(host.state)) == ["magi-llama-b.service"]
+    host.unit("a", host.state, user="unused-user")
+    assert teardown.users_of("unused-user", str(host.state)) == []
+    host.unit("b", "/srv/other", user="unused-user")
+    assert teardown.users_of("unused-user", str(host.state)) == ["magi-llama-b.service"]
     mine = teardown.users_of(getpass.getuser(), str(host.state))
     assert any(entry.startswith(f"pid {os.getpid()} (") for entry in mine)
 

@@ -295,12 +295,12 @@ class Answers:
         class Handler(BaseHTTPRequestHandler):
             def answer(self):
                 outer.headers.append((self.path, self.headers.get("Authorization")))
-                told = outer.answers.get(self.path, (404, {}))
-                if isinstance(told, float):
-                    time.sleep(told)
-                    told = (200, {})
-                body = json.dumps(told[1]).encode()
-                self.send_response(told[0])
+                answer = outer.answers.get(self.path, (404, {}))
+                if isinstance(answer, float):
+                    time.sleep(answer)
+                    answer = (200, {})
+                body = json.dumps(answer[1]).encode()
+                self.send_response(answer[0])
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)

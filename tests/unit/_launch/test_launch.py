@@ -225,17 +225,17 @@ def test_deployed_files_are_compared_by_digest(tmp_path):
         config_files.File(table.find_manager("supervisor").config_path(state, "a"), marked),
         config_files.File(table.find_manager("supervisor").common_config_path(state), b"[supervisord]\n"),
     ]
-    told = {file.path: config_files.digest(file) for file in wanted}
+    digests = {file.path: config_files.digest(file) for file in wanted}
     assert record.deployed(state, "supervisor") == {}
     config_files.write_all(wanted)
-    assert record.deployed(state, "supervisor") == told
+    assert record.deployed(state, "supervisor") == digests
     # One that is no longer planned, one with another mode, and one with other content.
     config_files.write_all([config_files.File(table.find_manager("supervisor").config_path(state, "b"), marked)])
-    assert record.deployed(state, "supervisor").keys() - told.keys() == {
+    assert record.deployed(state, "supervisor").keys() - digests.keys() == {
         table.find_manager("supervisor").config_path(state, "b")
     }
     os.chmod(wanted[1].path, 0o600)
     with open(wanted[2].path, "a", encoding="utf-8") as stream:
         stream.write("user=root\n")
     now = record.deployed(state, "supervisor")
-    assert [now[file.path] == told[file.path] for file in wanted] == [True, False, False]
+    assert [now[file.path] == digests[file.path] for file in wanted] == [True, False, False]

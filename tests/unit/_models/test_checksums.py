@@ -158,8 +158,8 @@ def test_checksums_survive_forced_scan_and_new_reader(
     make.small_model(models / "sub/a.gguf", general__name="Other")
     assert "sha256" not in scan([str(models)], load(path), force=True).content["models"][0]
     monkeypatch.setattr(checksums, "sha256_of", lambda *_: "new")
-    anew = scan([str(models)], load(path), force=True, checksums=True, workers=1).content["models"]
-    assert {digest for record in anew for digest in record["sha256"]} == {"new"}
+    rescanned = scan([str(models)], load(path), force=True, checksums=True, workers=1).content["models"]
+    assert {digest for record in rescanned for digest in record["sha256"]} == {"new"}
 
 
 def test_manifest(models: Path, content: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ WIDE = "\N{GRINNING FACE}"
 
 
 def full(*, texts: bool, more: dict[str, Any] | None = None) -> bytes:
-    """As many keys, tensors, numbers and letters as the reader accepts; the letters are in texts, or in keys and names."""
+    """As many keys, tensors, numbers and letters as the reader accepts; letters are in texts, or in keys and names."""
     values = {**make.llama_values(), **(more or {})}
     keys = [
         make.key(name, make.STRING if isinstance(value, str) else make.U32, value) for name, value in values.items()

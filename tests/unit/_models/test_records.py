@@ -418,7 +418,7 @@ def test_ids_of_tampered_registry_are_ignored() -> None:
     assert assign_ids(list(twice)[::-1], twice) == ids
 
 
-def test_id_equal_to_suffixed_id_of_another_file() -> None:
+def test_id_suffix_taken_by_another_file_is_unique() -> None:
     taken = assign_ids(["/a/x.gguf", "/b/x.gguf"], {})["/b/x.gguf"]
     ids = assign_ids(["/a/x.gguf", "/b/x.gguf", f"/a/{taken}.gguf"], {})
     assert len(set(ids.values())) == 3

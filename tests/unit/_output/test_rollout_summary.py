@@ -13,7 +13,7 @@ from ansible_collections.magi.llama.plugins.module_utils._output import rollout_
 PLAN = {"servers": [{"action": "restart"}, {"action": "restart"}, {"action": "stop"}, {"action": "keep"}]}
 SAME = {"servers": [{"action": "keep"}]}
 HEALTH = {"servers": [{}, {}, {}], "ready": 3}
-BEGUN = rollout_summary.begin()
+INITIAL = rollout_summary.begin()
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ BEGUN = rollout_summary.begin()
     ],
 )
 def test_host_healthy_is_reported(plan, check, health, state, ready):
-    host = rollout_summary.updated(BEGUN, plan, health, check)
+    host = rollout_summary.updated(INITIAL, plan, health, check)
     assert (host["state"], host["ready_servers"]) == (state, ready)
     assert host["actions"] == ({"restart": 2, "stop": 1} if plan is PLAN else {})
 
@@ -55,7 +55,7 @@ def test_servers_differing_from_plan_are_reported(running, expected):
 
 def test_failed_host_offers_rollback_command():
     host = rollout_summary.failed(
-        BEGUN, PLAN, {"servers": [{}], "ready": 0}, "Check", "0 of 1\nlog", "ansible-playbook back"
+        INITIAL, PLAN, {"servers": [{}], "ready": 0}, "Check", "0 of 1\nlog", "ansible-playbook back"
     )
     assert (host["state"], host["ready_servers"], host["actions"]) == ("failed", 0, {"restart": 2, "stop": 1})
     assert rollout_summary.failure_text("h", host) == (
@@ -66,7 +66,7 @@ def test_failed_host_offers_rollback_command():
 
 
 def test_unchanged_host_offers_no_rollback():
-    host = rollout_summary.failed(BEGUN, PLAN, {}, "Plan", "", None)
+    host = rollout_summary.failed(INITIAL, PLAN, {}, "Plan", "", None)
     assert host["actions"] == {}
     text = rollout_summary.failure_text("h", host)
     assert text.startswith('h failed at the task "Plan":\nNothing was changed.')
@@ -74,15 +74,15 @@ def test_unchanged_host_offers_no_rollback():
 
 def test_summary_of_failed_rollout():
     hosts = {
-        "b": {**rollout_summary.updated(BEGUN, PLAN, HEALTH, False), "seconds": 8.14, "began": 1.0},
-        "a": {**rollout_summary.failed(BEGUN, PLAN, {}, "Check", "no", "back"), "message": "…"},
+        "b": {**rollout_summary.updated(INITIAL, PLAN, HEALTH, False), "seconds": 8.14, "began": 1.0},
+        "a": {**rollout_summary.failed(INITIAL, PLAN, {}, "Check", "no", "back"), "message": "…"},
         # Lost without an error, for example by a handler that failed.
-        "d": {**BEGUN, "state": "updating"},
-        "c": BEGUN,
+        "d": {**INITIAL, "state": "updating"},
+        "c": INITIAL,
     }
     result = rollout_summary.summary(hosts, 61.26)
     assert [entry["name"] for entry in result["hosts"]] == ["b", "a", "d", "c"]
-    assert set(result["hosts"][1]) == {"name", *BEGUN}
+    assert set(result["hosts"][1]) == {"name", *INITIAL}
     assert {key: value for key, value in result.items() if key != "hosts"} == {
         "is_complete": False,
         "updated": 1,
@@ -104,8 +104,8 @@ def test_summary_of_failed_rollout():
 
 def test_summary_of_complete_rollout():
     well = {
-        "a": rollout_summary.updated(BEGUN, SAME, HEALTH, False),
-        "b": rollout_summary.updated(BEGUN, PLAN, {}, True),
+        "a": rollout_summary.updated(INITIAL, SAME, HEALTH, False),
+        "b": rollout_summary.updated(INITIAL, PLAN, {}, True),
     }
     result = rollout_summary.summary(well, 1.0)
     assert result["is_complete"]

@@ -452,7 +452,7 @@ def test_memory_without_gpu_is_all_ram(settings: dict[str, Any], gpus: int) -> N
     assert result["total_bytes"] == result["ram_bytes"] == sum(result[part] for part in parts)
 
 
-def test_main_gpu_of_several_is_used() -> None:
+def test_split_mode_none_uses_one_gpu() -> None:
     shape = shape_of("qwen3moe", moe_tensors(4), **MOE)
     one = estimate(shape, {"split_mode": "none"}, gpus=4)
     assert one["vram_bytes"] == estimate(shape, {}, gpus=1)["vram_bytes"]

@@ -67,8 +67,8 @@ def parse_log(text: str) -> Logged:
 
     slots = re.search(r"n_slots = (\d+), n_ctx_slot = (\d+)", text)
     assert slots, text[-2000:]
-    # The last table counts: a context that was changed to fit logs several. Each kind of buffer has a row. The table of a
-    # second context is skipped.
+    # The last table counts: a context that was changed to fit logs several. Each kind of buffer has a row. The table
+    # of a second context is skipped.
     table = text.rpartition("memory breakdown [MiB]")[2].partition("projected")[0]
     breakdown = re.findall(r"\|   - \S+ .*= *(\d+) \+ +(\d+) \+ +(\d+) ", table)
     return Logged(

@@ -373,9 +373,9 @@ def test_running_server_of_disabled_lost_model_is_stopped() -> None:
 def test_unsupervised_server_is_restarted() -> None:
     first = plan([A, B], profile("a", "b"))
     on = deployed(first)
-    second = plan([A, B], profile("a", "b"), dataclasses.replace(on, unwatched={"a": "nobody watches over it"}))
+    second = plan([A, B], profile("a", "b"), dataclasses.replace(on, unwatched={"a": "unsupervised"}))
     assert actions(second) == {"a": "restart", "b": "keep"}
-    assert second["servers"][0]["reason"] == "nobody watches over it"
+    assert second["servers"][0]["reason"] == "unsupervised"
 
 
 def test_server_with_llama_variables_in_environment_is_restarted() -> None:

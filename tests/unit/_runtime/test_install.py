@@ -427,7 +427,7 @@ def test_parse_apt_simulation() -> None:
 
 
 @pytest.mark.usefixtures("debian_tools")
-def test_staged_packages_report_final_paths(tmp_path: Path, request_for: Callable[..., Request]) -> None:
+def test_portable_staged_fact_equals_installed_fact(tmp_path: Path, request_for: Callable[..., Request]) -> None:
     tools = _debian(tmp_path)
     ensure(request_for(**tools), "portable", FakeApt(tmp_path))
     newer = {**tools, "upgrade": True}
@@ -541,7 +541,7 @@ def _builds(prefix: Path) -> dict[str, str]:
     return {part: Path(url).name.partition(".")[0] for part, url in found.items() if url}
 
 
-def test_release_first_is_staged_when_requested(tmp_path: Path, request_for: Callable[..., Request]) -> None:
+def test_release_staged_without_prefix_is_not_activated(tmp_path: Path, request_for: Callable[..., Request]) -> None:
     prefix, release = tmp_path / "prefix", _release(tmp_path, "1")
     for changed in (True, False):
         planned = ensure(request_for(**release, stage=True, install_if_missing=False), "release", run_command)

@@ -253,7 +253,7 @@ def test_known_process_gets_revision_it_was_ready_with(tmp_path):
     assert observations.ready_revisions(str(tmp_path)) == {"a": "r1"}
 
 
-def test_result_lines_report_stops_and_forced_ends():
+def test_stop_lines_report_stops_and_kills():
     results = [
         transitions.Result("a", "start", None, 1, None, None),
         transitions.Result("b", "restart", 2, 3, "SIGTERM", 0.1),

@@ -183,7 +183,9 @@ def test_long_scan_renews_run_lock(run: Runner, tmp_path: Path) -> None:
     assert result["failed"] and "Another run is changing this host" in result["msg"]
 
 
-def test_scans_in_parallel_are_merged(run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scan_with_partial_file_removed_by_another_completes(
+    run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(time_limit=0.0)
     real = module.save
 
@@ -244,7 +246,7 @@ def test_long_scan_shows_progress(shown: list[str]) -> None:
     assert [call.get("resume") for call in plugin.calls] == [None, "token", "token"]
 
 
-def test_module_gets_its_run(shown: list[str]) -> None:
+def test_module_gets_run_id(shown: list[str]) -> None:
     plugin = FakeAction({"state_dir": "/state"}, [part(1), {"complete": True}])
     plugin.run(None, {})
     assert [call["_filled_in"]["run_id"] for call in plugin.calls] == [action.this_run()["id"]] * 2

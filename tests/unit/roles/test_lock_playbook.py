@@ -17,7 +17,7 @@ from support.runs import BIN, ROOT, execute, write_inventory
 
 
 class Fleet:
-    """Hosts one and two, each with models of its own."""
+    """Hosts one and two, each with its own models."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
