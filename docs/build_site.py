@@ -21,11 +21,12 @@ SOURCE = SITE / "source"
 
 # Caption and pages of each table of contents, in the reader's order.
 CONTENTS = {
-    "Use": ["profiles", "rollouts", "troubleshooting"],
+    "Use": ["profiles", "sizing", "rollouts", "upgrade", "security", "troubleshooting", "faq"],
     "Reference": ["playbooks", "variables"],
+    "How it works": ["architecture"],
 }
 ROLES = ["runtime", "registry", "servers"]
-PROJECT = ["CHANGELOG"]
+PROJECT = ["CONTRIBUTING", "SECURITY", "CHANGELOG"]
 COLLECTION = "magi.llama"
 
 # What antsibull-docs' pages refer to in Ansible's own documentation. Sphinx would fetch Ansible's inventory for these;

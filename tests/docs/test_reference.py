@@ -32,7 +32,9 @@ def files(path: Path) -> Iterator[Path]:
                 yield from files(role / "tasks" / arguments.get("tasks_from", "main.yml"))
             elif key.endswith((".import_tasks", ".include_tasks")):
                 name = arguments["file"] if isinstance(arguments, dict) else arguments
-                yield from files(path.parent / name)
+                # A name that depends on the host is a pattern here.
+                for tasks in path.parent.glob(re.sub(r"{{.*}}", "*", name)):
+                    yield from files(tasks)
 
 
 def walk(value: Any) -> Iterator[dict[str, Any]]:
@@ -59,3 +61,11 @@ def test_playbook_variables_are_those_that_it_reads(playbook: str) -> None:
 def test_variables_all_belong_to_a_playbook() -> None:
     used = {name for playbook in REFERENCE["playbooks"].values() for name in playbook["variables"]}
     assert used == set(REFERENCE["variables"])
+
+
+def test_the_state_files_that_the_architecture_names_are_those_of_the_code() -> None:
+    rows = re.findall(r"^\| `([a-z.]+\.(?:json|lock))` \|", (ROOT / "docs/architecture.md").read_text(), re.MULTILINE)
+    code = "\n".join(path.read_text() for path in (ROOT / "plugins/module_utils").rglob("*.py"))
+    written = set(re.findall(r'os\.path\.join\(state_dir, "([a-z.]+)"\)', code)) - {"supervisor"}
+    # The registry has a variable of its own.
+    assert set(rows) - {"registry.json"} == {name for name in written if "." in name}

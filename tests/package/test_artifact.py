@@ -19,7 +19,7 @@ from support.pythons import ROOT
 from support.runs import BIN, execute, host_variables, no_registry, play, server_path, write_inventory
 
 # The files that a user of the collection gets.
-PAPERS = {"README.md", "LICENSE", "CHANGELOG.md"}
+PAPERS = {"README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"}
 FOLDERS = ("changelogs", "docs", "meta", "playbooks", "plugins", "roles")
 
 NEEDS_SERVER = pytest.mark.skipif(not server_path().exists(), reason="no llama-server: run make binaries")
