@@ -1,0 +1,75 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""begin_run and run_lock: waiting for the run that holds the lock, refusing, and taking the lock over."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from ansible_collections.magi.llama.plugins.module_utils._core.arguments import FILLED_IN
+from ansible_collections.magi.llama.plugins.plugin_utils import hold
+from ansible_collections.magi.llama.plugins.plugin_utils.this_run import this_run
+
+OTHER = {"id": "elsewhere/1/1", "text": "site.yml by ann on ops (pid 1, since 09:00)", "seconds_left": 800.0}
+FREE: dict[str, Any] = {"changed": False, "holder": None}
+HELD = {"changed": False, "holder": OTHER}
+CALLS = [
+    ("run_lock", {"state_dir": "~/llama"}),
+    ("begin_run", {"state_dir": "~/llama", "user": "llama"}),
+]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds slept; time passes by sleeping only."""
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setattr(time, "monotonic", lambda: sum(slept))
+    return slept
+
+
+@pytest.mark.parametrize(("name", "arguments"), CALLS)
+def test_free_lock_is_taken_for_this_run(run_action, name, arguments):
+    run = run_action(name, arguments, answers=[FREE])
+    [(called, sent)] = run.calls
+    assert called == name and run.result["holder"] is None and run.lines == []
+    # The host's home, not the controller's.
+    assert sent["state_dir"] == "~/llama"
+    assert sent[FILLED_IN]["run"] == this_run()
+
+
+@pytest.mark.parametrize(("name", "arguments"), CALLS)
+def test_held_lock_is_waited_for_and_shown_once(run_action, clock, name, arguments):
+    run = run_action(name, {**arguments, "wait": 10}, answers=[HELD, HELD, HELD, FREE])
+    assert run.lines == [f"      waits for another run on this host: {OTHER['text']}"]
+    assert clock == [hold.POLL_SECONDS] * 3 and not run.result.get("failed")
+
+
+@pytest.mark.parametrize(("wait", "after"), [(0, "this host: "), (3, "this host after 3 s: ")])
+def test_lock_held_for_longer_than_wait_is_refused(run_action, clock, wait, after):
+    count = 1 if wait == 0 else 3
+    run = run_action("run_lock", {"state_dir": "/s", "wait": wait}, answers=[HELD] * count)
+    assert run.result["failed"] and sum(clock) == wait
+    assert run.result["msg"].startswith(f"Another run is still changing {after}{OTHER['text']}. Nothing was changed")
+    assert "expires in 800 s; -e servers_lock_take_over=true" in run.result["msg"]
+
+
+def test_take_over_names_the_holder_as_dead_at_once(run_action, clock):
+    run = run_action("run_lock", {"state_dir": "/s", "take_over": True}, answers=[HELD, FREE])
+    assert [sent[FILLED_IN].get("dead") for _name, sent in run.calls] == [None, OTHER["id"]]
+    assert clock == []
+
+
+def test_lock_of_an_ended_run_on_this_controller_is_taken(run_action, clock, monkeypatch):
+    monkeypatch.setattr(hold, "has_ended", lambda holder: True)
+    run = run_action("begin_run", {"state_dir": "/s", "user": "llama"}, answers=[HELD, FREE])
+    assert [sent[FILLED_IN].get("dead") for _name, sent in run.calls] == [None, OTHER["id"]]
+    assert clock == []
+
+
+def test_check_mode_waits_for_no_run(run_action, clock):
+    run = run_action("begin_run", {"state_dir": "/s", "user": "llama"}, answers=[HELD], check=True)
+    assert run.result["holder"] == OTHER and clock == []

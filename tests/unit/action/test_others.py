@@ -1,0 +1,171 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""gguf_registry, server_plan, launch_configs, profile and rollback: what the controller adds to their modules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.errors import AnsibleError
+from ansible_collections.magi.llama.plugins.module_utils._core.arguments import FILLED_IN
+from ansible_collections.magi.llama.plugins.plugin_utils.this_run import this_run
+
+# --- gguf_registry ----------------------------------------------------------------------------------------------------
+
+
+def scanned(done: int, **more: Any) -> dict[str, Any]:
+    progress = {"done": done, "total": 9, **more.pop("progress", {})}
+    return {"complete": done == 9, "progress": progress, "resume": "r1", **more}
+
+
+def test_scan_continues_in_slices_and_shows_its_progress(run_action):
+    sums = {"checksums_total": 2, "checksums_done": 1, "checksums_bytes": 15e8, "checksums_total_bytes": 4e9}
+    answers = [scanned(3), scanned(8, progress=sums), scanned(9)]
+    run = run_action("gguf_registry", {"scan_paths": ["/m"]}, answers=answers)
+    assert run.lines == ["h: 3 of 9 files read", "h: checksums of 1 of 2 files (1.5 of 4.0 GB)"]
+    assert [(sent.get("resume"), sent["time_limit"]) for _name, sent in run.calls] == [
+        (None, 4.0),
+        ("r1", 10.0),
+        ("r1", 10.0),
+    ]
+
+
+@pytest.mark.parametrize("more", [{"check": True}, {"arguments": {"time_limit": 3}}])
+def test_scan_in_one_call(run_action, more):
+    arguments = {"scan_paths": ["/m"], **more.pop("arguments", {})}
+    assert len(run_action("gguf_registry", arguments, answers=[scanned(3)], **more).calls) == 1
+
+
+def test_scan_failure_ends_the_slices(run_action):
+    run = run_action("gguf_registry", {}, answers=[{"failed": True, "msg": "no folder", "complete": False}])
+    assert run.result["failed"]
+
+
+def test_scan_manifest_next_to_the_inventory_is_sent(run_action, tmp_path: Path):
+    (tmp_path / "models.lock.yml").write_text("schema_version: 1\nfiles: {}\n")
+    arguments = {"manifest_file": "models.lock.yml", "state_dir": "/s"}
+    run = run_action("gguf_registry", arguments, answers=[scanned(9)], inventory_dir=str(tmp_path))
+    [(_name, sent)] = run.calls
+    assert sent["manifest"] == {"schema_version": 1, "files": {}} and "manifest_file" not in sent
+    assert sent[FILLED_IN]["run_id"] == this_run()["id"]
+
+
+def test_scan_manifest_that_is_not_a_mapping_is_refused(run_action, tmp_path: Path):
+    (tmp_path / "m.yml").write_text("- a\n")
+    with pytest.raises(AnsibleError, match=r"m.yml is not a manifest"):
+        run_action("gguf_registry", {"manifest_file": "m.yml"}, inventory_dir=str(tmp_path))
+
+
+# --- server_plan ------------------------------------------------------------------------------------------------------
+
+
+def registry(*ids: str, **more: Any) -> dict[str, Any]:
+    return {"llama_registry": {"models": [{"id": name, **more} for name in ids]}}
+
+
+def plan_arguments(*models: str) -> dict[str, Any]:
+    return {"profile": {"enabled_models": [{"model": name} for name in models]}}
+
+
+def test_plan_models_that_only_other_hosts_have_are_passed(run_action):
+    hosts = {"h": {"ansible_facts": registry("a")}, "i": {"ansible_facts": registry("b", "z")}, "j": {}}
+    run = run_action(
+        "server_plan", plan_arguments("a", "b", "c"), answers=[{}], facts=registry("a"), hostvars=hosts,
+        ansible_play_hosts_all=["h", "i", "j"],
+    )  # fmt: skip
+    assert run.calls[0][1][FILLED_IN] == {"known_elsewhere": ["b"]}
+
+
+def test_plan_without_missing_models_passes_nothing(run_action):
+    run = run_action("server_plan", plan_arguments("a"), answers=[{}], facts=registry("a"))
+    assert FILLED_IN not in run.calls[0][1] and "registry" not in run.calls[0][1]
+
+
+@pytest.mark.parametrize(("more", "sent"), [({"memory": {}}, True), ({}, False)])
+def test_plan_check_mode_passes_the_registry_unless_it_is_short(run_action, more, sent):
+    run = run_action("server_plan", plan_arguments(), answers=[{}], facts=registry("a", **more), check=True)
+    assert ("registry" in run.calls[0][1]) is sent
+
+
+# --- launch_configs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def templates(tmp_path: Path) -> Path:
+    folder = tmp_path / "templates"
+    folder.mkdir()
+    (folder / "one.j2").write_text("{{ ansible_managed }}\n{{ server.name }} {{ greeting }} {{ state_dir }}\n\n")
+    (folder / "all.j2").write_text("shared\n")
+    return folder
+
+
+def launch(templates: Path, *servers: dict[str, Any]) -> dict[str, Any]:
+    plan = {"profile": "p", "start": {}, "servers": list(servers)}
+    arguments = {"service_manager": "supervisor", "state_dir": "/s//", "plan": plan}
+    return {**arguments, "template": str(templates / "one.j2"), "common_template": str(templates / "all.j2")}
+
+
+def server(name: str, action: str = "start") -> dict[str, Any]:
+    return {"name": name, "action": action, "reason": ""}
+
+
+def test_configs_are_rendered_for_all_but_stopped_servers(run_action, templates):
+    arguments = launch(templates, server("a"), server("{{ 1 + 1 }}", "keep"), server("c", "stop"))
+    run = run_action("launch_configs", arguments, answers=[{"changed": True}], greeting="hi")
+    [(_name, sent)] = run.calls
+    filled = sent[FILLED_IN]
+    texts = {Path(config["path"]).name: config["content"] for config in filled["configs"]}
+    assert sorted(texts) == ["a.conf", "supervisord.conf", "{{ 1 + 1 }}.conf"]
+    assert texts["a.conf"].splitlines()[1:] == ["a hi /s"] and texts["supervisord.conf"] == "shared\n"
+    # A name from a model file is text, never a template.
+    assert texts["{{ 1 + 1 }}.conf"].splitlines()[1] == "{{ 1 + 1 }} hi /s"
+    assert filled["run_id"] == this_run()["id"]
+
+
+def test_configs_that_are_on_the_host_are_not_sent(run_action, templates):
+    sent = run_action("launch_configs", launch(templates, server("a")), answers=[{}], greeting="hi").calls[0][1]
+    from ansible_collections.magi.llama.plugins.action import launch_configs as action
+
+    files = [action.File(config["path"], config["content"].encode()) for config in sent[FILLED_IN]["configs"]]
+    record = action.record_file("/s", action.record_of(sent["plan"], "supervisor"))
+    deployed = {file.path: action.digest(file) for file in [record, *files]}
+    run = run_action("launch_configs", {**launch(templates, server("a")), "deployed": deployed}, greeting="hi")
+    assert run.result["changed"] is False and run.calls == []
+
+
+# --- profile ----------------------------------------------------------------------------------------------------------
+
+
+def test_profile_of_the_first_folder_wins_and_may_use_variables(run_action, tmp_path: Path):
+    for folder, size in (("one", "{{ size }}"), ("two", "2")):
+        (tmp_path / folder).mkdir()
+        text = f"enabled_models: [a]\nparameters: {{ctx_size: '{size}'}}\n"
+        (tmp_path / folder / "p.yml").write_text(text)
+    folders = [str(tmp_path / "one"), str(tmp_path / "two")]
+    run = run_action("profile", {"name": "p", "search_paths": folders[1:]})
+    assert run.result["ansible_facts"]["llama_profile"]["parameters"] == {"ctx_size": "2"}
+    assert run.result["changed"] is False
+
+
+@pytest.mark.parametrize("name", ["prodction", "../x"])
+def test_profile_that_does_not_exist_is_refused_with_the_existing_ones(run_action, tmp_path: Path, name):
+    (tmp_path / "production.yml").write_text("enabled_models: [a]\n")
+    with pytest.raises(AnsibleError, match=r"There is no profile .*there are: production"):
+        run_action("profile", {"name": name, "search_paths": [str(tmp_path)]})
+
+
+def test_profile_with_an_error_names_the_key(run_action, tmp_path: Path):
+    (tmp_path / "p.yml").write_text("enabled_model: [a]\n")
+    with pytest.raises(AnsibleError, match='unknown key "enabled_model": did you mean "enabled_models"'):
+        run_action("profile", {"name": "p", "search_paths": [str(tmp_path)]})
+
+
+# --- rollback ---------------------------------------------------------------------------------------------------------
+
+
+def test_rollback_is_sent_with_the_run(run_action):
+    run = run_action("rollback", {"state_dir": "/s"}, answers=[{"changed": True}])
+    assert run.calls[0][1] == {"state_dir": "/s", FILLED_IN: {"run_id": this_run()["id"]}} and run.result["changed"]
