@@ -9,8 +9,6 @@ import json
 import re
 import subprocess
 import tarfile
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,30 +21,6 @@ PAPERS = {"README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.m
 FOLDERS = ("changelogs", "docs", "meta", "playbooks", "plugins", "roles")
 
 NEEDS_SERVER = pytest.mark.skipif(not server_path().exists(), reason="no llama-server: run make binaries")
-
-
-@pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("artifact")
-    done = execute([BIN / "ansible-galaxy", "collection", "build", ROOT, "--output-path", folder], folder)
-    assert (done.returncode, done.stderr) == (0, "")
-    [path] = folder.glob("magi-llama-*.tar.gz")
-    return path
-
-
-@pytest.fixture(scope="module")
-def installed(artifact: Path) -> Iterator[Path]:
-    """A folder that contains only the collection. Its path is short, because supervisord's socket is in it."""
-    with tempfile.TemporaryDirectory(prefix="magi-") as name:
-        folder = Path(name)
-        install(artifact, folder)
-        yield folder
-
-
-def install(artifact: Path, folder: Path) -> None:
-    command = [BIN / "ansible-galaxy", "collection", "install", "--offline", "-p", folder / "collections", artifact]
-    done = execute(command, folder, **environment(folder))
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 def environment(installed: Path) -> dict[str, str]:
