@@ -76,7 +76,7 @@ def write_inventory() -> list[str]:
         "servers_keep_runtime": True,
         "registry_scan_paths": ["/models/few"],
         "loop_role_binary": "/usr/bin/llama-server",
-        "loop_role_user": "nobody",
+        "loop_role_user": "nobody",  # codespell:ignore nobody
         "loop_role_flags": FLAGS,
         "loop_role_servers": [
             {"name": f"loop-{number:02}", "port": 8100 + number, "model": f"/models/few/{MODEL}"}

@@ -273,7 +273,7 @@ def unchanged_models(rounds: int = 5) -> list[Row]:
         figure(PART, "fact per model, full", facts["full"], "B"),
         figure(PART, "fact per model, short (over 500 models)", facts["short"], "B"),
         figure(PART, "registry file per model", five.registry.stat().st_size / five.count, "B"),
-        *rest_of_a_run(five),
+        *site_without_scan(five),
     ]
 
 
@@ -282,7 +282,7 @@ def fact_size(collection: Collection, kind: str) -> float:
     return len(json.dumps(result["ansible_facts"])) / collection.count
 
 
-def rest_of_a_run(many: Collection, rounds: int = 3) -> list[Row]:
+def site_without_scan(many: Collection, rounds: int = 3) -> list[Row]:
     """site.yml with 5,000 models against 5. Both plan and run the same server and change nothing."""
     few = Collection(5, 19052)
     runs: dict[str, list[Run]] = {"few": [], "many": [], "few check": [], "many check": []}

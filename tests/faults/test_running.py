@@ -65,7 +65,7 @@ def test_server_hanging_with_good_health_is_found_by_verify(bed: Bed) -> None:
 def test_port_taken_before_start_is_reported_with_holder(bed: Bed) -> None:
     port, other = bed.status()[Q4]["port"], bed.pids()[Q3]
     bed.module("server_state", state_dir=str(bed.state), actions={Q4: "stop"})
-    with socket.create_server(("127.0.0.1", port)) as thief:
+    with socket.create_server(("127.0.0.1", port)) as listener:
         failed = bed.run("start", code=2)
         failed.expect(
             f"{Q4} (port {port}): exit code 1", f"port {port} is held by pid {os.getpid()}", "its last lines:"
@@ -73,7 +73,7 @@ def test_port_taken_before_start_is_reported_with_holder(bed: Bed) -> None:
         assert bed.pids() == {Q3: other}
         # A plan made at this point reports it before anything is started.
         bed.run("plan", code=2).expect(f"Port {port} of server {Q4} is held by pid {os.getpid()}")
-        assert thief.fileno() >= 0
+        assert listener.fileno() >= 0
     bed.run("start")
     assert bed.wait_ready()[Q3]["pid"] == other
 
@@ -102,15 +102,15 @@ def test_environment_of_caller_and_user_does_not_reach_servers(bed: Bed, tmp_pat
     config.parent.mkdir(parents=True)
     config.write_text("[*]\nthreads-http = 3\nctx-size = 512\n")
     bed.module("server_state", state_dir=str(bed.state), state="stopped")
-    meddling = {
+    overrides = {
         "HOME": str(tmp_path / "home"),
-        "LLAMA_ARG_ALIAS": "meddled",
+        "LLAMA_ARG_ALIAS": "overridden",
         "LLAMA_ARG_THREADS_HTTP": "3",
-        "LLAMA_API_KEY": "meddled",
+        "LLAMA_API_KEY": "overridden",
         "AIP_MODE": "PREDICTION",
         "AIP_HTTP_PORT": str(bed.port + 5),
     }
-    started = bed.module("server_state", env=meddling, state_dir=str(bed.state), state="started")
+    started = bed.module("server_state", env=overrides, state_dir=str(bed.state), state="started")
     assert not started.get("failed"), started
     bed.wait_ready()
     for name, process in bed.processes().items():

@@ -176,7 +176,7 @@ def test_key_file_unusable_is_reported_before_changes(bed: Bed, key_file: Path) 
     def facts(**more: Any) -> dict[str, Any]:
         answer = bed.module(
             "begin_run",
-            user="nobody",
+            user="nobody",  # codespell:ignore nobody
             state_dir=str(bed.state),
             api_key_file=str(key_file),
             validate_launch=True,
@@ -194,8 +194,11 @@ def test_key_file_unusable_is_reported_before_changes(bed: Bed, key_file: Path) 
     bed.root.chmod(0o755)
     key_file.chmod(0o600)
     if os.geteuid() == 0:
-        assert "cannot be read by the servers' user nobody" in facts()["msg"]
-        assert "cannot be read by the servers' user nobody" not in str(facts(_ansible_check_mode=True).get("msg"))
+        unreadable = "cannot be read by the servers' user nobody"  # codespell:ignore nobody
+        assert unreadable in facts()["msg"]
+        assert "cannot be read by the servers' user nobody" not in str(
+            facts(_ansible_check_mode=True).get("msg")
+        )  # codespell:ignore nobody
     key_file.chmod(0o644)
     first = facts()["ansible_facts"]["llama_host"]["api_key_stamp"]
     key_file.write_text(f"{KEY}\n{KEY}-2\n")

@@ -77,8 +77,8 @@ def test_lock_of_killed_run_on_same_controller_is_free(bed: Bed) -> None:
 
 
 def test_failed_run_releases_lock(bed: Bed) -> None:
-    failed = bed.run("restart", "-e", "servers=nobody", code=2)
-    failed.expect("No server nobody is deployed here")
+    failed = bed.run("restart", "-e", "servers=unknown", code=2)
+    failed.expect("No server unknown is deployed here")
     assert holder(str(bed.state)) is None
 
 

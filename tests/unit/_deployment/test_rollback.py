@@ -102,7 +102,7 @@ def test_good_deployment_is_kept_with_its_files(host: Host) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ready", "to_come", "expected"),
+    ("ready", "next_revisions", "expected"),
     [
         ({"a": "r1", "b": "r1"}, {"a": "r2", "b": "r1"}, True),
         # Removing a server makes another deployment too.
@@ -115,10 +115,10 @@ def test_good_deployment_is_kept_with_its_files(host: Host) -> None:
         ({}, {"a": "r2"}, False),
     ],
 )
-def test_deployment_is_kept_only_if_good(host: Host, ready: dict, to_come: dict, expected: bool) -> None:
+def test_deployment_is_kept_only_if_good(host: Host, ready: dict, next_revisions: dict, expected: bool) -> None:
     host.deploy(a="r1", b="r1")
     host.ready(**ready)
-    assert (host.snapshot_if_good(**to_come) is not None) == expected
+    assert (host.snapshot_if_good(**next_revisions) is not None) == expected
 
 
 def test_failed_attempts_keep_last_good_deployment(host: Host) -> None:

@@ -40,9 +40,9 @@ def full(*, texts: bool, more: dict[str, Any] | None = None) -> bytes:
     ]
     letters = MAX_KEPT_TEXT - 5 * MAX_TENSORS - 1000
     if texts:
-        blown = WIDE.encode() + b"\xff" * (MAX_KEPT_STRING - 4)
+        wide_text = WIDE.encode() + b"\xff" * (MAX_KEPT_STRING - 4)
         count = letters // MAX_KEPT_STRING
-        keys += [make.key(f"text{number}", make.STRING, blown) for number in range(count)]
+        keys += [make.key(f"text{number}", make.STRING, wide_text) for number in range(count)]
         letters -= count * MAX_KEPT_STRING
     left = MAX_KEYS - len(keys)
     padding = WIDE * max(0, letters // left - 5)

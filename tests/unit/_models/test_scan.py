@@ -267,7 +267,7 @@ def test_file_deleted_or_growing_during_scan_is_rejected(
         make.small_model(models / name)
     real = read_files.read_open_header
 
-    def meddle(descriptor: int, size: int, budget: Any) -> Any:
+    def modify_files(descriptor: int, size: int, budget: Any) -> Any:
         if os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")) == "growing.gguf":
             with open(models / "growing.gguf", "ab") as stream:
                 stream.write(b"more")
@@ -275,7 +275,7 @@ def test_file_deleted_or_growing_during_scan_is_rejected(
 
     listing = list_files([str(models)])
     monkeypatch.setattr(scan_module, "list_files", lambda *_arguments, **_options: listing)
-    monkeypatch.setattr(read_files, "read_open_header", meddle)
+    monkeypatch.setattr(read_files, "read_open_header", modify_files)
     (models / "gone.gguf").unlink()
     result = rescan()
     assert paths(result) == ["a.gguf"]
@@ -509,8 +509,8 @@ def test_id_survives_broken_or_missing_file(models: Path, rescan: Scanner) -> No
     ids = {model["path"]: model["id"] for model in rescan().content["models"]}
     assert ids[str(first)] == "x"
     whole = first.read_bytes()
-    for away in (lambda: first.write_bytes(whole[:100]), first.unlink):
-        away()
+    for damage in (lambda: first.write_bytes(whole[:100]), first.unlink):
+        damage()
         content = rescan().content
         assert content["ids"] == {str(first): "x"}
         assert {model["path"]: model["id"] for model in content["models"]}.items() <= ids.items()

@@ -103,11 +103,11 @@ def test_summary_of_failed_rollout():
 
 
 def test_summary_of_complete_rollout():
-    well = {
+    hosts = {
         "a": rollout_summary.updated(INITIAL, SAME, HEALTH, False),
         "b": rollout_summary.updated(INITIAL, PLAN, {}, True),
     }
-    result = rollout_summary.summary(well, 1.0)
+    result = rollout_summary.summary(hosts, 1.0)
     assert result["is_complete"]
     assert rollout_summary.summary_lines(result)[-1].endswith("2 to restart, 1 to stop")
 

@@ -381,8 +381,8 @@ def test_unsupervised_server_is_restarted() -> None:
 def test_server_with_llama_variables_in_environment_is_restarted() -> None:
     first = plan([A], profile("a"))
     server = first["servers"][0]
-    meddled = process(server, stray=("AIP_MODE", "LLAMA_ARG_CTX_SIZE"))
-    second = plan([A], profile("a"), host(record=[server], running={"a": meddled}))
+    overridden = process(server, stray=("AIP_MODE", "LLAMA_ARG_CTX_SIZE"))
+    second = plan([A], profile("a"), host(record=[server], running={"a": overridden}))
     assert second["servers"][0]["reason"] == "its environment has AIP_MODE, LLAMA_ARG_CTX_SIZE"
 
 

@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The arguments of every module are one constant, which its documentation agrees with; modules are glue."""
+"""The arguments of every module are one constant that matches its documentation; modules contain no logic."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def comparable(options: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_documentation_agrees_with_the_arguments(module: str) -> None:
+def test_documentation_matches_arguments(module: str) -> None:
     assert comparable(documented_options(module)) == comparable(dict(arguments_of(module).options))
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_what_an_action_plugin_fills_in_is_not_documented(module: str) -> None:
+def test_internal_arguments_are_not_documented(module: str) -> None:
     filled_in = arguments_of(module).filled_in
     assert not set(filled_in) & set(documented_options(module))
     if filled_in:
@@ -63,7 +63,7 @@ def test_what_an_action_plugin_fills_in_is_not_documented(module: str) -> None:
 
 
 @pytest.mark.parametrize("path", GLUE, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_modules_and_action_plugins_are_glue(path: Path) -> None:
+def test_modules_and_action_plugins_are_short(path: Path) -> None:
     functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
     lengths = {node.name: node.end_lineno - node.lineno + 1 for node in functions if node.name in ("main", "run")}
     assert lengths or path.stem in ("profile", "report", "rollout")
@@ -71,18 +71,18 @@ def test_modules_and_action_plugins_are_glue(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", GLUE, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_no_module_or_action_plugin_writes_its_arguments_out(path: Path) -> None:
+def test_modules_and_action_plugins_use_the_constant(path: Path) -> None:
     text = path.read_text()
     assert "argument_spec=" not in text
     assert "AnsibleModule(" not in text
 
 
-def test_what_is_filled_in_is_added_to_what_was_before() -> None:
+def test_internal_arguments_are_merged() -> None:
     arguments = fill_in(fill_in({"state_dir": "/s"}, run_id="a"), slice=2.5)
     assert arguments == {"state_dir": "/s", "_filled_in": {"run_id": "a", "slice": 2.5}}
 
 
-def test_paths_of_the_host_are_left_as_they_are_written() -> None:
+def test_host_paths_are_not_expanded() -> None:
     options = on_controller(
         {
             "state_dir": {"type": "path", "required": True},
@@ -103,12 +103,12 @@ def failure(capsys: pytest.CaptureFixture[str], module: Any, **arguments: Any) -
     return capsys.readouterr().out
 
 
-def test_what_is_filled_in_is_not_an_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_internal_argument_as_option_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refused = failure(capsys, server_state, state_dir=str(tmp_path), state="started", run_id="mine")
     assert "Unsupported parameters" in refused and "run_id" in refused
 
 
-def test_what_is_filled_in_is_checked_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_internal_arguments_are_validated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "call it from a playbook" in failure(capsys, run_lock, state_dir=str(tmp_path))
     wrong = {"run": "no mapping"}
     assert "call it from a playbook" in failure(capsys, run_lock, state_dir=str(tmp_path), _filled_in=wrong)

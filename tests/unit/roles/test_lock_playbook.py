@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""lock.yml, and what scans make of its file: with two hosts on this machine."""
+"""The manifest playbook, and scans that compare files with the manifest: with two hosts on this machine."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ def fleet(tmp_path: Path) -> Fleet:
     return Fleet(tmp_path)
 
 
-def test_the_manifest_of_a_fleet(fleet: Fleet) -> None:
+def test_manifest_of_fleet_keeps_entries_of_other_hosts(fleet: Fleet) -> None:
     (fleet.folder / "one/broken.gguf").write_bytes(b"GGUF")
     assert "warning not in the manifest" in fleet.run("lock")
     first = fleet.listed()
     assert list(first) == ["both.gguf", "one.gguf", "two.gguf"]
 
-    # Of the hosts that are left out, and of one that fails, everything stays.
+    # Entries of hosts that are not scanned, or that fail, are kept.
     make.small_model(fleet.folder / "one/one.gguf", general__name="Other")
     make.small_model(fleet.folder / "one/new.gguf")
     fleet.run("lock", "--limit", "one")
@@ -73,14 +73,14 @@ def test_the_manifest_of_a_fleet(fleet: Fleet) -> None:
     fleet.run("lock", "-e", '{"registry_path": "/proc/none/{{ inventory_hostname }}.json"}', code=2)
     assert fleet.listed() == second
 
-    # A scan of all hosts forgets what is gone.
+    # A scan of all hosts removes entries of deleted files.
     (fleet.folder / "one/new.gguf").unlink()
     (fleet.folder / "two/two.gguf").unlink()
     fleet.run("lock")
     assert list(fleet.listed()) == ["both.gguf", "one.gguf"]
 
 
-def test_later_scans_are_held_against_it(fleet: Fleet) -> None:
+def test_scan_with_changed_file_fails(fleet: Fleet) -> None:
     fleet.run("lock")
     assert "warning" not in fleet.run("scan", "--limit", "one").replace("two.gguf is in the manifest", "")
     make.small_model(fleet.folder / "one/one.gguf", general__name="Changed")
@@ -89,7 +89,7 @@ def test_later_scans_are_held_against_it(fleet: Fleet) -> None:
     fleet.run("scan", "--limit", "one", "-e", '{"registry_manifest_file": ""}')
 
 
-def test_a_file_without_a_checksum_is_not_left_out_in_silence(fleet: Fleet) -> None:
+def test_manifest_with_unreadable_file_fails(fleet: Fleet) -> None:
     fleet.run("lock")
     before = fleet.manifest.read_text()
     scan = {"without_checksum": ["/m/x.gguf"], "manifest": {"files": {}}, "changes": {}, "warned": []}
@@ -99,6 +99,6 @@ def test_a_file_without_a_checksum_is_not_left_out_in_silence(fleet: Fleet) -> N
 
 
 @pytest.mark.parametrize("playbook", ["scan", "lock"])
-def test_a_scan_by_itself_goes_on_beside_another_run(fleet: Fleet, playbook: str) -> None:
+def test_scan_alone_runs_during_another_run(fleet: Fleet, playbook: str) -> None:
     run_lock.acquire(str(fleet.folder / "one.state"), run_lock.Run("other", "controller", "user", 1, "site.yml"))
     fleet.run(playbook, "--limit", "one")
