@@ -12,7 +12,6 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
 from ansible_collections.magi.llama.plugins.module_utils._launch import quoting, units
 from ansible_collections.magi.llama.plugins.module_utils._models import checksums
-from ansible_collections.magi.llama.plugins.module_utils._plan import variables
 
 FUNCTIONS = (
     checksums.merge_manifests,
@@ -27,7 +26,6 @@ FUNCTIONS = (
     quoting.supervisor_command,
     quoting.supervisor_environment,
     quoting.supervisor_value,
-    variables.setting_errors,
 )
 
 

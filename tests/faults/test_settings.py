@@ -26,6 +26,18 @@ from support.runs import BIN, ROOT, execute
         (["servers_stop_timeout=0"], {}, "servers_stop_timeout is 0"),
         (["servers_port_range_start=80.5"], {}, "servers_port_range_start is 80.5"),
         (["servers_gpu_access=ture"], {}, "servers_gpu_access is ture: set it to auto, true or false"),
+        (
+            ["servers_cpu_weight=abc"],
+            {},
+            "Argument 'servers_cpu_weight' is of type str and we were unable",
+        ),
+        (["servers_service_manager=upstart"], {}, "must be one of: auto, systemd, supervisor, got: upstart"),
+        (
+            ["runtime_install_method=compile"],
+            {},
+            "Value of runtime_install_method must be one of: auto, existing",
+        ),
+        (["registry_fact=long"], {}, "Value of registry_fact must be one of: auto, full, short, got: long"),
     ],
 )
 def test_invalid_variables_are_refused(bed: Bed, arguments: list[str], environment: dict[str, str], says: str) -> None:

@@ -14,36 +14,47 @@ from .._core.values import ValueTypeError, is_loopback, parse_bool
 
 WHOLE_NUMBER = re.compile(r"[1-9][0-9]*")
 NUMBERS = ("servers_port_range_start", "servers_port_range_end", "servers_stop_timeout", "servers_max_startup_time")
+# Also auto, or empty.
+BOOLEANS = ("servers_gpu_access", "servers_concurrent_starts")
+# What setting_errors explains better than an argument spec.
+EXPLAINED = (*NUMBERS, *BOOLEANS)
 
 
 def setting_errors(settings: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the role's variables (by their names), a sentence each; empty where all is well.
+    """What is wrong with variables of the role servers, as far as they are given (by name), a sentence each.
 
-    An empty servers_max_startup_time leaves it to the profile.
+    An empty servers_max_startup_time or servers_concurrent_starts leaves it to the profile.
     """
-    numbers = {name: str(settings[name]) for name in NUMBERS}
-    if not numbers["servers_max_startup_time"]:
-        del numbers["servers_max_startup_time"]
+    numbers = {name: str(settings[name]) for name in NUMBERS if name in settings}
+    if not numbers.get("servers_max_startup_time"):
+        numbers.pop("servers_max_startup_time", None)
     wrong = [f"{name} is {text}" for name, text in numbers.items() if not WHOLE_NUMBER.fullmatch(text)]
     if wrong:
         return [
             f"{', '.join(wrong)}: set it to a whole number of at least 1 (or MODEL_MAX_STARTUP_TIME, "
             "MODEL_PORT_RANGE_START, MODEL_PORT_RANGE_END)."
         ]
-    return [*_gpu_access(settings), *_port_range(settings), *_open_to_all(settings)]
+    return [*_booleans(settings), *_port_range(settings), *_open_to_all(settings)]
 
 
-def _gpu_access(settings: Mapping[str, Any]) -> list[str]:
-    value = settings["servers_gpu_access"]
+def _booleans(settings: Mapping[str, Any]) -> list[str]:
     try:
-        if value != "auto":
-            parse_bool("servers_gpu_access", value)
+        if settings.get("servers_gpu_access", "auto") != "auto":
+            parse_bool("servers_gpu_access", settings["servers_gpu_access"])
     except ValueTypeError as error:
         return [str(error)]
+    concurrent = settings.get("servers_concurrent_starts", "")
+    try:
+        if concurrent != "":
+            parse_bool("servers_concurrent_starts", concurrent)
+    except ValueTypeError:
+        return [f"servers_concurrent_starts is {concurrent}: set it to true or false (or MODEL_CONCURRENT_STARTS)."]
     return []
 
 
 def _port_range(settings: Mapping[str, Any]) -> list[str]:
+    if "servers_port_range_start" not in settings or "servers_port_range_end" not in settings:
+        return []
     first, last = int(settings["servers_port_range_start"]), int(settings["servers_port_range_end"])
     if 1 <= first <= last <= 65535:
         return []
@@ -54,6 +65,8 @@ def _port_range(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _open_to_all(settings: Mapping[str, Any]) -> list[str]:
+    if not {"servers_host", "servers_api_key_file", "servers_allow_open"} <= set(settings):
+        return []
     host = str(settings["servers_host"])
     if is_loopback(host) or settings["servers_api_key_file"] or settings["servers_allow_open"]:
         return []

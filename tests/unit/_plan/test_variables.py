@@ -12,6 +12,7 @@ GOOD = {
     "servers_stop_timeout": 30,
     "servers_max_startup_time": "",
     "servers_gpu_access": "auto",
+    "servers_concurrent_starts": "",
     "servers_host": "127.0.0.1",
     "servers_api_key_file": "",
     "servers_allow_open": False,
@@ -25,6 +26,7 @@ GOOD = {
         {"servers_max_startup_time": "120"},
         {"servers_gpu_access": True},
         {"servers_gpu_access": "off"},
+        {"servers_concurrent_starts": False},
         {"servers_host": "localhost"},
         {"servers_host": "::1"},
         {"servers_host": "0.0.0.0", "servers_api_key_file": "/etc/keys"},
@@ -47,6 +49,10 @@ def test_variables_valid_have_no_error(changes):
         ({"servers_port_range_start": 9000}, "The port range 9000 to 8099 is empty or not within 1 to 65535"),
         ({"servers_port_range_end": 70000}, "The port range 8080 to 70000 is empty or not within 1 to 65535"),
         ({"servers_gpu_access": "ture"}, "servers_gpu_access is ture: set it to auto, true or false"),
+        (
+            {"servers_concurrent_starts": "maybe"},
+            "servers_concurrent_starts is maybe: set it to true or false (or MODEL_CONCURRENT_STARTS).",
+        ),
         ({"servers_host": "10.0.0.1"}, "servers_host is 10.0.0.1, which other machines can reach"),
         # Begins like one, and is a name that others may have.
         (
@@ -62,3 +68,9 @@ def test_variables_invalid_error_names_variable_and_fix(changes, expected):
 
 def test_variables_errors_are_reported_together():
     assert len(setting_errors({**GOOD, "servers_gpu_access": "maybe", "servers_host": "::"})) == 2
+
+
+def test_variables_not_given_are_not_checked():
+    assert setting_errors({}) == []
+    assert setting_errors({"servers_max_startup_time": "x"})[0].startswith("servers_max_startup_time is x")
+    assert setting_errors({"servers_host": "0.0.0.0"}) == []
