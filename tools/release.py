@@ -85,12 +85,19 @@ def prepare(root: Path, version: str) -> bool:
         raise ReleaseError(f"{later[0]} is released already. Choose a later version than that.")
     if not list((root / "changelogs/fragments").glob("*.yml")):
         raise ReleaseError("changelogs/fragments has no fragment, so there is nothing to release.")
-    text, count = re.subn(r"(?m)^version: .*$", f"version: {version}", galaxy.read_text(encoding="utf-8"))
-    if count != 1:
-        raise ReleaseError(f"{galaxy} has {count} lines that begin with 'version:'; one is needed.")
-    galaxy.write_text(text, encoding="utf-8")
+    set_version(galaxy, "version: ", version)
+    # What modules read on a host, where there is no galaxy.yml.
+    set_version(root / "plugins/module_utils/_core/version.py", "COLLECTION_VERSION = ", f'"{version}"')
     run([BIN / "antsibull-changelog", "release", "--version", version], root)
     return True
+
+
+def set_version(path: Path, key: str, version: str) -> None:
+    """Set the version in the one line that begins with the key. Raises ReleaseError where there is not exactly one."""
+    text, count = re.subn(rf"(?m)^{re.escape(key)}.*$", f"{key}{version}", path.read_text(encoding="utf-8"))
+    if count != 1:
+        raise ReleaseError(f"{path} has {count} lines that begin with {key!r}; one is needed.")
+    path.write_text(text, encoding="utf-8")
 
 
 def read_released(path: Path) -> list[str]:

@@ -3,7 +3,7 @@
 # Prints the output of the run, and exits with 0 if the run failed.
 set -euo pipefail
 inventory=$1 profile=$2 bed=$3
-look() { podman exec "magi-$bed-1" stat -c %Y.%i /var/lib/magi-llama/servers.json; }
+look() { podman exec "magi-$bed-1" stat -c %Y.%i /var/lib/magi-llama/deployment.json; }
 said=$(mktemp)
 trap 'rm -f "$said"' EXIT
 before=$(look)

@@ -17,8 +17,8 @@ def query(*command):
     return done.stdout.decode()
 
 
-with open("/var/lib/magi-llama/servers.json", encoding="utf-8") as stream:
-    planned = {server["name"]: server["memory_max_bytes"] for server in json.load(stream)["servers"]}
+with open("/var/lib/magi-llama/deployment.json", encoding="utf-8") as stream:
+    planned = {server["name"]: server["memory_max_bytes"] for server in json.load(stream)["deployed"]["servers"]}
 units = [path.split("/")[-1] for path in sorted(glob.glob("/etc/systemd/system/magi-llama-*.service"))]
 names = [unit[len("magi-llama-") : -len(".service")] for unit in units]
 blocks = query("systemctl", "show", "-p", SHOWN, *units).strip().split("\n\n")

@@ -14,8 +14,9 @@ from ansible.template import trust_as_template
 from ansible_collections.magi.llama.plugins.module_utils._arguments.launch_configs import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
-from ansible_collections.magi.llama.plugins.module_utils._deployment.record import record_file, record_of
-from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import File, digest
+from ansible_collections.magi.llama.plugins.module_utils._deployment.record import record_of
+from ansible_collections.magi.llama.plugins.module_utils._deployment.state_files import planned
+from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import File
 from ansible_collections.magi.llama.plugins.module_utils._services.table import find_manager
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
 from ansible_collections.magi.llama.plugins.plugin_utils.this_run import this_run
@@ -41,8 +42,7 @@ class ActionModule(ActionBase):
         paths.append(manager.common_config_path(state_dir))
         contents.append(self._render(common, task_vars))
         wanted = [File(path, content.encode()) for path, content in zip(paths, contents, strict=True)]
-        record = record_file(state_dir, record_of(arguments["plan"], manager.name))
-        if arguments["deployed"] == {file.path: digest(file) for file in [record, *wanted]}:
+        if arguments["deployed"] == planned(state_dir, record_of(arguments["plan"], manager.name), wanted):
             return {**result, "changed": False, "written": [], "removed": []}
         configs = [{"path": path, "content": content} for path, content in zip(paths, contents, strict=True)]
         module_args = fill_in({**self._task.args, "deployed": None}, configs=configs, run_id=this_run()["id"])

@@ -41,7 +41,7 @@ class ActionModule(ActionBase):
         told: dict[str, Any] = self._execute_module(MODULE, {"state_dir": arguments["state_dir"]}, task_vars=task_vars)
         servers = told.get("deployed") or []
         if not servers:
-            why = told.get("msg") or f"{arguments['state_dir']}/servers.json names none. Run site.yml first."
+            why = told.get("msg") or f"{arguments['state_dir']}/deployment.json names none. Run site.yml first."
             raise AnsibleActionFail(f"No servers are deployed here: {why}")
         local = self._connection.transport == "local"
         host = str(task_vars.get("ansible_host", task_vars["inventory_hostname"]))

@@ -136,6 +136,10 @@ ansible_facts:
           description: Version of this layout.
           type: int
           sample: 1
+        collection_version:
+          description: Version of the collection that wrote it.
+          type: str
+          sample: 0.1.0
         reader_version:
           description: Version of the reader that made the records. Another version reads every file again.
           type: int

@@ -99,8 +99,9 @@ from ansible_collections.magi.llama.plugins.module_utils._arguments.launch_confi
 from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import renew
-from ansible_collections.magi.llama.plugins.module_utils._deployment.record import record_file, record_of
+from ansible_collections.magi.llama.plugins.module_utils._deployment.record import record_of
 from ansible_collections.magi.llama.plugins.module_utils._deployment.rollback import snapshot_if_good
+from ansible_collections.magi.llama.plugins.module_utils._deployment.state_files import state_files
 from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import (
     File,
     current_text,
@@ -109,6 +110,7 @@ from ansible_collections.magi.llama.plugins.module_utils._launch.config_files im
     stale_files,
     write_all,
 )
+from ansible_collections.magi.llama.plugins.module_utils._plan.document import PLAN
 from ansible_collections.magi.llama.plugins.module_utils._services.table import managed_files
 
 
@@ -120,19 +122,18 @@ def run(module: Module) -> dict:
     given = module.params
     given["state_dir"] = plain_path(given["state_dir"])
     configs = [File(entry["path"], entry["content"].encode(), int(entry["mode"], 8)) for entry in given["configs"]]
-    planned = record_of(given["plan"], given["service_manager"])
-    record = record_file(given["state_dir"], planned)
     managed = managed_files(given["state_dir"])
-    # The record comes first: a run that dies after it is known by it.
-    write = files_to_write([record, *configs])
-    remove = stale_files(managed, [file.path for file in configs])
+    record = record_of(PLAN.load(given["plan"]), given["service_manager"])
     refuse_foreign(configs, managed)
-    launch = [file for file in write if file is not record]
-    diff = [_diff(file.path, file.content.decode()) for file in launch] + [_diff(path, "") for path in remove]
+    launch, stale = files_to_write(configs), stale_files(managed, [file.path for file in configs])
+    before = snapshot_if_good(given["state_dir"], record, launch, stale)
+    state, old = state_files(given["state_dir"], record, before)
+    # The state comes first: a run that dies after it is known by it.
+    write, remove = [*state, *launch], [*stale, *old]
+    diff = [_diff(file.path, file.content.decode()) for file in launch] + [_diff(path, "") for path in stale]
     if not module.check_mode and (write or remove):
         renew(given["state_dir"], given["run_id"])
-        before = snapshot_if_good(given["state_dir"], planned, launch, remove)
-        write_all([*([before] if before else []), *write], remove)
+        write_all(write, remove)
     return {
         "changed": bool(write or remove),
         "written": [file.path for file in write],

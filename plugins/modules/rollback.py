@@ -90,22 +90,22 @@ from ansible_collections.magi.llama.plugins.module_utils._deployment.record impo
     DamagedRecordError,
     empty_record,
     read_record,
-    record_file,
 )
 from ansible_collections.magi.llama.plugins.module_utils._deployment.rollback import (
     deployment_before,
     planned,
     prefixes_to_restore,
-    previous_file,
     read_previous,
     starting,
 )
+from ansible_collections.magi.llama.plugins.module_utils._deployment.state_files import state_files
 from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import (
     current_text,
     files_to_write,
     stale_files,
     write_all,
 )
+from ansible_collections.magi.llama.plugins.module_utils._plan.document import PLAN
 from ansible_collections.magi.llama.plugins.module_utils._runtime.prefix import restore_previous
 from ansible_collections.magi.llama.plugins.module_utils._runtime.probe import ProbeError, probe
 from ansible_collections.magi.llama.plugins.module_utils._services.table import managed_files
@@ -121,18 +121,20 @@ def run(module: Module) -> dict:
     before = read_previous(state_dir) if given["keep_binary"] else deployment_before(state_dir)
     restored = prefixes_to_restore(before, _identity, given["keep_binary"])
     servers = planned(before, _deployed(state_dir), processes(state_dir))
-    notes = [previous_file(state_dir, before), record_file(state_dir, before.record)]
-    write = files_to_write([*notes, *before.files])
-    remove = stale_files(managed_files(state_dir), [file.path for file in before.files])
-    diff = [_diff(file.path, file.content.decode()) for file in write if file not in notes]
-    diff += [_diff(path, "") for path in remove]
+    launch = files_to_write(before.files)
+    stale = stale_files(managed_files(state_dir), [file.path for file in before.files])
+    # It stays the previous deployment as well, so that a second rollback changes nothing.
+    state, old = state_files(state_dir, before.record, before)
+    write, remove = [*state, *launch], [*stale, *old]
+    diff = [_diff(file.path, file.content.decode()) for file in launch] + [_diff(path, "") for path in stale]
     if not module.check_mode and (restored or write or remove):
         renew(state_dir, given["run_id"])
         for prefix in restored:
             restore_previous(prefix)
         write_all(write, remove)
     name = before.record["profile"]
-    plan = {"profile": name, "servers": servers, "memory": {}, "warnings": []}
+    content = {"start": before.record.get("start"), "servers": servers, "memory": {}, "warnings": []}
+    plan = PLAN.stamp({"profile": name, **content})
     profile = {"name": name, "description": "the deployment before", "source": "", "start": starting(before)}
     return {
         "changed": bool(restored or write or remove or any(server["action"] != "keep" for server in servers)),

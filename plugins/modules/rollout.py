@@ -81,6 +81,14 @@ rollout:
   returned: O(step=summary)
   type: dict
   contains:
+    schema_version:
+      description: Version of this layout, for which docs/schemas has the JSON Schema.
+      type: int
+      sample: 1
+    collection_version:
+      description: Version of the collection that wrote it.
+      type: str
+      sample: 0.1.0
     is_complete:
       description: Whether no host failed and none is left untouched.
       type: bool

@@ -59,6 +59,14 @@ status:
   returned: success
   type: dict
   contains:
+    schema_version:
+      description: Version of this layout, for which docs/schemas has the JSON Schema.
+      type: int
+      sample: 1
+    collection_version:
+      description: Version of the collection that wrote it.
+      type: str
+      sample: 0.1.0
     total_servers:
       description: How many servers are deployed.
       type: int

@@ -115,11 +115,11 @@ changed:
   type: bool
 deployed:
   description: >-
-    The record and the launch configs that are on the host, each path with a digest of the file. With it
+    The state and the launch configs that are on the host, each path with a digest of what the file says. With it
     M(magi.llama.launch_configs) knows whether there is anything to write.
   returned: success
   type: dict
-  sample: {"/var/lib/magi-llama/servers.json": "9f86d081884c7d65…"}
+  sample: {"/var/lib/magi-llama/deployment.json": "9f86d081884c7d65…"}
 ansible_facts:
   description: The fact C(llama_plan).
   returned: success
@@ -129,6 +129,14 @@ ansible_facts:
       description: The plan.
       type: dict
       contains:
+        schema_version:
+          description: Version of this layout, for which docs/schemas has the JSON Schema.
+          type: int
+          sample: 1
+        collection_version:
+          description: Version of the collection that wrote it.
+          type: str
+          sample: 0.1.0
         profile:
           description: Name of the profile.
           type: str
@@ -157,10 +165,10 @@ from ansible_collections.magi.llama.plugins.module_utils._core.files import plai
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import listeners, memory, processes
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import (
     DamagedRecordError,
-    deployed,
     empty_record,
     read_record,
 )
+from ansible_collections.magi.llama.plugins.module_utils._deployment.state_files import deployed
 from ansible_collections.magi.llama.plugins.module_utils._models.registry_file import require
 from ansible_collections.magi.llama.plugins.module_utils._plan.differences import extra_warnings, has_changes, plan_diff
 from ansible_collections.magi.llama.plugins.module_utils._plan.gpu import usable_gpus

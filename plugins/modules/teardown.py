@@ -82,7 +82,7 @@ removed:
   returned: success
   type: list
   elements: str
-  sample: [/var/lib/magi-llama/servers.json]
+  sample: [/var/lib/magi-llama/deployment.json]
 """
 
 

@@ -98,7 +98,7 @@ class Ours:
         return playbook("playbooks/site.yml", self.inventory, "-e", "profile=bench", *arguments)
 
     def record(self) -> list[dict[str, Any]]:
-        return list(json.loads((self.state / "servers.json").read_text())["servers"])
+        return list(json.loads((self.state / "deployment.json").read_text())["deployed"]["servers"])
 
     def remove(self) -> None:
         if self.state.exists():

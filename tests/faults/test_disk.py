@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import Run, acquire, holder, release, renew
+from ansible_collections.magi.llama.plugins.module_utils._plan.document import PLAN
 from support.bed import Bed
 
 Q3, Q4 = "tiny-llama-q3_k_m", "tiny-llama-q4_k_m"
@@ -53,16 +54,16 @@ def read_only_disk(bed: Bed) -> Iterator[Bed]:
 
 
 def kept_files(bed: Bed) -> dict[str, bytes]:
-    paths = [bed.registry, bed.state / "servers.json", *(bed.state / "supervisor/conf.d").iterdir()]
+    paths = [bed.registry, bed.state / "deployment.json", *(bed.state / "supervisor/conf.d").iterdir()]
     return {str(path): path.read_bytes() for path in paths}
 
 
 def changed_plan(bed: Bed) -> dict[str, Any]:
-    record = json.loads((bed.state / "servers.json").read_text())
+    record = json.loads((bed.state / "deployment.json").read_text())["deployed"]
     servers = [
         {**server, "port": server["port"] + 9, "action": "restart", "reason": ""} for server in record["servers"]
     ]
-    return {**record, "servers": servers}
+    return PLAN.stamp({**record, "servers": servers, "memory": {}, "warnings": []})
 
 
 def check_refusals(bed: Bed, why: str) -> None:

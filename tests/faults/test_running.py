@@ -121,14 +121,16 @@ def test_environment_of_caller_and_user_does_not_reach_servers(bed: Bed, tmp_pat
 
 
 def test_restart_with_sequential_profile_is_one_by_one(bed: Bed) -> None:
-    path = bed.state / "servers.json"
-    record = json.loads(path.read_text())
-    path.write_text(json.dumps({**record, "start": {**record["start"], "concurrent": False}}))
+    path = bed.state / "deployment.json"
+    content = json.loads(path.read_text())
+    content["deployed"]["start"]["concurrent"] = False
+    path.write_text(json.dumps(content))
     try:
         one_by_one = bed.run("restart").output
         at_once = bed.run("restart", "-e", "servers_concurrent_starts=true").output
     finally:
-        path.write_text(json.dumps(record, indent=2) + "\n")
+        content["deployed"]["start"]["concurrent"] = True
+        path.write_text(json.dumps(content, indent=2) + "\n")
     # Each server is healthy before the next is started, and the run reports all of them at the end.
     awaited_first = [run.index("  ready in ") < run.index(": restarted") for run in (one_by_one, at_once)]
     assert awaited_first == [True, False]

@@ -59,8 +59,8 @@ def move_all(registry: Registry) -> None:
         (first_model(path="/etc/passwd"), "not its first file"),
         (first_model(path="/etc/passwd", files=["/etc/passwd"]), "/etc/passwd is not in the scanned folders"),
         (move_all, "/etc/passwd is not in the scanned folders"),
-        (first_model(id="../../etc/cron.d/x"), "is not an id"),
-        (first_model(id="x\nExecStartPre=/bin/sh"), "is not an id"),
+        (first_model(id="../../etc/cron.d/x"), "id is '"),
+        (first_model(id="x\nExecStartPre=/bin/sh"), "id is '"),
         (first_model(mmproj="/etc/passwd"), "is not among the companions"),
     ],
 )
@@ -78,11 +78,11 @@ def test_registry_hostile_is_damaged(bed: Bed, tmp_path: Path, change: Callable[
 
 
 def test_record_with_path_as_name_is_damaged(bed: Bed, tmp_path: Path) -> None:
-    record = json.loads((bed.state / "servers.json").read_text())
-    record["servers"][0]["name"] = "../../../etc/systemd/system/sshd"
-    (tmp_path / "servers.json").write_text(json.dumps(record))
+    content = json.loads((bed.state / "deployment.json").read_text())
+    content["deployed"]["servers"][0]["name"] = "../../../etc/systemd/system/sshd"
+    (tmp_path / "deployment.json").write_text(json.dumps(content))
     answer = bed.module("server_state", state_dir=str(tmp_path), state="stopped")
-    assert answer["failed"] and "is not a server name" in answer["msg"]
+    assert answer["failed"] and "servers[0].name is '../" in answer["msg"]
 
 
 def test_link_out_of_folder_is_rejected(bed: Bed, tmp_path: Path) -> None:

@@ -137,10 +137,11 @@ def test_other_tags_skip_checks_of_servers(bed: Bed) -> None:
 
 
 def test_stopped_server_when_probed_is_not_marked_refused(bed: Bed) -> None:
-    ready = bed.state / "ready.json"
+    ready = bed.state / "observed.json"
     bed.run("stop", "-e", "servers=tiny-llama-q3_k_m")
     bed.run("verify", code=2).expect("All connection attempts failed")
-    assert "revision" not in json.loads(ready.read_text())["tiny-llama-q3_k_m"]
+    assert "ready_revision" not in json.loads(ready.read_text())["servers"]["tiny-llama-q3_k_m"]
     bed.run("start")
     bed.run("site")
-    assert json.loads(ready.read_text())["tiny-llama-q3_k_m"].keys() == {"pid", "seconds", "revision"}
+    seen = json.loads(ready.read_text())["servers"]["tiny-llama-q3_k_m"]
+    assert seen.keys() == {"pid", "seconds_to_ready", "ready_since", "restarts", "ready_revision"}

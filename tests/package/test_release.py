@@ -62,6 +62,9 @@ def test_a_release_has_version_changelog_artifact_and_checksum(checkout: Path) -
     with tarfile.open(checkout / "dist" / name) as archive:
         about = json.load(archive.extractfile("MANIFEST.json"))["collection_info"]
         assert f"v{LATER}" in archive.extractfile("CHANGELOG.md").read().decode().replace("\\", "")
+        # What modules write into documents on a host.
+        version = archive.extractfile("plugins/module_utils/_core/version.py").read().decode()
+    assert version.endswith(f'COLLECTION_VERSION = "{LATER}"\n')
     assert about["version"] == LATER
     assert {about[key] for key in ("repository", "homepage")} == {REPOSITORY}
     assert about["issues"] == f"{REPOSITORY}/issues"

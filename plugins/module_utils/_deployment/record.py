@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""The record of the servers that are deployed on a host: servers.json in the state directory."""
+"""What is deployed on a host, the deployment before it, and what is to run: deployment.json in the state directory."""
 
 from __future__ import annotations
 
@@ -10,14 +10,56 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from .._core.documents import (
+    ABSOLUTE_PATH,
+    NAME,
+    NULL,
+    NUMBER,
+    Document,
+    DocumentError,
+    Fields,
+    Map,
+    Maybe,
+    NewerDocumentError,
+    check,
+)
 from .._core.errors import MagiError
-from .._launch.config_files import File, digest, file_at
-from .._services.table import deployed_paths
+from .._launch.config_files import File
 
-SCHEMA_VERSION = 1
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+_SERVER = Fields(
+    {"name": NAME, "model_id": str, "port": int, "argv": [str]},
+    {
+        "display_name": (str, NULL),
+        "tier": (str, NULL),
+        "kind": str,
+        "architecture": (str, NULL),
+        "instance": int,
+        "generation": int,
+        "host": str,
+        "env": Map(str),
+        "revision": str,
+        "memory": dict,
+        "memory_max_bytes": int,
+        "api_key_file": (str, NULL),
+        "stop_timeout": int,
+        "max_startup_time": NUMBER,
+    },
+)
+RECORD = Fields(
+    {"profile": (str, NULL), "service_manager": (str, NULL), "servers": [_SERVER]},
+    {"start": (dict, NULL)},
+)
+INTENDED = Map(re.compile("started|stopped"), NAME)
+PREVIOUS = Fields({"deployed": RECORD, "files": [Fields({"path": ABSOLUTE_PATH, "content": str, "mode": int})]})
+# Version 1 were the files that version_1.py reads.
+DEPLOYMENT = Document(
+    "deployment",
+    2,
+    Fields({"collection_version": str, "deployed": RECORD, "intended": INTENDED, "previous": Maybe(PREVIOUS)}),
+)
 
 
 class RecordError(MagiError):
@@ -28,42 +70,105 @@ class DamagedRecordError(RecordError):
     """A record that is there and is not JSON of ours: what runs is then all that is known."""
 
 
-def record_path(state_dir: str) -> str:
-    """The path of the record."""
-    return os.path.join(state_dir, "servers.json")
+@dataclass(frozen=True)
+class Deployment:
+    """A record of deployed servers with their launch configs, as files."""
+
+    record: Mapping[str, Any]
+    files: Sequence[File]
+
+    @property
+    def binaries(self) -> dict[str, str]:
+        """Each llama-server's path with its identity."""
+        return {
+            str(server["argv"][0]): str(server["env"].get("MAGI_LLAMA_RUNTIME", ""))
+            for server in self.record["servers"]
+        }
+
+
+def deployment_path(state_dir: str) -> str:
+    """Path of the file."""
+    return os.path.join(state_dir, "deployment.json")
 
 
 def empty_record() -> dict[str, Any]:
     """The record of a host on which nothing is deployed."""
-    return {"schema_version": SCHEMA_VERSION, "profile": None, "service_manager": None, "servers": []}
+    return {"profile": None, "service_manager": None, "start": None, "servers": []}
 
 
 def read_record(state_dir: str) -> dict[str, Any]:
-    """{"schema_version", "profile", "service_manager", "servers": [server …]}; empty where nothing is deployed.
+    """{"profile", "service_manager", "start", "servers": [server …]}; empty where nothing is deployed.
 
     Raises DamagedRecordError where the text makes no sense, RecordError where it cannot be read or is too new.
     """
-    path = record_path(state_dir)
+    path = deployment_path(state_dir)
+    content = read_file(path, DEPLOYMENT)
+    if content is not None:
+        return dict(checked(content.get("deployed"), RECORD, path))
+    from . import version_1
+
+    return version_1.read_record(state_dir) or empty_record()
+
+
+def read_intended(state_dir: str) -> dict[str, str]:
+    """What each deployed server is to be, started or stopped. Raises RecordError."""
+    path = deployment_path(state_dir)
+    content = read_file(path, DEPLOYMENT)
+    if content is None:
+        return intended_of(read_record(state_dir))
+    return dict(checked(content.get("intended"), INTENDED, path))
+
+
+def read_previous_deployment(state_dir: str) -> Deployment | None:
+    """The last good deployment before this one, None where there is none. Raises RecordError as read_record does."""
+    path = deployment_path(state_dir)
+    content = read_file(path, DEPLOYMENT)
+    if content is None:
+        from . import version_1
+
+        return version_1.read_previous_deployment(state_dir)
+    return deployment_in(checked(content.get("previous"), Maybe(PREVIOUS), path))
+
+
+def deployment_in(previous: Mapping[str, Any] | None) -> Deployment | None:
+    """The deployment that this part of the file holds."""
+    if previous is None:
+        return None
+    files = [File(entry["path"], entry["content"].encode(), entry["mode"]) for entry in previous["files"]]
+    return Deployment(previous["deployed"], files)
+
+
+def read_file(path: str, document: Document) -> dict[str, Any] | None:
+    """A document's file in the current schema version, its parts unchecked; None where it is missing.
+
+    Raises RecordError, and DamagedRecordError where it is not such a document.
+    """
     try:
         with open(path, encoding="utf-8") as stream:
-            record = json.load(stream)
-        if record["schema_version"] > SCHEMA_VERSION:
-            raise RecordError(f"{path} was written by a newer magi.llama: update the collection on this controller.")
-        for server in record["servers"]:
-            if not {"name", "port", "argv", "model_id"} <= set(server):
-                raise ValueError("a server lacks its name, port, argv or model_id")
-            # Names become names of files and units.
-            if not NAME.fullmatch(server["name"]):
-                raise ValueError(f"{server['name']!r:.40} is not a server name")
+            return document.migrated(json.load(stream))
     except FileNotFoundError:
-        return empty_record()
+        return None
     except OSError as error:
         raise RecordError(f"{path} cannot be read: {error.strerror}. Run as a user who may read it.") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedRecordError(
-            f"{path} is damaged ({error}). site.yml writes it again: running servers are found by their processes."
-        ) from error
-    return dict(record)
+    except NewerDocumentError as error:
+        raise RecordError(f"{path}: {error}") from error
+    except (ValueError, RecursionError, DocumentError) as error:
+        raise _damaged(path, error) from error
+
+
+def checked(part: Any, shape: Any, path: str) -> Any:
+    """A part of the file at path. Raises DamagedRecordError where it does not have the shape."""
+    try:
+        check(part, shape, "it")
+    except DocumentError as error:
+        raise _damaged(path, error) from error
+    return part
+
+
+def _damaged(path: str, error: Exception) -> DamagedRecordError:
+    return DamagedRecordError(
+        f"{path} is damaged ({error}). site.yml writes it again: running servers are found by their processes."
+    )
 
 
 def record_of(plan: Mapping[str, Any], service_manager: str) -> dict[str, Any]:
@@ -74,7 +179,6 @@ def record_of(plan: Mapping[str, Any], service_manager: str) -> dict[str, Any]:
         if server["action"] != "stop"
     ]
     return {
-        "schema_version": 1,
         "profile": plan["profile"],
         "service_manager": service_manager,
         "start": plan.get("start"),
@@ -82,18 +186,9 @@ def record_of(plan: Mapping[str, Any], service_manager: str) -> dict[str, Any]:
     }
 
 
-def record_file(state_dir: str, record: Mapping[str, Any]) -> File:
-    """The record as a file."""
-    return File(record_path(state_dir), (json.dumps(record, indent=2) + "\n").encode())
-
-
-def deployed(state_dir: str, service_manager: str) -> dict[str, str]:
-    """The record and every launch config of this state directory, each path with the digest of the file.
-
-    By it the controller knows whether there is anything to write, without sending it all.
-    """
-    found = [file_at(path) for path in [record_path(state_dir), *deployed_paths(state_dir, service_manager)]]
-    return {file.path: digest(file) for file in found if file is not None}
+def intended_of(record: Mapping[str, Any]) -> dict[str, str]:
+    """What a plan intends: each server of the record is to run, and no other."""
+    return {str(server["name"]): "started" for server in record["servers"]}
 
 
 class UnknownServerError(MagiError):

@@ -10,10 +10,8 @@ any number of failed attempts the way back leads to what worked.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from .._core.errors import MagiError
@@ -22,34 +20,11 @@ from .._health.observations import ready_revisions, record_verdicts
 from .._launch.config_files import File, read_file
 from .._runtime.prefix_manifest import note_in_manifest, previous_prefix, read_manifest
 from .._services.table import deployed_paths
-from .record import DamagedRecordError, read_record
-
-SCHEMA_VERSION = 1
+from .record import DamagedRecordError, Deployment, RecordError, deployment_path, read_previous_deployment, read_record
 
 
 class RollbackError(MagiError):
     """A deployment that cannot be returned to; nothing has been touched."""
-
-
-@dataclass(frozen=True)
-class Deployment:
-    """A record of deployed servers with their launch configs, as files."""
-
-    record: Mapping[str, Any]
-    files: Sequence[File]
-
-    @property
-    def binaries(self) -> dict[str, str]:
-        """Each llama-server's path with its identity."""
-        return {
-            str(server["argv"][0]): str(server["env"].get("MAGI_LLAMA_RUNTIME", ""))
-            for server in self.record["servers"]
-        }
-
-
-def previous_path(state_dir: str) -> str:
-    """Where the last good deployment before this one is kept."""
-    return os.path.join(state_dir, "previous.json")
 
 
 def is_good(state_dir: str, record: Mapping[str, Any]) -> bool:
@@ -100,8 +75,8 @@ def prefix_of(path: str) -> str:
 
 def snapshot_if_good(
     state_dir: str, record: Mapping[str, Any], launch: Sequence[File], remove: Sequence[str]
-) -> File | None:
-    """What is deployed now, as the file that keeps it, where it is good and the new record and configs differ from it.
+) -> Deployment | None:
+    """What is deployed now, where it is good and the new record and configs differ from it.
 
     launch are the launch configs that are to be written, remove the paths of those that are to go.
     """
@@ -114,17 +89,13 @@ def snapshot_if_good(
     if not launch and not remove and revisions(now) == revisions(record):
         return None
     try:
-        return previous_file(state_dir, Deployment(now, _deployed_files(state_dir, now)))
+        deployment = Deployment(now, _deployed_files(state_dir, now))
+        for file in deployment.files:
+            file.content.decode()
     except (OSError, ValueError):
         # A file was removed or edited: this is no longer the deployment that was good.
         return None
-
-
-def previous_file(state_dir: str, deployment: Deployment) -> File:
-    """The file that keeps a deployment."""
-    files = [{"path": file.path, "content": file.content.decode(), "mode": file.mode} for file in deployment.files]
-    content = {"schema_version": SCHEMA_VERSION, "record": deployment.record, "files": files}
-    return File(previous_path(state_dir), (json.dumps(content, indent=2) + "\n").encode())
+    return deployment
 
 
 def _deployed_files(state_dir: str, record: Mapping[str, Any]) -> list[File]:
@@ -161,23 +132,18 @@ def _was_replaced(path: str, identity: str) -> bool:
 
 def read_previous(state_dir: str) -> Deployment:
     """The deployment that is kept. Raises RollbackError."""
-    path = previous_path(state_dir)
     try:
-        with open(path, encoding="utf-8") as stream:
-            kept_one = json.load(stream)
-        if kept_one["schema_version"] > SCHEMA_VERSION:
-            raise RollbackError(f"{path} was written by a newer magi.llama: update the collection on this controller.")
-        files = [File(entry["path"], entry["content"].encode(), int(entry["mode"])) for entry in kept_one["files"]]
-        return Deployment(kept_one["record"], files)
-    except FileNotFoundError:
+        deployment = read_previous_deployment(state_dir)
+    except DamagedRecordError as error:
+        raise RollbackError(f"{error} Until then there is nothing to return to.") from error
+    except RecordError as error:
+        raise RollbackError(str(error)) from error
+    if deployment is None:
         raise RollbackError(
-            f"There is nothing to return to: {path} is written when a deployment whose servers were all ready is "
-            "replaced by another. Fix the cause and run site.yml."
-        ) from None
-    except OSError as error:
-        raise RollbackError(f"{path} cannot be read: {error.strerror}. Run as a user who may read it.") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise RollbackError(f"{path} is damaged ({error}). Fix the cause and run site.yml.") from error
+            f"There is nothing to return to: {deployment_path(state_dir)} keeps a deployment whose servers were all "
+            "ready when another replaces it, and has none. Fix the cause and run site.yml."
+        )
+    return deployment
 
 
 def prefixes_to_restore(deployment: Deployment, identity_of: Any, keep_binary: bool = False) -> list[str]:

@@ -17,14 +17,15 @@ from .._core.errors import MagiError
 from .._core.files import leftovers
 from .._core.processes import all_processes, command_of
 from .._core.run_lock import lock_path
-from .._health.observations import readiness_path, ready_revisions
+from .._health.observations import ObservedError, observed_path, ready_revisions
+from .._health.observations import old_path as old_observations
 from .._launch.config_files import stale_files
 from .._models.registry_file import partial_path
 from .._runtime.prefix_manifest import read_manifest
 from .._services.base import Stopped, terminate
 from .._services.table import all_managers, managed_files
-from .record import RecordError, read_record, record_path
-from .rollback import RollbackError, previous_path, read_previous
+from .record import RecordError, deployment_path, read_previous_deployment, read_record
+from .version_1 import paths as old_paths
 
 OUR_FOLDER = "magi-llama"
 
@@ -38,7 +39,8 @@ def owned_paths(
 ) -> list[str]:
     """Paths of what we made and what is there, files and whole folders; prefixes without our manifest are not ours."""
     configs = stale_files(managed_files(state_dir), [])
-    paths = [*configs, record_path(state_dir), readiness_path(state_dir), previous_path(state_dir)]
+    paths = [*configs, deployment_path(state_dir), observed_path(state_dir)]
+    paths += [*old_paths(state_dir), old_observations(state_dir)]
     paths += [registry_path, partial_path(registry_path)]
     names = _server_names(state_dir)
     paths += [path for manager in all_managers() for path in manager.owned_paths(state_dir, names, configs)]
@@ -58,11 +60,14 @@ def owned_paths(
 
 def _server_names(state_dir: str) -> set[str]:
     """Names of the servers that this state directory has, and of those it had, as far as its files show."""
-    names = set(ready_revisions(state_dir))
+    names: set[str] = set()
+    with contextlib.suppress(ObservedError):
+        names |= set(ready_revisions(state_dir))
     with contextlib.suppress(RecordError):
         names |= {str(server["name"]) for server in read_record(state_dir)["servers"]}
-    with contextlib.suppress(RollbackError):
-        names |= {str(server["name"]) for server in read_previous(state_dir).record["servers"]}
+    with contextlib.suppress(RecordError):
+        previous = read_previous_deployment(state_dir)
+        names |= {str(server["name"]) for server in previous.record["servers"]} if previous else set()
     return names
 
 

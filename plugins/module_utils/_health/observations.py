@@ -2,10 +2,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""What was seen of servers' readiness, kept beside the record: a later run cannot see it any more.
+"""What was seen of servers when they were waited for: observed.json in the state directory.
 
-For each server its process with the seconds that it took, the revision with which it was ready last, and the revision
-with which it was ready and yet gave no token.
+For each server its process with the seconds that it took and since when it is ready, its restarts, the revision with
+which it was ready last, and the revision with which it was ready and yet did not answer.
 """
 
 from __future__ import annotations
@@ -13,22 +13,53 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .._core.documents import NAME, NULL, NUMBER, Document, DocumentError, Fields, Map, NewerDocumentError, check
+from .._core.errors import MagiError
 from .._core.files import write_atomic
+from .._launch.config_files import File
 from .wait import Outcome
 
+_SECONDS = (*NUMBER, NULL)
+_SERVER = Fields(
+    {},
+    {
+        "pid": (int, NULL),
+        "seconds_to_ready": _SECONDS,
+        "ready_since": (str, NULL),
+        "restarts": int,
+        "ready_revision": (str, NULL),
+        "refused_revision": (str, NULL),
+        "started": Fields({"pid": (int, NULL), "seconds_to_ready": NUMBER}),
+    },
+)
+# Version 1 was ready.json, without a schema version and a collection's version.
+OBSERVED = Document("observed", 2, Fields({"collection_version": str, "servers": Map(_SERVER, NAME)}))
+MODE = 0o644
 
-def readiness_path(state_dir: str) -> str:
-    """Where it is kept."""
+Known = dict[str, dict[str, Any]]
+
+
+class ObservedError(MagiError):
+    """Observations that a newer version of the collection wrote."""
+
+
+def observed_path(state_dir: str) -> str:
+    """Path of the file."""
+    return os.path.join(state_dir, "observed.json")
+
+
+def old_path(state_dir: str) -> str:
+    """Path of the file that an older version has in its place."""
     return os.path.join(state_dir, "ready.json")
 
 
 def ready_revisions(state_dir: str) -> dict[str, Any]:
-    """Each server's revision with which it was ready last."""
-    known = _read(state_dir)
-    return {name: seen.get("revision") for name, seen in known.items()}
+    """Each server's revision with which it was ready last. Raises ObservedError."""
+    return {name: seen.get("ready_revision") for name, seen in _read(state_dir).items()}
 
 
 def update_observations(
@@ -36,26 +67,33 @@ def update_observations(
 ) -> list[dict[str, Any]]:
     """The outcomes as dicts with became_ready, and with the seconds seen when their processes became ready.
 
-    revisions are those that the servers' processes were launched with.
+    revisions are those that the servers' processes were launched with. Raises ObservedError.
     """
     known = _read(state_dir)
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     result = []
     for outcome in outcomes:
         entry = {**outcome.as_dict(), "became_ready": False}
         seen = known.get(outcome.name)
         if outcome.is_ready and seen and seen.get("pid") == outcome.pid:
-            entry["seconds_to_ready"] = seen.get("seconds")
+            entry["seconds_to_ready"] = seen.get("seconds_to_ready")
+            seen["restarts"] = outcome.restarts
         elif outcome.is_ready:
             entry["became_ready"] = True
             started = (seen or {}).get("started") or {}
             if started.get("pid") == outcome.pid:
-                entry["seconds_to_ready"] = started["seconds"]
-            known[outcome.name] = {"pid": outcome.pid, "seconds": entry["seconds_to_ready"]}
-            if seen and "refused" in seen:
-                known[outcome.name]["refused"] = seen["refused"]
+                entry["seconds_to_ready"] = started["seconds_to_ready"]
+            known[outcome.name] = {
+                "pid": outcome.pid,
+                "seconds_to_ready": entry["seconds_to_ready"],
+                "ready_since": now,
+                "restarts": outcome.restarts,
+            }
+            if seen and "refused_revision" in seen:
+                known[outcome.name]["refused_revision"] = seen["refused_revision"]
         revision = revisions.get(outcome.name)
-        if outcome.is_ready and revision is not None and revision != known[outcome.name].get("refused"):
-            known[outcome.name]["revision"] = revision
+        if outcome.is_ready and revision is not None and revision != known[outcome.name].get("refused_revision"):
+            known[outcome.name]["ready_revision"] = revision
         result.append(entry)
     if write:
         _write(state_dir, known)
@@ -66,14 +104,14 @@ def note_seconds(state_dir: str, seconds: Mapping[str, tuple[int | None, float]]
     """Note in how many seconds processes became ready that were seen to while others were being started, by name."""
     known = _read(state_dir)
     for name, (pid, took) in seconds.items():
-        known.setdefault(name, {})["started"] = {"pid": pid, "seconds": took}
+        known.setdefault(name, {})["started"] = {"pid": pid, "seconds_to_ready": took}
     _write(state_dir, known)
 
 
 def refused_revisions(state_dir: str) -> dict[str, Any]:
-    """Each server's revision with which it gave no token although it was ready."""
+    """Each server's revision with which it did not answer although it was ready. Raises ObservedError."""
     known = _read(state_dir)
-    return {name: seen["refused"] for name, seen in known.items() if "refused" in seen}
+    return {name: seen["refused_revision"] for name, seen in known.items() if "refused_revision" in seen}
 
 
 def record_verdicts(
@@ -84,36 +122,80 @@ def record_verdicts(
     refused: Sequence[str] = (),
     answered: Sequence[str] = (),
 ) -> None:
-    """Note which servers gave no token, which of these by their own fault, and which that were refused give one now.
+    """Note which servers did not answer, which of these by their own fault, and which that were refused answer now.
 
-    Being ready makes up for the first, only a token for the second. revisions are those that they are deployed with.
+    Being ready makes up for the first, only an answer for the second. revisions are those that they are deployed with.
     """
     known = _read(state_dir)
     for name in failed:
-        known.get(name, {}).pop("revision", None)
+        known.get(name, {}).pop("ready_revision", None)
     for name in refused:
-        known.setdefault(name, {})["refused"] = revisions.get(name)
+        known.setdefault(name, {})["refused_revision"] = revisions.get(name)
     for name in answered:
-        if name in known and "refused" in known[name] and known[name]["refused"] == revisions.get(name):
-            known[name]["revision"] = known[name].pop("refused")
+        seen = known.get(name, {})
+        if "refused_revision" in seen and seen["refused_revision"] == revisions.get(name):
+            seen["ready_revision"] = seen.pop("refused_revision")
     _write(state_dir, known)
 
 
-def _read(state_dir: str) -> dict[str, dict[str, Any]]:
+def migrate_observations(state_dir: str) -> File | None:
+    """The file in the place of that of an older version, None where there is nothing to migrate. Raises ObservedError.
+
+    Where both are there the new one was written, and the old one is only still to be removed.
+    """
+    if os.path.lexists(observed_path(state_dir)) or not os.path.lexists(old_path(state_dir)):
+        return None
+    return _file(state_dir, _read(state_dir))
+
+
+def _file(state_dir: str, known: Mapping[str, Any]) -> File:
+    text = json.dumps(OBSERVED.stamp({"servers": dict(known)}), indent=2) + "\n"
+    return File(observed_path(state_dir), text.encode(), MODE)
+
+
+def _read(state_dir: str) -> Known:
+    """What is known by server; nothing where the file is missing or damaged, as it can be seen again."""
+    servers: Any = {}
+    with contextlib.suppress(OSError, ValueError, RecursionError, DocumentError):
+        try:
+            with open(observed_path(state_dir), encoding="utf-8") as stream:
+                servers = OBSERVED.migrated(json.load(stream)).get("servers")
+        except NewerDocumentError as error:
+            raise ObservedError(f"{observed_path(state_dir)}: {error}") from error
+        except FileNotFoundError:
+            with open(old_path(state_dir), encoding="utf-8") as stream:
+                servers = migrated_version_1(json.load(stream))
+    servers = servers if isinstance(servers, dict) else {}
+    return {name: seen for name, seen in servers.items() if _is_valid(name, seen)}
+
+
+def _is_valid(name: Any, seen: Any) -> bool:
     try:
-        with open(readiness_path(state_dir), encoding="utf-8") as stream:
-            known = json.load(stream)
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(known, dict):
-        return {}
-    return {name: seen for name, seen in known.items() if isinstance(seen, dict)}
+        check({name: seen}, Map(_SERVER, NAME), "it")
+    except DocumentError:
+        return False
+    return True
+
+
+def migrated_version_1(known: Any) -> Known:
+    """ready.json as the part "servers" of observed.json."""
+    names = {"seconds": "seconds_to_ready", "revision": "ready_revision", "refused": "refused_revision"}
+
+    def renamed(seen: Any) -> Any:
+        if not isinstance(seen, dict):
+            return seen
+        return {names.get(key, key): renamed(value) for key, value in seen.items()}
+
+    return {name: renamed(seen) for name, seen in known.items()} if isinstance(known, dict) else {}
 
 
 def _write(state_dir: str, known: Mapping[str, Any]) -> None:
-    """Write it where it is not so already."""
+    """Write it where it does not say so already."""
     if known == _read(state_dir):
         return
+    file = _file(state_dir, known)
     # Only a convenience: a folder that cannot be written must not spoil the answer.
     with contextlib.suppress(OSError):
-        write_atomic(readiness_path(state_dir), json.dumps(known).encode(), 0o644)
+        write_atomic(file.path, file.content, file.mode)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(old_path(state_dir))

@@ -9,9 +9,31 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .._core.documents import NULL, Document, Fields
 from .._core.processes import Process
 from .._services.base import ServiceStatus
 from .probe import Probe, Server
+
+_SERVER = Fields(
+    {
+        "name": str,
+        "model_id": str,
+        "display_name": (str, NULL),
+        "port": int,
+        "pid": (int, NULL),
+        "is_ready": bool,
+        "tier": (str, NULL),
+        "state": str,
+        "uptime_seconds": int,
+        "rss_bytes": int,
+        "restarts": int,
+    }
+)
+STATUS = Document(
+    "status",
+    1,
+    Fields({"collection_version": str, "total_servers": int, "ready_servers": int, "servers": [_SERVER]}),
+)
 
 
 def status_json(
@@ -25,11 +47,13 @@ def status_json(
         _status_entry(server, statuses[server["name"]], probes.get(server["name"]), running.get(server["name"]))
         for server in servers
     ]
-    return {
-        "total_servers": len(entries),
-        "ready_servers": sum(entry["is_ready"] for entry in entries),
-        "servers": entries,
-    }
+    return STATUS.stamp(
+        {
+            "total_servers": len(entries),
+            "ready_servers": sum(entry["is_ready"] for entry in entries),
+            "servers": entries,
+        }
+    )
 
 
 def _status_entry(

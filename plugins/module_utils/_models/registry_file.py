@@ -8,30 +8,97 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from .._core.digests import digest_of
+from .._core.documents import (
+    NAME,
+    NULL,
+    NUMBER,
+    Document,
+    DocumentError,
+    Fields,
+    Map,
+    Maybe,
+    NewerDocumentError,
+)
 from .._core.errors import MagiError
 from .._core.files import write_atomic
 from .._core.text import printable
 
-SCHEMA_VERSION = 1
-
 # Raised whenever the same file gives another record than before, so that kept records are not reused.
 READER_VERSION = 2
-_RECORD_KEYS = {
-    "models": {
-        "id", "display_name", "kind", "path", "files", "size_bytes", "architecture", "quantization", "tier",
-        "context_length", "embedding_length", "block_count", "mmproj", "memory", "fingerprint", "warnings",
+_TEXT = (str, NULL)
+_COUNT = (int, NULL)
+_FINGERPRINT = Fields({"size": int, "mtime_ns": int, "inode": int})
+_FILE = {
+    "source": _TEXT,
+    "name": _TEXT,
+    "parameter_count": int,
+    "shards": int,
+    "sha256": Maybe([_TEXT]),
+}
+_MODEL = Fields(
+    {
+        "id": NAME,
+        "display_name": str,
+        "kind": str,
+        "path": str,
+        "files": [str],
+        "size_bytes": int,
+        "architecture": _TEXT,
+        "quantization": _TEXT,
+        "tier": _TEXT,
+        "context_length": int,
+        "embedding_length": int,
+        "block_count": int,
+        "mmproj": _TEXT,
+        "memory": dict,
+        "fingerprint": _FINGERPRINT,
+        "warnings": [str],
     },
-    "companions": {"path", "files", "kind", "embedding_length", "quantization", "fingerprint"},
-    "rejected": {"path", "reason"},
-}  # fmt: skip
-_KEY_TYPES = {"id": str, "path": str, "reason": str, "files": list, "fingerprint": dict, "warnings": list}
-_ID = re.compile(r"[a-z0-9][a-z0-9._-]*")
+    {
+        **_FILE,
+        "size_label": _TEXT,
+        "bits_per_weight": (*NUMBER, NULL),
+        "head_count": (int, list),
+        "head_count_kv": (int, list),
+        "expert_count": int,
+        "tokenizer": _TEXT,
+        "chat_template_sha256": _TEXT,
+    },
+)
+_COMPANION = Fields(
+    {
+        "path": str,
+        "files": [str],
+        "kind": str,
+        "embedding_length": _COUNT,
+        "quantization": _TEXT,
+        "fingerprint": _FINGERPRINT,
+    },
+    {**_FILE, "size_bytes": int, "architecture": _TEXT},
+)
+_REJECTED = Fields({"path": str, "reason": str}, {"files": [str], "fingerprint": _FINGERPRINT})
+_PARTS = {"models": [_MODEL], "companions": [_COMPANION], "rejected": [_REJECTED]}
+REGISTRY = Document(
+    "registry",
+    1,
+    Fields(
+        _PARTS,
+        {
+            "collection_version": str,
+            "reader_version": int,
+            "scan_paths": [str],
+            "updated_at": str,
+            "total": int,
+            "ids": Map(str),
+            "tried": Map([str]),
+        },
+    ),
+)
 
 
 class RegistryError(MagiError):
@@ -77,44 +144,19 @@ def load(path: str, resume: str | None = None) -> Kept:
     """
     try:
         with open(encode(path), "rb") as stream:
-            content = json.loads(stream.read())
-        _validate(content)
+            content = REGISTRY.load(json.loads(stream.read()))
+        _check_places(content)
         if resume is None or content.get("resume") != resume:
             content.pop("tried", None)
     except FileNotFoundError:
         return Kept(warning=f"There is no registry at {printable(path)} yet: every file is read.")
     except OSError as error:
         return Kept(warning=f"The registry {printable(path)} cannot be read ({error.strerror}): every file is read.")
-    except (ValueError, RecursionError, RegistryError) as error:
+    except NewerDocumentError as error:
+        return Kept(warning=f"{printable(path)} is not used: {error} Every file is read.")
+    except (ValueError, RecursionError, DocumentError, RegistryError) as error:
         return Kept(warning=f"The registry {printable(path)} is damaged ({error}): every file is read.")
     return Kept(content, _reusable(content))
-
-
-def _validate(content: Any) -> None:
-    """Raise RegistryError where the content is not a registry."""
-    if not isinstance(content, dict):
-        raise RegistryError("it is not a JSON object")
-    if content.get("schema_version") != SCHEMA_VERSION:
-        raise RegistryError(f"its schema_version is {content.get('schema_version')!r:.40}, not {SCHEMA_VERSION}")
-    for part, keys in _RECORD_KEYS.items():
-        records = content.get(part)
-        if not isinstance(records, list):
-            raise RegistryError(f"{part} is not a list")
-        for record in records:
-            if not isinstance(record, dict) or not keys <= record.keys():
-                raise RegistryError(f"a record of {part} lacks keys")
-            for key, kind in _KEY_TYPES.items():
-                if key in record and not isinstance(record[key], kind):
-                    raise RegistryError(f"{key} of a record of {part} has a wrong type")
-    for key in ("ids", "tried"):
-        if not isinstance(content.get(key, {}), dict):
-            raise RegistryError(f"{key} is not a JSON object")
-    if not all(isinstance(value, str) for value in content.get("ids", {}).values()):
-        raise RegistryError("one of ids is not a text")
-    for paths in content.get("tried", {}).values():
-        if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-            raise RegistryError("tried holds something other than lists of paths")
-    _check_places(content)
 
 
 def _check_places(content: Mapping[str, Any]) -> None:
@@ -130,8 +172,6 @@ def _check_places(content: Mapping[str, Any]) -> None:
             if os.path.normpath(encoded) != encoded or not is_within(encoded, roots):
                 raise RegistryError(f"{printable(path)} is not in the scanned folders")
     for model in content["models"]:
-        if not _ID.fullmatch(model["id"]):
-            raise RegistryError(f"{model['id']!r:.40} is not an id")
         if model["mmproj"] is not None and model["mmproj"] not in projectors:
             raise RegistryError(f"the projector of {model['id']} is not among the companions")
 
@@ -141,7 +181,7 @@ def _reusable(content: Mapping[str, Any]) -> dict[tuple[str, ...], tuple[str, di
         return {}
     records = {}
     tried = set(content.get("tried", {}).get("groups", ()))
-    for part in _RECORD_KEYS:
+    for part in _PARTS:
         for record in content[part]:
             if "fingerprint" in record or record["path"] in tried:
                 records[tuple(map(str, record.get("files") or [record["path"]]))] = (part, record)

@@ -22,7 +22,7 @@ from .names import assign_ids, split_name
 from .projectors import pair_projectors
 from .registry_file import (
     READER_VERSION,
-    SCHEMA_VERSION,
+    REGISTRY,
     Kept,
     RegistryError,
     changes_between,
@@ -353,20 +353,19 @@ def _content(
     taken = {ids[path] for path in paths}
     old_ids = {path: name for path, name in known.items() if path not in paths and name not in taken}
     models.sort(key=lambda model: str(model["id"]))
-    content = {
-        "schema_version": SCHEMA_VERSION,
-        "reader_version": READER_VERSION,
-        "scan_paths": list(scan_paths),
-        "updated_at": "",
-        "total": len(models),
-        "ids": dict(list(old_ids.items())[-MAX_OLD_IDS:]),
-        "models": models,
-        "companions": sorted(parts["companions"], key=lambda record: str(record["path"])),
-        "rejected": sorted(parts["rejected"], key=lambda record: (str(record["path"]), str(record["reason"]))),
-    }
-    old = kept.content
-    if old is not None and {**old, "updated_at": ""} == content:
-        content["updated_at"] = old.get("updated_at", "")
-    else:
-        content["updated_at"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
-    return content
+    content = REGISTRY.stamp(
+        {
+            "reader_version": READER_VERSION,
+            "scan_paths": list(scan_paths),
+            "updated_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)),
+            "total": len(models),
+            "ids": dict(list(old_ids.items())[-MAX_OLD_IDS:]),
+            "models": models,
+            "companions": sorted(parts["companions"], key=lambda record: str(record["path"])),
+            "rejected": sorted(parts["rejected"], key=lambda record: (str(record["path"]), str(record["reason"]))),
+        }
+    )
+    # Neither the time nor another version of the collection alone makes another registry.
+    old = kept.content or {}
+    same: dict[str, Any] = {key: old[key] for key in ("updated_at", "collection_version") if key in old}
+    return {**content, **same} if old == {**content, **same} else content

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .._core.documents import NULL, NUMBER, Document, Fields, Map
 from .report import format_seconds, table
 
 # A host is untouched until its turn comes. What was being updated when the run ended is counted as failed.
@@ -21,6 +22,36 @@ _DONE = {"start": "started", "restart": "restarted", "stop": "stopped"}
 # Variables that do not belong in a rollback, or not on the screen; the path of a secret is not secret.
 _LEFT_OUT = re.compile(
     r"(profile|output|output_file|rollout_\w+)$|(?!\w+_(file|path|dir)$).*(pass|secret|token|key)", re.IGNORECASE
+)
+
+_SECONDS = (*NUMBER, NULL)
+_COUNT = (int, NULL)
+_TEXT = (str, NULL)
+_HOST = Fields(
+    {
+        "name": str,
+        "state": re.compile("|".join(STATES)),
+        "seconds": _SECONDS,
+        "total_servers": _COUNT,
+        "ready_servers": _COUNT,
+        "actions": Map(int),
+        "task": _TEXT,
+        "error": _TEXT,
+        "rollback": _TEXT,
+    }
+)
+ROLLOUT = Document(
+    "rollout",
+    1,
+    Fields(
+        {
+            "collection_version": str,
+            "is_complete": bool,
+            **dict.fromkeys(STATES, int),
+            "seconds": NUMBER,
+            "hosts": [_HOST],
+        }
+    ),
 )
 
 Host = Mapping[str, Any]
@@ -101,12 +132,14 @@ def summary(hosts: Mapping[str, Host], seconds: float) -> dict[str, Any]:
         for name, host in hosts.items()
     ]
     counts = Counter(entry["state"] for entry in entries)
-    return {
-        "is_complete": not counts["failed"] and not counts["untouched"],
-        **{state: counts[state] for state in STATES},
-        "seconds": round(seconds, 1),
-        "hosts": entries,
-    }
+    return ROLLOUT.stamp(
+        {
+            "is_complete": not counts["failed"] and not counts["untouched"],
+            **{state: counts[state] for state in STATES},
+            "seconds": round(seconds, 1),
+            "hosts": entries,
+        }
+    )
 
 
 def _final(state: str) -> str:

@@ -20,6 +20,7 @@ from .._models.names import other_quantization, slug
 from .._runtime.flags import FlagError
 from .._runtime.render_flags import canonical_parameters, render_flags
 from .differences import stopped_server, with_action
+from .document import PLAN
 from .gpu import vram_per_gpu
 from .inputs import Host, PlanError, Server, Settings
 from .memory import estimate
@@ -40,9 +41,9 @@ def make_plan(
     host: Host,
     known_elsewhere: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Desired against actual, as {"profile", "start", "servers", "memory", "warnings"}; sizes in bytes.
+    """Desired against actual, as the document of a plan; sizes in bytes.
 
-    Each server is a record for servers.json plus "action" (keep, start, restart, stop) and its "reason".
+    Each server is a record for deployment.json plus "action" (keep, start, restart, stop) and its "reason".
     known_elsewhere are ids of models that other hosts of the run have. Raises PlanError.
     """
     models: Sequence[Model] = registry["models"]
@@ -92,13 +93,15 @@ def make_plan(
     memory = check_memory(planned, profile, settings, host)
     warnings += [f"{server['name']}: {text}" for server in servers for text in _context_warnings(server)]
     warnings += growth_warnings(planned, memory)
-    return {
-        "profile": profile["name"],
-        "start": profile["start"],
-        "servers": planned,
-        "memory": memory,
-        "warnings": warnings,
-    }
+    return PLAN.stamp(
+        {
+            "profile": profile["name"],
+            "start": profile["start"],
+            "servers": planned,
+            "memory": memory,
+            "warnings": warnings,
+        }
+    )
 
 
 def _lost(

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import Process
 from ansible_collections.magi.llama.plugins.module_utils._deployment import rollback
-from ansible_collections.magi.llama.plugins.module_utils._deployment.record import record_path
-from ansible_collections.magi.llama.plugins.module_utils._deployment.rollback import Deployment, RollbackError
-from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import File
+from ansible_collections.magi.llama.plugins.module_utils._deployment.record import Deployment, deployment_path
+from ansible_collections.magi.llama.plugins.module_utils._deployment.rollback import RollbackError
+from ansible_collections.magi.llama.plugins.module_utils._deployment.state_files import state_files
+from ansible_collections.magi.llama.plugins.module_utils._health.observations import OBSERVED, observed_path
+from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import File, write_all
 from ansible_collections.magi.llama.plugins.module_utils._services.table import find_manager
 
 RUNTIME = "1111"
@@ -40,15 +42,12 @@ class Host:
             }
             for name, revision in revisions.items()
         ]
-        return {"schema_version": 1, "profile": "p", "service_manager": "supervisor", "servers": servers}
+        return {"profile": "p", "service_manager": "supervisor", "start": None, "servers": servers}
 
     def deploy(self, **revisions: str) -> None:
         common = f"{self.state_dir}/supervisor/supervisord.conf"
-        texts = {record_path(self.state_dir): json.dumps(self.record(**revisions)), common: "common"}
-        texts.update({file.path: file.content.decode() for file in self.configs(**revisions)})
-        for path, text in texts.items():
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            Path(path).write_text(text)
+        configs = [File(common, b"common"), *self.configs(**revisions)]
+        write_all([*state_files(self.state_dir, self.record(**revisions))[0], *configs])
 
     def configs(self, **revisions: str) -> list[File]:
         return [
@@ -60,16 +59,19 @@ class Host:
         ]
 
     def ready(self, **revisions: str) -> None:
-        known = {name: {"pid": 1, "seconds": 1.0, "revision": revision} for name, revision in revisions.items()}
-        Path(self.state_dir, "ready.json").write_text(json.dumps(known))
+        known = {
+            name: {"pid": 1, "seconds_to_ready": 1.0, "ready_revision": revision}
+            for name, revision in revisions.items()
+        }
+        Path(observed_path(self.state_dir)).write_text(json.dumps(OBSERVED.stamp({"servers": known})))
 
     def snapshot_if_good(self, **revisions: str) -> Deployment | None:
         """The snapshot that would be kept if these replaced the current deployment."""
         configs = [file for file in self.configs(**revisions) if not exists(file)]
-        file = rollback.snapshot_if_good(self.state_dir, self.record(**revisions), configs, [])
-        if file is None:
+        found = rollback.snapshot_if_good(self.state_dir, self.record(**revisions), configs, [])
+        if found is None:
             return None
-        Path(file.path).write_bytes(file.content)
+        write_all(state_files(self.state_dir, self.record(**revisions), found)[0])
         return rollback.read_previous(self.state_dir)
 
     def kept_files(self) -> list[File]:
@@ -143,7 +145,7 @@ def test_incomplete_deployment_is_not_kept(host: Host, damage: str) -> None:
         host.deploy(a="r1")
         host.ready(a="r1")
     if damage == "record":
-        Path(record_path(host.state_dir)).write_text("{")
+        Path(deployment_path(host.state_dir)).write_text("{")
     if damage == "config":
         Path(host.state_dir, "supervisor", "supervisord.conf").unlink()
     assert rollback.snapshot_if_good(host.state_dir, host.record(a="r2"), host.configs(a="r2"), []) is None
@@ -152,16 +154,18 @@ def test_incomplete_deployment_is_not_kept(host: Host, damage: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "nothing to return to.*previous.json.*site.yml"),
+        (None, "nothing to return to.*deployment.json.*site.yml"),
         ("{", "is damaged"),
         ('{"schema_version": 1}', "is damaged"),
-        ('{"schema_version": 99, "files": [], "record": {}}', "newer magi.llama"),
+        ('{"schema_version": 2}', "nothing to return to"),
+        ('{"schema_version": 2, "previous": {"deployed": {}}}', "is damaged"),
+        ('{"schema_version": 99, "previous": null}', "newer magi.llama"),
     ],
 )
 def test_rollback_without_previous_fails(host: Host, text: str | None, message: str) -> None:
     os.makedirs(host.state_dir)
     if text is not None:
-        Path(rollback.previous_path(host.state_dir)).write_text(text)
+        Path(deployment_path(host.state_dir)).write_text(text)
     with pytest.raises(RollbackError, match=message):
         rollback.read_previous(host.state_dir)
 
@@ -234,8 +238,7 @@ def test_rollback_after_binary_change_restores_binary_only(
     assert rollback.revisions(deployment.record) == {"a": expected}
     assert [file.path for file in deployment.files] == [file.path for file in host.kept_files()]
     # The restored state becomes the previous one, so a second rollback does not change it.
-    file = rollback.previous_file(host.state_dir, deployment)
-    Path(file.path).write_bytes(file.content)
+    write_all(state_files(host.state_dir, deployment.record, deployment)[0])
     assert rollback.read_previous(host.state_dir) == deployment
 
 
@@ -255,8 +258,8 @@ def test_deployment_without_token_is_not_good(host: Host, same_binary: bool, goo
     assert host.snapshot_if_good(a="r3") is None
     assert json.loads((host.prefix / "manifest.json").read_text())["good"] == good
     # The seconds to ready are kept.
-    known = {"pid": 1, "seconds": 1.0, "refused": "r2"}
-    assert json.loads(Path(host.state_dir, "ready.json").read_text()) == {"a": known}
+    known = {"pid": 1, "seconds_to_ready": 1.0, "refused_revision": "r2"}
+    assert json.loads(Path(observed_path(host.state_dir)).read_text())["servers"] == {"a": known}
     # It becomes good once it answers with a token.
     rollback.note_answered(host.state_dir, ["a"])
     assert rollback.is_good(host.state_dir, host.record(a="r2"))

@@ -97,6 +97,28 @@ def test_unmanaged_empty_log_folder_stays(host):
     assert host.left() == ["app", "app/log"]
 
 
+def test_state_of_this_and_of_older_versions_is_removed(host):
+    previous = {"deployed": {"profile": "p", "service_manager": "supervisor", "servers": []}, "files": []}
+    previous["deployed"]["servers"] = [{"name": "before", "port": 1, "argv": ["/x"], "model_id": "before"}]
+    host.record("a")
+    deployed = json.loads((host.state / "servers.json").read_text())
+    content = {"schema_version": 2, "deployed": deployed, "previous": previous}
+    host.write("app/deployment.json", text=json.dumps(content))
+    host.write("app/observed.json", text='{"schema_version": 2, "servers": {"gone": {"pid": 1}}}')
+    host.write("app/previous.json", "app/ready.json")
+    host.write("app/supervisor/supervisord.conf", text="[supervisord]\nidentifier=magi-llama\n")
+    host.write("app/log/a.log", "app/log/gone.log", "app/log/before.log")
+    host.take_down()
+    assert host.left() == []
+
+
+@pytest.mark.parametrize("text", ["{", '{"schema_version": 99}'])
+def test_state_that_is_not_read_is_removed(host, text):
+    host.write("app/deployment.json", "app/observed.json", text=text)
+    host.take_down()
+    assert host.left() == []
+
+
 @pytest.mark.parametrize(("other", "last"), [("/srv/other", False), (None, True)])
 def test_target_is_removed_with_last_state_directory(host, other, last):
     host.unit("a", host.state)

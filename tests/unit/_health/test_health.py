@@ -259,6 +259,7 @@ def test_status_json_has_exactly_the_documented_keys():
         {"a": Probe("ready"), "c": Probe("not_listening"), "d": Probe("loading")},
         {"a": Process(42, 1, "a", (), {}, 0, 0.0, 61.7, 4096)},
     )
+    assert list(status) == ["schema_version", "collection_version", "total_servers", "ready_servers", "servers"]
     assert (status["total_servers"], status["ready_servers"]) == (4, 1)
     assert status["servers"][0] == {
         "name": "a",
@@ -274,7 +275,8 @@ def test_status_json_has_exactly_the_documented_keys():
         "restarts": 2,
     }
     assert [entry["state"] for entry in status["servers"]] == ["ready", "failed", "starting", "loading"]
-    assert status_module.status_json([], {}, {}, {}) == {"total_servers": 0, "ready_servers": 0, "servers": []}
+    empty = status_module.status_json([], {}, {}, {})
+    assert (empty["total_servers"], empty["ready_servers"], empty["servers"]) == (0, 0, [])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import os
 import pytest
 from ansible_collections.magi.llama.plugins.module_utils._core import files as files_module
 from ansible_collections.magi.llama.plugins.module_utils._core.values import ValueTypeError
-from ansible_collections.magi.llama.plugins.module_utils._deployment import record
+from ansible_collections.magi.llama.plugins.module_utils._deployment import record, state_files
 from ansible_collections.magi.llama.plugins.module_utils._launch import config_files, quoting
 from ansible_collections.magi.llama.plugins.module_utils._launch import units as units_module
 from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import File, Managed
@@ -132,7 +132,6 @@ def test_record_is_plan_without_stopped_servers():
         ],
     }
     assert record.record_of(plan, "systemd") == {
-        "schema_version": 1,
         "profile": "p",
         "service_manager": "systemd",
         "start": {"concurrent": True},
@@ -220,22 +219,23 @@ def test_units_of_state_dir_with_same_prefix_are_not_managed(tmp_path, monkeypat
 def test_deployed_files_are_compared_by_digest(tmp_path):
     state = str(tmp_path)
     marked = f'environment=MAGI_LLAMA_STATE="{state}"\n'.encode()
+    empty = record.empty_record()
     wanted = [
-        record.record_file(state, {"servers": []}),
+        *state_files.state_files(state, empty)[0],
         config_files.File(table.find_manager("supervisor").config_path(state, "a"), marked),
         config_files.File(table.find_manager("supervisor").common_config_path(state), b"[supervisord]\n"),
     ]
-    digests = {file.path: config_files.digest(file) for file in wanted}
-    assert record.deployed(state, "supervisor") == {}
+    digests = state_files.planned(state, empty, wanted[1:])
+    assert state_files.deployed(state, "supervisor") == {}
     config_files.write_all(wanted)
-    assert record.deployed(state, "supervisor") == digests
+    assert state_files.deployed(state, "supervisor") == digests
     # One that is no longer planned, one with another mode, and one with other content.
     config_files.write_all([config_files.File(table.find_manager("supervisor").config_path(state, "b"), marked)])
-    assert record.deployed(state, "supervisor").keys() - digests.keys() == {
+    assert state_files.deployed(state, "supervisor").keys() - digests.keys() == {
         table.find_manager("supervisor").config_path(state, "b")
     }
     os.chmod(wanted[1].path, 0o600)
     with open(wanted[2].path, "a", encoding="utf-8") as stream:
         stream.write("user=root\n")
-    now = record.deployed(state, "supervisor")
+    now = state_files.deployed(state, "supervisor")
     assert [now[file.path] == digests[file.path] for file in wanted] == [True, False, False]

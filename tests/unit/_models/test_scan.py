@@ -559,25 +559,30 @@ def test_registry_missing_is_a_warning(tmp_path: Path) -> None:
         (b"", "damaged"),
         (b"{", "damaged"),
         (b"\xff\xfe", "damaged"),
-        (b"[]", "not a JSON object"),
+        (b"[]", "the registry is [], not an object"),
         (b"[" * 100_000, "damaged"),
-        (b"{}", "schema_version is None"),
-        (b'{"schema_version": 2}', "schema_version is 2, not 1"),
-        (b'{"schema_version": 1}', "models is not a list"),
-        (b'{"schema_version": 1, "models": [{"id": "x"}]}', "a record of models lacks keys"),
-        (b'{"schema_version": 1, "models": [], "companions": {}}', "companions is not a list"),
-        (b'{"schema_version": 1, "models": [], "companions": [], "rejected": [], "ids": []}', "ids is not a JSON"),
+        (b"{}", "the registry lacks schema_version"),
+        (b'{"schema_version": 2}', "written by a newer magi.llama (schema version 2, here 1)"),
+        (b'{"schema_version": 0}', "unknown schema version 0"),
+        (b'{"schema_version": true}', "schema_version is True, not a whole number"),
+        (b'{"schema_version": 1}', "the registry lacks models"),
+        (b'{"schema_version": 1, "models": [{"id": "x"}]}', "models[0] lacks display_name"),
+        (b'{"schema_version": 1, "models": [], "companions": {}}', "companions is {}, not a list"),
+        (
+            b'{"schema_version": 1, "models": [], "companions": [], "rejected": [], "ids": []}',
+            "ids is [], not an object",
+        ),
         (
             b'{"schema_version": 1, "models": [], "companions": [], "rejected": [], "ids": {"a": 1}}',
-            "one of ids is not",
+            "ids.a is 1, not a text",
         ),
         (
             b'{"schema_version": 1, "models": [], "companions": [], "rejected": [], "tried": {"a": [[]]}}',
-            "tried holds something other",
+            "tried.a[0] is [], not a text",
         ),
         (
             b'{"schema_version": 1, "models": [], "companions": [], "rejected": [{"path": 1, "reason": "x"}]}',
-            "path of a record of rejected has a wrong type",
+            "rejected[0].path is 1, not a text",
         ),
     ],
 )
@@ -606,7 +611,7 @@ def test_the_registry_file(models: Path, tmp_path: Path, rescan: Scanner) -> Non
     assert json.loads(path.read_bytes()) == result.content
     assert path.read_bytes() == serialize(result.content)
     assert [line[:10] for line in path.read_text().splitlines()].count('  {"id": "') == 1
-    assert list(result.content)[:2] == ["schema_version", "reader_version"]
+    assert list(result.content)[:3] == ["schema_version", "collection_version", "reader_version"]
 
 
 def test_short_content(models: Path, rescan: Scanner) -> None:

@@ -83,7 +83,8 @@ def test_summary_of_failed_rollout():
     result = rollout_summary.summary(hosts, 61.26)
     assert [entry["name"] for entry in result["hosts"]] == ["b", "a", "d", "c"]
     assert set(result["hosts"][1]) == {"name", *INITIAL}
-    assert {key: value for key, value in result.items() if key != "hosts"} == {
+    assert {key: value for key, value in result.items() if key not in ("hosts", "collection_version")} == {
+        "schema_version": 1,
         "is_complete": False,
         "updated": 1,
         "unchanged": 0,

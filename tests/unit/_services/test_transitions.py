@@ -229,12 +229,14 @@ def test_seconds_to_ready_are_the_first_observed(tmp_path):
     assert (entry["became_ready"], entry["seconds_to_ready"]) == (False, 1.2)
     [entry] = observations.update_observations(str(tmp_path), [ready(6, 2.0)], {"a": "r2"})
     assert (entry["became_ready"], entry["seconds_to_ready"]) == (True, 2.0)
-    assert stat.S_IMODE(os.stat(tmp_path / "ready.json").st_mode) == 0o644
+    assert stat.S_IMODE(os.stat(tmp_path / "observed.json").st_mode) == 0o644
 
 
-@pytest.mark.parametrize("text", ["[]", "{", '{"a": {}}'])
+@pytest.mark.parametrize(
+    "text", ["[]", "{", '{"a": {}}', '{"schema_version": 2}', '{"schema_version": 2, "servers": {"a": {"pid": "5"}}}']
+)
 def test_observations_damaged_are_ignored(tmp_path, text):
-    (tmp_path / "ready.json").write_text(text)
+    (tmp_path / "observed.json").write_text(text)
     assert observations.update_observations(str(tmp_path), [ready(5, 1.2)], {"a": "r1"})[0]["seconds_to_ready"] == 1.2
 
 

@@ -130,8 +130,7 @@ def test_configs_that_are_on_the_host_are_not_sent(run_action, templates):
     from ansible_collections.magi.llama.plugins.action import launch_configs as action
 
     files = [action.File(config["path"], config["content"].encode()) for config in sent[FILLED_IN]["configs"]]
-    record = action.record_file("/s", action.record_of(sent["plan"], "supervisor"))
-    deployed = {file.path: action.digest(file) for file in [record, *files]}
+    deployed = action.planned("/s", action.record_of(sent["plan"], "supervisor"), files)
     run = run_action("launch_configs", {**launch(templates, server("a")), "deployed": deployed}, greeting="hi")
     assert run.result["changed"] is False and run.calls == []
 

@@ -1,0 +1,127 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""Writing a host's state: deployment.json in the place of what older versions had, together with launch configs."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .._core.version import COLLECTION_VERSION
+from .._health.observations import migrate_observations
+from .._health.observations import old_path as old_observations
+from .._launch.config_files import File, LaunchConfigError, digest, file_at, write_all
+from .._services.table import deployed_paths
+from .record import (
+    DEPLOYMENT,
+    DamagedRecordError,
+    Deployment,
+    deployment_path,
+    intended_of,
+    read_intended,
+    read_previous_deployment,
+    read_record,
+)
+from .version_1 import paths as old_paths
+
+MODE = 0o644
+
+
+def state_files(
+    state_dir: str,
+    record: Mapping[str, Any],
+    previous: Deployment | None = None,
+    intended: Mapping[str, str] | None = None,
+) -> tuple[list[File], list[str]]:
+    """The state files to write for a record, and the paths of those of older versions to remove afterwards.
+
+    Both are empty where the state says so already. previous is the deployment before, by default the one that is there;
+    intended is by default that all servers of the record run. Raises RecordError.
+    """
+    if previous is None:
+        with contextlib.suppress(DamagedRecordError):
+            previous = read_previous_deployment(state_dir)
+    content = {"deployed": dict(record), "intended": dict(intended if intended is not None else intended_of(record))}
+    file = deployment_file(state_dir, {**content, "previous": _previous_part(previous)})
+    observed = migrate_observations(state_dir)
+    files = [*([] if _is_current(file) else [file]), *([observed] if observed else [])]
+    return files, [path for path in _old_paths(state_dir) if os.path.lexists(path)]
+
+
+def deployment_file(state_dir: str, content: Mapping[str, Any]) -> File:
+    """The file with the parts deployed, intended and previous. Raises DocumentError where a part is not allowed."""
+    text = json.dumps(DEPLOYMENT.load(DEPLOYMENT.stamp(content)), indent=2) + "\n"
+    return File(deployment_path(state_dir), text.encode(), MODE)
+
+
+def _previous_part(deployment: Deployment | None) -> dict[str, Any] | None:
+    if deployment is None:
+        return None
+    files = [{"path": file.path, "content": file.content.decode(), "mode": file.mode} for file in deployment.files]
+    return {"deployed": dict(deployment.record), "files": files}
+
+
+def _is_current(file: File) -> bool:
+    """Whether the file is there and says the same. Only another version of the collection is no reason to write it."""
+    found = file_at(file.path)
+    if found is None or found.mode != file.mode:
+        return False
+    content = _json(found)
+    return "collection_version" in content and {**content, "collection_version": COLLECTION_VERSION} == _json(file)
+
+
+def _json(file: File) -> dict[str, Any]:
+    with contextlib.suppress(ValueError, RecursionError):
+        content = json.loads(file.content)
+        if isinstance(content, dict):
+            return content
+    return {}
+
+
+def note_intended(state_dir: str, names: Sequence[str], state: str) -> None:
+    """Note that servers are to be started or stopped from now on. Raises RecordError.
+
+    A disk on which it cannot be written does not keep them from being stopped.
+    """
+    record = read_record(state_dir)
+    before = intended_of(record)
+    with contextlib.suppress(DamagedRecordError):
+        before.update({name: value for name, value in read_intended(state_dir).items() if name in before})
+    files, remove = state_files(state_dir, record, intended={**before, **dict.fromkeys(names, state)})
+    with contextlib.suppress(LaunchConfigError):
+        write_all(files, remove)
+
+
+def deployed(state_dir: str, service_manager: str) -> dict[str, str]:
+    """The state and every launch config of this state directory, each path with the digest of what the file says.
+
+    From it the controller knows whether there is anything to write, without sending it all.
+    """
+    found = [file_at(path) for path in [*_old_paths(state_dir), *deployed_paths(state_dir, service_manager)]]
+    digests = {file.path: digest(file) for file in found if file is not None}
+    state = file_at(deployment_path(state_dir))
+    if state is not None and state.mode == MODE:
+        content = _json(state)
+        if content.get("schema_version") == DEPLOYMENT.version and {"collection_version", "previous"} <= content.keys():
+            digests[state.path] = _digest(content.get("deployed"), content.get("intended"))
+    return digests
+
+
+def planned(state_dir: str, record: Mapping[str, Any], configs: Sequence[File]) -> dict[str, str]:
+    """What deployed returns where a plan's record and launch configs are on the host already."""
+    state = {deployment_path(state_dir): _digest(record, intended_of(record))}
+    return {**state, **{file.path: digest(file) for file in configs}}
+
+
+def _digest(record: Any, intended: Any) -> str:
+    return hashlib.sha256(json.dumps([record, intended], sort_keys=True).encode()).hexdigest()
+
+
+def _old_paths(state_dir: str) -> list[str]:
+    return [*old_paths(state_dir), old_observations(state_dir)]

@@ -1,0 +1,25 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The JSON Schemas of docs/schemas, to hold documents against."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+SCHEMAS = Path(__file__).parents[2] / "docs/schemas"
+
+
+def schema(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((SCHEMAS / f"{name}.schema.json").read_text(encoding="utf-8"))
+    return content
+
+
+def errors(name: str, document: Any) -> list[str]:
+    """What is wrong with a document, each with its place; empty where it follows the schema."""
+    found = jsonschema.Draft202012Validator(schema(name)).iter_errors(document)
+    return [f"{error.json_path}: {error.message[:300]}" for error in found]
