@@ -15,6 +15,7 @@ import json
 import os
 import pty
 import re
+import socket
 import struct
 import subprocess
 import sys
@@ -72,8 +73,17 @@ def output_lines(command: str) -> Iterator[tuple[float, str]]:
         sys.exit(f"{command!r} failed with exit code {process.returncode}.")
 
 
+def check_ports() -> None:
+    """Ends where the demo would get other ports than those that are free on a reader's machine."""
+    for port in range(8080, 8084):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                sys.exit(f"port {port} is in use: stop what listens there, for example another demo (make demo-stop).")
+
+
 def record(path: Path) -> None:
     """Writes the recording of COMMANDS."""
+    check_ports()
     events: list[tuple[float, str, str]] = []
     start = 0.0
     for command in COMMANDS:

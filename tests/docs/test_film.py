@@ -60,6 +60,8 @@ def test_film_in_repository_shows_successful_run_and_answer() -> None:
     text = "\n".join(rows)
     for expected in ("$ make demo", "4 of 4 servers ready", "$ curl -s http://127.0.0.1:8080/v1/chat/completions"):
         assert expected in text
+    # The request goes to the server that the run started.
+    assert re.search(r"^start +tiny-llama-q2_k +port 8080 ", text.replace("      ", ""), re.MULTILINE)
     assert '"object":"chat.completion"' in "".join(rows)
     assert "failed=0" in text and not re.search(r"failed=[1-9]|fatal:", text)
     assert not re.search(r"(?<![\w~.])/(?:home|root|tmp|builds|srv|Users)/", text)
