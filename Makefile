@@ -49,6 +49,7 @@ $(VENV)/.ready: pyproject.toml uv.lock .cache/uv/uv.txt
 	  $(UV) venv --quiet --clear --no-python-downloads --python "$$python" $(VENV)
 	@$(UV) export --quiet --frozen --group dev --output-file .cache/uv/requirements.txt
 	@$(UV) pip sync --quiet --require-hashes --compile-bytecode --python $(BIN)/python .cache/uv/requirements.txt
+	@ln -sf ../../tests/support/molecule.sh $(BIN)/molecule
 	@echo "controller: $$($(BIN)/python --version), ansible-core $$($(BIN)/python -c 'import ansible.release as r; print(r.__version__)')"
 	@touch $@
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.pytest_reaper import pytest_configure, servers_below_tmp_path_end
+
+__all__ = ["pytest_configure", "servers_below_tmp_path_end"]
 
 TESTS = Path(__file__).parent
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Starts a run with INVENTORY and PROFILE, and restarts its host BED as soon as the run has written the record there.
-# Prints the output of the run, and exits with 0 if the run failed.
+# Starts a run with INVENTORY and PROFILE, and restarts its host as soon as the run has written the record there: the
+# only node of BED, in CONTAINER. Prints the output of the run, and exits with 0 if the run failed.
 set -euo pipefail
-inventory=$1 profile=$2 bed=$3
-look() { podman exec "magi-$bed-1" stat -c %Y.%i /var/lib/magi-llama/deployment.json; }
+inventory=$1 profile=$2 bed=$3 container=$4
+look() { podman exec "$container" stat -c %Y.%i /var/lib/magi-llama/deployment.json; }
 said=$(mktemp)
 trap 'rm -f "$said"' EXIT
 before=$(look)

@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import signal
 import sys
+from pathlib import Path
 
 from bench.measure import ROOT, BenchError, Row, say, table, write_json
+from support import reaper
 
 PARTS = ("headers", "runs", "fleet")
 
 
 def main() -> int:
-    # SIGTERM raises an exception, so that the servers are removed.
+    # Everything that the bench starts is stopped when it ends. SIGTERM raises an exception, so results are written.
+    reaper.begin()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="part", help=f"{', '.join(PARTS)}; by default all")
@@ -42,7 +46,7 @@ def main() -> int:
         return 130
     finally:
         if rows:
-            write_json(ROOT / "bench.json", rows)
+            write_json(Path(os.environ.get("MAGI_BENCH_JSON", ROOT / "bench.json")), rows)
     return 1 if failed else 0
 
 

@@ -35,6 +35,7 @@ from bench.measure import (
     write_yaml,
 )
 from bench.runs import FLAGS, MANY, MODEL, MODELS, all_of, need_binaries, profile, profiled, seconds
+from support import reaper
 from support.gguf_files import small_model
 
 PART = "fleet"
@@ -59,12 +60,13 @@ def nodes(*arguments: str) -> None:
 @contextmanager
 def bed(count: int, models: Path) -> Iterator[list[str]]:
     """Start `count` nodes and yield their names; remove them afterwards."""
-    try:
-        say(f"bringing up {count} nodes")
-        nodes("up", "--name", BED, f"forky={count}", "--models", str(models))
-        yield write_inventory()
-    finally:
-        nodes("down", "--name", BED)
+    with reaper.undone_if_killed(sys.executable, NODES, "down", "--name", BED):
+        try:
+            say(f"bringing up {count} nodes")
+            nodes("up", "--name", BED, f"forky={count}", "--models", str(models))
+            yield write_inventory()
+        finally:
+            nodes("down", "--name", BED)
 
 
 def write_inventory() -> list[str]:
@@ -256,16 +258,22 @@ def proportional(pid: int) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
 
+def container(host: str) -> str:
+    """The name of a node's container, which is unique on the machine."""
+    hosts = yaml.safe_load(INVENTORY.read_text())["all"]["children"]["forky"]["hosts"]
+    return str(hosts[host]["nodes_container"])
+
+
 def transferred(host: str) -> int:
     """Bytes in and out of a node's network card. All of them are between the controller and the node."""
-    command = ["podman", "exec", host, "sh", "-c", "cat /sys/class/net/eth0/statistics/[rt]x_bytes"]
+    command = ["podman", "exec", container(host), "sh", "-c", "cat /sys/class/net/eth0/statistics/[rt]x_bytes"]
     return sum(
         int(value) for value in subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     )
 
 
 def registry_size(host: str) -> int:
-    command = ["podman", "exec", host, "stat", "-c", "%s", "/var/lib/magi-llama/registry.json"]
+    command = ["podman", "exec", container(host), "stat", "-c", "%s", "/var/lib/magi-llama/registry.json"]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 

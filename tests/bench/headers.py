@@ -20,6 +20,7 @@ from typing import Any
 from ansible_collections.magi.llama.plugins.module_utils._models.gguf import read_header
 from bench.measure import (
     CACHE,
+    FIRST_PORT,
     ROOT,
     BenchError,
     Row,
@@ -256,7 +257,7 @@ class Collection:
 
 
 def unchanged_models(rounds: int = 5) -> list[Row]:
-    thousand, five = Collection(1000, 19050), Collection(5000, 19051)
+    thousand, five = Collection(1000, FIRST_PORT + 50), Collection(5000, FIRST_PORT + 51)
     first = {collection.count: collection.module()[0] for collection in (thousand, five)}
     alone = alternate(rounds, thousand=thousand.module_unchanged, five_thousand=five.module_unchanged)
     ad_hoc = alternate(3, ping=thousand.ping, thousand=thousand.ad_hoc, five_thousand=five.ad_hoc)
@@ -284,7 +285,7 @@ def fact_size(collection: Collection, kind: str) -> float:
 
 def site_without_scan(many: Collection, rounds: int = 3) -> list[Row]:
     """site.yml with 5,000 models against 5. Both plan and run the same server and change nothing."""
-    few = Collection(5, 19052)
+    few = Collection(5, FIRST_PORT + 52)
     runs: dict[str, list[Run]] = {"few": [], "many": [], "few check": [], "many check": []}
 
     def site(name: str, collection: Collection, *arguments: str) -> float:

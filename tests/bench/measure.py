@@ -19,10 +19,13 @@ from statistics import median
 from typing import Any
 
 import yaml
+from support import checkout
 
 ROOT = Path(__file__).resolve().parents[2]
-CACHE = ROOT / ".cache" / "bench"
+# A test interrupts a bench of its own, away from the user's.
+CACHE = Path(os.environ.get("MAGI_BENCH_CACHE", ROOT / ".cache" / "bench"))
 BIN = Path(sys.executable).parent
+FIRST_PORT = checkout.ports("bench")[0]
 STARTED = time.monotonic()
 
 # These would change the result: the collection uses them as defaults, and Python would compile in every process.

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from bench.measure import (
     BIN,
     CACHE,
+    FIRST_PORT,
     ROOT,
     BenchError,
     Row,
@@ -37,14 +38,16 @@ from bench.measure import (
     unchanged,
     within,
 )
+from support import reaper
 
 PART = "runs"
 MODELS = ROOT / ".cache" / "models"
 MODEL = "tiny-llama-Q4_K_M.gguf"
 MODEL_ID = "tiny-llama-q4_k_m"
 MANY = 20
-# Different ports from the demo and the tests; each side and number of servers has its own, so that all can run at once.
-OUR_PORTS, LOOP_PORTS = {MANY: 19000, 1: 19040}, {MANY: 19020, 1: 19041}
+# Each side and number of servers has its own, so that all can run at once.
+OUR_PORTS = {MANY: FIRST_PORT, 1: FIRST_PORT + 2 * MANY}
+LOOP_PORTS = {MANY: FIRST_PORT + MANY, 1: FIRST_PORT + 2 * MANY + 1}
 # As in the profile development. `threads` keeps its default, so servers that start together compete, as in production.
 PARAMETERS = {"ctx_size": 4096, "parallel": 1, "cache_ram": 0}
 FLAGS = ["--ctx-size", "4096", "--parallel", "1", "--cache-ram", "0"]
@@ -77,6 +80,7 @@ class Ours:
     ) -> None:
         first = port or OUR_PORTS[count]
         self.state = folder / "state"
+        reaper.watch(folder)
         self.inventory = local_inventory(
             folder,
             {
@@ -216,14 +220,20 @@ class Removable(Protocol):
 
 @contextmanager
 def removed_afterwards(*sides: Removable) -> Iterator[None]:
-    """Remove what an interrupted bench has left before, and what this one leaves, in any case."""
-    try:
+    """Remove what an interrupted bench has left before, and what this one leaves, also when it fails.
+
+    After an interrupt the reaper stops all servers at once; here that would take several runs of a playbook.
+    """
+    for side in sides:
+        side.remove()
+    with ExitStack() as removal:
         for side in sides:
-            side.remove()
-        yield
-    finally:
-        for side in sides:
-            side.remove()
+            removal.callback(side.remove)
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):
+            removal.pop_all()
+            raise
 
 
 def timed(runs: list[Run], run: Run) -> float:

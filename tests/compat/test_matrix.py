@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import tomllib
+from support import reaper
 from support.bed import free_ports
 from support.matrix import CORES, PREVIEWS, TARGETS
 from support.pythons import ROOT, UV, find_pythons
@@ -27,8 +27,8 @@ pytestmark = pytest.mark.skipif(not server_path().exists(), reason="no llama-ser
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A short path, because supervisord's socket is in it."""
-    with tempfile.TemporaryDirectory(prefix="magi-") as path:
-        yield Path(path)
+    with reaper.temporary_folder("magi-") as path:
+        yield path
 
 
 @pytest.fixture(scope="session")

@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import os
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support import reaper
 from support.bed import Bed
 
 
 @pytest.fixture(scope="session")
 def deployed() -> Iterator[Bed]:
     # A short path, because a socket is in it.
-    with tempfile.TemporaryDirectory(prefix="magi-faults-") as folder:
+    with (
+        reaper.temporary_folder("magi-faults-") as folder,
+        reaper.undone_if_killed("umount", "--quiet", "--lazy", folder),
+    ):
         # Its own disk, so that a test can fill it.
         mounted = os.geteuid() == 0 and _run("mount", "-t", "tmpfs", "-o", "size=64m,mode=0755", "tmpfs", folder)
-        bed = Bed(Path(folder))
+        bed = Bed(folder)
         try:
             bed.run("site")
             yield bed
@@ -31,7 +34,7 @@ def deployed() -> Iterator[Bed]:
                 _run("umount", "--lazy", folder)
 
 
-def _run(*command: str) -> bool:
+def _run(*command: str | Path) -> bool:
     return subprocess.run(command, check=False, stderr=subprocess.DEVNULL).returncode == 0
 
 

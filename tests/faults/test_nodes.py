@@ -12,29 +12,32 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support import checkout, reaper
 from support.bed import PROJECT
 
 BED = "selftest"
+COMMAND = (sys.executable, str(PROJECT / "tests/nodes/nodes.py"))
 
 
 def nodes(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(PROJECT / "tests/nodes/nodes.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
 def inventory(tmp_path: Path) -> Iterator[Path]:
     if nodes("check").returncode != 0:
         pytest.skip("this machine cannot run nodes")
-    yield tmp_path / "nodes.yml"
-    nodes("down", "--name", BED)
+    with reaper.undone_if_killed(*COMMAND, "down", "--name", BED):
+        yield tmp_path / "nodes.yml"
+        nodes("down", "--name", BED)
 
 
 def labelled() -> list[str]:
     """Podman's objects of the bed: nodes, networks and volumes."""
     found = []
     for command in (["ps", "--all"], ["network", "ls"], ["volume", "ls"]):
-        listing = ["podman", *command, "--filter", f"label=magi.llama.bed={BED}", "--format", "json"]
+        filters = [f"--filter=label=magi.llama.{label}" for label in (f"bed={BED}", f"checkout={checkout.ROOT}")]
+        listing = ["podman", *command, *filters, "--format", "json"]
         found += json.loads(subprocess.run(listing, capture_output=True, text=True, check=True).stdout or "[]") or []
     return [str(entry.get("Names") or entry.get("name") or entry.get("Name")) for entry in found]
 

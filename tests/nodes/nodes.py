@@ -28,12 +28,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from support import checkout, reaper
+
 STARTED = time.monotonic()
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = checkout.ROOT
 CACHE = ROOT / ".cache" / "nodes"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 LOCAL_CAS = Path("/usr/local/share/ca-certificates")
 LABEL = "magi.llama"
+# Prefix of this checkout's containers and networks, so that two checkouts can have beds with the same name.
+PREFIX = f"magi-{checkout.name()}-"
 WORKERS = 2  # images and nodes in parallel: overlaps waiting without overloading a shared machine of two cores
 BOOT_TIMEOUT = 60.0
 
@@ -86,9 +92,15 @@ class BedError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Node:
+    """A host by its name, which is unique in its bed; its container's name is unique on the machine."""
+
     name: str
     kind: str
     address: str
+
+    @property
+    def container(self) -> str:
+        return f"{PREFIX}{self.name.removeprefix('magi-')}"
 
 
 # --- the machine ------------------------------------------------------------------------------------------------
@@ -98,7 +110,11 @@ def run(*argv: str, check: bool = True, stdin: bytes | None = None) -> subproces
     """Run a command and capture its output; an error includes it."""
     # When a node runs out of memory, podman's monitor creates a file named oom in its working directory.
     CACHE.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(argv, input=stdin, capture_output=True, check=False, cwd=CACHE)
+    environment = dict(os.environ)
+    if argv[0] == "podman":
+        # podman's daemons serve other beds too, so they must not end with the test run that started them.
+        environment.pop(reaper.MARK, None)
+    done = subprocess.run(argv, input=stdin, capture_output=True, check=False, cwd=CACHE, env=environment)
     out, err = (stream.decode(errors="replace") for stream in (done.stdout, done.stderr))
     if check and done.returncode:
         tail = "\n".join((out + err).strip().splitlines()[-15:])
@@ -262,7 +278,8 @@ def ensure_image(kind: str) -> str:
             raise BedError(f"The image {kind} cannot be built. {error}") from None
         unfinished.rename(tarball)
     say(f"image {kind}: importing into podman")
-    run("podman", "import", "--quiet", "--change", f"LABEL {LABEL}.kind={kind}", str(tarball), image)
+    labelled = ("--change", f"LABEL {LABEL}.kind={kind} {LABEL}.checkout={json.dumps(str(ROOT))}")
+    run("podman", "import", "--quiet", *labelled, str(tarball), image)
     forget_images(kind, keep=key)
     return image
 
@@ -272,10 +289,15 @@ def forget_images(kind: str | None = None, keep: str = "") -> None:
     for tarball in tarballs().glob(f"{kind or '*'}-*"):
         if not keep or f"-{keep}." not in tarball.name:
             tarball.unlink()
-    shown = run("podman", "images", "--filter", f"label={LABEL}.kind", "--format", "{{.Repository}}:{{.Tag}}").stdout
-    for image in shown.split():
-        if (kind is None or f"magi-node-{kind}:" in image) and not (keep and image.endswith(f":{keep}")):
-            run("podman", "rmi", image, check=False)
+    shown = run("podman", "images", "--filter", f"label={LABEL}.kind", "--format", "json").stdout
+    for image in json.loads(shown or "[]"):
+        owner = labels_of(image).get(f"{LABEL}.checkout", str(ROOT))
+        # Images of other existing checkouts are kept.
+        if owner != str(ROOT) and Path(owner).exists():
+            continue
+        for name in image.get("Names") or []:
+            if (kind is None or f"magi-node-{kind}:" in name) and not (keep and name.endswith(f":{keep}")):
+                run("podman", "rmi", name, check=False)
 
 
 # --- beds -------------------------------------------------------------------------------------------------------
@@ -297,31 +319,41 @@ def name_of(entry: dict[str, Any]) -> str:
     return str(entry["Names"][0] if "Names" in entry else entry["name"])
 
 
-def claim(bed: str) -> None:
-    """Refuse a bed that belongs to another checkout; remove one whose checkout no longer exists."""
-    for entry in listed("ps", f"bed={bed}") + listed("network", f"bed={bed}"):
-        owner = labels_of(entry)[f"{LABEL}.checkout"]
-        if owner != str(ROOT) and Path(owner).exists():
-            raise BedError(f"The bed {bed} belongs to the checkout {owner}. Remove it there, or choose another --name.")
-        if owner != str(ROOT):
-            say(f"bed {bed}: removing leftovers of the deleted checkout {owner}")
-            remove(bed)
-            return
+def remove_orphans() -> None:
+    """Remove the beds of deleted checkouts."""
+    for what in ("ps", "network"):
+        for entry in listed(what, "checkout"):
+            owner = labels_of(entry)[f"{LABEL}.checkout"]
+            if not Path(owner).exists():
+                say(f"removing {name_of(entry)}, left by the deleted checkout {owner}")
+                remove_entry(what, name_of(entry))
+
+
+def own(what: str, bed: str) -> list[dict[str, Any]]:
+    """This checkout's containers or networks of one bed."""
+    return listed(what, f"bed={bed}", f"checkout={ROOT}")
+
+
+def remove_entry(what: str, *names: str) -> None:
+    if what == "ps":
+        run("podman", "rm", "--force", "--volumes", "--time", "0", *names)
+    else:
+        run("podman", "network", "rm", "--force", *names)
 
 
 def remove(bed: str) -> int:
     """Remove a bed's containers, volumes and network; returns the number of removed nodes."""
-    containers = [name_of(entry) for entry in listed("ps", f"bed={bed}")]
+    containers = [name_of(entry) for entry in own("ps", bed)]
     if containers:
-        run("podman", "rm", "--force", "--volumes", "--time", "0", *containers)
-    for entry in listed("network", f"bed={bed}"):
-        run("podman", "network", "rm", "--force", name_of(entry))
+        remove_entry("ps", *containers)
+    for entry in own("network", bed):
+        remove_entry("network", name_of(entry))
     return len(containers)
 
 
 def ensure_network(bed: str) -> tuple[ipaddress.IPv4Network, str]:
     """The bed's network and the machine's own address in it."""
-    name = f"magi-{bed}"
+    name = f"{PREFIX}{bed}"
     if run("podman", "network", "exists", name, check=False).returncode:
         run("podman", "network", "create", *labels(bed), name)
     subnet = json.loads(run("podman", "network", "inspect", name).stdout)[0]["subnets"][0]
@@ -364,7 +396,7 @@ def create_arguments(bed: str, node: Node, image: str, models: Path | None, memo
     # A fixed MAC address: with a new one the machine would use the old ARP entry for half a minute.
     mac = "02:42:" + ":".join(f"{byte:02x}" for byte in ipaddress.IPv4Address(node.address).packed)
     return [
-        *("--name", node.name, "--hostname", node.name, "--network", f"magi-{bed}"),
+        *("--name", node.container, "--hostname", node.name, "--network", f"{PREFIX}{bed}"),
         *("--ip", node.address, "--mac-address", mac),
         *("--label", f"{LABEL}.kind={node.kind}", *labels(bed)),
         *("--systemd=always", "--cgroupns=private", *CAPABILITIES),
@@ -389,26 +421,26 @@ def ensure_node(bed: str, node: Node, arguments: list[str]) -> str:
     # New keys require a new node: the old node would refuse the connection.
     spec = key_of([*arguments, *(path.read_text() for path, _ in keys.values())])
     wanted = f'{{{{.State.Status}}}} {{{{index .Config.Labels "{LABEL}.spec"}}}}'
-    inspected = run("podman", "inspect", "--format", wanted, node.name, check=False)
+    inspected = run("podman", "inspect", "--format", wanted, node.container, check=False)
     status, _, actual = inspected.stdout.strip().partition(" ")
     did = "kept"
     # The state `created` means that an `up` was interrupted, perhaps before the keys were copied.
     if inspected.returncode or actual != spec or status == "created":
         if not inspected.returncode:
-            run("podman", "rm", "--force", "--volumes", "--time", "0", node.name)
+            remove_entry("ps", node.container)
         run("podman", "--runtime", "runc", "create", "--label", f"{LABEL}.spec={spec}", *arguments)
-        run("podman", "cp", "-", f"{node.name}:/", stdin=archive(keys))
-        run("podman", "start", node.name)
+        run("podman", "cp", "-", f"{node.container}:/", stdin=archive(keys))
+        run("podman", "start", node.container)
         did = "created"
     elif status == "paused":
-        run("podman", "unpause", node.name)
+        run("podman", "unpause", node.container)
         did = "unpaused"
     elif status != "running":
-        run("podman", "start", node.name)
+        run("podman", "start", node.container)
         did = "started"
     state = wait_until_booted(node)
     if did == "created" and state != "running":
-        failed = run("podman", "exec", node.name, "systemctl", "--failed", "--plain", "--no-legend").stdout
+        failed = run("podman", "exec", node.container, "systemctl", "--failed", "--plain", "--no-legend").stdout
         raise BedError(f"{node.name} has booted with failed units:\n{failed}")
     say(f"{node.name}: {did}, {node.kind}, {node.address}, {state}")
     return did
@@ -419,12 +451,12 @@ def wait_until_booted(node: Node) -> str:
     deadline, state = time.monotonic() + BOOT_TIMEOUT, "offline"
     while time.monotonic() < deadline:
         # Without --wait: an older systemd may never return from it near the end of a boot.
-        asked = run("podman", "exec", node.name, "systemctl", "is-system-running", check=False)
+        asked = run("podman", "exec", node.container, "systemctl", "is-system-running", check=False)
         state = asked.stdout.strip() or asked.stderr.strip()
         if state in ("running", "degraded") and sshd_greets(node.address):
             return state
         time.sleep(0.1)
-    log = run("podman", "logs", "--tail", "10", node.name, check=False)
+    log = run("podman", "logs", "--tail", "10", node.container, check=False)
     raise BedError(
         f"{node.name} has not booted within {BOOT_TIMEOUT:.0f} s, systemd's state: {state}\n{log.stdout}{log.stderr}"
     )
@@ -461,7 +493,8 @@ def inventory(bed: str, nodes: list[Node], gateway: str) -> str:
         "nodes_controller_address": gateway,
     }
     kinds = dict.fromkeys(node.kind for node in nodes)
-    groups = {kind: {"hosts": {n.name: {"ansible_host": n.address} for n in nodes if n.kind == kind}} for kind in kinds}
+    hosts = {n: {"ansible_host": n.address, "nodes_container": n.container} for n in nodes}
+    groups = {kind: {"hosts": {n.name: hosts[n] for n in nodes if n.kind == kind}} for kind in kinds}
     return f"{WRITTEN_BY}\n---\n{render({'all': {'vars': shared, 'children': groups}})}\n"
 
 
@@ -488,17 +521,17 @@ def place_inventory(bed: str, chosen: Path | None) -> Path:
 
 
 def up(bed: str, kinds: list[str], models: Path | None, memory: str | None, chosen: Path | None) -> None:
-    claim(bed)
+    remove_orphans()
     place = place_inventory(bed, chosen)
     images = dict(zip(dict.fromkeys(kinds), in_parallel(ensure_image, list(dict.fromkeys(kinds)))))
     network, gateway = ensure_network(bed)
     # Addresses start at .11 and depend on the node's number, so a restart or a second `up` keeps them.
     nodes = [Node(f"magi-{bed}-{n}", kind, str(network[10 + n])) for n, kind in enumerate(kinds, 1)]
     make_key(CACHE / bed / "id_ed25519", f"magi-{bed}")
-    wanted = {node.name for node in nodes}
-    surplus = [name_of(entry) for entry in listed("ps", f"bed={bed}") if name_of(entry) not in wanted]
+    wanted = {node.container for node in nodes}
+    surplus = [name_of(entry) for entry in own("ps", bed) if name_of(entry) not in wanted]
     if surplus:
-        run("podman", "rm", "--force", "--volumes", "--time", "0", *surplus)
+        remove_entry("ps", *surplus)
     known = []
     for node in nodes:
         host_key = CACHE / bed / "host_keys" / node.name
@@ -516,7 +549,7 @@ def up(bed: str, kinds: list[str], models: Path | None, memory: str | None, chos
 
 
 def down(bed: str) -> None:
-    claim(bed)
+    remove_orphans()
     removed = remove(bed)
     place_inventory(bed, None)  # removes one outside the cache
     shutil.rmtree(CACHE / bed)
@@ -524,18 +557,19 @@ def down(bed: str) -> None:
 
 
 def restart(bed: str, names: list[str]) -> None:
-    claim(bed)
     nodes = {}
-    for entry in listed("ps", f"bed={bed}"):
-        name = name_of(entry)
-        address = run("podman", "inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", name)
-        nodes[name] = Node(name, labels_of(entry)[f"{LABEL}.kind"], address.stdout.strip())
+    for entry in own("ps", bed):
+        container = name_of(entry)
+        template = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+        address = run("podman", "inspect", "--format", template, container).stdout.strip()
+        node = Node(f"magi-{container.removeprefix(PREFIX)}", labels_of(entry)[f"{LABEL}.kind"], address)
+        nodes[node.name] = node
     unknown = sorted(set(names) - set(nodes))
     if unknown or not nodes:
         raise BedError(f"The bed {bed} has no node {', '.join(unknown)}; it has: {', '.join(nodes) or 'none'}.")
 
     def one(name: str) -> None:
-        run("podman", "restart", "--time", "10", name)
+        run("podman", "restart", "--time", "10", nodes[name].container)
         state = wait_until_booted(nodes[name])
         say(f"{name}: restarted, {nodes[name].address}, {state}")
 
@@ -550,7 +584,7 @@ def own_beds() -> list[str]:
 
 
 def bed_name(text: str) -> str:
-    if not re.fullmatch(r"[a-z][a-z0-9-]{0,39}", text) or text == tarballs().name:
+    if not re.fullmatch(r"[a-z][a-z0-9-]{0,29}", text) or text == tarballs().name:
         raise argparse.ArgumentTypeError(f"{text}: lower-case letters, digits and dashes, and not `{tarballs().name}`")
     return text
 

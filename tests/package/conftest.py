@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import release
+from support import reaper
 from support.pythons import ROOT
 from support.runs import BIN, execute
 
@@ -26,8 +26,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def installed(artifact: Path) -> Iterator[Path]:
     """A folder with the collection, and nothing else. Its path is short, for supervisord's socket."""
-    with tempfile.TemporaryDirectory(prefix="magi-") as name:
-        folder = Path(name)
+    with reaper.temporary_folder("magi-") as folder:
         command = [BIN / "ansible-galaxy", "collection", "install", "--offline", "-p", folder / "collections", artifact]
         done = execute(command, folder, ANSIBLE_COLLECTIONS_PATH=str(folder / "collections"))
         assert (done.returncode, done.stderr) == (0, "")

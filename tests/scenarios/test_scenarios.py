@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import reaper
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -47,7 +49,11 @@ def test_scenario(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> 
         # Molecule's default folder is the same for all checkouts of one name, and its state there outlives a run.
         "MOLECULE_EPHEMERAL_DIRECTORY": str(tmp_path / "ephemeral"),
     }
-    with log.open("w") as output:
+    if name == ON_THIS_HOST:
+        reaper.watch(ROOT / ".cache/molecule" / name)
+    # The bed of a scenario has its name. It is taken down by molecule's destroy, if that comes to pass.
+    down = reaper.undone_if_killed(sys.executable, ROOT / "tests/nodes/nodes.py", "down", "--name", name)
+    with log.open("w") as output, down if name != ON_THIS_HOST else contextlib.nullcontext():
         done = subprocess.run(
             [BIN / "molecule", "test", "--scenario-name", name],
             cwd=ROOT,

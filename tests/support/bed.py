@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -17,10 +18,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import Process, all_processes
+from support import checkout, reaper
 
 PROJECT = Path(__file__).parents[2]
 BINARIES = Path(os.environ.get("MAGI_LLAMA_BIN_DIR", PROJECT / ".cache/bin"))
@@ -58,18 +60,25 @@ class Outcome:
         return sum(int(number) for number in re.findall(r"\bchanged=(\d+)", self.output))
 
 
-def free_ports(count: int) -> int:
-    """The first of `count` (at most 20) consecutive ports that nothing listens on.
+_claimed: list[BinaryIO] = []  # open, and so locked, for as long as this process runs
 
-    Each test process starts its search at a different port, away from the demo, molecule and bench.
-    """
-    for first in range(20000 + os.getpid() % 97 * 20, 32000, 20):
+
+def free_ports(count: int) -> int:
+    """The first of `count` (at most 10) consecutive ports that have no listener and no claim of another process."""
+    assert count <= checkout.BED_PORTS
+    folder = PROJECT / ".cache/ports"
+    folder.mkdir(parents=True, exist_ok=True)
+    for first in checkout.ports("beds")[:: checkout.BED_PORTS]:
+        claim = open(folder / str(first), "wb")  # noqa: SIM115 - the claim is the open file
         try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for port in range(first, first + count):
                 with socket.socket() as probe:
                     probe.bind(("127.0.0.1", port))
         except OSError:
+            claim.close()
             continue
+        _claimed.append(claim)
         return first
     raise RuntimeError("no free ports")
 
@@ -78,6 +87,7 @@ class Bed:
     """A state directory, models and an inventory in one folder."""
 
     def __init__(self, root: Path) -> None:
+        reaper.watch(root)
         self.root = root
         self.state = root / "s"
         self.models = root / "models"

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import reaper
 from .pythons import ROOT, search_path
 
 BIN = Path(sys.executable).parent
@@ -54,6 +55,7 @@ def play(arguments: Sequence[str | Path], cwd: Path, bin_dir: Path = BIN, **envi
 
 def host_variables(folder: Path, first_port: int, last_port: int) -> dict[str, object]:
     """Variables of a host on this machine that keep all files of a run in one folder."""
+    reaper.watch(folder)
     return {
         "registry_scan_paths": [str(ROOT / ".cache/models")],
         "registry_path": f"{folder}/state/registry.json",

@@ -1,0 +1,106 @@
+#!/usr/bin/env python3
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The name and the ports of this checkout, so that several checkouts can run their tests on one machine at a time.
+
+    python3 checkout.py name
+    python3 checkout.py port molecule|bench|beds     the part's first port
+
+Standard library only: nodes.py runs with the machine's own Python, before there is a virtual environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Below the kernel's ephemeral ports (from 32768), and away from the collection's default ports, which are the demo's.
+FIRST_PORT = 12000
+BLOCK_PORTS = 400
+BLOCKS = 50
+# Each part of a block as (offset, number of ports).
+PARTS = {"molecule": (0, 10), "bench": (20, 60), "beds": (100, 300)}
+BED_PORTS = 10
+
+
+def name(root: Path = ROOT) -> str:
+    """A name for containers, networks and hosts: lower-case letters, digits and dashes, at most 19 characters."""
+    readable = re.sub(r"[^a-z0-9]+", "-", root.name.lower()).strip("-")[:12].rstrip("-")
+    return f"{readable or 'checkout'}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:6]}"
+
+
+def ports(part: str, root: Path = ROOT) -> range:
+    """The ports that this checkout alone has for one part of its tests."""
+    offset, count = PARTS[part]
+    first = FIRST_PORT + BLOCK_PORTS * claim_block(root, blocks_folder()) + offset
+    return range(first, first + count)
+
+
+def blocks_folder() -> Path:
+    # Not tempfile's own choice: TMPDIR may differ between two checkouts of one machine.
+    return Path("/tmp/magi-llama-checkouts")
+
+
+def claim_block(root: Path, folder: Path) -> int:
+    """The checkout's block of ports, noted as a link to the checkout; blocks of checkouts that are gone are given away.
+
+    Raises RuntimeError where every block is taken.
+    """
+    with locked(folder):
+        owners = {int(link.name): os.readlink(link) for link in folder.iterdir() if link.name.isdigit()}
+        for block, owner in owners.items():
+            if owner == str(root):
+                return block
+        # The path decides where to begin, so that a block is found again after the machine has emptied /tmp.
+        preferred = zlib.crc32(os.fsencode(root))
+        for block in ((preferred + step) % BLOCKS for step in range(BLOCKS)):
+            if block in owners and Path(owners[block]).exists():
+                continue
+            link = folder / str(block)
+            # The link of another user stays where it is: the folder is sticky.
+            with contextlib.suppress(PermissionError, FileExistsError):
+                link.unlink(missing_ok=True)
+                link.symlink_to(root)
+                return block
+    raise RuntimeError(f"all {BLOCKS} blocks of ports are taken by other checkouts: look at the links in {folder}")
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time, of any user."""
+    if not folder.exists():
+        folder.mkdir(exist_ok=True)
+        # Another user may have made it in the meantime.
+        with contextlib.suppress(PermissionError):
+            folder.chmod(0o1777)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def main(arguments: list[str]) -> int:
+    if arguments == ["name"]:
+        print(name())
+    elif len(arguments) == 2 and arguments[0] == "port" and arguments[1] in PARTS:
+        print(ports(arguments[1])[0])
+    else:
+        print(__doc__, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
