@@ -8,9 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.pytest_coverage import pytest_terminal_summary
 from support.pytest_reaper import pytest_configure, servers_below_tmp_path_end
 
-__all__ = ["pytest_configure", "servers_below_tmp_path_end"]
+__all__ = ["pytest_configure", "pytest_terminal_summary", "servers_below_tmp_path_end"]
 
 TESTS = Path(__file__).parent
 

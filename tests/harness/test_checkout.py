@@ -122,10 +122,10 @@ def test_two_checkouts_have_a_bed_of_one_name_at_a_time(other: Path) -> None:
     for process in started:
         output, _ = process.communicate(timeout=180)
         assert process.returncode == 0, output
-    ours, theirs = (addresses(root) for root in roots)
-    assert len(ours) == len(theirs) == 1
-    assert not ours.keys() & theirs.keys()
-    assert not set(ours.values()) & set(theirs.values())
+    ours, others = (addresses(root) for root in roots)
+    assert len(ours) == len(others) == 1
+    assert not ours.keys() & others.keys()
+    assert not set(ours.values()) & set(others.values())
 
     assert nodes(other, "down", "--all").returncode == 0
     again = nodes(checkout.ROOT, "up", "--name", "twins", "forky")

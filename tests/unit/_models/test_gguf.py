@@ -134,6 +134,7 @@ def test_header_does_not_depend_on_block_size(tmp_path: Path, monkeypatch: pytes
     assert read_header(path) == expected
 
 
+@pytest.mark.slow
 def test_reads_are_at_most_one_per_megabyte(heavy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = []
     pread = os.pread
@@ -149,6 +150,7 @@ def test_reads_are_at_most_one_per_megabyte(heavy: Path, monkeypatch: pytest.Mon
     assert sum(count for _offset, count in reads) <= header.data_offset + (1 << 20)
 
 
+@pytest.mark.slow
 def test_large_header_takes_little_work(heavy: Path) -> None:
     """One call for each of 408,000 tokens and merges. The goal of make bench is 0.1 s."""
     with counted() as work:
@@ -157,6 +159,7 @@ def test_large_header_takes_little_work(heavy: Path) -> None:
     assert work.calls < 1.01 * sum(header.array_lengths.values()), work
 
 
+@pytest.mark.slow
 def test_large_header_takes_little_memory(heavy: Path) -> None:
     code = (
         "import sys; sys.path.insert(0, 'collections')\n"

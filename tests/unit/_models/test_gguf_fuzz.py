@@ -220,6 +220,7 @@ def fuzz(folder: Path, examples: int) -> None:
     run()
 
 
+@pytest.mark.slow
 def test_mutated_headers_are_read_or_refused(tmp_path: Path) -> None:
     fuzz(tmp_path, 400)
     ends_at = time.monotonic() + SECONDS

@@ -30,6 +30,8 @@ from ansible_collections.magi.llama.plugins.module_utils._models.source_files im
 from support import gguf_files as make
 from support.work import counted
 
+pytestmark = pytest.mark.slow
+
 MAX_CALLS = 5_000_000
 MAX_BYTES = 64 << 20
 TENSORS = [make.tensor(f"{number:05}", (1, 1, 1, 1), 24, 32 * number) for number in range(MAX_TENSORS)]

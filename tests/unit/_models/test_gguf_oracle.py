@@ -24,6 +24,8 @@ from ansible_collections.magi.llama.plugins.module_utils._models.source_files im
 from support import gguf_files as make
 from support.architectures import ARCHITECTURES, write_model
 
+pytestmark = pytest.mark.slow
+
 BIN_DIR = os.environ.get("MAGI_LLAMA_BIN_DIR", "")
 QUANTIZATIONS = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q4_0", "Q4_K_M", "Q5_K_S", "Q6_K", "Q8_0", "BF16", "IQ4_NL", "TQ1_0")
 

@@ -711,6 +711,7 @@ def test_scan_with_all_cores_is_the_same(models: Path, monkeypatch: pytest.Monke
     assert together.content == alone.content
 
 
+@pytest.mark.slow
 def test_reuse_is_fast(models: Path, tmp_path: Path) -> None:
     """1,000 unchanged files: nothing is read, and each takes few calls. make bench measures the time."""
     for number in range(1000):

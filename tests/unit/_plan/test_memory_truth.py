@@ -29,7 +29,10 @@ from support.architectures import ARCHITECTURES, Sizes, write_model
 
 BIN_DIR = os.environ.get("MAGI_LLAMA_BIN_DIR", "")
 
-pytestmark = pytest.mark.skipif(not BIN_DIR, reason="MAGI_LLAMA_BIN_DIR is not set")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not BIN_DIR, reason="MAGI_LLAMA_BIN_DIR is not set"),
+]
 
 MIB = 1024 * 1024
 START_SECONDS = 20

@@ -15,6 +15,8 @@ from ansible_collections.magi.llama.plugins.module_utils._core import run_lock
 from support import gguf_files as make
 from support.runs import BIN, ROOT, execute, write_inventory
 
+pytestmark = pytest.mark.slow
+
 
 class Fleet:
     """Hosts one and two, each with its own models."""
