@@ -91,6 +91,7 @@ demo-stop: $(VENV)/.ready ## Stop the demo and remove its files; the cached setu
 lint: $(VENV)/.ready ## Check the style of everything
 	@$(UV_LOCK) --check --offline
 	@ruff check . && ruff format --check --quiet .
+	@codespell
 	@mypy
 	@yamllint --strict .
 	@ansible-lint --offline

@@ -38,10 +38,10 @@ class ActionModule(ActionBase):
         arguments = check_arguments(self, ARGUMENTS)
         if httpx is None:
             raise AnsibleActionFail("verify needs httpx on the controller: pip install httpx.")
-        told: dict[str, Any] = self._execute_module(MODULE, {"state_dir": arguments["state_dir"]}, task_vars=task_vars)
-        servers = told.get("deployed") or []
+        known: dict[str, Any] = self._execute_module(MODULE, {"state_dir": arguments["state_dir"]}, task_vars=task_vars)
+        servers = known.get("deployed") or []
         if not servers:
-            why = told.get("msg") or f"{arguments['state_dir']}/deployment.json names none. Run site.yml first."
+            why = known.get("msg") or f"{arguments['state_dir']}/deployment.json names none. Run site.yml first."
             raise AnsibleActionFail(f"No servers are deployed here: {why}")
         local = self._connection.transport == "local"
         host = str(task_vars.get("ansible_host", task_vars["inventory_hostname"]))
@@ -60,7 +60,7 @@ class ActionModule(ActionBase):
         note = {
             "failed": [answer["name"] for answer in failed],
             "refused": [answer["name"] for answer in failed if answer["own_fault"]],
-            "answered": [answer["name"] for answer in answers if answer["ok"] and answer["name"] in told["refused"]],
+            "answered": [answer["name"] for answer in answers if answer["ok"] and answer["name"] in known["refused"]],
         }
         if any(note.values()):
             # Reported even if this fails: which server did not answer.

@@ -38,7 +38,7 @@ def on_controller(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _on_controller(option: Mapping[str, Any]) -> dict[str, Any]:
-    # A path is not a secret; for text Ansible guesses by the option's name.
+    # Ansible guesses from an option's name that its text is secret; a path is not.
     no_log = {"no_log": False} if option.get("type") == "path" else {}
     as_text = {key: "str" for key in ("type", "elements") if option.get(key) == "path"}
     inner = {"options": on_controller(option["options"])} if "options" in option else {}

@@ -61,7 +61,7 @@ def choose_manager(wanted: str) -> ServiceManager:
 
 
 def driver_for(record: Mapping[str, Any], state_dir: str, program: str | None = None) -> ServiceDriver:
-    """What drives the deployed servers; if no server is deployed, a driver that knows of none."""
+    """The driver of the deployed servers; a driver without servers if none is deployed."""
     return find_manager(record["service_manager"] or list(MANAGERS)[-1]).driver(state_dir, program)
 
 
