@@ -159,7 +159,7 @@ def test_unmanaged_unit_is_not_overwritten(tmp_path: Path) -> None:
     unit = tmp_path / "magi-llama-foreign.service"
     unit.write_text("[Service]\nExecStart=/usr/bin/foreign\n")
     assert stale_files(managed, []) == []
-    with pytest.raises(LaunchConfigError, match=r"magi-llama-foreign\.service is there and not ours"):
+    with pytest.raises(LaunchConfigError, match=r"magi-llama-foreign\.service already exists and is not managed"):
         refuse_foreign([File(str(unit), b"")], managed)
     unit.write_text("Environment=MAGI_LLAMA_STATE=/var/lib/magi-llama\n")
     refuse_foreign([File(str(unit), b""), File(str(tmp_path / "magi-llama-new.service"), b"")], managed)
