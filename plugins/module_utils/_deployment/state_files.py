@@ -68,7 +68,7 @@ def _previous_part(deployment: Deployment | None) -> dict[str, Any] | None:
 
 
 def _is_current(file: File) -> bool:
-    """Whether the file is there and says the same. Only another version of the collection is not a reason to write it."""
+    """Whether the file has this content already. Another version of the collection alone is no reason to write it."""
     found = file_at(file.path)
     if found is None or found.mode != file.mode:
         return False
