@@ -68,7 +68,7 @@ def _previous_part(deployment: Deployment | None) -> dict[str, Any] | None:
 
 
 def _is_current(file: File) -> bool:
-    """Whether the file has this content already. Another version of the collection alone is no reason to write it."""
+    """Whether the file has this content already. Another version of the collection alone does not count."""
     found = file_at(file.path)
     if found is None or found.mode != file.mode:
         return False
