@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from support.pytest_coverage import pytest_terminal_summary
-from support.pytest_reaper import pytest_configure, servers_below_tmp_path_end
+from support.pytest_reaper import pytest_configure, stop_servers_in_tmp_path
 
-__all__ = ["pytest_configure", "pytest_terminal_summary", "servers_below_tmp_path_end"]
+__all__ = ["pytest_configure", "pytest_terminal_summary", "stop_servers_in_tmp_path"]
 
 TESTS = Path(__file__).parent
 

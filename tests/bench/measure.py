@@ -22,7 +22,7 @@ import yaml
 from support import checkout
 
 ROOT = Path(__file__).resolve().parents[2]
-# A test interrupts a bench of its own, away from the user's.
+# A test interrupts a bench; its folder is not the user's.
 CACHE = Path(os.environ.get("MAGI_BENCH_CACHE", ROOT / ".cache" / "bench"))
 BIN = Path(sys.executable).parent
 FIRST_PORT = checkout.ports("bench")[0]

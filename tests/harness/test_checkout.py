@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Two checkouts on one machine have names, ports, nodes and folders of their own."""
+"""Two checkouts on one machine use different names, ports, nodes and folders."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ import yaml
 from support import checkout, reaper
 from support.bed import free_ports
 
-# What a second checkout needs for its nodes.
+# The files that a second checkout needs for its nodes.
 FILES = ("tests/nodes/nodes.py", "tests/support/checkout.py", "tests/support/reaper.py")
 
 
-def test_names_and_ports_of_two_checkouts_differ_and_stay(tmp_path: Path) -> None:
-    # The same last part of the path, as clones of one repository have.
+def test_names_and_ports_of_two_checkouts_differ(tmp_path: Path) -> None:
+    # Both paths end in the same folder name, as with clones of one repository.
     seen = []
     for number in (1, 2):
         script = tmp_path / str(number) / "magi/tests/support/checkout.py"
@@ -32,7 +32,7 @@ def test_names_and_ports_of_two_checkouts_differ_and_stay(tmp_path: Path) -> Non
         for _again in range(2):
             answers = [("name",), *(("port", part) for part in checkout.PARTS)]
             seen.append(tuple(subprocess.check_output([script, *words], text=True).strip() for words in answers))
-    # So that the next checkouts may have their ports.
+    # This frees their ports.
     shutil.rmtree(tmp_path)
     first, first_again, second, second_again = seen
     assert (first, second) == (first_again, second_again)
@@ -40,7 +40,7 @@ def test_names_and_ports_of_two_checkouts_differ_and_stay(tmp_path: Path) -> Non
     assert first[0].startswith("magi-") and second[0].startswith("magi-")
 
 
-def test_blocks_of_ports_are_disjoint_and_given_away_once_their_checkout_is_gone(tmp_path: Path) -> None:
+def test_blocks_of_ports_are_disjoint_and_reused_after_their_checkout_is_deleted(tmp_path: Path) -> None:
     folder = tmp_path / "blocks"
     roots = [tmp_path / f"checkout-{number}" for number in range(checkout.BLOCKS + 1)]
     for root in roots:
@@ -55,15 +55,15 @@ def test_blocks_of_ports_are_disjoint_and_given_away_once_their_checkout_is_gone
     assert checkout.claim_block(most[8], folder) == blocks[8]
 
 
-def test_the_parts_of_a_block_fit_and_do_not_overlap() -> None:
+def test_parts_of_a_block_do_not_overlap() -> None:
     parts = sorted(checkout.PARTS.values())
     assert all(offset + count <= following for (offset, count), (following, _) in itertools.pairwise(parts))
     assert sum(parts[-1]) <= checkout.BLOCK_PORTS
-    # Below the ephemeral ports, from which the kernel takes one for any client.
+    # The kernel gives ephemeral ports to any client.
     assert checkout.FIRST_PORT + checkout.BLOCKS * checkout.BLOCK_PORTS <= 32768
 
 
-def test_ports_claimed_by_one_test_process_are_not_given_to_another() -> None:
+def test_free_ports_of_two_processes_differ() -> None:
     mine = free_ports(10)
     code = "from support.bed import free_ports; print(free_ports(10))"
     search = f"{checkout.ROOT}/tests:{checkout.ROOT}/collections"
@@ -72,7 +72,7 @@ def test_ports_claimed_by_one_test_process_are_not_given_to_another() -> None:
     assert abs(mine - int(answer)) >= 10
 
 
-def test_molecule_run_by_hand_keeps_its_notes_in_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_molecule_by_hand_has_its_ephemeral_folder_in_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MOLECULE_EPHEMERAL_DIRECTORY", "ANSIBLE_HOME"):
         monkeypatch.delenv(name, raising=False)
     molecule = Path(sys.executable).with_name("molecule")
@@ -85,14 +85,14 @@ def test_molecule_run_by_hand_keeps_its_notes_in_the_checkout(monkeypatch: pytes
 
 @pytest.fixture
 def other(tmp_path: Path) -> Iterator[Path]:
-    """A second checkout with the same last part of its path, as far as nodes need it."""
+    """A second checkout with the same folder name, with the files that nodes need."""
     root = tmp_path / checkout.ROOT.name
     for name in FILES:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(checkout.ROOT / name, root / name)
     prepared = nodes(checkout.ROOT, "image")
     if prepared.returncode != 0:
-        # A machine that cannot run nodes goes on without them; CI may not.
+        # A machine that cannot run nodes skips this test; CI must not.
         (pytest.fail if os.environ.get("CI") else pytest.skip)(prepared.stderr.strip())
     down = [(sys.executable, top / FILES[0], "down", "--name", "twins") for top in (root, checkout.ROOT)]
     with reaper.undone_if_killed(*down[0]), reaper.undone_if_killed(*down[1]):
@@ -113,7 +113,7 @@ def addresses(root: Path) -> dict[str, str]:
     return {host["nodes_container"]: host["ansible_host"] for host in hosts}
 
 
-def test_two_checkouts_have_a_bed_of_one_name_at_a_time(other: Path) -> None:
+def test_beds_of_two_checkouts_with_the_same_name_run_in_parallel(other: Path) -> None:
     roots = (checkout.ROOT, other)
     commands = [[sys.executable, root / FILES[0], "up", "--name", "twins", "forky"] for root in roots]
     started = [

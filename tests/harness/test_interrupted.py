@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A bench, a test run or the make above it that is interrupted leaves no process that it has started."""
+"""An interrupted bench, test run or make leaves no process that it started."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support import checkout, reaper
 from support.bed import BINARIES, MODELS
 
 SECONDS = 30.0
-# A daemon in a session of its own with nothing of the caller's environment, as the collection's servers have it.
+# A daemon in its own session without the caller's environment, like the collection's servers.
 DAEMON = """\
 import os, sys
 if os.fork():
@@ -27,7 +27,7 @@ if os.fork():
 os.setsid()
 os.execve(sys.executable, [sys.executable, "-c", "import time; time.sleep(600)"], {"MAGI_LLAMA_STATE": sys.argv[1]})
 """
-# One that inherits the environment and ignores what asks it to end.
+# A process that inherits the environment and ignores SIGTERM.
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 TEST = """\
 import subprocess, sys, time
@@ -55,7 +55,7 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = SECO
 
 
 def mentioning(folder: Path) -> list[str]:
-    """The processes that have a folder in their command or environment, by all that /proc says of them."""
+    """Processes with the folder in their command line or environment."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -68,20 +68,20 @@ def mentioning(folder: Path) -> list[str]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The environment of a run of its own, not of a worker of this one."""
+    """The environment of a separate run, not of a worker of this one."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
     return {**kept, "PYTHONPATH": f"{checkout.ROOT}/tests:{checkout.ROOT}/collections", **more}
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """Where nothing but the interrupted run has anything."""
+    """A folder that only the interrupted run uses."""
     with reaper.temporary_folder("magi-") as path:
         yield path
 
 
 def start_test_run(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """A test run with three processes of different kinds, once all are there."""
+    """Start a test run, and wait until its three processes of different kinds run."""
     state = folder / "state"
     test = folder / "test_interrupted.py"
     test.write_text(TEST.format(state=str(state), undone=str(folder / "undone"), daemon=DAEMON, stubborn=STUBBORN))
@@ -103,24 +103,24 @@ def start_test_run(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_test_run_that_is_interrupted_leaves_no_process(which: signal.Signals, folder: Path) -> None:
+def test_interrupted_run_leaves_no_process(which: signal.Signals, folder: Path) -> None:
     run = start_test_run(folder)
     os.kill(run.pid, which)
     output, _ = run.communicate(timeout=SECONDS)
     wait_until(lambda: not mentioning(folder), f"{mentioning(folder)}\n{output}")
-    # INT lets the test leave its block by itself.
+    # After SIGINT the test itself leaves its block.
     wait_until(lambda: (folder / "undone").exists() == (which is not signal.SIGINT), "undone")
     assert not (folder / "undone-left").exists()
 
 
-def test_a_run_with_workers_whose_controller_is_killed_leaves_no_process(folder: Path) -> None:
+def test_run_with_workers_leaves_no_process_when_its_controller_is_killed(folder: Path) -> None:
     run = start_test_run(folder, "-n", "1")
     os.kill(run.pid, signal.SIGKILL)
     run.communicate(timeout=SECONDS)
     wait_until(lambda: not mentioning(folder), str(mentioning(folder)))
 
 
-def test_what_a_killed_reaper_leaves_is_cleaned_up_by_the_next_run(folder: Path) -> None:
+def test_next_run_cleans_up_after_a_killed_reaper(folder: Path) -> None:
     before = set(reaper.RECORDS.iterdir())
     run = start_test_run(folder)
     [record] = set(reaper.RECORDS.iterdir()) - before
@@ -136,7 +136,7 @@ def test_what_a_killed_reaper_leaves_is_cleaned_up_by_the_next_run(folder: Path)
 
 
 def bench_servers(cache: Path) -> list[str]:
-    # The loop role's servers name nothing of the bench in their commands, but their supervisor's socket.
+    # Servers of the loop role have the folder only in their environment, as their supervisor's socket.
     return [line for line in mentioning(cache) if "llama-server" in line or "supervisord" in line]
 
 
@@ -146,7 +146,7 @@ def bench_servers(cache: Path) -> list[str]:
     [(signal.SIGTERM, "make"), (signal.SIGINT, "group"), (signal.SIGKILL, "make")],
     ids=["TERM to make", "INT to all", "KILL to make"],
 )
-def test_a_bench_that_is_interrupted_leaves_no_server(which: signal.Signals, whom: str, folder: Path) -> None:
+def test_interrupted_bench_leaves_no_server(which: signal.Signals, whom: str, folder: Path) -> None:
     given = environment(MAGI_BENCH_CACHE=str(folder), MAGI_BENCH_JSON=str(folder / "bench.json"))
     with (folder / "log").open("w") as log:
         make = subprocess.Popen(

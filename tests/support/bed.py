@@ -60,7 +60,7 @@ class Outcome:
         return sum(int(number) for number in re.findall(r"\bchanged=(\d+)", self.output))
 
 
-_claimed: list[BinaryIO] = []  # open, and so locked, for as long as this process runs
+_claimed: list[BinaryIO] = []  # open files, locked while this process runs
 
 
 def free_ports(count: int) -> int:

@@ -2,12 +2,12 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The name and the ports of this checkout, so that several checkouts can run their tests on one machine at a time.
+"""The name and the ports of this checkout, so that several checkouts can run their tests on one machine in parallel.
 
     python3 checkout.py name
     python3 checkout.py port molecule|bench|beds     the part's first port
 
-Standard library only: nodes.py runs with the machine's own Python, before there is a virtual environment.
+Standard library only: nodes.py runs with the system's Python, without the virtual environment.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Below the kernel's ephemeral ports (from 32768), and away from the collection's default ports, which are the demo's.
+# Below the kernel's ephemeral ports (from 32768), and not the collection's default ports, which the demo uses.
 FIRST_PORT = 12000
 BLOCK_PORTS = 400
 BLOCKS = 50
@@ -40,34 +40,34 @@ def name(root: Path = ROOT) -> str:
 
 
 def ports(part: str, root: Path = ROOT) -> range:
-    """The ports that this checkout alone has for one part of its tests."""
+    """The ports of one part of the tests, for this checkout only."""
     offset, count = PARTS[part]
     first = FIRST_PORT + BLOCK_PORTS * claim_block(root, blocks_folder()) + offset
     return range(first, first + count)
 
 
 def blocks_folder() -> Path:
-    # Not tempfile's own choice: TMPDIR may differ between two checkouts of one machine.
+    # Not tempfile.gettempdir(): TMPDIR may differ between two checkouts.
     return Path("/tmp/magi-llama-checkouts")
 
 
 def claim_block(root: Path, folder: Path) -> int:
-    """The checkout's block of ports, noted as a link to the checkout; blocks of checkouts that are gone are given away.
+    """The number of the checkout's block of ports, recorded as a link to the checkout in folder.
 
-    Raises RuntimeError where every block is taken.
+    Blocks of deleted checkouts are reused. Raises RuntimeError if all blocks are taken.
     """
     with locked(folder):
         owners = {int(link.name): os.readlink(link) for link in folder.iterdir() if link.name.isdigit()}
         for block, owner in owners.items():
             if owner == str(root):
                 return block
-        # The path decides where to begin, so that a block is found again after the machine has emptied /tmp.
+        # The search starts at a block that depends on the path, so the block stays the same when /tmp was emptied.
         preferred = zlib.crc32(os.fsencode(root))
         for block in ((preferred + step) % BLOCKS for step in range(BLOCKS)):
             if block in owners and Path(owners[block]).exists():
                 continue
             link = folder / str(block)
-            # The link of another user stays where it is: the folder is sticky.
+            # The folder is sticky: a link of another user cannot be removed.
             with contextlib.suppress(PermissionError, FileExistsError):
                 link.unlink(missing_ok=True)
                 link.symlink_to(root)
@@ -77,7 +77,7 @@ def claim_block(root: Path, folder: Path) -> int:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One process at a time, of any user."""
+    """Lock the folder against all processes of all users."""
     if not folder.exists():
         folder.mkdir(exist_ok=True)
         # Another user may have made it in the meantime.

@@ -1,7 +1,6 @@
 #!/bin/sh
-# The virtual environment's `molecule`. By itself molecule names the folder of its notes after the last part of the
-# checkout's path only, so two clones would share it; the folder is below ANSIBLE_HOME. SSH's sockets stay where they are:
-# their paths must be short.
+# The virtual environment's `molecule`. molecule names its ephemeral folder, in ANSIBLE_HOME, after the last part of the
+# checkout's path only, so two clones would share it. SSH's sockets stay in the user's home, because their paths must be short.
 set -eu
 checkout=$(dirname "$(readlink -f "$0")")/../..
 checkout=$(cd "$checkout" && pwd)

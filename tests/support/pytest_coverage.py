@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""For pytest with --cov: what the tests run of plugins/, one line for each folder."""
+"""A pytest plugin that prints coverage with --cov, one line for each folder of plugins/."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             counts[folder][0] += len(statements)
             counts[folder][1] += len(statements) - len(missing)
     terminalreporter.write_line("")
-    terminalreporter.write_line("lines of plugins/ that ran within pytest")
+    terminalreporter.write_line("coverage of plugins/ within pytest, in lines")
     for folder, (statements, covered) in sorted(counts.items(), key=lambda entry: (entry[0] == "all", entry[0])):
         share = f"{covered / statements:4.0%}" if statements else "   -"
         terminalreporter.write_line(f"  {share}  {covered:5} of {statements:5}  {folder}")

@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""For pytest: a test run ends all that it has started."""
+"""A pytest plugin: a test run stops everything that it started."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def servers_below_tmp_path_end(tmp_path_factory: pytest.TempPathFactory) -> None:
+def stop_servers_in_tmp_path(tmp_path_factory: pytest.TempPathFactory) -> None:
     reaper.watch(tmp_path_factory.getbasetemp())

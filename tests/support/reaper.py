@@ -1,14 +1,14 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Ends all that a test run or a bench has started when that run ends, however it ends: well, by INT, TERM or KILL.
+"""Stops everything that a test run or a bench started when that run ends: normally, or by SIGINT, SIGTERM or SIGKILL.
 
-A run begins with `begin()`. What it starts inherits a mark in its environment. Servers of the collection do not, as
-nothing of the caller's environment reaches them: they are known by the state directories given to `watch()`. Nodes and
-mounts, which are no processes, are removed by the commands given to `undone_if_killed()`.
+A run begins with `begin()`. The processes that it starts inherit a mark in their environment. The collection's servers
+do not, because they get nothing of the caller's environment; the state directories given to `watch()` identify them.
+Nodes and mounts are not processes; the commands given to `undone_if_killed()` remove them.
 
-A process in a session of its own, the reaper, waits for the end of the run, and of the `make` above it. It needs no
-cooperation of the run, so KILL is as good as TERM. Where the reaper itself was killed, the next run does its work.
+A separate process, the reaper, waits until the run, or a `make` above it, has ended. It needs no help from the run, so
+it also works after SIGKILL. If the reaper itself was killed, the next run of this checkout does its work.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = ROOT / ".cache/runs"
-# Its value is the run's name, behind those of the runs around it. It matches none of the patterns by which tests keep
-# settings away from what they start.
+# The value has the names of the outer runs and of this one. Tests remove variables of Ansible and of ours from the
+# environment of what they start; this name must not match.
 MARK = "TEST_RUN_NAMES"
 # What every server of the collection has in its environment.
 STATE_MARKER = "MAGI_LLAMA_STATE"
@@ -47,9 +47,9 @@ _numbers = itertools.count()
 
 
 def begin() -> str:
-    """Have all that this process starts from now on ended together with it. The run's name.
+    """Start a reaper for this process and mark what it starts from now on. Returns the run's name.
 
-    Cleans up first after runs of this checkout whose reaper was killed.
+    First cleans up after runs of this checkout whose reaper was killed.
     """
     RECORDS.mkdir(parents=True, exist_ok=True)
     clean_up_after_the_dead()
@@ -57,7 +57,7 @@ def begin() -> str:
     around = [name for name in (os.environ.get(MARK),) if name]
     environment = {key: value for key, value in os.environ.items() if key != MARK}
     log = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    # Not a Popen, which keeps descriptors of ours open: who reads our output waits for its end.
+    # Without our descriptors: a reader of our output would wait until the reaper ends too.
     starter = os.posix_spawn(
         sys.executable,
         [sys.executable, "-S", __file__, str(record), str(os.getpid()), started_at(os.getpid())],
@@ -80,15 +80,15 @@ def begin() -> str:
 
 
 def watch(folder: Path | str) -> None:
-    """End servers whose state directory is this folder or below it when the run ends."""
-    # A server bears the path as it was given.
+    """Stop servers whose state directory is in this folder when the run ends."""
+    # The server's environment has the path as it was given, which may contain a link.
     for path in {os.path.abspath(folder), os.path.realpath(folder)}:
         _note({"folder": path})
 
 
 @contextlib.contextmanager
 def undone_if_killed(*command: str | Path) -> Iterator[None]:
-    """Have a command run from the checkout's root if the run ends within this block without leaving it."""
+    """If the run is killed within this block, the reaper runs the command in the checkout's root."""
     key = f"{os.getpid()}.{next(_numbers)}"
     _note({"command": [str(part) for part in command], "key": key})
     try:
@@ -99,7 +99,7 @@ def undone_if_killed(*command: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def temporary_folder(prefix: str) -> Iterator[Path]:
-    """A temporary folder with a short path, for state directories; removed with its servers, however the run ends."""
+    """A temporary folder with a short path for state directories. It and its servers are removed even after SIGKILL."""
     with tempfile.TemporaryDirectory(prefix=prefix) as name:
         watch(name)
         with undone_if_killed("rm", "-rf", "--one-file-system", name):
@@ -110,13 +110,13 @@ def _note(entry: dict[str, Any]) -> None:
     names = [name for name in os.environ.get(MARK, "").split(":") if name]
     if not names or not (RECORDS / names[-1]).exists():
         names = [begin()]
-    # One write appends a whole line, whichever process of the run it comes from.
+    # Several processes append; one write is one line.
     with open(RECORDS / names[-1] / "entries", "a", encoding="utf-8") as stream:
         stream.write(json.dumps(entry) + "\n")
 
 
 def clean_up_after_the_dead() -> None:
-    """Do the work of reapers that were killed."""
+    """Clean up after runs whose reaper was killed: nothing holds the lock of their record."""
     for record in RECORDS.iterdir():
         with contextlib.suppress(FileNotFoundError, BlockingIOError), open(record / "ready", encoding="utf-8") as ready:
             fcntl.flock(ready, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -128,7 +128,7 @@ def clean_up_after_the_dead() -> None:
 
 def reap(record: Path, owner: int, owner_started_at: str) -> None:
     """Wait for the end of the run or of the make above it, then clean up."""
-    # A child of the run would be in the way of tests that look at their children.
+    # Detach: some tests check that they have no child left.
     if os.fork():
         os._exit(0)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -143,11 +143,11 @@ def reap(record: Path, owner: int, owner_started_at: str) -> None:
 
 
 def wait_for_the_end(owner: int, owner_started_at: str) -> None:
-    """Return when the run has ended; end it when a make above it has. ProcessLookupError where one had ended before."""
+    """Return when the run has ended; stop it when a make above it has. Raises ProcessLookupError if one is missing."""
     run = os.pidfd_open(owner)
     makes = [os.pidfd_open(pid) for pid in ancestors(owner) if command_name(pid) in ("make", "gmake")]
     if started_at(owner) != owner_started_at:
-        return  # it has ended, and its number may be another's by now
+        return  # it has ended, and another process may have its pid
     select.select([run, *makes], [], [])
     if not is_readable(run, 0):
         signal.pidfd_send_signal(run, signal.SIGTERM)
@@ -156,12 +156,12 @@ def wait_for_the_end(owner: int, owner_started_at: str) -> None:
 
 
 def is_readable(descriptor: int, seconds: float) -> bool:
-    """A process's descriptor is readable once the process has ended."""
+    """The descriptor of a process is readable once the process has ended."""
     return bool(select.select([descriptor], [], [], seconds)[0])
 
 
 def started_at(pid: int) -> str:
-    """When a process started, by the kernel's clock: with its number it is known from all others."""
+    """The start time of a process in clock ticks since boot; together with the pid it identifies the process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:
@@ -187,10 +187,10 @@ def command_name(pid: int) -> str:
 
 
 def clean_up(record: Path) -> None:
-    """End the run's processes, run what undoes the rest, and forget the run."""
+    """Stop the run's processes, run the commands that undo the rest, and remove the record."""
     entries = []
     if (record / "entries").exists():
-        # A run that was killed may have left half a line.
+        # The last line of a killed run may be incomplete.
         for line in (record / "entries").read_text(encoding="utf-8").splitlines():
             with contextlib.suppress(ValueError):
                 entries.append(json.loads(line))
@@ -208,7 +208,7 @@ def clean_up(record: Path) -> None:
 
 
 def end_processes(name: str, folders: Iterable[str]) -> None:
-    """TERM, some time, and KILL until none is left: a supervisor may start another one in between."""
+    """SIGTERM, a pause, then SIGKILL until none is left, because a supervisor may restart a server in between."""
     for which in (signal.SIGTERM, signal.SIGKILL):
         for pid in members(name, folders):
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -225,7 +225,7 @@ def end_processes(name: str, folders: Iterable[str]) -> None:
 
 
 def members(name: str, folders: Iterable[str]) -> list[int]:
-    """The processes of a run: those with its mark, and servers and their supervisors with state below the folders."""
+    """Pids of processes with the run's mark, and of servers and supervisors whose state is in one of the folders."""
     pids = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
     return [pid for pid in pids if pid != os.getpid() and is_member(pid, name, tuple(folders))]
 

@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How much work code does, in a unit that is the same on every machine and under every load: calls and bytes read."""
+"""Measures work in calls and bytes read, which do not depend on the machine and its load as time does."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 
 class Work:
-    """What this thread did: calls of Python and C functions, reads of files, and the bytes that these gave."""
+    """Calls of Python and C functions by this thread, reads of files, and the bytes that they returned."""
 
     calls = 0
     reads = 0
@@ -28,7 +28,7 @@ class Work:
 
 @contextmanager
 def counted() -> Iterator[Work]:
-    """Count the work of this thread within the block. Several times slower than without."""
+    """Count the work of this thread within the block. This makes it several times slower."""
     work = Work()
     pread = os.pread
 
