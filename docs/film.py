@@ -115,7 +115,7 @@ def screen_lines(cast: str) -> list[Line]:
     lines = [Line(0.0, 0.0, "")]
     before = now = 0.0
     for entry in cast.splitlines()[1:]:
-        at, _, text = json.loads(entry)
+        at, _kind, text = json.loads(entry)
         now += min(at - before, LONGEST_PAUSE)
         before = at
         for number, part in enumerate(OTHER_SEQUENCES.sub("", text.replace("\r\n", "\n")).split("\n")):

@@ -82,7 +82,7 @@ def playbooks() -> str:
     index, sections = "", ""
     for name, book in reference["playbooks"].items():
         about = " ".join(paragraphs(book["about"]))
-        index += f"| [{name}](#{name}) | {about.split('. ')[0].rstrip('.')} |\n"
+        index += f"| [{name}](#{name}) | {about.split('. ', maxsplit=1)[0].rstrip('.')} |\n"
         options = {variable: reference["variables"][variable] for variable in book["variables"]}
         sections += f"\n## {name}\n\n{about}\n\n{table(options)}"
     return MARK + PLAYBOOKS + index + sections
