@@ -21,7 +21,7 @@ from .._core.documents import NAME, NULL, NUMBER, Document, DocumentError, Field
 from .._core.errors import MagiError
 from .._core.files import write_atomic
 from .._launch.config_files import File
-from .wait import Outcome
+from .outcome import Outcome
 
 _SECONDS = (*NUMBER, NULL)
 _SERVER = Fields(

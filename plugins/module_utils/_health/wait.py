@@ -7,13 +7,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from .._core.processes import Listener
 from .._services.base import ServiceStatus
 from .causes import explain
 from .machine import Machine
+from .outcome import Outcome
 from .probe import Probe, Server
 
 # A port that another process answers on: long enough for one of ours that is just ending.
@@ -25,30 +26,6 @@ FIRST_POLL = 0.05
 POLL_SHARE = 0.05
 LOG_LINES = 20
 MESSAGE_LINES = 8
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Where waiting for one server has got. seconds_to_ready counts from the start of its process."""
-
-    name: str
-    port: int
-    tier: str | None
-    pid: int | None
-    state: str
-    is_ready: bool = False
-    is_settled: bool = False
-    seconds_to_ready: float | None = None
-    token_seconds: float | None = None
-    restarts: int = 0
-    exit_code: int | None = None
-    exit_text: str | None = None
-    detail: str | None = None
-    fix: str | None = None
-    log_tail: tuple[str, ...] = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "log_tail": list(self.log_tail)}
 
 
 def wait(

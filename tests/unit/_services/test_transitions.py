@@ -11,7 +11,7 @@ import pytest
 from ansible_collections.magi.llama.plugins.action.server_state import stop_lines
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import Process
 from ansible_collections.magi.llama.plugins.module_utils._health import observations
-from ansible_collections.magi.llama.plugins.module_utils._health.wait import Outcome
+from ansible_collections.magi.llama.plugins.module_utils._health.outcome import Outcome
 from ansible_collections.magi.llama.plugins.module_utils._services import transitions
 from ansible_collections.magi.llama.plugins.module_utils._services.base import ServiceStatus, Stopped
 
