@@ -55,7 +55,9 @@ def contents() -> str:
 def gather() -> None:
     """Copies every page to SOURCE."""
     shutil.rmtree(SITE, ignore_errors=True)
-    tracked = [*ROOT.glob("docs/**/*.md"), *ROOT.glob("docs/**/*.svg"), *ROOT.glob("roles/*/README.md")]
+    # Pages link to schemas, examples and the film too.
+    tracked = [path for path in ROOT.glob("docs/**/*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+    tracked += ROOT.glob("roles/*/README.md")
     for path in [*tracked, *(ROOT / f"{name}.md" for name in PROJECT), ROOT / "README.md"]:
         target = SOURCE / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
