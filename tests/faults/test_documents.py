@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.bed import Bed
+from support.bed import PROJECT, Bed
 from support.schemas import errors
 from support.version_1 import NEW, OLD, put_back
 
@@ -55,25 +54,19 @@ def test_documents_of_a_host_follow_their_schemas(bed: Bed, tmp_path: Path) -> N
     assert set(read(bed.state / "deployment.json")["intended"].values()) == {"started"}
 
 
-def test_plan_follows_its_schema(bed: Bed, plan_of: Callable[..., Any]) -> None:
-    assert errors("plan", plan_of("other")) == []
-
-
-@pytest.fixture
-def plan_of(bed: Bed, tmp_path: Path) -> Callable[..., Any]:
-    """The fact llama_plan of a run of plan.yml."""
-
-    def plan(profile: str) -> Any:
-        bed.run(
-            "plan",
-            "-e",
-            f"profile={profile}",
-            env={"ANSIBLE_CACHE_PLUGIN": "jsonfile", "ANSIBLE_CACHE_PLUGIN_CONNECTION": str(tmp_path)},
-        )
-        [cached] = tmp_path.iterdir()
-        return read(cached)["llama_plan"]
-
-    return plan
+def test_plan_follows_its_schema(bed: Bed, tmp_path: Path) -> None:
+    """One with a server to start, one to restart and one to stop."""
+    written = tmp_path / "plan.json"
+    task = {"ansible.builtin.copy": {"content": "{{ ansible_facts.llama_plan | to_json }}", "dest": str(written)}}
+    plays = [
+        {"import_playbook": f"{PROJECT}/playbooks/plan.yml"},
+        {"hosts": "all", "gather_facts": False, "tasks": [task]},
+    ]
+    (tmp_path / "facts.yml").write_text(json.dumps(plays))
+    bed.run(os.path.relpath(tmp_path / "facts", PROJECT / "playbooks"), "-e", "profile=other")
+    plan = read(written)
+    assert {server["action"] for server in plan["servers"]} == {"start", "restart", "stop"}
+    assert errors("plan", plan) == []
 
 
 @pytest.fixture
@@ -109,13 +102,13 @@ def test_rollback_on_the_state_of_an_older_version_migrates_it(old: Bed) -> None
     assert not set(os.listdir(old.state)) & set(OLD)
 
 
-@pytest.mark.parametrize("left", OLD)
-def test_interrupted_migration_is_completed_by_the_next_run(old: Bed, left: str) -> None:
-    content, pids = (old.state / left).read_bytes(), old.pids()
+def test_interrupted_migration_is_completed_by_the_next_run(old: Bed) -> None:
+    contents, pids = {name: (old.state / name).read_bytes() for name in OLD}, old.pids()
     old.run("site", "-e", "profile=other")
     after = state_of(old)
-    # As a run leaves it that dies before it has removed the last old file.
-    (old.state / left).write_bytes(content)
+    # As a run leaves it that dies before it removes the old files.
+    for name, content in contents.items():
+        (old.state / name).write_bytes(content)
     old.run("site", "-e", "profile=other")
     assert state_of(old) == after
     assert old.pids() == pids
