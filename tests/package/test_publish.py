@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -84,7 +85,8 @@ def test_module_defaults_of_the_group_reach_modules_and_action_plugins(
     # Both modules require state_dir. Of run_lock an action plugin has the controller's half.
     tasks = [{"magi.llama.server_info": {}}, {"magi.llama.run_lock": {"state": "released"}}]
     play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": tasks}
-    defaults = {"module_defaults": {"group/magi.llama.all": {"state_dir": f"{tmp_path}/state"}}}
+    # A short path: a socket is below it.
+    defaults = {"module_defaults": {"group/magi.llama.all": {"state_dir": f"/tmp/magi-defaults-{os.getpid()}"}}}
     playbook = tmp_path / "play.yml"
     command = [BIN / "ansible-playbook", "-i", "localhost,", playbook]
     playbook.write_text(json.dumps([play | defaults]))
