@@ -7,12 +7,12 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .._core.digests import digest_of
 from .._core.version import COLLECTION_VERSION
 from .._health.observations import migrate_observations
 from .._health.observations import old_path as old_observations
@@ -109,18 +109,14 @@ def deployed(state_dir: str, service_manager: str) -> dict[str, str]:
     if state is not None and state.mode == MODE:
         content = _json(state)
         if content.get("schema_version") == DEPLOYMENT.version and {"collection_version", "previous"} <= content.keys():
-            digests[state.path] = _digest(content.get("deployed"), content.get("intended"))
+            digests[state.path] = digest_of([content.get("deployed"), content.get("intended")])
     return digests
 
 
 def planned(state_dir: str, record: Mapping[str, Any], configs: Sequence[File]) -> dict[str, str]:
     """What deployed returns where a plan's record and launch configs are on the host already."""
-    state = {deployment_path(state_dir): _digest(record, intended_of(record))}
+    state = {deployment_path(state_dir): digest_of([record, intended_of(record)])}
     return {**state, **{file.path: digest(file) for file in configs}}
-
-
-def _digest(record: Any, intended: Any) -> str:
-    return hashlib.sha256(json.dumps([record, intended], sort_keys=True).encode()).hexdigest()
 
 
 def _old_paths(state_dir: str) -> list[str]:
