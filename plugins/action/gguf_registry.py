@@ -61,7 +61,7 @@ class ActionModule(ActionBase):
         path = os.path.abspath(sibling) if os.path.isfile(sibling) else self._find_needle("files", name)
         manifest = self._loader.load_from_file(path)
         if not isinstance(manifest, dict):
-            raise AnsibleActionFail(f"{path} is not a manifest: it holds no mapping. Write it with lock.yml.")
+            raise AnsibleActionFail(f"{path} is not a manifest: it holds no mapping. Write it with manifest.yml.")
         return manifest
 
 

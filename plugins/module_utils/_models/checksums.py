@@ -167,7 +167,7 @@ def merge_manifests(manifests: Sequence[Mapping[str, Any]], known: Mapping[str, 
                 raise ManifestError(
                     f"{name} is another file on one host than on another (sha256 {files[name]['sha256'][:12]}… and "
                     f"{entry['sha256'][:12]}…): bring the right one to all, or lock these hosts apart, with --limit "
-                    "and a registry_lock_file of their own."
+                    "and a registry_manifest_dest of their own."
                 )
     files = {**(check_manifest(known) if known else {}), **files}
     return {"schema_version": MANIFEST_VERSION, "files": dict(sorted(files.items()))}

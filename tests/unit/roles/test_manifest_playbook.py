@@ -61,29 +61,29 @@ def fleet(tmp_path: Path) -> Fleet:
 
 def test_manifest_of_fleet_keeps_entries_of_other_hosts(fleet: Fleet) -> None:
     (fleet.folder / "one/broken.gguf").write_bytes(b"GGUF")
-    assert "warning not in the manifest" in fleet.run("lock")
+    assert "warning not in the manifest" in fleet.run("manifest")
     first = fleet.listed()
     assert list(first) == ["both.gguf", "one.gguf", "two.gguf"]
 
     # Entries of hosts that are not scanned, or that fail, are kept.
     make.small_model(fleet.folder / "one/one.gguf", general__name="Other")
     make.small_model(fleet.folder / "one/new.gguf")
-    fleet.run("lock", "--limit", "one")
+    fleet.run("manifest", "--limit", "one")
     second = fleet.listed()
     assert list(second) == ["both.gguf", "new.gguf", "one.gguf", "two.gguf"]
     assert {name for name in first if first[name] != second[name]} == {"one.gguf"}
-    fleet.run("lock", "-e", '{"registry_path": "/proc/none/{{ inventory_hostname }}.json"}', code=2)
+    fleet.run("manifest", "-e", '{"registry_path": "/proc/none/{{ inventory_hostname }}.json"}', code=2)
     assert fleet.listed() == second
 
     # A scan of all hosts removes entries of deleted files.
     (fleet.folder / "one/new.gguf").unlink()
     (fleet.folder / "two/two.gguf").unlink()
-    fleet.run("lock")
+    fleet.run("manifest")
     assert list(fleet.listed()) == ["both.gguf", "one.gguf"]
 
 
 def test_scan_with_changed_file_fails(fleet: Fleet) -> None:
-    fleet.run("lock")
+    fleet.run("manifest")
     assert "warning" not in fleet.run("scan", "--limit", "one").replace("two.gguf is in the manifest", "")
     make.small_model(fleet.folder / "one/one.gguf", general__name="Changed")
     output = fleet.run("scan", "--limit", "one", code=2)
@@ -92,15 +92,15 @@ def test_scan_with_changed_file_fails(fleet: Fleet) -> None:
 
 
 def test_manifest_with_unreadable_file_fails(fleet: Fleet) -> None:
-    fleet.run("lock")
+    fleet.run("manifest")
     before = fleet.manifest.read_text()
     scan = {"without_checksum": ["/m/x.gguf"], "manifest": {"files": {}}, "changes": {}, "warned": []}
-    output = fleet.run("lock", "-e", json.dumps({"__registry_scan": scan}), code=2)
+    output = fleet.run("manifest", "-e", json.dumps({"__registry_scan": scan}), code=2)
     assert "/m/x.gguf could not be read to the end" in output
     assert fleet.manifest.read_text() == before
 
 
-@pytest.mark.parametrize("playbook", ["scan", "lock"])
+@pytest.mark.parametrize("playbook", ["scan", "manifest"])
 def test_scan_alone_runs_during_another_run(fleet: Fleet, playbook: str) -> None:
     run_lock.acquire(str(fleet.folder / "one.state"), run_lock.Run("other", "controller", "user", 1, "site.yml"))
     fleet.run(playbook, "--limit", "one")
