@@ -12,6 +12,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
+from ansible_collections.magi.llama.plugins.plugin_utils.show import prints_document
 from ansible_collections.magi.llama.plugins.plugin_utils.this_run import this_run
 
 display = Display()
@@ -43,8 +44,9 @@ class ActionModule(ActionBase):
             result = self._call({**arguments, "time_limit": seconds}, task_vars)
             if result.get("failed") or result.get("complete", True):
                 return result
-            host = (task_vars or {}).get("inventory_hostname", "")
-            display.display(f"{host}: {progress_line(result['progress'])}")
+            if not prints_document(task_vars or {}):
+                host = (task_vars or {}).get("inventory_hostname", "")
+                display.display(f"{host}: {progress_line(result['progress'])}")
             arguments["resume"] = result["resume"]
             seconds = NEXT_SECONDS
 

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import json
 import time
-from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
@@ -15,7 +13,7 @@ from ansible.plugins.action import ActionBase
 from ansible_collections.magi.llama.plugins.module_utils._arguments.report import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._output import report
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
-from ansible_collections.magi.llama.plugins.plugin_utils.show import has_several_hosts, show
+from ansible_collections.magi.llama.plugins.plugin_utils.show import show
 
 
 class ActionModule(ActionBase):
@@ -26,12 +24,9 @@ class ActionModule(ActionBase):
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
         task_vars = task_vars or {}
-        arguments = check_arguments(self, ARGUMENTS, paths_of_host=False)
+        arguments = check_arguments(self, ARGUMENTS)
         result["changed"] = False
-        steps = list(arguments["step"])
-        if "begin" in steps:
-            steps.remove("begin")
-            result["ansible_facts"] = {"llama_run_started": time.time()}
+        steps = arguments["step"]
         if {"health", "summary"}.intersection(steps) and "ready" not in arguments["health"]:
             # Where an unreachable host is ignored, as in a rollout, this is how it is seen.
             raise AnsibleActionFail(arguments["health"].get("msg") or "The host did not report its servers' health.")
@@ -39,12 +34,6 @@ class ActionModule(ActionBase):
             warnings = _warnings(step, arguments, task_vars["ansible_facts"])
             lines = self._lines(step, arguments, task_vars)
             show(task_vars, lines + [f"      warning  {warning}" for warning in warnings])
-        if arguments["path"] and arguments["status"] is not None and not self._task.check_mode:
-            path = Path(arguments["path"])
-            if has_several_hosts(task_vars):
-                path = path.with_name(f"{path.stem}-{task_vars['inventory_hostname']}{path.suffix}")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(arguments["status"], indent=2) + "\n", encoding="utf-8")
         return result
 
     def _lines(self, step: str, arguments: dict[str, Any], task_vars: dict[str, Any]) -> list[str]:
@@ -53,8 +42,6 @@ class ActionModule(ActionBase):
             return [str(arguments["text"])]
         if step == "runtime":
             return report.runtime_lines(found["llama_runtime"], arguments["tried"])
-        if step == "status" and arguments["format"] == "json":
-            return [json.dumps(arguments["status"], indent=2)]
         if step == "status":
             return report.status_lines(arguments["status"])
         if step == "health":

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -21,6 +20,7 @@ from ansible.utils.display import Display
 from ansible_collections.magi.llama.plugins.module_utils._arguments.rollout import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._output import rollout_summary
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
+from ansible_collections.magi.llama.plugins.plugin_utils.result_file import publish
 
 # Options for reaching hosts and finding secrets, with their defaults.
 OPTIONS = {
@@ -88,14 +88,12 @@ class ActionModule(ActionBase):
         names = task_vars["ansible_play_hosts_all"]
         hosts = {name: dict(task_vars["hostvars"][name]["ansible_facts"]["llama_rollout"]) for name in names}
         answer = rollout_summary.summary(hosts, time.time() - task_vars["ansible_facts"]["llama_run_started"])
-        text = json.dumps(answer, indent=2)
-        lines = text.splitlines() if arguments["format"] == "json" else rollout_summary.summary_lines(answer)
-        for line in lines:
-            Display().display(line)
-        if arguments["path"]:
-            path = Path(arguments["path"])
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text + "\n", encoding="utf-8")
+        on_screen = arguments["format"] == "json"
+        if not on_screen:
+            for line in rollout_summary.summary_lines(answer):
+                Display().display(line)
+        if on_screen or arguments["path"]:
+            publish(answer, on_screen, arguments["path"])
         return {"rollout": answer}
 
 

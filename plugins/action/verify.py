@@ -11,13 +11,13 @@ from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
-from ansible.utils.display import Display
 from ansible_collections.magi.llama.plugins.module_utils._arguments.verify import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
 from ansible_collections.magi.llama.plugins.module_utils._core.values import is_loopback
 from ansible_collections.magi.llama.plugins.module_utils._health.probe import TOKEN_REQUESTS
 from ansible_collections.magi.llama.plugins.module_utils._launch.api_keys import first_key
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
+from ansible_collections.magi.llama.plugins.plugin_utils.show import show
 
 try:
     import httpx
@@ -52,10 +52,9 @@ class ActionModule(ActionBase):
             answers += self._ask_from_host(behind, arguments, task_vars)
         result["servers"] = sorted(answers, key=lambda answer: int(answer["port"]))
         failed = [answer for answer in answers if not answer["ok"]]
-        display = Display()
         for answer in result["servers"]:
             outcome = f"ok in {answer['seconds']:.2f} s" if answer["ok"] else f"FAILED: {answer['error']}"
-            display.display(f"{task_vars['inventory_hostname']} | {answer['name']} port {answer['port']}: {outcome}")
+            show(task_vars, [f"{answer['name']} port {answer['port']}: {outcome}"], always_prefixed=True)
         result["msg"] = f"{len(answers) - len(failed)} of {len(answers)} servers answered with a token"
         note = {
             "failed": [answer["name"] for answer in failed],

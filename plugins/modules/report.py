@@ -18,12 +18,10 @@ extends_documentation_fragment:
   - magi.llama.attributes
 options:
   step:
-    description:
-      - What to show, one after another. V(begin) shows nothing and notes the time, from which V(summary) counts the
-        duration of the run.
+    description: What to show, one after another.
     type: list
     elements: str
-    choices: [begin, runtime, discovery, registry, profile, enabled, launch, health, summary, status, text]
+    choices: [runtime, discovery, registry, profile, enabled, launch, health, summary, status, text]
     required: true
   tried:
     description: C(tried) of M(magi.llama.runtime), for V(runtime).
@@ -50,16 +48,6 @@ options:
   text:
     description: Text to show, for V(text).
     type: str
-  format:
-    description: How to show the status.
-    type: str
-    choices: [table, json]
-    default: table
-  path:
-    description:
-      - File on the controller to write the status to, as JSON.
-      - In a run over several hosts each has a file of its own, with C(-) and its name before the suffix.
-    type: path
 attributes:
   check_mode:
     support: full
@@ -78,9 +66,4 @@ EXAMPLES = r"""
     step: discovery
 """
 
-RETURN = r"""
-ansible_facts:
-  description: With O(step=begin) the fact C(llama_run_started), in seconds since the epoch.
-  returned: O(step=begin)
-  type: dict
-"""
+RETURN = r"""#"""

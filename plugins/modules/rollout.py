@@ -101,15 +101,14 @@ rollout:
       description: How long all of it took.
       type: float
       sample: 42.0
+    kind:
+      description: V(rollout).
+      type: str
+      sample: rollout
     hosts:
-      description: Each host in the order of the rollout.
-      type: list
-      elements: dict
+      description: Each host by its name in the inventory, in the order of the rollout, with these keys.
+      type: dict
       contains:
-        name:
-          description: Its name in the inventory.
-          type: str
-          sample: gpu1
         state:
           description: V(updated), V(unchanged), V(planned), V(failed) or V(untouched).
           type: str

@@ -42,7 +42,7 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Ask the host for its servers
+- name: Read the status of the servers
   magi.llama.server_info:
     state_dir: /var/lib/magi-llama
   register: llama
@@ -54,6 +54,12 @@ start:
   returned: success
   type: dict
   sample: {"concurrent": true, "max_startup_time": 120, "readiness_check_interval": 2}
+drift:
+  description: >-
+    The reason for each server, by name, that does not run as it is deployed, or runs without being deployed.
+  returned: success
+  type: dict
+  sample: {"qwen3-8b-q4_k_m": "not running"}
 status:
   description: The status of the servers.
   returned: success
@@ -134,6 +140,7 @@ from ansible_collections.magi.llama.plugins.module_utils._core.files import plai
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import processes
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import chosen, read_record
 from ansible_collections.magi.llama.plugins.module_utils._deployment.rollback import Deployment, starting
+from ansible_collections.magi.llama.plugins.module_utils._health.drift import drift
 from ansible_collections.magi.llama.plugins.module_utils._health.probe import probe_all
 from ansible_collections.magi.llama.plugins.module_utils._health.status import status_json
 from ansible_collections.magi.llama.plugins.module_utils._services.table import driver_for
@@ -151,8 +158,13 @@ def run(module: Module) -> dict:
     running = [server for server in servers if statuses[server["name"]].state == "running"]
     pids = {name: status.pid for name, status in statuses.items()}
     probes = probe_all(running, pids, deep=module.params["deep"])
-    status = status_json(servers, statuses, probes, processes(state_dir))
-    return {"changed": False, "status": status, "start": starting(Deployment(record, ()))}
+    wanted, found = module.params["servers"], processes(state_dir)
+    return {
+        "changed": False,
+        "status": status_json(servers, statuses, probes, found),
+        "drift": drift(servers, pids, {name: found[name] for name in found if not wanted or name in wanted}),
+        "start": starting(Deployment(record, ())),
+    }
 
 
 if __name__ == "__main__":

@@ -113,6 +113,11 @@ changed:
   description: Whether any server has to be started, restarted or stopped.
   returned: always
   type: bool
+drift:
+  description: What the plan would do to each server that is not left as it is, with the reason, by name.
+  returned: success
+  type: dict
+  sample: {"qwen3-8b-q4_k_m": "to start, not running"}
 deployed:
   description: >-
     The state and the launch configs that are on the host, each path with a digest of what the file says. With it
@@ -170,7 +175,12 @@ from ansible_collections.magi.llama.plugins.module_utils._deployment.record impo
 )
 from ansible_collections.magi.llama.plugins.module_utils._deployment.state_files import deployed
 from ansible_collections.magi.llama.plugins.module_utils._models.registry_file import require
-from ansible_collections.magi.llama.plugins.module_utils._plan.differences import extra_warnings, has_changes, plan_diff
+from ansible_collections.magi.llama.plugins.module_utils._plan.differences import (
+    drift,
+    extra_warnings,
+    has_changes,
+    plan_diff,
+)
 from ansible_collections.magi.llama.plugins.module_utils._plan.gpu import usable_gpus
 from ansible_collections.magi.llama.plugins.module_utils._plan.inputs import Host, settings_of
 from ansible_collections.magi.llama.plugins.module_utils._plan.plan import make_plan, plan_lines
@@ -214,6 +224,7 @@ def run(module: Module) -> dict:
     return {
         "changed": has_changes(plan, off),
         "msg": "\n".join(plan_lines(plan)),
+        "drift": drift(plan, off),
         "deployed": deployed(given["state_dir"], manager.name),
         "ansible_facts": {"llama_plan": plan},
         "diff": plan_diff(running, plan),

@@ -10,14 +10,24 @@ from typing import Any
 
 from ansible.utils.display import Display
 
+# A variable of the collection's own plays, with their playbook's name.
+PLAYBOOK = "__llama_playbook"
 
-def show(task_vars: dict[str, Any], lines: list[str]) -> None:
-    """Print lines, each behind the host's name where the run has several hosts."""
-    prefix = f"{task_vars['inventory_hostname']} | " if has_several_hosts(task_vars) else ""
+
+def show(task_vars: dict[str, Any], lines: list[str], *, always_prefixed: bool = False) -> None:
+    """Print lines, each behind the host's name where the run has several hosts; none where a document is printed."""
+    if prints_document(task_vars):
+        return
+    several = len(task_vars.get("ansible_play_hosts_all") or []) > 1
+    prefix = f"{task_vars['inventory_hostname']} | " if several or always_prefixed else ""
     display = Display()
     for line in "\n".join(lines).splitlines():
         display.display(f"{prefix}{line}")
 
 
-def has_several_hosts(task_vars: dict[str, Any]) -> bool:
-    return len(task_vars.get("ansible_play_hosts_all") or []) > 1
+def prints_document(task_vars: dict[str, Any]) -> bool:
+    """Whether a JSON document takes the place of the lines.
+
+    Only in the collection's own playbooks: elsewhere output may be anyone's variable.
+    """
+    return PLAYBOOK in task_vars and task_vars.get("output") == "json"

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-REFERENCE = yaml.safe_load((ROOT / "docs/reference.yml").read_text())
+REFERENCE = yaml.safe_load((ROOT / "meta/extra_vars.yml").read_text())
 PLAYBOOKS = sorted(path.stem for path in (ROOT / "playbooks").glob("*.yml"))
 # Variables that a playbook reads in an expression that tests whether they are defined.
 READ = re.compile(r"\b(?<!['.])([a-z][a-z_]+) (?:\| default\(|is defined)")
@@ -56,6 +57,59 @@ def test_playbook_variables_are_those_that_it_reads(playbook: str) -> None:
     # Read by a default of the role servers.
     own |= {"profile"} if "servers_profile }}" in text else set()
     assert set(REFERENCE["playbooks"][playbook]["variables"]) == own
+
+
+def texts(value: Any) -> Iterator[str]:
+    """Every text in a document that is a template, conditions as such."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key in ("when", "that", "failed_when", "changed_when"):
+                yield from (f"{{{{ {one} }}}}" for one in (inner if isinstance(inner, list) else [inner]))
+            else:
+                yield from texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from texts(inner)
+    elif isinstance(value, str):
+        yield value
+
+
+def test_variables_without_a_role_default_are_in_the_reference() -> None:
+    """Whatever the form in which a playbook or a role's task reads them."""
+    environment = jinja2.Environment()
+    paths = [*(ROOT / "playbooks").rglob("*.yml"), *(ROOT / "roles").glob("*/*/*.yml")]
+    paths = [path for path in paths if path.parent.name in ("playbooks", "tasks", "handlers", "defaults", "vars")]
+    used, known = set(), set()
+    for path in paths:
+        document = yaml.safe_load(path.read_text())
+        if path.parent.name in ("defaults", "vars"):
+            known |= set(document)
+        for mapping in walk(document):
+            known |= set(mapping.get("vars", {})) | {mapping.get("register")}
+        for text in texts(document):
+            used |= {node.name for node in environment.parse(text).find_all(jinja2.nodes.Name)}
+    ansible = {"groups", "hostvars", "inventory_dir", "lookup", "omit", "role_path", "inventory_hostname"}
+    own = {name for name in used - known - ansible if not name.startswith(("ansible_", "__playbook_failure"))}
+    assert own == set(REFERENCE["variables"])
+
+
+def test_variables_of_roles_are_described_as_for_roles() -> None:
+    """Where an entry point of a role has the variable too, both must say the same."""
+    specs = yaml.safe_load((ROOT / "roles/servers/meta/argument_specs.yml").read_text())["argument_specs"]
+    roles = {name: option for spec in specs.values() for name, option in spec["options"].items()}
+    shared = set(roles) & set(REFERENCE["variables"])
+    assert shared == {"servers", "verify_api_key", "verify_timeout", "rollback_keep_binary"}
+    for name in shared:
+        both = [
+            {key: option.get(key) for key in ("type", "default")}
+            for option in (roles[name], REFERENCE["variables"][name])
+        ]
+        assert both[0] == both[1], name
+        texts_of = [
+            re.sub(r"C\(([^)]*)\)", r"`\1`", option["description"])
+            for option in (roles[name], REFERENCE["variables"][name])
+        ]
+        assert texts_of[0] == texts_of[1], name
 
 
 def test_variables_all_belong_to_a_playbook() -> None:

@@ -21,7 +21,7 @@ def rollout(bed: Bed, tmp_path: Path, *arguments: str, code: int = 0, **env: str
     path.unlink(missing_ok=True)
     run = bed.run("rollout", *arguments, "-e", f"output_file={path}", env=env, code=code)
     assert path.exists(), run.output
-    host: dict[str, Any] = json.loads(path.read_text())["hosts"][0]
+    host: dict[str, Any] = json.loads(path.read_text())["hosts"]["bed"]
     return run, host
 
 

@@ -23,13 +23,14 @@ from ansible_collections.magi.llama.plugins.module_utils._health.status import S
 from ansible_collections.magi.llama.plugins.module_utils._models.registry_file import REGISTRY, Kept
 from ansible_collections.magi.llama.plugins.module_utils._models.scan import scan
 from ansible_collections.magi.llama.plugins.module_utils._output import rollout_summary
+from ansible_collections.magi.llama.plugins.module_utils._output.result_document import KINDS, RESULT
 from ansible_collections.magi.llama.plugins.module_utils._output.rollout_summary import ROLLOUT
 from ansible_collections.magi.llama.plugins.module_utils._plan.document import PLAN
 from support import gguf_files as make
 from support.schemas import SCHEMAS, errors, schema
 from support.version_1 import recorded
 
-DOCUMENTS = {document.name: document for document in (REGISTRY, DEPLOYMENT, OBSERVED, STATUS, PLAN, ROLLOUT)}
+DOCUMENTS = {document.name: document for document in (REGISTRY, DEPLOYMENT, OBSERVED, STATUS, PLAN, ROLLOUT, RESULT)}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS.values(), ids=DOCUMENTS)
@@ -44,6 +45,10 @@ def test_schema_is_valid_and_of_the_loaders_version(document: Document) -> None:
 
 def test_every_schema_belongs_to_a_document() -> None:
     assert {path.name.partition(".")[0] for path in SCHEMAS.iterdir()} == set(DOCUMENTS)
+
+
+def test_kinds_of_result_are_those_of_its_schema() -> None:
+    assert schema("result")["properties"]["kind"]["enum"] == list(KINDS)
 
 
 # What a scan that is not complete keeps for its next slice is not part of the document.

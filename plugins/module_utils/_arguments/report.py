@@ -2,14 +2,14 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""The arguments of the module report, whose paths are the controller's."""
+"""The arguments of the module report."""
 
 from __future__ import annotations
 
 from .._core.arguments import Arguments
 
 STEPS = (
-    *("begin", "runtime", "discovery", "registry", "profile"),
+    *("runtime", "discovery", "registry", "profile"),
     *("enabled", "launch", "health", "summary", "status", "text"),
 )
 ARGUMENTS = Arguments(
@@ -21,7 +21,5 @@ ARGUMENTS = Arguments(
         "changes": {"type": "dict", "default": {}},
         "warnings": {"type": "list", "elements": "str", "default": []},
         "text": {"type": "str"},
-        "format": {"type": "str", "choices": ["table", "json"], "default": "table"},
-        "path": {"type": "path"},
     }
 )

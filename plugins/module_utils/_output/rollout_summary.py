@@ -21,7 +21,8 @@ STATES = ("updated", "unchanged", "planned", "failed", "untouched")
 _DONE = {"start": "started", "restart": "restarted", "stop": "stopped"}
 # Variables that do not belong in a rollback, or not on the screen; the path of a secret is not secret.
 _LEFT_OUT = re.compile(
-    r"(profile|output|output_file|rollout_\w+)$|(?!\w+_(file|path|dir)$).*(pass|secret|token|key)", re.IGNORECASE
+    r"(profile|output|output_file|fail_on|rollout_\w+)$|(?!\w+_(file|path|dir)$).*(pass|secret|token|key)",
+    re.IGNORECASE,
 )
 
 _SECONDS = (*NUMBER, NULL)
@@ -29,7 +30,6 @@ _COUNT = (int, NULL)
 _TEXT = (str, NULL)
 _HOST = Fields(
     {
-        "name": str,
         "state": re.compile("|".join(STATES)),
         "seconds": _SECONDS,
         "total_servers": _COUNT,
@@ -46,10 +46,11 @@ ROLLOUT = Document(
     Fields(
         {
             "collection_version": str,
+            "kind": re.compile("rollout"),
             "is_complete": bool,
             **dict.fromkeys(STATES, int),
             "seconds": NUMBER,
-            "hosts": [_HOST],
+            "hosts": Map(_HOST),
         }
     ),
 )
@@ -126,14 +127,14 @@ def failure_text(name: str, host: Host) -> str:
 
 
 def summary(hosts: Mapping[str, Host], seconds: float) -> dict[str, Any]:
-    """The end of a rollout as JSON; hosts are in the order of the rollout."""
-    entries = [
-        {"name": name, **{key: host[key] for key in begin()}, "state": _final(host["state"])}
-        for name, host in hosts.items()
-    ]
-    counts = Counter(entry["state"] for entry in entries)
+    """The end of a rollout; hosts are in the order of the rollout."""
+    entries = {
+        name: {**{key: host[key] for key in begin()}, "state": _final(host["state"])} for name, host in hosts.items()
+    }
+    counts = Counter(entry["state"] for entry in entries.values())
     return ROLLOUT.stamp(
         {
+            "kind": ROLLOUT.name,
             "is_complete": not counts["failed"] and not counts["untouched"],
             **{state: counts[state] for state in STATES},
             "seconds": round(seconds, 1),
@@ -151,7 +152,8 @@ def summary_lines(result: Mapping[str, Any]) -> list[str]:
     """The same as a table."""
     counts = ", ".join(f"{result[state]} {state}" for state in STATES if result[state]) or "no hosts"
     rows = [
-        [entry["name"], entry["state"], entry["seconds"], _ready(entry), _actions(entry)] for entry in result["hosts"]
+        [name, entry["state"], entry["seconds"], _ready(entry), _actions(entry)]
+        for name, entry in result["hosts"].items()
     ]
     return [
         f"rollout: {counts}, {format_seconds(result['seconds'])} in all",

@@ -19,7 +19,7 @@ def with_action(server: Server, previous: Server | None, host: Host) -> Server:
     if process is None:
         reason = "new" if previous is None else "not running"
         return {**server, "action": "start", "reason": reason}
-    reasons = _differences(server, process)
+    reasons = launch_differences(server, process)
     if server["name"] in host.unwatched:
         reasons.insert(0, host.unwatched[server["name"]])
     if reasons:
@@ -27,7 +27,7 @@ def with_action(server: Server, previous: Server | None, host: Host) -> Server:
     return {**server, "action": "keep", "reason": "runs as planned"}
 
 
-def _differences(server: Server, process: Process) -> list[str]:
+def launch_differences(server: Server, process: Process) -> list[str]:
     """How the running process is not the planned one, by its own command line and environment."""
     env = process.env
     running = list(process.argv)
@@ -101,6 +101,16 @@ def extra_warnings(plan: Mapping[str, Any], stray_variables: Sequence[str], disa
 def has_changes(plan: Mapping[str, Any], disabled: Sequence[str]) -> bool:
     """Whether any server has to be started, restarted, stopped or enabled again."""
     return bool(_kept(plan, disabled)) or any(server["action"] != "keep" for server in plan["servers"])
+
+
+def drift(plan: Mapping[str, Any], disabled: Sequence[str]) -> dict[str, str]:
+    """What a plan would do to each server that it does not leave as it is: action and reason by name."""
+    actions = {
+        str(server["name"]): f"to {server['action']}, {server['reason']}"
+        for server in plan["servers"]
+        if server["action"] != "keep"
+    }
+    return {**dict.fromkeys(_kept(plan, disabled), "to enable at boot"), **actions}
 
 
 def _kept(plan: Mapping[str, Any], names: Sequence[str]) -> list[str]:

@@ -81,10 +81,11 @@ def test_summary_of_failed_rollout():
         "c": INITIAL,
     }
     result = rollout_summary.summary(hosts, 61.26)
-    assert [entry["name"] for entry in result["hosts"]] == ["b", "a", "d", "c"]
-    assert set(result["hosts"][1]) == {"name", *INITIAL}
+    assert list(result["hosts"]) == ["b", "a", "d", "c"]
+    assert set(result["hosts"]["a"]) == set(INITIAL)
     assert {key: value for key, value in result.items() if key not in ("hosts", "collection_version")} == {
         "schema_version": 1,
+        "kind": "rollout",
         "is_complete": False,
         "updated": 1,
         "unchanged": 0,

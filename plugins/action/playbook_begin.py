@@ -1,0 +1,37 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Checks a playbook's extra variables before it touches a host; documented in the module of the same name."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+from ansible_collections.magi.llama.plugins.module_utils._arguments.playbook_begin import ARGUMENTS
+from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
+from ansible_collections.magi.llama.plugins.plugin_utils.extra_vars import errors, load_spec
+
+
+class ActionModule(ActionBase):
+    _supports_check_mode = True
+    _requires_connection = False
+    TRANSFERS_FILES = False
+
+    def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        task_vars = task_vars or {}
+        arguments = check_arguments(self, ARGUMENTS, paths_of_host=False)
+        spec = load_spec()
+        options = {name: spec["variables"][name] for name in spec["playbooks"][arguments["playbook"]]["variables"]}
+        wrong: dict[str, None] = {}
+        for host in task_vars["ansible_play_hosts_all"]:
+            host_vars = task_vars["hostvars"][host]
+            wrong.update(
+                dict.fromkeys(errors(options, {name: host_vars[name] for name in options if name in host_vars}))
+            )
+        if wrong:
+            raise AnsibleActionFail(" ".join(wrong))
+        return {**result, "changed": False, "ansible_facts": {"llama_run_started": time.time()}}

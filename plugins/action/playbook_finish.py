@@ -1,0 +1,53 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Shows a playbook's result and fails the hosts that have failed; documented in the module of the same name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+from ansible_collections.magi.llama.plugins.module_utils._arguments.playbook_finish import ARGUMENTS
+from ansible_collections.magi.llama.plugins.module_utils._output.result_document import result_document
+from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
+from ansible_collections.magi.llama.plugins.plugin_utils.extra_vars import words
+from ansible_collections.magi.llama.plugins.plugin_utils.host_results import failure, host_result
+from ansible_collections.magi.llama.plugins.plugin_utils.result_file import publish
+
+
+class ActionModule(ActionBase):
+    _supports_check_mode = True
+    _requires_connection = False
+    TRANSFERS_FILES = False
+
+    def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        task_vars = task_vars or {}
+        arguments = check_arguments(self, ARGUMENTS, paths_of_host=False)
+        hosts = task_vars["ansible_play_hosts_all"]
+        on_screen = arguments["format"] == "json"
+        # By now every host is through the tasks before, so the first one has all results.
+        if task_vars["inventory_hostname"] == hosts[0] and (on_screen or arguments["path"]):
+            results = {name: host_result(arguments["playbook"], task_vars["hostvars"][name]) for name in hosts}
+            publish(result_document(arguments["playbook"], results), on_screen, arguments["path"])
+        result["changed"] = False
+        own = failure(task_vars)
+        if own:
+            where = f'The playbook stopped here at the task "{own["task"]}": ' if own["task"] else ""
+            first = (str(own["error"]).splitlines() or [""])[0]
+            return {**result, "unreachable" if own["unreachable"] else "failed": True, "msg": f"{where}{first}"}
+        behind = _gates(words(arguments["fail_on"]), arguments["status"], arguments["drift"])
+        return {**result, "failed": bool(behind), "msg": "\n".join(behind)} if behind else result
+
+
+def _gates(names: list[str], status: dict[str, Any] | None, drift: dict[str, str]) -> list[str]:
+    """A sentence for each gate that the host does not pass."""
+    servers = (status or {}).get("servers", ())
+    not_ready = [f"{server['name']} {server['state']}" for server in servers if not server["is_ready"]]
+    lines = []
+    if "degraded" in names and not_ready:
+        lines.append(f"degraded, {len(not_ready)} of {len(servers)} servers are not ready: {', '.join(not_ready)}")
+    if "drift" in names and drift:
+        lines.append(f"drift, {'; '.join(f'{name}: {reason}' for name, reason in drift.items())}")
+    return lines

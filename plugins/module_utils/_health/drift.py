@@ -1,0 +1,30 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""How what runs on a host differs from what is deployed there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from .._core.processes import Process
+from .._plan.differences import launch_differences
+from .probe import Server
+
+
+def drift(servers: Sequence[Server], pids: Mapping[str, int | None], running: Mapping[str, Process]) -> dict[str, str]:
+    """The reason for each server, by name, that does not run as it is deployed, or runs without being deployed.
+
+    pids are the processes that the service manager names. One that this user may not look into is left out.
+    """
+    found = {}
+    for server in servers:
+        name, process = str(server["name"]), running.get(server["name"])
+        if process is not None and "revision" in server:
+            found[name] = "; ".join(launch_differences(dict(server), process))
+        elif process is None and pids.get(name) is None:
+            found[name] = "not running"
+    deployed = {server["name"] for server in servers}
+    found.update({name: "runs and is not deployed" for name in running if name not in deployed})
+    return {name: reason for name, reason in found.items() if reason}

@@ -1,0 +1,32 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""The document that a playbook prints and writes: its result on all hosts."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from .._core.documents import Document, Fields, Map
+
+# A rollout's has more than hosts, so it is a document of its own.
+KINDS = ("site", "plan", "scan", "status", "verify")
+RESULT = Document(
+    "result",
+    1,
+    Fields({"collection_version": str, "kind": re.compile("|".join(KINDS)), "hosts": Map(dict)}),
+)
+
+
+def result_document(kind: str, hosts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The results of hosts by name under one head; kind is the playbook's name."""
+    return RESULT.stamp({"kind": kind, "hosts": {name: dict(host) for name, host in hosts.items()}})
+
+
+def to_text(document: Mapping[str, Any]) -> str:
+    """The document as it is printed and written: its first line is { and its last one }, and all is ASCII."""
+    return json.dumps(document, indent=2) + "\n"

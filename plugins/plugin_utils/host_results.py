@@ -1,0 +1,91 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this plugin_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""What a playbook has found on each host, by what its tasks have registered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ansible_collections.magi.llama.plugins.module_utils._output import rollout_summary
+
+# Set by tasks/record_failure.yml.
+FAILURE = "__playbook_failure"
+# What the roles' tasks register begins so.
+REGISTERED = ("__servers_", "__runtime_", "__registry_")
+
+HostVars = Mapping[str, Any]
+
+
+def host_result(playbook: str, host_vars: HostVars) -> dict[str, Any]:
+    """The host's part of the document; with task and error where the playbook has failed there."""
+    try:
+        found = dict(RESULTS[playbook](host_vars))
+    except KeyError:
+        # The tasks before it have failed, were skipped, or are left out by tags.
+        found = {}
+    failed = failure(host_vars)
+    return {**found, "task": failed["task"], "error": failed["error"]} if failed else found
+
+
+def failure(host_vars: HostVars) -> dict[str, Any] | None:
+    """{"task", "error", "unreachable"} of a host on which a task has failed, or that was out of reach."""
+    lost = unreachable(host_vars)
+    recorded = host_vars.get(FAILURE)
+    if lost is not None:
+        # What the tasks after it have missed is not the reason.
+        return {"task": None, "error": lost, "unreachable": True}
+    return {**recorded, "unreachable": False} if recorded else None
+
+
+def unreachable(host_vars: HostVars) -> str | None:
+    """Why a host was out of reach for one of the tasks."""
+    for name in host_vars:
+        if str(name).startswith(REGISTERED):
+            value = host_vars[name]
+            if isinstance(value, Mapping) and value.get("unreachable"):
+                return str(value.get("msg") or "The connection to the host was lost.")
+    return None
+
+
+def _status(host_vars: HostVars) -> Mapping[str, Any]:
+    status: Mapping[str, Any] = host_vars["__servers_info"]["status"]
+    return status
+
+
+def _plan(host_vars: HostVars) -> Mapping[str, Any]:
+    # Not the fact, which may be an earlier run's.
+    plan: Mapping[str, Any] = host_vars["__servers_planned"]["ansible_facts"]["llama_plan"]
+    return plan
+
+
+def _scan(host_vars: HostVars) -> Mapping[str, Any]:
+    registry: Mapping[str, Any] = host_vars["__registry_scan"]["ansible_facts"]["llama_registry"]
+    return registry
+
+
+def _verify(host_vars: HostVars) -> Mapping[str, Any]:
+    servers = host_vars["__servers_verified"]["servers"]
+    answered = sum(bool(server["ok"]) for server in servers)
+    return {"total_servers": len(servers), "answered_servers": answered, "servers": servers}
+
+
+def _site(host_vars: HostVars) -> Mapping[str, Any]:
+    plan = _plan(host_vars)
+    health = {**host_vars.get("__servers_kept_health", {}), **host_vars.get("__servers_health", {})}
+    return {
+        "profile": plan["profile"],
+        **rollout_summary.readiness(health),
+        "actions": rollout_summary.actions_of(plan),
+    }
+
+
+RESULTS: dict[str, Callable[[HostVars], Mapping[str, Any]]] = {
+    "status": _status,
+    "plan": _plan,
+    "scan": _scan,
+    "verify": _verify,
+    "site": _site,
+}

@@ -1,0 +1,42 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The document that playbooks print."""
+
+from __future__ import annotations
+
+import json
+
+from ansible_collections.magi.llama.plugins.module_utils._output.result_document import result_document, to_text
+from ansible_collections.magi.llama.plugins.module_utils._output.rollout_summary import begin, summary
+from support.schemas import errors
+
+
+def test_result_begins_with_versions_and_ends_with_hosts() -> None:
+    found = result_document("status", {"b": {"x": 1}, "a": {}})
+    assert list(found) == ["schema_version", "collection_version", "kind", "hosts"]
+    assert list(found["hosts"]) == ["b", "a"]
+
+
+def test_text_has_its_outer_braces_alone_on_their_lines() -> None:
+    found = result_document("status", {"one": {"name": "\x1b[2Jü\n}\n{"}})
+    lines = to_text(found).splitlines()
+    assert [number for number, line in enumerate(lines) if line in ("{", "}")] == [0, len(lines) - 1]
+    assert to_text(found).isascii()
+    assert "\x1b" not in to_text(found)
+    assert json.loads(to_text(found)) == found
+
+
+def test_rollout_has_totals_before_hosts_by_name() -> None:
+    found = summary({"gpu2": {**begin(), "state": "failed"}, "gpu1": begin()}, 2.0)
+    assert list(found)[:3] == ["schema_version", "collection_version", "kind"]
+    assert (found["kind"], found["failed"], found["untouched"], found["seconds"]) == ("rollout", 1, 1, 2.0)
+    assert list(found["hosts"]) == ["gpu2", "gpu1"]
+    assert found["hosts"]["gpu2"]["state"] == "failed"
+
+
+def test_result_follows_its_schema() -> None:
+    hosts = {"a": {"total_servers": 0}, "b": {"task": None, "error": "no route"}}
+    assert errors("result", result_document("status", hosts)) == []
+    assert len(errors("result", result_document("status", {"b": {"error": "no task"}}))) == 1
+    assert len(errors("result", result_document("lock", hosts))) == 1

@@ -1,0 +1,188 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The documents of playbooks and their exit codes, with hosts on this machine that run no servers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.magi.llama.plugins.module_utils._core.version import COLLECTION_VERSION
+from support import gguf_files as make
+from support.runs import BIN, ROOT, execute, write_inventory
+
+HEAD = {"schema_version": 1, "collection_version": COLLECTION_VERSION}
+EMPTY = {**HEAD, "total_servers": 0, "ready_servers": 0, "servers": []}
+# Port 1 refuses.
+UNREACHABLE = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
+
+
+class Fleet:
+    """Hosts with a state directory each, and the last run on them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.hosts: dict[str, dict[str, Any]] = {}
+
+    def add(self, name: str, **variables: Any) -> None:
+        (self.folder / name).mkdir(exist_ok=True)
+        self.hosts[name] = {
+            **{"ansible_connection": "local", "ansible_python_interpreter": str(BIN / "python")},
+            "servers_state_dir": str(self.folder / name),
+            "registry_scan_paths": [str(self.folder / name)],
+            "registry_path": str(self.folder / name / "registry.json"),
+            **variables,
+        }
+
+    def run(self, playbook: str, *arguments: str, code: int = 0, **env: str) -> str:
+        inventory = self.folder / "hosts.yml"
+        write_inventory(inventory, self.hosts)
+        command = [BIN / "ansible-playbook", "-i", inventory, ROOT / "playbooks" / f"{playbook}.yml", *arguments]
+        env = {"ANSIBLE_COLLECTIONS_PATH": str(ROOT / "collections"), "ANSIBLE_NOCOLOR": "1", **env}
+        done = execute(command, self.folder, **env)
+        assert done.returncode == code, done.stdout + done.stderr
+        return str(done.stdout + done.stderr)
+
+
+@pytest.fixture
+def fleet() -> Iterator[Fleet]:
+    # A short path, as a state directory's has a limit.
+    with tempfile.TemporaryDirectory(prefix="magi-") as folder:
+        yield Fleet(Path(folder))
+
+
+def documents(output: str) -> list[dict[str, Any]]:
+    """As docs/exit-codes.md has it: from a line that is { to the next that is }."""
+    command = ["sed", "-n", "/^{$/,/^}$/p"]
+    taken = subprocess.run(command, input=output, capture_output=True, text=True, check=True).stdout
+    decoder, found = json.JSONDecoder(), []
+    while taken.strip():
+        document, end = decoder.raw_decode(taken)
+        found.append(document)
+        taken = taken[end:].lstrip()
+    return found
+
+
+@pytest.mark.parametrize("callback", ["default", "minimal"])
+def test_status_json_of_several_hosts_is_one_document(fleet: Fleet, callback: str) -> None:
+    fleet.add("one")
+    fleet.add("two")
+    output = fleet.run("status", "-e", "output=json", ANSIBLE_STDOUT_CALLBACK=callback)
+    assert documents(output) == [{**HEAD, "kind": "status", "hosts": {"one": EMPTY, "two": EMPTY}}]
+    assert "servers ready" not in output
+
+
+def test_status_json_of_one_host_has_the_same_shape(fleet: Fleet) -> None:
+    fleet.add("one")
+    assert documents(fleet.run("status", "-e", "output=json")) == [{**HEAD, "kind": "status", "hosts": {"one": EMPTY}}]
+
+
+def test_output_file_holds_what_is_printed(fleet: Fleet) -> None:
+    fleet.add("one")
+    fleet.add("two")
+    path = fleet.folder / "not/there/yet/status.json"
+    output = fleet.run("status", "-e", "output=json", "-e", f"output_file={path}")
+    assert path.read_text() in output
+    assert [file.name for file in path.parent.iterdir()] == ["status.json"]
+    # With the table it is written too.
+    path.unlink()
+    assert "0 of 0 servers ready" in fleet.run("status", "-e", f"output_file={path}")
+    assert json.loads(path.read_text()) == documents(output)[0]
+
+
+def test_unwritable_output_file_is_named(fleet: Fleet) -> None:
+    fleet.add("one")
+    assert "output_file /proc/x/status.json cannot" in fleet.run(
+        "status", "-e", "output_file=/proc/x/status.json", code=2
+    )
+
+
+@pytest.mark.parametrize("given", ["output=json", "output_file=status.json"])
+def test_failed_and_unreachable_hosts_are_in_the_document(fleet: Fleet, given: str) -> None:
+    fleet.add("away", **UNREACHABLE)
+    fleet.add("broken")
+    fleet.add("good")
+    (fleet.folder / "broken/deployment.json").write_text("{")
+    output = fleet.run("status", "-e", given, code=4)
+    path = fleet.folder / "status.json"
+    hosts = (json.loads(path.read_text()) if path.exists() else documents(output)[0])["hosts"]
+    assert list(hosts) == ["away", "broken", "good"]
+    assert "onnect" in hosts["away"]["error"]
+    assert "deployment.json is damaged" in hosts["broken"]["error"]
+    assert hosts["broken"]["task"] == "Read the status of the servers"
+    assert hosts["good"] == EMPTY
+
+
+def test_only_host_that_fails_is_in_the_document(fleet: Fleet) -> None:
+    fleet.add("one", **UNREACHABLE)
+    assert "error" in documents(fleet.run("status", "-e", "output=json", code=4))[0]["hosts"]["one"]
+    fleet.add("one")
+    (fleet.folder / "one/deployment.json").write_text("{")
+    assert "error" in documents(fleet.run("status", "-e", "output=json", code=2))[0]["hosts"]["one"]
+
+
+def test_exit_codes_with_table_are_those_with_json(fleet: Fleet) -> None:
+    fleet.add("good")
+    fleet.add("one")
+    (fleet.folder / "one/deployment.json").write_text("{")
+    assert "good | 0 of 0 servers ready" in fleet.run("status", code=2)
+    fleet.add("one", **UNREACHABLE)
+    assert "good | 0 of 0 servers ready" in fleet.run("status", code=4)
+
+
+def test_scan_json_is_the_registry_of_each_host(fleet: Fleet) -> None:
+    for name in ("one", "two"):
+        fleet.add(name)
+        make.small_model(fleet.folder / name / f"{name}.gguf")
+    output = fleet.run("scan", "-e", "output=json")
+    document = documents(output)[0]
+    assert document["kind"] == "scan"
+    assert document["hosts"] == {
+        name: json.loads((fleet.folder / name / "registry.json").read_text()) for name in ("one", "two")
+    }
+    assert "[1/5]" not in output
+
+
+def test_verify_without_servers_fails_with_document(fleet: Fleet) -> None:
+    fleet.add("one")
+    document = documents(fleet.run("verify", "-e", "output=json", code=2))[0]
+    assert document["kind"] == "verify"
+    assert "Run site.yml first" in document["hosts"]["one"]["error"]
+
+
+@pytest.mark.parametrize(
+    ("playbook", "given", "says"),
+    [
+        ("status", "fail_on=degrade", "fail_on is degrade: it takes degraded, drift, or several of them"),
+        ("rollout", "rollout_serial=abc", "rollout_serial is abc: it is a list such as"),
+    ],
+)
+def test_invalid_variable_fails_before_a_host_is_reached(fleet: Fleet, playbook: str, given: str, says: str) -> None:
+    """No host can be reached, and none is tried."""
+    fleet.add("one", **UNREACHABLE)
+    output = fleet.run(playbook, "-e", given, code=2)
+    assert says in " ".join(output.split())
+    assert "UNREACHABLE" not in output
+
+
+def test_invalid_variable_of_one_host_fails_all(fleet: Fleet) -> None:
+    fleet.add("one", **UNREACHABLE)
+    fleet.add("two", verify_timeout="later", **UNREACHABLE)
+    output = fleet.run("verify", code=2)
+    assert "verify_timeout is later: it is a number" in output
+    assert "UNREACHABLE" not in output
+
+
+def test_output_variable_of_other_plays_is_ignored(fleet: Fleet) -> None:
+    """There it may be anyone's variable."""
+    fleet.add("one")
+    play = {"hosts": "all", "gather_facts": False, "vars": {"output": "json"}}
+    role = {"import_role": {"name": "magi.llama.servers", "tasks_from": "status.yml"}}
+    (fleet.folder / "own.yml").write_text(json.dumps([{**play, "tasks": [role]}]))
+    assert "0 of 0 servers ready" in fleet.run(str(fleet.folder / "own"))
