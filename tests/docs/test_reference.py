@@ -75,7 +75,7 @@ def texts(value: Any) -> Iterator[str]:
 
 
 def test_variables_without_a_role_default_are_in_the_reference() -> None:
-    """Whatever the form in which a playbook or a role's task reads them."""
+    """What the form in which a playbook or a role's task reads them."""
     environment = jinja2.Environment()
     paths = [*(ROOT / "playbooks").rglob("*.yml"), *(ROOT / "roles").glob("*/*/*.yml")]
     paths = [path for path in paths if path.parent.name in ("playbooks", "tasks", "handlers", "defaults", "vars")]

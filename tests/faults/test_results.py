@@ -51,7 +51,7 @@ def test_stopped_server_fails_gates(bed: Bed, tmp_path: Path) -> None:
     ]:
         run, gated = result(bed, tmp_path, playbook, "-e", f"fail_on={gate}", code=2)
         run.expect(says)
-        # The gate is no part of what was found.
+        # The gate is not a part of what was found.
         assert "error" not in gated
     bed.run("start")
 
