@@ -47,7 +47,7 @@ class ActionModule(ActionBase):
         if step == "health":
             return report.health_lines(arguments["health"])
         if step == "summary":
-            started = found.get("llama_run_started")
+            started = task_vars.get("__llama_begun", {}).get("started")
             seconds = time.time() - started if started else None
             return report.summary_lines(found.get("llama_registry"), found["llama_plan"], arguments["health"], seconds)
         if step == "discovery":

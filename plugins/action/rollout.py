@@ -87,7 +87,7 @@ class ActionModule(ActionBase):
     def _summary(self, arguments: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
         names = task_vars["ansible_play_hosts_all"]
         hosts = {name: dict(task_vars["hostvars"][name]["ansible_facts"]["llama_rollout"]) for name in names}
-        answer = rollout_summary.summary(hosts, time.time() - task_vars["ansible_facts"]["llama_run_started"])
+        answer = rollout_summary.summary(hosts, time.time() - task_vars["__llama_begun"]["started"])
         on_screen = arguments["format"] == "json"
         if not on_screen:
             for line in rollout_summary.summary_lines(answer):

@@ -40,11 +40,13 @@ EXAMPLES = r"""
   magi.llama.playbook_begin:
     playbook: status
   run_once: true
+  register: __llama_begun
 """
 
 RETURN = r"""
-ansible_facts:
-  description: The fact C(llama_run_started), in seconds since the epoch.
+started:
+  description: When the playbook has begun, in seconds since the epoch. The summary at its end counts from there.
   returned: success
-  type: dict
+  type: float
+  sample: 1764000000.0
 """

@@ -149,6 +149,16 @@ def test_scan_json_is_the_registry_of_each_host(fleet: Fleet) -> None:
     assert "[1/5]" not in output
 
 
+def test_facts_of_hosts_are_apart(fleet: Fleet) -> None:
+    """What the first task returns for all hosts must not be shared by them."""
+    for name in ("one", "two"):
+        fleet.add(name)
+        make.small_model(fleet.folder / name / f"{name}.gguf")
+    output = fleet.run("scan")
+    for name in ("one", "two"):
+        assert f"{name} | [1/5] discovery       1 models in {fleet.folder}/{name}\n" in output
+
+
 def test_verify_without_servers_fails_with_document(fleet: Fleet) -> None:
     fleet.add("one")
     document = documents(fleet.run("verify", "-e", "output=json", code=2))[0]
