@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""What must happen to a server, and why."""
+"""Decide whether a server is kept, started, restarted or stopped, and why."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def with_action(server: Server, previous: Server | None, host: Host) -> Server:
 
 
 def launch_differences(server: Server, process: Process) -> list[str]:
-    """How the running process is not the planned one, by its own command line and environment."""
+    """Return the reasons for a restart: how the process's command line and environment differ from the plan."""
     env = process.env
     running = list(process.argv)
     if env.get("MAGI_LLAMA_REVISION") == server["revision"]:
-        # A wrapper script shows the program that it calls, or its interpreter before itself, and may have flags of its
-        # own; the revision shows which one was launched.
+        # With a wrapper script, the process shows the wrapped program or the interpreter, and may have extra flags.
+        # The revision identifies what was launched.
         arguments = server["argv"][1:]
         running = [*server["argv"][:1], *(arguments if _holds(running, arguments) else running[1:])]
     reasons = _argv_differences(running, server["argv"])
@@ -49,7 +49,7 @@ def launch_differences(server: Server, process: Process) -> list[str]:
 
 
 def _holds(words: Sequence[str], part: Sequence[str]) -> bool:
-    """Whether a command line has these words, one after another."""
+    """Return whether a command line contains these words in sequence."""
     return any(words[place : place + len(part)] == part for place in range(len(words) - len(part) + 1))
 
 
@@ -65,7 +65,7 @@ def _argv_differences(old: Sequence[str], new: Sequence[str]) -> list[str]:
 
 
 def _by_flag(argv: Sequence[str]) -> dict[str, str]:
-    """A command line as flag → its values; the program itself under "program"."""
+    """Return a command line as {flag: values}; the program itself is under "program"."""
     flags: dict[str, list[str]] = {"program": list(argv[:1])}
     current = "program"
     for word in argv[1:]:
@@ -87,7 +87,7 @@ def stopped_server(
 
 
 def extra_warnings(plan: Mapping[str, Any], stray_variables: Sequence[str], disabled: Sequence[str]) -> list[str]:
-    """What the host has that the plan itself does not know: variables for every service, and disabled servers."""
+    """Return warnings from outside the plan: variables that systemd sets for every service, and disabled units."""
     warnings = []
     if stray_variables:
         stray = ", ".join(stray_variables)
@@ -99,7 +99,7 @@ def extra_warnings(plan: Mapping[str, Any], stray_variables: Sequence[str], disa
 
 
 def has_changes(plan: Mapping[str, Any], disabled: Sequence[str]) -> bool:
-    """Whether any server has to be started, restarted, stopped or enabled again."""
+    """Return whether any server has to be started, restarted, stopped or re-enabled."""
     return bool(_kept(plan, disabled)) or any(server["action"] != "keep" for server in plan["servers"])
 
 
@@ -119,7 +119,7 @@ def _kept(plan: Mapping[str, Any], names: Sequence[str]) -> list[str]:
 
 
 def plan_diff(running: Mapping[str, Process], plan: Mapping[str, Any]) -> dict[str, str]:
-    """The command lines that run and those that are planned, as a module's diff."""
+    """Return a module diff of the running and the planned command lines."""
     before = {name: process.argv for name, process in running.items()}
     after = {server["name"]: server["argv"] for server in plan["servers"] if server["action"] != "stop"}
     return {
@@ -131,7 +131,7 @@ def plan_diff(running: Mapping[str, Process], plan: Mapping[str, Any]) -> dict[s
 
 
 def _text(servers: Mapping[str, Sequence[str]]) -> str:
-    """Command lines by server, a line for each flag."""
+    """Return command lines by server, one line per flag."""
     lines = []
     for name in sorted(servers):
         lines.append(f"{name}:")

@@ -2,9 +2,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""The plan: every server that a host should run, and what must happen to get there.
+"""The plan: every server that a host should run, and the action that gets it there.
 
-Used by the module server_plan. Pure: what the host has and runs comes in as data, nothing here looks at the machine.
+Used by the module server_plan. Pure functions: the host's state is passed in as data; nothing here reads the machine.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .memory_limits import check_memory, growth_warnings
 from .ports import assign_ports
 from .profile import Model, matches, near, nearest, select
 
-# Page tables, threads, allocator slack and what a long prompt adds: a server must not be killed for these.
+# Headroom for page tables, threads, allocator slack and long prompts, so that these do not get a server killed.
 MEMORY_MAX_MARGIN = 1.25
 MEMORY_MAX_FLOOR = 512 * 1024**2
 
@@ -41,10 +41,10 @@ def make_plan(
     host: Host,
     known_elsewhere: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Desired against actual, as the document of a plan; sizes in bytes.
+    """Return the plan document: the desired servers compared with the running ones; sizes in bytes.
 
     Each server is a record for deployment.json plus "action" (keep, start, restart, stop) and its "reason".
-    known_elsewhere are ids of models that other hosts of the run have. Raises PlanError.
+    known_elsewhere lists ids of models on other hosts of the run. Raises PlanError.
     """
     models: Sequence[Model] = registry["models"]
     selection = select(profile, models)
@@ -107,9 +107,9 @@ def make_plan(
 def _lost(
     missing: Mapping[str, str], registry: Mapping[str, Any], profile: Mapping[str, Any], host: Host
 ) -> dict[str, str]:
-    """Deployed servers that the profile would enable if their model's file were not gone or broken, with what it is.
+    """Return {server: reason} for deployed servers that the profile enables but whose model file is gone or broken.
 
-    A file that breaks says nothing about what its owner wants: it may be a download or a mount that is under way.
+    A missing or broken file does not mean that the server is unwanted: a download or mount may be in progress.
     """
     known = {str(model["id"]) for model in registry["models"]}
     selectors = [entry["selector"] for entry in profile["enabled_models"] if entry["model"] is None]
@@ -131,10 +131,10 @@ def _missing(
     host: Host,
     known_elsewhere: Sequence[str],
 ) -> list[str]:
-    """Warnings for named models that this host lacks and of which no server runs.
+    """Return warnings for named models that this host lacks and that have no running server.
 
-    A name that is nearly that of a model which is here is taken for a typing error, unless another host has such a
-    model, a broken file bears its name, it was deployed here before, or it is that model in another quantization.
+    A name close to an existing model id is treated as a typo (PlanError), unless another host has the named model, a
+    rejected file has its name, it was deployed here before, or it differs only in quantization.
     """
     warnings: list[str] = []
     where = f'profile "{profile["name"]}" ({profile["source"]})'
@@ -171,9 +171,9 @@ def _nothing_left(profile: Mapping[str, Any], models: Sequence[Model], warnings:
 def _named(
     servers: Sequence[tuple[Model, int, dict[str, Any]]], models: Sequence[Model]
 ) -> list[tuple[str, Model, int, dict[str, Any]]]:
-    """Each server with its name: the model's id, and "-2", "-3" … for further instances.
+    """Return each server with its name: the model id, plus "-2", "-3" … for further instances.
 
-    Where such a name is the id of another model, the instance's number is marked with an x.
+    If that name is another model's id, the suffix is "-x2", "-x3" … instead.
     """
     ids = {str(model["id"]) for model in models}
     named = []
@@ -199,14 +199,14 @@ def _server(
     host: Host,
     companions: Mapping[str, int],
 ) -> Server:
-    """The desired server in full: argv, environment, memory, and the revision that sums up its launch."""
+    """Return the complete desired server: argv, environment, memory, and the revision (digest of its launch)."""
     kind = str(model["kind"])
     flags = runtime.get("flags") or {}
     try:
         effective = effective_parameters(model, parameters)
         rendered = render_flags(effective, flags)
         canonical = canonical_parameters(effective, flags)
-        # A build that does not know the flag has no such cache.
+        # A build without the flag has no prompt cache.
         has_cache = not flags or "cache_ram" in flags
         memory = estimate(
             model["memory"],
@@ -225,14 +225,14 @@ def _server(
 
     memory_max = int(memory["ram_bytes"] * MEMORY_MAX_MARGIN) + memory["growth_bytes"] + MEMORY_MAX_FLOOR
     memory["gpu_bytes"] = vram_per_gpu(memory["vram_bytes"], memory["gpu_fixed_bytes"], canonical, host.gpus)
-    # What a server may grow to can be more than there is; a limit above that limits nothing.
+    # A limit above the host's RAM would have no effect.
     memory_max = min(memory_max, host.memory.total_bytes)
     env = {
         "MAGI_LLAMA_STATE": settings.state_dir,
         "MAGI_LLAMA_SERVER": name,
         "MAGI_LLAMA_RUNTIME": str(runtime.get("identity") or ""),
         "MAGI_LLAMA_MODEL": _fingerprint(model),
-        # A llama.cpp/config.ini of the user's would change the server.
+        # Keeps the user's llama.cpp/config.ini from changing the server.
         "XDG_CONFIG_HOME": "/nonexistent",
     }
     launch = [argv, env, settings.restart_triggers, settings.service_manager, *settings.manager_triggers]
@@ -262,19 +262,19 @@ def _server(
 
 
 def effective_parameters(model: Model, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags that a model's kind and companion ask for, and the profile's, which win."""
+    """Return the flags implied by the model's kind and projector, overridden by the profile's parameters."""
     by_kind = {"embedding": {"embedding": True}, "reranker": {"reranking": True}}
     projector = {"mmproj": model["mmproj"]} if model.get("mmproj") else {}
     return {**by_kind.get(str(model["kind"]), {}), **projector, **parameters}
 
 
 def companion_sizes(registry: Mapping[str, Any]) -> dict[str, int]:
-    """The bytes of every file that belongs to a model, by path."""
+    """Return the size in bytes of each companion file, by path."""
     return {companion["path"]: int(companion.get("size_bytes") or 0) for companion in registry["companions"]}
 
 
 def _fingerprint(model: Model) -> str:
-    """The model's files as they are now, short: a replaced file gives another text."""
+    """Return a short digest of the model's files; it changes when a file is replaced."""
     fingerprint = model["fingerprint"]
     return digest_of([model["files"], fingerprint["size"], fingerprint["mtime_ns"], fingerprint["inode"]])[:12]
 
@@ -287,7 +287,7 @@ def _context_warnings(server: Server) -> list[str]:
 
 
 def plan_lines(plan: Mapping[str, Any]) -> list[str]:
-    """The human-readable plan, also for the diff: one line per server."""
+    """Return the human-readable plan, one line per server; also used for the diff."""
     width = max((len(str(server["name"])) for server in plan["servers"]), default=0)
     return [
         f"{server['action']:<8}{server['name']:<{width}}  port {server['port']}  {server.get('tier') or '-':<4}"

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""The port of every server."""
+"""Assign a port to every server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from .inputs import Host, PlanError, Server, Settings
 def assign_ports(
     names: Sequence[str], orphans: Sequence[Server], settings: Settings, host: Host, profile: Mapping[str, Any]
 ) -> dict[str, int]:
-    """A port for every name: the one it has, else the first that is free; ports of stopping servers come last."""
+    """Return {name: port}: a server keeps its port, a new one gets the first free port.
+
+    Ports of servers that are about to be stopped are used last.
+    """
     valid = range(settings.port_first, settings.port_last + 1)
     held = {int(server["port"]): str(server["name"]) for server in host.record}
     held.update({port: name for name, process in host.running.items() if (port := port_of(process.argv)) is not None})
@@ -60,14 +63,14 @@ def assign_ports(
 
 
 def port_of(argv: Sequence[str]) -> int | None:
-    """The value of --port in a command line."""
+    """Return the value of --port in a command line."""
     value = flag_value(argv, "--port") or ""
     return int(value) if value.isascii() and value.isdigit() else None
 
 
 def _is_ours(listener: Listener, name: str, ours: set[int], host: Host) -> bool:
     if listener.pid is None:
-        # Not permitted to see whose socket it is: it is ours if our server runs there.
+        # The socket's owner is not visible to this user: assume it is our server if one runs with this port.
         return name in host.running
     if listener.pid not in ours or name not in host.running:
         return listener.pid in ours

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""The flags of llama-server that need special care: set by the collection, renamed upstream, and the like."""
+"""llama-server flags that need special handling: set by the collection, renamed upstream, and so on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LOG = "the service manager keeps the log, and a failed start is explained from 
 _ROUTER = "one server serves one model here; list the models in the profile's enabled_models"
 _ONCE = "it prints and ends, it does not serve"
 
-# Set by the plan, or harmful to it: refused with what to do instead. Names of every build, old and new.
+# Flags that the plan sets, or that would break it: refused with the alternative. Names from all builds, old and new.
 MANAGED_FLAGS: dict[str, str] = {
     "model": _MODEL,
     "alias": "a server answers to its model's id, which proves that the right one answers",
@@ -54,7 +54,7 @@ MANAGED_FLAGS: dict[str, str] = {
     "completion_bash": _ONCE,
 }
 
-# One flag under several names: builds list one or the other, and some accept a name that their help leaves out.
+# Synonyms: builds list one name or the other, and some accept a name that their --help omits.
 SYNONYMS: tuple[tuple[str, ...], ...] = (
     ("n_gpu_layers", "gpu_layers"),
     ("n_predict", "predict"),
@@ -70,7 +70,7 @@ SYNONYMS: tuple[tuple[str, ...], ...] = (
     ("spec_draft_p_min", "draft_p_min"),
 )
 
-# Flags that became a value of another one: too different to translate, near enough to name.
+# Flags that became values of another flag: too different to translate, similar enough to suggest.
 RENAMED_FLAGS: dict[str, tuple[str, ...]] = {
     "mmap": ("load_mode",),
     "no_mmap": ("load_mode",),
@@ -83,8 +83,8 @@ RENAMED_FLAGS: dict[str, tuple[str, ...]] = {
     "spec_draft_n_min": ("draft_min",),
 }
 
-# Flags that take on, off or auto in newer builds: what booleans become while no binary can be asked.
+# Flags that take on, off or auto in newer builds. Without a binary to ask, booleans are rendered as on and off.
 ON_OFF_FLAGS = ("flash_attn", "fit", "log_colors", "reasoning")
 
-# Presets that fetch a model of their own.
+# Presets that download a model.
 PRESET_FLAG = re.compile(r"(embd|fim|gpt_oss|tts|vision)_.+_(default|spec)")

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""The interface of a service manager: the status of servers, and what can be done to them."""
+"""The interface of a service driver: the status of servers, and starting and stopping them."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from typing import Protocol
 from .._core.errors import MagiError
 from .._core.processes import Process, all_processes
 
-# A server gets its stop time-out and then SIGKILL; one that takes longer hangs in the kernel.
+# Seconds after the stop time-out, when SIGKILL is sent. A process that takes longer hangs in the kernel.
 STOP_MARGIN = 15.0
 DEFAULT_STOP_TIMEOUT = 30.0
 
 
 class ServiceError(MagiError):
-    """A service manager that does not do what it is asked."""
+    """Raised when a service manager fails or is unavailable."""
 
 
 @dataclass(frozen=True)
 class ServiceStatus:
-    """A server as its manager sees it.
+    """A server's status according to its service manager.
 
-    state: running, starting (its process is being made), restarting (it died and will be tried again), stopping,
-    stopped, failed (it died and will not be tried again), absent (the manager does not know it).
-    exit_code is 128 + n for a process that signal n ended. restarts counts those since it was started on purpose.
+    state: running, starting (its process is being created), restarting (it died and will be restarted), stopping,
+    stopped, failed (it died and will not be restarted), absent (the manager does not know it).
+    exit_code is 128 + n if signal n ended the process. restarts counts restarts since the last deliberate start.
     """
 
     name: str
@@ -48,7 +48,7 @@ class ServiceStatus:
 
 @dataclass(frozen=True)
 class Stopped:
-    """How a server ended: by which signal, None where it did not run, and after how many seconds."""
+    """How a server ended: the signal (None if it was not running) and the seconds that it took."""
 
     name: str
     pid: int | None
@@ -57,47 +57,47 @@ class Stopped:
 
 
 def at_once(_name: str) -> None:
-    """The pace of starts of which none waits for another."""
+    """An on_started callback that does not wait between starts."""
 
 
 class ServiceDriver(Protocol):
-    """What starts and stops servers, all of it in bulk: one call for any number of servers."""
+    """Starts and stops servers in bulk: one call handles any number of servers."""
 
     def status(self, names: Sequence[str]) -> dict[str, ServiceStatus]:
-        """Each server's status."""
+        """Return each server's status, by name."""
 
     def reload(self, names: Sequence[str]) -> None:
-        """Read changed launch configs, leaving servers that run alone; names are all that are deployed."""
+        """Read changed launch configs without touching running servers; names are all deployed servers."""
 
     def start(self, names: Sequence[str], on_started: Callable[[str], None] = at_once) -> dict[str, str]:
-        """Start servers after a reload, without waiting until they are ready; an error for each that cannot be.
+        """Start servers after a reload, without waiting until they are ready; returns errors by name.
 
-        on_started is called with each once it is started and before the next is: it sets the pace.
+        on_started is called after each start and before the next, so it can delay the next start.
         """
 
     def stop(self, names: Sequence[str], timeout: float) -> dict[str, Stopped]:
-        """Stop servers at the same time: SIGTERM, their deadline (at most timeout), SIGKILL."""
+        """Stop servers in parallel: SIGTERM, then SIGKILL after their deadline (at most timeout seconds)."""
 
     def forget(self, names: Sequence[str]) -> None:
-        """Drop stopped servers whose launch configs are gone."""
+        """Drop stopped servers whose launch configs were removed."""
 
     def shutdown_if_idle(self) -> bool:
-        """Stop the processes that exist only to run servers if no server is left; returns whether it did."""
+        """If no server is left, stop the processes that exist only to run servers; returns whether it did."""
 
     def log_tail(self, name: str, lines: int) -> list[str]:
-        """The last lines that a server wrote."""
+        """Return the last lines of a server's log."""
 
 
 def exit_text(code: int | None) -> str | None:
-    """A human-readable exit code: exit code 1, killed by SIGKILL."""
+    """Return a human-readable exit code: exit code 1, killed by SIGKILL."""
     if code is None:
         return None
-    # Codes above the signals' are the program's or systemd's own.
+    # Codes above the signal range come from the program or from systemd.
     return f"killed by {signal_name(code - 128)}" if 128 < code <= 128 + signal.SIGRTMAX else f"exit code {code}"
 
 
 def signal_name(number: int) -> str:
-    """SIGTERM for 15."""
+    """Return a signal's name: SIGTERM for 15."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -105,7 +105,7 @@ def signal_name(number: int) -> str:
 
 
 def ended_text(signals: Mapping[str, str]) -> str:
-    """How servers ended, human-readable: 4 servers stopped (1 by SIGKILL: a); empty if none did."""
+    """Return a human-readable summary: 4 servers stopped (1 by SIGKILL: a); empty if none stopped."""
     if not signals:
         return ""
     others = sorted({number for number in signals.values() if number != "SIGTERM"})
@@ -115,7 +115,7 @@ def ended_text(signals: Mapping[str, str]) -> str:
 
 
 def strays(state_dir: str, statuses: Mapping[str, ServiceStatus], proc: str = "/proc") -> list[Process]:
-    """Processes of these servers that their manager does not know: one that died or was replaced left them behind."""
+    """Return processes of these servers that their manager does not track, left by a dead or replaced manager."""
     return [
         process
         for process in all_processes(state_dir, proc)
@@ -130,7 +130,7 @@ def terminate(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> dict[int, Stopped]:
-    """End our own processes by PID, all at the same time: SIGTERM, the deadline, SIGKILL."""
+    """End managed processes by PID, in parallel: SIGTERM, then SIGKILL after timeout seconds."""
     began = clock()
     waiting = {process.pid: process for process in processes}
     ended: dict[int, Stopped] = {}
@@ -144,7 +144,7 @@ def terminate(
         passed = clock() - began
         if waiting and passed > timeout + STOP_MARGIN:
             raise ServiceError(
-                f"Processes {sorted(waiting)} do not end, not even by SIGKILL: look at the host's kernel log."
+                f"Processes {sorted(waiting)} did not end, not even after SIGKILL: check the host's kernel log."
             )
         if waiting and passed > timeout and used is signal.SIGTERM:
             used = signal.SIGKILL
@@ -156,7 +156,7 @@ def terminate(
 
 
 def _send(pid: int, state_dir: str, number: signal.Signals) -> None:
-    # Looked at once more right before: the number may belong to another process by now.
+    # Check again right before the signal: the PID may have been reused.
     if all_processes(state_dir, pids=[pid]):
         try:
             os.kill(pid, number)

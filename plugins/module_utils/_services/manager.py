@@ -2,9 +2,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""What a service manager is to this collection. A new one is a class of this kind and an entry in table.py.
+"""The interface of a service manager. To add one, write a subclass and add an entry in table.py.
 
-Every plan asks about these things, so they are apart from the drivers, which take long to load.
+Every plan needs this part. The drivers are separate because they take long to load.
 """
 
 from __future__ import annotations
@@ -20,88 +20,88 @@ if TYPE_CHECKING:
 
 
 class ServiceManager(ABC):
-    """Where a service manager keeps its launch configs, what it needs, and how it is driven."""
+    """A service manager: the location of its launch configs, its requirements, and its driver."""
 
     name: str
-    # Templates of the role servers: for one server, and for the config that all servers share.
+    # Templates in the role servers: one per server, and one for the config that all servers share.
     template: str
     common_template: str
     needs_root = False
 
     @abstractmethod
     def runs_here(self) -> bool:
-        """Whether this host can use it. The first in the table that says so is what auto means."""
+        """Return whether this host can use it. auto selects the first manager in the table that can be used."""
 
     @abstractmethod
     def config_path(self, state_dir: str, server: str) -> str:
-        """Path of a server's launch config."""
+        """Return the path of a server's launch config."""
 
     @abstractmethod
     def common_config_path(self, state_dir: str) -> str:
-        """Path of the config that all servers share."""
+        """Return the path of the config that all servers share."""
 
     @abstractmethod
     def managed(self, state_dir: str) -> Managed:
-        """Which files are launch configs of this state directory."""
+        """Return the pattern that matches this state directory's launch configs."""
 
     @abstractmethod
     def unwatched(self, running: Mapping[str, Process], state_dir: str) -> dict[str, str]:
-        """Running servers that it would not start again if they died, with the reason, by name."""
+        """Return {server: reason} for running servers that it would not restart after a crash."""
 
     @abstractmethod
     def driver(self, state_dir: str, program: str | None = None) -> ServiceDriver:
-        """What starts and stops the servers; program is the manager's own, where it is not the one on the host."""
+        """Return the driver that starts and stops servers; program overrides the manager's executable."""
 
     @abstractmethod
     def retire(self, state_dir: str, timeout: float) -> None:
-        """End its servers on a host that has gone over to another manager: it would start them again."""
+        """Stop its servers after the host changed to another manager: it would start them again."""
 
-    # Most have nothing to refuse, and nothing to forget.
+    # The methods below have defaults that suit most managers.
     def check(self, state_dir: str) -> None:  # noqa: B027
-        """Raise MagiError where it cannot be used with this state directory."""
+        """Raise MagiError if it cannot be used with this state directory."""
 
     def facts(self, state_dir: str, candidates: Iterable[str | None]) -> dict[str, Any]:
-        """What the fact llama_host has of it; candidates are paths at which its program may be."""
+        """Return its part of the fact llama_host; candidates are possible paths of its executable."""
         return {}
 
     def is_missing(self, facts: Mapping[str, Any]) -> bool:
-        """Whether the role has yet to install it (tasks/install_<name>.yml), by its facts."""
+        """Return whether the role must still install it (tasks/install_<name>.yml), according to its facts."""
         return False
 
     def restart_triggers(self, stop_timeout: int) -> list[Any]:
-        """What a running server takes over with a new process only, besides its command line and environment."""
+        """Return settings, besides command line and environment, whose change requires a server restart."""
         return []
 
     def disabled(self, names: Sequence[str]) -> list[str]:
-        """Those of these servers that would not be started at boot."""
+        """Return the names among these servers that are not started at boot."""
         return []
 
     def server_names(self, state_dir: str) -> list[str]:
-        """Names of the servers that have a launch config of this state directory."""
+        """Return the names of servers that have a launch config in this state directory."""
         return []
 
     def owned_paths(self, state_dir: str, names: Iterable[str], configs: Sequence[str]) -> list[str]:
-        """Paths of all that it and we have made besides launch configs; names are servers that were here once.
+        """Return the paths of files, other than launch configs, that it or the collection created.
 
-        configs are the paths of this state directory's launch configs.
+        names are all servers ever deployed here; configs are the paths of this state directory's launch configs.
         """
         return []
 
     def folders(self, state_dir: str) -> list[str]:
-        """Folders in the state directory that it uses; they go once they are empty."""
+        """Return the folders that it uses in the state directory; teardown removes them once they are empty."""
         return []
 
     def is_present(self, state_dir: str) -> bool:
-        """Whether those folders are ours even where we have removed nothing from them."""
+        """Return whether those folders are managed by the collection, even if no file was removed from them."""
         return False
 
     def units_of_user(self, user: str, state_dir: str) -> list[str]:
-        """What it runs as this user for others than this state directory."""
+        """Return the units that it runs as this user outside this state directory."""
         return []
 
     def end(self, state_dir: str, paths: Sequence[str], timeout: float) -> list[Stopped]:
-        """Stop all servers of this state directory for good, before the paths are removed."""
+        """Stop all servers of this state directory permanently, before the paths are removed."""
         return []
 
     def forget(self, names: Sequence[str]) -> None:  # noqa: B027
-        """Drop servers whose launch configs have been removed."""
+        """Drop servers whose launch configs were removed."""

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class UnknownManagerError(MagiError):
-    """A service manager that this collection does not know."""
+    """Raised for an unknown service manager."""
 
 
-# A module compiles at every call what it imports, so a manager is imported when it is asked for.
+# Each module call compiles its imports, so a manager is imported only when it is needed.
 def _systemd() -> ServiceManager:
     from .systemd import Systemd
 
@@ -35,12 +35,12 @@ def _supervisor() -> ServiceManager:
     return Supervisor()
 
 
-# In the order in which auto tries them.
+# auto tries them in this order.
 MANAGERS: dict[str, Callable[[], ServiceManager]] = {"systemd": _systemd, "supervisor": _supervisor}
 
 
 def find_manager(name: str) -> ServiceManager:
-    """The service manager of this name. Raises UnknownManagerError."""
+    """Return the service manager with this name. Raises UnknownManagerError."""
     try:
         return MANAGERS[name]()
     except KeyError:
@@ -54,19 +54,19 @@ def all_managers() -> list[ServiceManager]:
 
 
 def choose_manager(wanted: str) -> ServiceManager:
-    """The manager that servers_service_manager names; for auto the first that this host can use."""
+    """Return the manager named by servers_service_manager; for auto, the first one that this host can use."""
     if wanted != "auto":
         return find_manager(wanted)
     return next(manager for manager in all_managers() if manager.runs_here())
 
 
 def driver_for(record: Mapping[str, Any], state_dir: str, program: str | None = None) -> ServiceDriver:
-    """The driver of the deployed servers; a driver without servers if none is deployed."""
+    """Return the driver for the deployed servers; one without servers if nothing is deployed."""
     return find_manager(record["service_manager"] or list(MANAGERS)[-1]).driver(state_dir, program)
 
 
 def retire_others(record: Mapping[str, Any], state_dir: str) -> None:
-    """End what the host has changed over from, with its servers: it would start them again."""
+    """Shut down the previous service managers and their servers: they would start the servers again."""
     if record["service_manager"] is None:
         return
     from .base import DEFAULT_STOP_TIMEOUT
@@ -80,7 +80,7 @@ def retire_others(record: Mapping[str, Any], state_dir: str) -> None:
 def unwatched(
     running: Mapping[str, Process], record: Mapping[str, Any], state_dir: str, service_manager: str
 ) -> dict[str, str]:
-    """Servers that run and that the service manager would not start again if they died, with the reason, by name."""
+    """Return {server: reason} for running servers that the service manager would not restart after a crash."""
     before = record["service_manager"]
     if before not in (None, service_manager):
         return dict.fromkeys(running, f"service manager changed ({before} → {service_manager})")
@@ -88,18 +88,18 @@ def unwatched(
 
 
 def disabled(record: Mapping[str, Any], service_manager: str) -> list[str]:
-    """Deployed servers that run on as they are and would not be started at boot, by name."""
+    """Return names of deployed servers that are not started at boot."""
     if service_manager != record["service_manager"]:
         return []
     return find_manager(service_manager).disabled([str(server["name"]) for server in record["servers"]])
 
 
 def managed_files(state_dir: str) -> list[Managed]:
-    """Which files are launch configs of this state directory, under any service manager."""
+    """Return the patterns of this state directory's launch configs, one per service manager."""
     return [manager.managed(state_dir) for manager in all_managers()]
 
 
 def deployed_paths(state_dir: str, service_manager: str) -> list[str]:
-    """Paths of the launch configs of this state directory, and of the one that they share, be it there or not."""
+    """Return the paths of this state directory's launch configs and of the shared config, which may not exist."""
     common = find_manager(service_manager).common_config_path(state_dir)
     return [*stale_files(managed_files(state_dir), []), common]
