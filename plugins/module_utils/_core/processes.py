@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""What runs on this host, read from /proc: listeners on ports, managed servers, memory."""
+"""Read listening ports, managed servers and memory from /proc."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 STATE_MARKER = "MAGI_LLAMA_STATE"
 NAME_MARKER = "MAGI_LLAMA_SERVER"
 MARKER_PREFIX = "MAGI_LLAMA_"
-# A server that gets one of these is not what its command line says. A value may be a key.
+# These variables override a server's command line. Only names are kept: a value may be an API key.
 STRAY_VARIABLE = re.compile(r"^(LLAMA_ARG_\w+|LLAMA_API_KEY|AIP_\w+)=", re.MULTILINE)
 
 TCP_LISTEN = "0A"
@@ -26,9 +26,9 @@ LOADER = re.compile(r"ld-(linux|musl)[^/]*$")
 
 @dataclass(frozen=True)
 class Listener:
-    """A TCP port that is taken. pid and command are None where only root may see the holder.
+    """A listening TCP port. pid and command are None if only root may see the process.
 
-    pids has every process that holds a socket on the port: SO_REUSEPORT lets two share one.
+    pids lists every process with a socket on the port: SO_REUSEPORT allows several.
     """
 
     port: int
@@ -39,15 +39,15 @@ class Listener:
 
     @property
     def holder(self) -> str:
-        """The process that listens, for a message."""
+        """Return the listening process as text for messages."""
         return "a process that only root may see" if self.pid is None else f"pid {self.pid} ({self.command})"
 
 
 @dataclass(frozen=True)
 class Process:
-    """A server of ours. env holds its MAGI_LLAMA_* variables, stray the names of those that llama-server obeys.
+    """A managed server's process. env has its MAGI_LLAMA_* variables, stray the names of STRAY_VARIABLE matches.
 
-    children are the PIDs of what it has started, as a wrapper script starts llama-server.
+    children are the PIDs of its child processes: a wrapper script starts llama-server as a child.
     """
 
     pid: int
@@ -65,16 +65,16 @@ class Process:
 
 @dataclass(frozen=True)
 class Memory:
-    """The memory that processes here can have, and what of it is free."""
+    """Total and available memory for processes on this host or in this container."""
 
     total_bytes: int
     available_bytes: int
 
 
 def listeners(ports: Iterable[int], proc: str = "/proc", first: Sequence[int] = ()) -> dict[int, Listener]:
-    """The listeners on these ports; a free port is left out.
+    """Return the listener of each of these ports; free ports are omitted.
 
-    first are PIDs that are likely to be the holders: looking there first saves the walk over all processes.
+    first lists the PIDs that probably hold them: checking these first avoids a scan of all processes.
     """
     wanted = set(ports)
     sockets: dict[str, tuple[int, str]] = {}
@@ -95,7 +95,7 @@ def listeners(ports: Iterable[int], proc: str = "/proc", first: Sequence[int] = 
 
 
 def _listening(table: str) -> list[tuple[int, str, str]]:
-    """(port, address, inode) of each listening socket in the text of /proc/net/tcp or tcp6."""
+    """Return (port, address, inode) of each listening socket in the text of /proc/net/tcp or tcp6."""
     rows = (line.split() for line in table.splitlines()[1:])
     return [
         (int(local.rsplit(":", 1)[1], 16), _address(local.rsplit(":", 1)[0]), row[9])
@@ -144,14 +144,14 @@ def _socket_inodes(pid: int, proc: str) -> set[str]:
 
 
 def command_of(pid: int, proc: str = "/proc") -> str | None:
-    """A process's command line on one line, shortened; None where the process is gone."""
+    """Return a process's command line on one line, truncated; None if the process has ended."""
     argv = _nul_separated(_read(f"{proc}/{pid}/cmdline")) or _read(f"{proc}/{pid}/comm").split("\n")[:1]
     text = "".join(letter if letter.isprintable() else "?" for letter in " ".join(argv))
     return text[:COMMAND_LENGTH] or None
 
 
 def processes(state_dir: str, proc: str = "/proc") -> dict[str, Process]:
-    """Our servers of this state directory that run, by name; of two with one name the older, which has the port."""
+    """Return the running servers of this state directory, by name; of duplicates the oldest, which holds the port."""
     found: dict[str, Process] = {}
     for process in sorted(all_processes(state_dir, proc), key=lambda process: process.started_at):
         found.setdefault(process.name, process)
@@ -159,17 +159,17 @@ def processes(state_dir: str, proc: str = "/proc") -> dict[str, Process]:
 
 
 def all_processes(state_dir: str, proc: str = "/proc", pids: Iterable[int] | None = None) -> list[Process]:
-    """Every process that bears our markers, less children of such; among the given PIDs, by default all."""
+    """Return every process with this state directory's markers, children merged; pids limits the search."""
     marker = f"{STATE_MARKER}={state_dir}"
     own = _pid_namespace("self", proc)
     marked: dict[int, Process] = {}
     for pid in _pids(proc) if pids is None else pids:
-        # Unreadable for another user's process: then it is not ours to see.
+        # Unreadable for other users' processes, which are skipped.
         environment = _nul_separated(_read(f"{proc}/{pid}/environ"))
         if marker not in environment:
             continue
         process = _process(pid, environment, proc)
-        # A container's processes show here too, with the same state directory in a file system of their own.
+        # Processes in containers are visible too, and may have the same state directory path in their own file system.
         if process is not None and _pid_namespace(str(pid), proc) == own:
             marked[pid] = process
     families: dict[int, list[int]] = {}
@@ -182,7 +182,7 @@ def all_processes(state_dir: str, proc: str = "/proc", pids: Iterable[int] | Non
 
 
 def _eldest(pid: int, marked: Mapping[int, Process]) -> int:
-    """The process that began what pid belongs to: the last ancestor that bears the same server's name."""
+    """Return the PID of the topmost ancestor with the same server name."""
     while (parent := marked.get(marked[pid].ppid)) is not None and parent.name == marked[pid].name:
         pid = parent.pid
     return pid
@@ -199,10 +199,10 @@ def _process(pid: int, environment: Sequence[str], proc: str) -> Process | None:
     env = dict(entry.split("=", 1) for entry in environment if entry.startswith(MARKER_PREFIX) and "=" in entry)
     argv = _nul_separated(_read(f"{proc}/{pid}/cmdline"))
     status = dict(re.findall(r"^(\w+):\s+(\d+)", _read(f"{proc}/{pid}/status"), re.MULTILINE))
-    # The command name, in brackets, may hold anything; the fields after its last bracket are numbers.
+    # The command name, in parentheses, may contain any character; the fields after the last ")" are numbers.
     stat = _read(f"{proc}/{pid}/stat").rpartition(")")[2].split()
     if NAME_MARKER not in env or not argv or len(stat) < 20 or "PPid" not in status:
-        # A zombie, or it ended while it was read.
+        # The process is a zombie, or ended while it was read.
         return None
     started_after_boot = int(stat[19]) / os.sysconf("SC_CLK_TCK")
     boot = re.search(r"^btime (\d+)", _read(f"{proc}/stat"), re.MULTILINE)
@@ -223,7 +223,7 @@ def _process(pid: int, environment: Sequence[str], proc: str) -> Process | None:
 
 
 def _without_loader(argv: Sequence[str]) -> tuple[str, ...]:
-    """The command line as it was meant, where a program was started through its dynamic loader."""
+    """Return the command line without the dynamic loader, if the program was started through one."""
     if not LOADER.search(argv[0]):
         return tuple(argv)
     name, at = None, 1
@@ -235,7 +235,7 @@ def _without_loader(argv: Sequence[str]) -> tuple[str, ...]:
 
 
 def memory(proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> Memory:
-    """This host's memory, or that of the container when its cgroup allows less."""
+    """Return the host's memory, or the cgroup's limit if it is lower."""
     values = {key: int(size) * 1024 for key, size in re.findall(r"^(\w+):\s+(\d+)", _read(f"{proc}/meminfo"), re.M)}
     total = values.get("MemTotal", 0)
     available = values.get("MemAvailable", values.get("MemFree", 0))
@@ -251,12 +251,12 @@ def _pids(proc: str) -> list[int]:
 
 
 def _nul_separated(text: str) -> list[str]:
-    # Each word ends with a NUL; the last word may itself be empty.
+    # Each word ends with a NUL; the last word may be empty.
     return (text[:-1] if text.endswith("\0") else text).split("\0") if text else []
 
 
 def _read(path: str) -> str:
-    """A file's text; empty where it is not there, not permitted, or its process ended meanwhile."""
+    """Return a file's text; empty if it is missing or unreadable, or its process has ended."""
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as stream:
             return stream.read()

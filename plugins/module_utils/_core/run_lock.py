@@ -2,9 +2,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""One run at a time on a host: a file in the state directory says which run it is and until when it counts.
+"""The run lock: one run at a time on a host. A file in the state directory names the run and the lock's expiry.
 
-A lease, as modules are short-lived processes and a run may be killed anywhere: who holds it renews it while it works.
+The lock is a lease, since modules are short-lived processes and a run may be killed anywhere: its holder renews it.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from typing import Any
 
 from .errors import MagiError
 
-# How long a run that was killed keeps those from other controllers waiting. A single call may take longer, as a slow
-# download does: then the run takes its lock again, or ends at its next step where another has come in between.
+# How long the lock of a killed run blocks runs from other controllers. A single module call, such as a slow download,
+# may take longer: the run then acquires the lock again, or fails at its next step if another run took it meanwhile.
 LEASE_SECONDS = 900.0
 
 
 class LockError(MagiError):
-    """A lock that cannot be written, or that another run holds."""
+    """Raised when the lock cannot be written or another run holds it."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run of Ansible: its id, and what a message says about it."""
+    """An Ansible run: its id, and the details shown in messages."""
 
     id: str
     controller: str
@@ -46,23 +46,23 @@ class Run:
 
 @dataclass(frozen=True)
 class Held:
-    """A lock as it was found: whose it is, and for how many seconds it counts if it is not renewed."""
+    """A lock read from the file: the run that holds it, and the seconds until it expires unless renewed."""
 
     run: Run
     seconds_left: float
 
 
 def lock_path(state_dir: str) -> str:
-    """The path of the lock file."""
+    """Return the path of the lock file."""
     return os.path.join(state_dir, "run.lock")
 
 
 def acquire(
     state_dir: str, run: Run, *, lease: float = LEASE_SECONDS, dead: str | None = None, proc: str = "/proc"
 ) -> Held | None:
-    """Take the lock, or renew it; None, or who holds it. dead is the id of a run that is known to have ended.
+    """Acquire or renew the lock; returns None, or the other run's lock. dead is the id of a run known to have ended.
 
-    Raises LockError where it cannot be written.
+    Raises LockError if the lock cannot be written.
     """
     try:
         os.makedirs(state_dir, mode=0o755, exist_ok=True)
@@ -71,7 +71,7 @@ def acquire(
             if found is not None and found.run.id not in (run.id, dead):
                 return found
             since = found.run.since if found is not None and found.run.id == run.id else run.since
-            # For messages only; nothing depends on the host's clock being right.
+            # For messages only; nothing depends on the host's clock.
             since = since or time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
             boot, now = _clock(proc)
             held = {**asdict(run), "since": since, "boot": boot, "expires": now + lease}
@@ -86,18 +86,18 @@ def acquire(
 
 def release(state_dir: str, run_id: str) -> bool:
     """Release the lock; returns whether this run held it."""
-    # What cannot be given back, on a disk that has gone read-only, expires.
+    # A lock that cannot be released, for example on a read-only disk, expires.
     with contextlib.suppress(OSError), _opened(state_dir, os.O_RDWR) as descriptor:
         found = _read(descriptor)
         if found is not None and found.run.id == run_id:
-            # Emptied, not removed: another run may be waiting with the file open. Needs no room on the disk.
+            # Truncated, not removed: another run may have the file open. This also works on a full disk.
             os.ftruncate(descriptor, 0)
             return True
     return False
 
 
 def holder(state_dir: str, proc: str = "/proc", *, expired: bool = False) -> Held | None:
-    """Whose the lock is, None where no run has it; with expired also whose it was last, if it was not given back."""
+    """Return the current lock, None if no run holds it; with expired, also an expired lock that was not released."""
     try:
         with _opened(state_dir, os.O_RDONLY) as descriptor:
             return _read(descriptor, proc, expired=expired)
@@ -106,16 +106,16 @@ def holder(state_dir: str, proc: str = "/proc", *, expired: bool = False) -> Hel
 
 
 def describe_holder(found: Held | None, run_id: str) -> dict[str, Any] | None:
-    """A lock as modules return it, for the controller to wait or to refuse; None if this run or no run holds it."""
+    """Return the lock as module output, so that the controller waits or fails; None if no other run holds it."""
     if found is None or found.run.id == run_id:
         return None
     return {**asdict(found.run), "text": str(found.run), "seconds_left": round(found.seconds_left, 1)}
 
 
 def renew(state_dir: str, run_id: str | None, lease: float = LEASE_SECONDS) -> None:
-    """Renew the lock of this run before it changes the host. Raises LockError where another run has it by now.
+    """Renew this run's lock before it changes the host. Raises LockError if another run holds the lock.
 
-    An expired lock is taken again if no other run holds it. A run without it may continue while no other holds it.
+    An expired lock is acquired again if it is free. A run without a lock may continue while no other run holds it.
     """
     other = holder(state_dir)
     if other is None or other.run.id == run_id:
@@ -132,7 +132,7 @@ def renew(state_dir: str, run_id: str | None, lease: float = LEASE_SECONDS) -> N
 def _opened(state_dir: str, flags: int) -> Iterator[int]:
     descriptor = os.open(lock_path(state_dir), flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     try:
-        # Held for moments only, so that two modules do not write at the same time.
+        # Held briefly, to serialise the writes of concurrent modules.
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield descriptor
     finally:
@@ -146,26 +146,26 @@ def _read(descriptor: int, proc: str = "/proc", expired: bool = False) -> Held |
         boot, now = _clock(proc)
         left = float(found["expires"]) - now
     except (ValueError, KeyError, TypeError):
-        # Empty, or its writer met a full disk.
+        # The file is empty, or was cut short by a full disk.
         return None
     return Held(run, left) if expired or (found.get("boot") == boot and left > 0) else None
 
 
 def _write(descriptor: int, held: Mapping[str, Any]) -> None:
     data = (json.dumps(held, indent=2) + "\n").encode()
-    # In place: to renew it takes no room on a full disk.
+    # Written in place, so that a renewal works on a full disk.
     os.pwrite(descriptor, data, 0)
     os.ftruncate(descriptor, len(data))
     os.fsync(descriptor)
 
 
 def _clock(proc: str) -> tuple[str, float]:
-    """The id of this boot and the seconds since it: no clock change affects them, and no lock outlasts a boot."""
+    """Return the boot id and the seconds since boot: clock changes do not affect them, and a reboot ends every lock."""
     with open(f"{proc}/sys/kernel/random/boot_id", encoding="utf-8") as stream:
         boot = stream.read().strip()
     with open(f"{proc}/uptime", encoding="utf-8") as stream:
         uptime = float(stream.read().split()[0])
     with open(f"{proc}/1/stat", encoding="utf-8", errors="replace") as stream:
-        # A container has the boot of its machine: there it is the start of its first process.
+        # A container shares its machine's boot id; the start time of its PID 1 identifies the container's boot.
         first = stream.read().rpartition(")")[2].split()[19]
     return f"{boot}.{first}", uptime

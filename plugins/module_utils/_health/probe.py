@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""Whether a server answers, and whether it is the one that should."""
+"""Check that a server answers, and that the planned process and model answer."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ TOKEN_REQUESTS: dict[str, tuple[str, dict[str, Any], str]] = {
 
 @dataclass(frozen=True)
 class Probe:
-    """What a server answered.
+    """The result of probing a server.
 
     state: ready, loading, not_listening, wrong_identity (another process or model answers), hung (no answer in time),
-    unhealthy (another answer than ready or loading).
+    unhealthy (any other answer).
     """
 
     state: str
     detail: str | None = None
-    # To the answer that the deep check asks for.
+    # Response time of the deep check.
     seconds: float | None = None
 
 
 def probe(server: Server, pid: int | None, *, deep: bool = False, timeout: float = PROBE_TIMEOUT) -> Probe:
-    """Ask one server; pid is the process that should answer."""
+    """Probe one server; pid is the expected process."""
     return probe_all([server], {server["name"]: pid}, deep=deep, timeout=timeout)[str(server["name"])]
 
 
@@ -60,9 +60,9 @@ def probe_all(
     timeout: float = PROBE_TIMEOUT,
     deep_timeout: float = DEEP_TIMEOUT,
 ) -> dict[str, Probe]:
-    """Ask servers at the same time: health, then whether the process and the model that answer are the planned ones.
+    """Probe servers in parallel: health first, then whether the planned process and model answer.
 
-    deep asks for a token too, and waits deep_timeout for it.
+    deep also requests one token, with deep_timeout seconds to answer.
     """
     token_timeout = deep_timeout if deep else None
     if not servers:
@@ -74,7 +74,7 @@ def probe_all(
         answering = [
             server for server in servers if found[str(server["name"])].state not in ("loading", "not_listening")
         ]
-        # Looked up once for all: the kernel takes long to list its sockets.
+        # One lookup for all servers: listing sockets is slow.
         found.update(_foreign(answering, pids))
         ready = [server for server in answering if found[str(server["name"])].state == "ready"]
         found.update(
@@ -107,7 +107,7 @@ def _works(server: Server, token_timeout: float | None, timeout: float) -> Probe
 
 
 def _foreign(servers: Sequence[Server], pids: Mapping[str, int | None]) -> dict[str, Probe]:
-    """A finding for each server on whose port any other process than its own has a socket."""
+    """Return a wrong_identity probe for each server whose port is held by another process."""
     ours = {int(server["port"]): pid for server in servers if (pid := pids.get(server["name"])) is not None}
     held = listeners(ours, first=list(ours.values())) if ours else {}
     found = {}
@@ -116,7 +116,7 @@ def _foreign(servers: Sequence[Server], pids: Mapping[str, int | None]) -> dict[
         if listener is None or listener.pid is None:
             continue
         pid = ours[listener.port]
-        # Children of a server may hold its socket; they belong to it.
+        # Children of a server may hold its socket.
         others = [other for other in listener.pids if other != pid and not _descends(other, pid)]
         if others:
             shared = " as well" if pid in listener.pids else ""
@@ -139,7 +139,7 @@ def _other_model(server: Server, timeout: float) -> Probe | None:
     planned = flag_value(server["argv"], "--model")
     code, body = _ask(server, "GET", "/props", timeout)
     answered = body.get("model_path") if code == 200 and isinstance(body, dict) else None
-    # Without a readable key, or with a build that does not report it, the process is proof enough.
+    # Without a readable key, or with a build that does not report model_path, rely on the process check.
     if not answered or not planned or answered == planned or os.path.realpath(answered) == os.path.realpath(planned):
         return None
     return Probe("wrong_identity", f"the server on port {server['port']} serves {answered}, planned is {planned}")
@@ -157,7 +157,7 @@ def _no_token(server: Server, timeout: float) -> Probe | None:
 
 
 def _ask(server: Server, method: str, path: str, timeout: float, body: Any = None) -> tuple[int, Any]:
-    """A request to the server with its API key; the status and the JSON answered, None where it is none."""
+    """Send a request with the server's API key; returns the status code and the JSON body, None if it is not JSON."""
     headers = {"Content-Type": "application/json", "Connection": "close"}
     key = first_key(server.get("api_key_file"))
     if key:
@@ -176,5 +176,5 @@ def _ask(server: Server, method: str, path: str, timeout: float, body: Any = Non
 
 
 def asked_address(host: str) -> str:
-    """Where to ask a server that listens on host."""
+    """Return the address at which to reach a server that listens on host."""
     return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host.strip("[]"), host.strip("[]"))

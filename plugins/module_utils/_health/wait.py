@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""Whether servers are healthy: asked at once, and asked again until each is ready, dead or out of time."""
+"""Poll servers in parallel until each is ready, dead or timed out."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .machine import Machine
 from .outcome import Outcome
 from .probe import Probe, Server
 
-# A port that another process answers on: long enough for one of ours that is just ending.
+# Seconds to tolerate another process on a server's port: it may be a managed server that is still stopping.
 FOREIGN_PATIENCE = 2.0
-# A process that is ready at the first look and older than this became ready unobserved.
+# If a process is ready at the first poll and older than this, its time to readiness is unknown.
 FRESH_SECONDS = 5.0
 FIRST_POLL = 0.05
-# Asking again after a twentieth of the time waited so far finds a server within 5 % of when it became ready.
+# Poll again after 5 % of the time waited so far, so the measured time to readiness is at most 5 % too long.
 POLL_SHARE = 0.05
 LOG_LINES = 20
 MESSAGE_LINES = 8
@@ -40,10 +40,10 @@ def wait(
     elapsed: float = 0.0,
     baseline: Mapping[str, int] | None = None,
 ) -> list[Outcome]:
-    """Wait until every server is settled, that is ready, dead or out of time, or until the slice is over.
+    """Wait until every server is settled (ready, dead or timed out) or the slice ends; returns an outcome for each.
 
-    timeout is for each server, by default its max_startup_time. elapsed are the seconds that earlier slices waited, and
-    baseline the restarts that they saw first, by name: a rise is a crash.
+    timeout applies to each server, by default its max_startup_time. elapsed is the seconds spent in earlier slices.
+    baseline is each server's restart count in the first slice: a higher count means a crash.
     """
     began = clock()
     first_restarts = dict(baseline or {})
@@ -76,7 +76,7 @@ def wait(
                 late=limit if elapsed + now - began >= limit else None,
             )
         pending = [server for server in pending if not outcomes[server["name"]].is_settled]
-        # One that is hung may have been ready for long.
+        # Hung servers are excluded: they may have become ready long ago.
         seen_waiting.update(name for name, outcome in outcomes.items() if outcome.state in ("loading", "not_listening"))
         passed = now - began
         over = slice_seconds is not None and passed >= slice_seconds
@@ -142,7 +142,7 @@ def _death(status: ServiceStatus, crashed: bool) -> str:
 
 
 def with_holders(outcomes: Sequence[Outcome], held: Mapping[int, Listener]) -> list[Outcome]:
-    """The outcomes, those that ended saying who listens on their port by now."""
+    """Return the outcomes, with the process that now listens on a failed server's port added to its detail."""
     return [
         replace(outcome, detail=f"{outcome.detail}; port {outcome.port} is held by {held[outcome.port].holder}")
         if outcome.state == "failed" and outcome.pid is None and outcome.port in held
@@ -152,7 +152,7 @@ def with_holders(outcomes: Sequence[Outcome], held: Mapping[int, Listener]) -> l
 
 
 def failure_text(servers: Sequence[Mapping[str, Any]]) -> str:
-    """A message that names each server that is not ready, its end, its last lines and the fix."""
+    """Return a message with the state, fix and last log lines of each server that is not ready."""
     parts = []
     for server in servers:
         if server["is_ready"]:
@@ -166,14 +166,14 @@ def failure_text(servers: Sequence[Mapping[str, Any]]) -> str:
 
 
 def given_up(outcomes: Sequence[Outcome], statuses: Mapping[str, ServiceStatus]) -> list[str]:
-    """Servers that ended with a configuration error and that their manager would still try again."""
+    """Return names of servers with a configuration error (exit code 1) that their manager would restart."""
     return [
         outcome.name for outcome in outcomes if outcome.exit_code == 1 and statuses[outcome.name].state == "restarting"
     ]
 
 
 def summary(servers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What all outcomes come to: complete, ready, failed_servers and msg."""
+    """Return the overall result: complete, ready, failed_servers and msg."""
     ready = sum(bool(server["is_ready"]) for server in servers)
     text = f"{ready} of {len(servers)} servers are ready"
     failures = failure_text(servers)

@@ -2,10 +2,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""From GGUF headers to the registry's records: what a file is and what it is called.
+"""Build registry records from GGUF headers: a file's kind, display name, quantization and sizes.
 
-That comes from its files alone and can be reused while they do not change. Ids (`_names`) and mmproj pairs
-(`_projectors`) depend on the other files and are computed again in every scan.
+A record depends on its own files only, so it is reused while they are unchanged. Ids (`names`) and mmproj pairs
+(`projectors`) depend on the other files and are computed in every scan.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ TIERS = ("Q1", "Q2", "Q3", "Q4", "Q5", "Q6", "Q8", "F16", "F32")
 # llama.cpp itself stops at 512 layers.
 MAX_BLOCKS = 1024
 
-# Architectures that compute embeddings and nothing else.
+# Architectures that only compute embeddings.
 _ENCODERS = {
     "bert", "eurobert", "gemma-embedding", "jina-bert-v2", "jina-bert-v3", "llama-embed", "modern-bert", "neo-bert",
     "nomic-bert", "nomic-bert-moe", "t5encoder",
 }  # fmt: skip
-# Architectures that only guess ahead for another model.
+# Architectures that only draft tokens for another model.
 _DRAFTS = {"dflash", "eagle", "eagle3", "gemma4-assistant"}
 _POOLING_NONE, _POOLING_RANK = 0, 4
-# The last tensor of a projector and which of its dimensions is the width of the models that it speaks to, as llama.cpp
-# takes it. Older converters have left CLIP's own width in the key.
+# A projector's last tensor, and the dimension of it that is the embedding length of the models that it fits, as in
+# llama.cpp. Older converters wrote CLIP's own width into the metadata key.
 _PROJECTIONS = (
     ("mm.3.bias", 0),
     ("mm.2.bias", 0),
@@ -62,20 +62,20 @@ _GUESSED = 1024
 _DRAFT_TOKEN = re.compile(r"(?:^|[-._ ])draft(?:$|[-._ ])", re.IGNORECASE)
 _ARCHITECTURE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 
-# Where only the bits per weight are known.
+# Upper limits per tier, used if only the bits per weight are known.
 _BANDS = ((3.0, "Q2"), (4.0, "Q3"), (5.2, "Q4"), (6.0, "Q5"), (7.5, "Q6"), (9.0, "Q8"), (20.0, "F16"))
-# What honest files of a tier measure: a small model's embeddings and outer layers weigh more, a dynamic quant's less.
+# Plausible bits per weight of a tier: small models measure higher (embeddings, outer layers), dynamic quants lower.
 _PLAUSIBLE = {
     "Q1": (1.0, 3.4), "Q2": (1.8, 4.6), "Q3": (2.6, 5.5), "Q4": (3.7, 6.6), "Q5": (4.8, 7.4), "Q6": (5.8, 8.6),
     "Q8": (7.3, 12.0), "F16": (14.0, 20.0), "F32": (28.0, 32.5),
 }  # fmt: skip
 
-# Where a file says that it comes from.
+# Metadata keys that name a file's source.
 _SOURCES = ("general.repo_url", "general.url", "general.source.repo_url", "general.source.url")
 
 
 class ModelError(MagiError):
-    """A sound GGUF file of which llama-server could make nothing; the text is the reason."""
+    """Raised for a valid GGUF file that llama-server cannot use; the text is the reason."""
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
@@ -84,7 +84,7 @@ class ModelError(MagiError):
 def _display_name(path: str, metadata: Mapping[str, Any], quantization: str) -> str:
     stem = stem_of(path)
     name = clean_text(_text(metadata, "general.name") or "", 80)
-    # Converters leave the name of a folder or of a temporary file where the model's card gave none.
+    # Converters write a folder's or temporary file's name if the model card has none.
     if not re.search(r"[^\W\d_]{2}", name) or name.lower() in ("model", "models", "ggml-model", "tmp", "checkpoint"):
         name = clean_text(QUANT_TOKEN.sub("", stem), 80).strip("-._ ") or clean_text(stem, 80)
     if " " not in name:
@@ -103,7 +103,7 @@ def _text(metadata: Mapping[str, Any], key: str) -> str | None:
 
 
 def _short(metadata: Mapping[str, Any], *keys: str) -> str | None:
-    """The first of the keys that holds a text, on one printable line."""
+    """Return the first of these keys with a text value, as one printable line."""
     for key in keys:
         text = clean_text(_text(metadata, key) or "")
         if text:
@@ -112,7 +112,7 @@ def _short(metadata: Mapping[str, Any], *keys: str) -> str | None:
 
 
 def _counts(metadata: Mapping[str, Any], key: str) -> list[int]:
-    """A count in any integer width, or one for each layer; empty where there is none, or something else."""
+    """Return a count, or one per layer, as a list; empty if the key is missing or not an integer."""
     value = metadata.get(key)
     values = value if isinstance(value, tuple) else (value,)
     sound = [item for item in values if isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 1 << 63]
@@ -120,12 +120,12 @@ def _counts(metadata: Mapping[str, Any], key: str) -> list[int]:
 
 
 def _whole(metadata: Mapping[str, Any], key: str) -> int | None:
-    """A count; where there is one for each layer, the largest."""
+    """Return a count; the largest if there is one per layer."""
     return max(_counts(metadata, key), default=None)
 
 
 def _per_layer(metadata: Mapping[str, Any], key: str) -> int | list[int] | None:
-    """A count, or the list of them where the layers differ."""
+    """Return a count, or a list with one per layer if the layers differ."""
     counts = _counts(metadata, key)
     return counts if len(set(counts)) > 1 else (counts[0] if counts else None)
 
@@ -141,7 +141,7 @@ class Quantization(NamedTuple):
 
 
 def tier_of(quantization: str) -> str | None:
-    """The tier of a quantization's name."""
+    """Return the tier of a quantization name."""
     name = quantization.upper()
     if re.search(r"F?P?32$", name) and "F" in name:
         return "F32"
@@ -156,12 +156,15 @@ def tier_of(quantization: str) -> str | None:
 
 
 def tier_of_bits(bits_per_weight: float) -> str:
-    """The tier where nothing but the measured bits per weight is known."""
+    """Return the tier by the measured bits per weight alone."""
     return next((tier for limit, tier in _BANDS if bits_per_weight < limit), "F32")
 
 
 def quantization_of(path: str, metadata: Mapping[str, Any], tensors: Sequence[Tensor]) -> Quantization:
-    """The file name's word first, then the measured bits per weight, then general.file_type, which may be wrong."""
+    """Return the quantization: by file name, else by measured bits per weight, else by general.file_type.
+
+    general.file_type comes last because it may be wrong.
+    """
     parameters = sum(tensor.elements for tensor in tensors)
     bits = round(sum(tensor.n_bytes for tensor in tensors) * 8 / parameters, 2) if parameters else None
     number = _whole(metadata, "general.file_type")
@@ -170,7 +173,7 @@ def quantization_of(path: str, metadata: Mapping[str, Any], tensors: Sequence[Te
     tokens = [_quant_name(match.group(0)) for match in QUANT_TOKEN.finditer(stem_of(path))]
     warnings = []
     if tokens:
-        # Of several, as in Q4_K_M-f16-embed, the last that fits what is measured.
+        # A name may contain several quantizations (Q4_K_M-f16-embed): use the last one that fits the measurement.
         name = next((token for token in reversed(tokens) if _is_plausible(tier_of(token), bits)), tokens[-1])
         tier = tier_of(name)
         if not _is_plausible(tier, bits):
@@ -188,17 +191,17 @@ def quantization_of(path: str, metadata: Mapping[str, Any], tensors: Sequence[Te
 
 
 def _quant_name(token: str) -> str:
-    """One spelling of a quantization in a file's name."""
+    """Return the normalised spelling of a quantization in a file name."""
     return re.sub(r"^UD_", "UD-", token.upper()).replace("FP16", "F16").replace("FP32", "F32")
 
 
 def _is_plausible(tier: str | None, bits: float | None) -> bool:
-    """Whether a file of that tier may measure so much; where one of them is not known, it may."""
+    """Return whether the measured bits per weight fit the tier; True if either is unknown."""
     return tier is None or bits is None or _PLAUSIBLE[tier][0] <= bits <= _PLAUSIBLE[tier][1]
 
 
 def _main_type(tensors: Sequence[Tensor]) -> str:
-    """The type that most weights have."""
+    """Return the most common tensor type by number of weights."""
     weights: dict[int, int] = {}
     for tensor in tensors:
         weights[tensor.type] = weights.get(tensor.type, 0) + tensor.elements
@@ -209,7 +212,7 @@ def _main_type(tensors: Sequence[Tensor]) -> str:
 
 
 def kind_of(path: str, metadata: Mapping[str, Any], tensors: Sequence[Tensor]) -> str:
-    """model, embedding, reranker, or a companion: mmproj, adapter, imatrix, vocab, draft, vocoder."""
+    """Return model, embedding or reranker, or a companion kind: mmproj, adapter, imatrix, vocab, draft, vocoder."""
     declared = _text(metadata, "general.type")
     architecture = _text(metadata, "general.architecture") or ""
     if declared == "mmproj" or architecture == "clip":
@@ -228,7 +231,7 @@ def kind_of(path: str, metadata: Mapping[str, Any], tensors: Sequence[Tensor]) -
     if pooling == _POOLING_RANK:
         return "reranker"
     if architecture in _ENCODERS and pooling is None and any(tensor.name.startswith("cls.") for tensor in tensors):
-        # A head that scores, and no word on pooling: llama-server makes rankings of it, and no embeddings.
+        # A classifier head without a pooling type: llama-server can rerank with it but not compute embeddings.
         return "reranker"
     if architecture in _ENCODERS or (pooling is not None and pooling != _POOLING_NONE):
         return "embedding"
@@ -236,7 +239,7 @@ def kind_of(path: str, metadata: Mapping[str, Any], tensors: Sequence[Tensor]) -
 
 
 def _joined(files: Sequence[SourceFile], headers: Sequence[Header]) -> tuple[Header, tuple[Tensor, ...]]:
-    """The header that speaks for all shards, and the tensors of all of them. Raises ModelError."""
+    """Return the first shard's header and the tensors of all shards. Raises ModelError."""
     first = headers[0]
     count = _whole(first.metadata, "split.count") or 0
     if len(files) == 1 and count > 1:
@@ -263,9 +266,9 @@ def _joined(files: Sequence[SourceFile], headers: Sequence[Header]) -> tuple[Hea
 
 
 def describe(files: Sequence[SourceFile], headers: Sequence[Header]) -> dict[str, Any]:
-    """The record of a model, or of a companion, made of one file or of all its shards in order.
+    """Return the record of a model or companion from its file, or from all its shards in order.
 
-    Raises ModelError where llama-server could make nothing of it.
+    Raises ModelError if llama-server cannot use it.
     """
     first, tensors = _joined(files, headers)
     metadata = first.metadata
@@ -328,7 +331,7 @@ def describe(files: Sequence[SourceFile], headers: Sequence[Header]) -> dict[str
         "bits_per_weight": quantization.bits_per_weight,
         **sizes,
         "head_count": heads if heads is not None else 0,
-        # As llama.cpp takes it where the file says nothing.
+        # llama.cpp's default if the key is missing.
         "head_count_kv": heads_kv if heads_kv is not None else (heads if heads is not None else 0),
         "expert_count": _whole(metadata, prefix + "expert_count") or 0,
         "expert_used_count": _whole(metadata, prefix + "expert_used_count") or 0,
@@ -345,7 +348,7 @@ def describe(files: Sequence[SourceFile], headers: Sequence[Header]) -> dict[str
 
 
 def _base_model(metadata: Mapping[str, Any]) -> str | None:
-    """The first base model: its repository where given, else organization and name."""
+    """Return the first base model: its repository if given, else organization and name."""
     prefix = "general.base_model.0."
     name, owner = _short(metadata, prefix + "name"), _short(metadata, prefix + "organization")
     return _short(metadata, prefix + "repo_url") or (f"{owner}/{name}" if owner and name else name)
@@ -356,7 +359,7 @@ def _embedding(metadata: Mapping[str, Any], architecture: str | None) -> int | N
 
 
 def _projection(metadata: Mapping[str, Any], tensors: Sequence[Tensor]) -> int | None:
-    """The embedding length of the models that a projector speaks to."""
+    """Return the embedding length of the models that a projector fits."""
     shapes = {tensor.name: tensor.shape for tensor in tensors if tensor.name.startswith("mm.")}
     for name, dimension in _PROJECTIONS:
         if len(shapes.get(name, ())) > dimension:
