@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the attributes of modules mean; each module says which of them it supports."""
+"""Descriptions of module attributes; each module declares which it supports."""
 
 from __future__ import annotations
 

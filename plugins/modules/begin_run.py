@@ -8,12 +8,11 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: begin_run
-short_description: Inspect a host and take its lock for this run
+short_description: Inspect a host and acquire its lock for this run
 version_added: 0.1.0
 description:
-  - Finds what runs servers on the host and as whom, as M(magi.llama.host_facts) does, and then takes the host's lock,
-    as M(magi.llama.run_lock) does. One call in place of two.
-  - What would keep the run from launching servers is an error before the lock is taken.
+  - Combines M(magi.llama.host_facts) and M(magi.llama.run_lock) in one call.
+  - Anything that would prevent the run from launching servers is an error before the lock is acquired.
 author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:
   - magi.llama.attributes
@@ -21,41 +20,41 @@ extends_documentation_fragment:
   - magi.llama.attributes.facts
 options:
   service_manager:
-    description: What to use. V(auto) is systemd where it is PID 1, else supervisor.
+    description: The service manager to use. V(auto) is systemd if it is PID 1, else supervisor.
     type: str
     choices: [auto, systemd, supervisor]
     default: auto
   user:
-    description: User that the servers shall run as. Without root it is always the connecting user.
+    description: User that runs the servers. Without root it is always the connecting user.
     type: str
     required: true
   state_dir:
-    description: The servers' state directory, in which a supervisor of our own may be.
+    description: The servers' state directory, which may contain the collection's own supervisor.
     type: path
     required: true
   supervisord_path:
-    description: A C(supervisord) to use in place of the one found in O(state_dir) or C(PATH).
+    description: Path of C(supervisord), by default the one found in O(state_dir) or C(PATH).
     type: path
   api_key_file:
-    description: File with the servers' API keys, looked at where servers are going to be launched.
+    description: File with the servers' API keys, checked with O(validate_launch).
     type: path
   user_groups:
-    description: Further groups that the servers' user has or will have.
+    description: Further groups of the servers' user, existing or planned.
     type: list
     elements: str
     default: []
   validate_launch:
     description:
-      - Whether the run is going to launch servers. That the connecting user may not use the service manager is an error
-        then, and so is an O(api_key_file) that is missing, empty, or that the servers' user cannot read; in check mode
-        that is a warning.
+      - Whether the run will launch servers. If so, it is an error if the connecting user cannot use the service
+        manager, or if O(api_key_file) is missing, empty, or not readable by the servers' user; in check mode the
+        latter is a warning.
     type: bool
     default: false
 attributes:
   check_mode:
     support: full
     details:
-      - Takes no lock and waits for none.
+      - Does not acquire a lock or wait for one.
   diff_mode:
     support: none
   idempotent:
@@ -64,14 +63,14 @@ attributes:
     support: full
   action:
     support: full
-    description: Waits on the controller, which knows what the run is.
+    description: Waits on the controller, which identifies the run.
 seealso:
   - module: magi.llama.host_facts
   - module: magi.llama.run_lock
 """
 
 EXAMPLES = r"""
-- name: Inspect the host and take its lock
+- name: Inspect the host and acquire its lock
   magi.llama.begin_run:
     user: llama
     state_dir: /var/lib/magi-llama
@@ -79,7 +78,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 holder:
-  description: Another run that has the lock, V(null) where there is none.
+  description: The other run that holds the lock, V(null) if there is none.
   returned: always
   type: dict
 ansible_facts:
@@ -88,7 +87,7 @@ ansible_facts:
   type: dict
   contains:
     llama_host:
-      description: What the roles need to know of the host.
+      description: Facts about the host that the roles use.
       type: dict
       contains:
         service_manager:
@@ -96,17 +95,17 @@ ansible_facts:
           type: str
           sample: systemd
         service_manager_missing:
-          description: Whether it has yet to be installed.
+          description: Whether the service manager still has to be installed.
           type: bool
         systemd:
           description: Whether PID 1 is systemd.
           type: bool
         systemd_version:
-          description: Version of systemd, V(null) where it is not PID 1.
+          description: Version of systemd, V(null) if it is not PID 1.
           type: int
           sample: 257
         supervisord:
-          description: Path of C(supervisord), V(null) where there is none.
+          description: Path of C(supervisord), V(null) if it is not installed.
           type: str
           sample: /usr/bin/supervisord
         root:

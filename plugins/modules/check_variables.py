@@ -11,14 +11,14 @@ module: check_variables
 short_description: Check variables against the argument specs of this collection's roles
 version_added: 0.1.0
 description:
-  - Checks in one task the variables of several roles, and what they must be together, before anything is changed.
-  - An error names the variable, its value and what it must be. Variables that are not set are not checked.
+  - Checks the variables of several roles, and constraints between them, in one task before anything is changed.
+  - An error names the variable, its value and the valid values. Variables that are not set are not checked.
 author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:
   - magi.llama.attributes
 options:
   entry_points:
-    description: An entry point by role, as in the role's C(meta/argument_specs.yml).
+    description: The entry point to check for each role, as in the role's C(meta/argument_specs.yml).
     type: dict
     required: true
 attributes:

@@ -11,11 +11,11 @@ module: gguf_registry
 short_description: Keep a registry of the GGUF models on a host
 version_added: 0.1.0
 description:
-  - Searches folders for GGUF files, reads their headers, and keeps what they are in a registry file and the fact
+  - Searches folders for GGUF files, reads their headers, and records the models in a registry file and the fact
     C(llama_registry).
-  - Files whose size, time of change and inode are as in the registry are not read again.
-  - A broken file is listed under C(rejected) with the reason and harms no other. Nothing but a file's header is read.
-  - A path keeps its id, also when its file is broken or missing for a time and no other file has taken the name.
+  - Files whose size, modification time and inode match the registry are not read again.
+  - A broken file is listed under C(rejected) with the reason and does not affect other files. Only headers are read.
+  - A path keeps its id, even if its file is broken or missing for a time, unless another file takes the name.
 author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:
   - magi.llama.attributes
@@ -23,15 +23,15 @@ extends_documentation_fragment:
 options:
   scan_paths:
     description:
-      - Folders to search, with all below them. It is an error if none of them exists or none holds a GGUF file, and a
-        warning if one of several does not exist.
+      - Folders to search recursively. It is an error if none of them exists or none contains a GGUF file, and a warning
+        if one of several does not exist.
     type: list
     elements: path
     default: [/models]
   registry_path:
     description:
-      - The registry file, JSON. Its folder is made where it is missing.
-      - Where the file is missing or damaged, every file is read and a warning is given.
+      - The registry file (JSON). Its folder is created if it is missing.
+      - If the file is missing or damaged, every model file is read again, with a warning.
     type: path
     default: /var/lib/magi-llama/registry.json
   force:
@@ -41,14 +41,14 @@ options:
   follow_links:
     description:
       - Follow symlinks that lead out of O(scan_paths). Otherwise such a link is listed under C(rejected).
-      - Links to files within O(scan_paths) always count as the file that they lead to.
+      - Links to files within O(scan_paths) are always treated as their target.
     type: bool
     default: false
   fact:
     description:
-      - How much of each model the fact holds. Ansible copies facts several times for every task, so those of thousands
-        of models slow down the whole run.
-      - V(full) is all that the registry file holds; V(short) is id, kind, path, architecture and tier; V(auto) is
+      - How much of each model to include in the fact. Ansible copies facts several times per task, so full facts of
+        thousands of models slow down the whole run.
+      - V(full) is the content of the registry file; V(short) is id, kind, path, architecture and tier; V(auto) is
         V(full) for up to 500 models, V(short) for more.
       - In check mode it is always V(full) if something changed, since the registry file is not written.
     type: str
@@ -56,34 +56,34 @@ options:
     default: auto
   checksums:
     description:
-      - Compute the SHA-256 of every file, several at once. It is kept for as long as the file does not change.
-      - Known checksums stay in the registry without it. With O(force) they are computed again.
+      - Compute the SHA-256 of every file, several in parallel. It is kept while the file is unchanged.
+      - Without this option, known checksums stay in the registry. With O(force) they are computed again.
     type: bool
     default: false
   manifest:
     description:
-      - What the files ought to be. Implies O(checksums).
+      - The expected files. Implies O(checksums).
       - C(files) holds, by path relative to the scan path or by absolute path, the C(sha256), C(size) and C(source) of
         each file.
       - A file that differs is an error that names it, after the registry has been written.
-      - A file that is not in the manifest, or that the manifest has and the host has not, is a warning, as a manifest
-        is for a whole fleet and not every host has to have every file of it. See O(manifest_strict).
+      - A file that is missing on the host or not in the manifest is a warning, since a manifest covers a whole fleet
+        and not every host needs every file. See O(manifest_strict).
     type: dict
   manifest_file:
     description:
-      - The O(manifest) as a YAML file on the controller, such as C(models.lock.yml); looked for next to the inventory,
-        then where other files are.
+      - The O(manifest) as a YAML file on the controller, such as C(models.lock.yml); searched for next to the
+        inventory, then in the usual folders for files.
       - Read by the action plugin of this name.
     type: path
   manifest_strict:
-    description: Files that are missing, or are not in the manifest, are errors too.
+    description: Treat files that are missing, or not in the manifest, as errors.
     type: bool
     default: false
   time_limit:
     description:
-      - Stop reading after so many seconds, save what was read next to O(registry_path), and return RV(complete=false).
-        The next call continues from there. The action plugin of this name does so, and shows the progress.
-      - Without it, and in check mode, one call does it all.
+      - Stop reading after this many seconds, save the partial result next to O(registry_path), and return
+        RV(complete=false). The next call continues from there. The action plugin repeats the calls and shows progress.
+      - Without it, and in check mode, a single call scans everything.
     type: float
   state_dir:
     description: State directory whose run lock is renewed during a long scan.
@@ -117,7 +117,7 @@ EXAMPLES = r"""
     scan_paths: [/models]
     manifest_file: models.lock.yml
 
-- name: Show what there is
+- name: Show the ids of all models
   ansible.builtin.debug:
     msg: "{{ ansible_facts['llama_registry'].models | map(attribute='id') }}"
 """
@@ -158,18 +158,18 @@ ansible_facts:
           type: int
           sample: 8
         ids:
-          description: Last ids of up to 2,000 paths that hold no model now. Empty in a short fact.
+          description: Last ids of up to 2,000 paths without a model now. Empty in a short fact.
           type: dict
           sample: {/models/gone.gguf: gone}
         models:
-          description: What llama-server can serve, in the order of the ids.
+          description: Models that llama-server can serve, sorted by id.
           type: list
           elements: dict
           contains:
             id:
               description:
-                - Unique name, made of the file name, from C(a-z0-9._-).
-                - Two files of one name have a suffix made of the path.
+                - Unique name, derived from the file name, with characters C(a-z0-9._-).
+                - If files have the same name, a suffix derived from the path is added.
               type: str
               sample: deepseek-r1-qwen3-8b-q4_k_m
             display_name:
@@ -229,21 +229,21 @@ ansible_facts:
               description: Width of the model.
               type: int
             head_count:
-              description: Attention heads. A list with one number for each layer where the layers differ.
+              description: Attention heads; a list with one number per layer if the layers differ.
               type: raw
             head_count_kv:
-              description: Key and value heads. A list with one number for each layer where the layers differ.
+              description: Key and value heads; a list with one number per layer if the layers differ.
               type: raw
             expert_count:
-              description: Experts of a layer, 0 where there are none.
+              description: Experts per layer, 0 if there are none.
               type: int
             expert_used_count:
-              description: Experts that work on a token.
+              description: Experts used per token.
               type: int
             sliding_window:
               description:
-                - C(attention.sliding_window) in tokens, 0 where the file says nothing.
-                - What llama.cpp makes of it depends on the architecture; C(memory) has each layer's.
+                - C(attention.sliding_window) in tokens, 0 if the file has none.
+                - llama.cpp uses it depending on the architecture; C(memory) has the window of each layer.
               type: int
             tokenizer:
               description: C(tokenizer.ggml.model), or V(null).
@@ -253,50 +253,50 @@ ansible_facts:
               description: SHA-256 of the chat template, or V(null).
               type: str
             base_model:
-              description: Repository or name of the model that it was made from, or V(null).
+              description: Repository or name of the base model, or V(null).
               type: str
             license:
               description: C(general.license), or V(null).
               type: str
               sample: apache-2.0
             source:
-              description: Where the file says that it comes from, or V(null).
+              description: Source given in the file's metadata, or V(null).
               type: str
             sha256:
-              description: SHA-256 of each of C(files), where it was asked for; V(null) for a file that cannot be read.
+              description: SHA-256 of each of C(files), if requested; V(null) for a file that cannot be read.
               type: list
               elements: str
             mmproj:
-              description: The multimodal projector in the same folder that fits, or V(null).
+              description: The matching multimodal projector in the same folder, or V(null).
               type: str
             memory:
-              description: What an estimate of memory needs, for M(magi.llama.server_plan).
+              description: Input for the memory estimate of M(magi.llama.server_plan).
               type: dict
               contains:
                 kinds:
                   description:
-                    - The distinct layers, each with what it has of C(weights) and C(experts) (bytes), C(k), C(v) and
-                      C(indexer) (elements of a cell in the cache), C(window) (tokens that a windowed layer sees),
-                      C(state) (elements of a sequence's recurrent state) and C(ahead) (1 where it only predicts ahead).
+                    - The distinct layers, each with its non-zero values of C(weights) and C(experts) (bytes), C(k),
+                      C(v) and C(indexer) (elements of a cache cell), C(window) (sliding window in tokens), C(state)
+                      (elements of a sequence's recurrent state) and C(ahead) (1 if it only predicts ahead).
                   type: list
                   elements: dict
                 layers:
-                  description: For each layer its place in C(kinds).
+                  description: The index in C(kinds) of each layer.
                   type: list
                   elements: int
             fingerprint:
               description:
-                - Size, time of change and inode.
-                - For shards the sum, the newest and the first, and each one's own under C(shards).
+                - Size, modification time and inode.
+                - For shards the total, the newest and the first, and the values of each shard under C(shards).
               type: dict
               sample: {size: 5027783488, mtime_ns: 1795322818849461308, inode: 2179077}
             warnings:
-              description: What does not agree. Each begins with its topic.
+              description: Inconsistencies. Each begins with its topic.
               type: list
               elements: str
               sample: ["tier: the file name says UD-IQ2_M, general.file_type says Q4_K_S"]
         companions:
-          description: What belongs to models and is not served by itself.
+          description: Files that belong to models and are not served themselves.
           type: list
           elements: dict
           contains:
@@ -316,11 +316,11 @@ ansible_facts:
               description: The file, with unprintable characters as escapes.
               type: str
             reason:
-              description: Why.
+              description: The reason for the rejection.
               type: str
               sample: truncated, tensor data ends at byte 512, the file has 400
 changes:
-  description: Ids of models that are new, gone, or other files than in the registry file before.
+  description: Ids of models that were added, removed or replaced since the previous registry file.
   returned: when the scan is complete
   type: dict
   contains:
@@ -329,7 +329,7 @@ changes:
       type: list
       elements: str
     removed:
-      description: Ids that are gone.
+      description: Removed ids.
       type: list
       elements: str
     replaced:
@@ -337,7 +337,7 @@ changes:
       type: list
       elements: str
 warned:
-  description: What the scan warned of. Ansible shows it with this task, and registers no warnings.
+  description: Warnings of the scan, as shown by Ansible, which does not include them in registered results.
   returned: when the scan is complete
   type: list
   elements: str
@@ -354,38 +354,38 @@ manifest:
     files:
       description:
         - By path relative to the scan path, the C(sha256), C(size) in bytes, and C(source) or V(null).
-        - Files of two scan paths that are called the same stand under their absolute paths.
+        - Files with the same relative path in two scan paths are listed by absolute path.
       type: dict
 without_checksum:
-  description: Files that are not in the manifest, as they could not be read to their end or were written to meanwhile.
+  description: Files left out of the manifest because they could not be read completely or changed while being read.
   returned: with O(checksums) or O(manifest)
   type: list
   elements: str
 differences:
-  description: Between the files and the manifest.
+  description: Differences between the files and the manifest.
   returned: with O(manifest)
   type: dict
   contains:
     differing:
-      description: A sentence for each file that is another than the manifest says.
+      description: A sentence for each file that differs from the manifest.
       type: list
       elements: str
     missing:
-      description: Relative paths that the manifest has and the host has not.
+      description: Relative paths in the manifest that are missing on the host.
       type: list
       elements: str
     unlisted:
-      description: Files that the manifest does not have.
+      description: Files that are not in the manifest.
       type: list
       elements: str
 complete:
-  description: Whether every file has been looked at. Only ever false with O(time_limit).
+  description: Whether every file was scanned. False only with O(time_limit).
   returned: success
   type: bool
 progress:
   description:
-    - Files known, how many there are (the shards of a model count once), and how many this call has read.
-    - With O(checksums) also the files (each shard counts) and bytes of which the checksum is known.
+    - Number of known files, of all files (a model's shards count once), and of files read by this call.
+    - With O(checksums) also the number of files (each shard counts) and bytes with a known checksum.
   returned: success
   type: dict
   sample: {done: 120, total: 200, read: 40}
@@ -438,7 +438,7 @@ def run(module: Module) -> dict[str, Any]:
         )
     manifest = params["manifest"]
     if manifest is not None:
-        # Most scans have no checksums, and a module compiles at every call what it imports.
+        # Imported only when needed, since each module call compiles its imports.
         from ansible_collections.magi.llama.plugins.module_utils._models.checksums import check_manifest
 
         check_manifest(manifest)
@@ -447,7 +447,7 @@ def run(module: Module) -> dict[str, Any]:
     unfinished = partial_path(registry_path)
     kept = load(registry_path)
     partial = load(unfinished, params["resume"])
-    # What an interrupted scan left is as good as the registry, but a forced scan trusts only its own.
+    # The partial result of an interrupted scan is reused, but a forced scan uses only its own.
     usable = partial.content is not None and (
         not params["force"] or partial.content.get("resume") == (params["resume"] or "")
     )
@@ -471,7 +471,7 @@ def run(module: Module) -> dict[str, Any]:
     if changed and not module.check_mode:
         save(registry_path, result.content)
     if partial.content is not None and not module.check_mode:
-        # Another scan may have been quicker.
+        # A concurrent scan may have removed it.
         with contextlib.suppress(FileNotFoundError):
             os.unlink(unfinished)
     return finish(module, result, kept.content, changed, checksums, warned)
@@ -509,7 +509,7 @@ def finish(
     numbers = [(len(content["models"]), "model"), (len(content["companions"]), "companion")]
     parts = [f"{number} {word}{'' if number == 1 else 's'}" for number, word in numbers]
     wanted = module.params["fact"]
-    # Where check mode leaves an old registry file, or none, the plan has nothing but the fact to read.
+    # In check mode the registry file is outdated or missing, so the plan needs the full fact.
     is_written = not (module.check_mode and changed)
     short = is_written and (wanted == "short" or (wanted == "auto" and content["total"] >= SHORT_FROM))
     returned: dict[str, Any] = {
@@ -544,7 +544,7 @@ def finish(
 
 
 def report(module: Module, found: Differences, returned: dict[str, Any]) -> None:
-    """Fail on what differs from the manifest, warn of the rest."""
+    """Fail on files that differ from the manifest, warn of other differences."""
     missing = [f"{name} is in the manifest, but not on this host" for name in found.missing]
     unlisted = [f"{path} is not in the manifest" for path in found.unlisted]
     errors = list(found.differing)

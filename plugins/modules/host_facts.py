@@ -8,31 +8,31 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: host_facts
-short_description: Find out what runs servers on a host, and as which user
+short_description: Return the service manager and the servers' user on a host
 version_added: 0.1.0
 description:
   - Finds the host's service manager, whether the connecting user may use it, and whether the servers' user exists.
-  - One short call in place of gathering all facts. M(magi.llama.begin_run) does the same and takes the host's lock.
+  - Faster than gathering all facts. M(magi.llama.begin_run) does the same and acquires the host's lock.
 author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:
   - magi.llama.attributes
   - magi.llama.attributes.facts
 options:
   service_manager:
-    description: What to use. V(auto) is systemd where it is PID 1, else supervisor.
+    description: The service manager to use. V(auto) is systemd if it is PID 1, else supervisor.
     type: str
     choices: [auto, systemd, supervisor]
     default: auto
   user:
-    description: User that the servers shall run as. Without root it is always the connecting user.
+    description: User that runs the servers. Without root it is always the connecting user.
     type: str
     required: true
   state_dir:
-    description: The servers' state directory, in which a supervisor of our own may be.
+    description: The servers' state directory, which may contain the collection's own supervisor.
     type: path
     required: true
   supervisord_path:
-    description: A C(supervisord) to use in place of the one found in O(state_dir) or C(PATH).
+    description: Path of C(supervisord), by default the one found in O(state_dir) or C(PATH).
     type: path
 attributes:
   check_mode:
@@ -61,7 +61,7 @@ ansible_facts:
   type: dict
   contains:
     llama_host:
-      description: What the roles need to know of the host.
+      description: Facts about the host that the roles use.
       type: dict
       contains:
         service_manager:
@@ -69,17 +69,17 @@ ansible_facts:
           type: str
           sample: systemd
         service_manager_missing:
-          description: Whether it has yet to be installed.
+          description: Whether the service manager still has to be installed.
           type: bool
         systemd:
           description: Whether PID 1 is systemd.
           type: bool
         systemd_version:
-          description: Version of systemd, V(null) where it is not PID 1.
+          description: Version of systemd, V(null) if it is not PID 1.
           type: int
           sample: 257
         supervisord:
-          description: Path of C(supervisord), V(null) where there is none.
+          description: Path of C(supervisord), V(null) if it is not installed.
           type: str
           sample: /usr/bin/supervisord
         root:
@@ -90,17 +90,17 @@ ansible_facts:
           type: str
           sample: llama
         group:
-          description: That user's primary group, or the user's name where the user does not exist yet.
+          description: That user's primary group, or the user's name if the user does not exist yet.
           type: str
           sample: llama
         user_exists:
           description: Whether that user exists.
           type: bool
         user_is_ours:
-          description: Whether that user was made by the role servers, which says so in the user's comment.
+          description: Whether the role servers created that user, according to the user's comment field.
           type: bool
         api_key_stamp:
-          description: A text that changes when the file with the API keys does, empty where there is none.
+          description: A text that changes with the API key file; empty if there is no such file.
           type: str
           sample: "65.1795322818849461308.2179077"
         stray_variables:

@@ -14,33 +14,31 @@ description:
   - Renders one launch config for each server of a plan from a template of the calling role, and writes them and the
     record of what is deployed in one call for any number of servers.
   - Either all files are written or none. Launch configs of servers that are no longer in the plan are removed.
-  - A deployment whose servers have all been ready is kept when another takes its place; M(magi.llama.rollback) returns
-    to it.
-  - Nothing is started or stopped. M(magi.llama.server_state) does that.
+  - A deployment whose servers were all ready is kept when it is replaced, for M(magi.llama.rollback).
+  - Does not start or stop servers; use M(magi.llama.server_state).
 author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:
   - magi.llama.attributes
 options:
   service_manager:
-    description: What runs the servers on this host.
+    description: The service manager on this host.
     type: str
     choices: [systemd, supervisor]
     required: true
   state_dir:
-    description: Folder on the host in which the record and, with supervisor, the launch configs lie.
+    description: Folder on the host that holds the record and, with supervisor, the launch configs.
     type: path
     required: true
   plan:
     description:
       - The fact C(llama_plan) of M(magi.llama.server_plan).
-      - The templates see each of its servers as C(server) and O(state_dir) as C(state_dir), besides the role's own
-        variables.
+      - Templates can use each server as C(server) and O(state_dir) as C(state_dir), besides the role's variables.
     type: dict
     required: true
   deployed:
     description:
-      - What M(magi.llama.server_plan) returned as RV(magi.llama.server_plan#module:deployed). Where it is just what is
-        to be written, the host is not asked again.
+      - The return value RV(magi.llama.server_plan#module:deployed) of M(magi.llama.server_plan). If it matches the
+        files to write, the host is not contacted again.
     type: dict
   template:
     description:
@@ -82,13 +80,13 @@ changed:
   returned: always
   type: bool
 written:
-  description: Paths of the files that were written; in check mode, that would be.
+  description: Paths of the files that were written, or would be written in check mode.
   returned: success
   type: list
   elements: str
   sample: [/etc/systemd/system/magi-llama-qwen3-8b-q4_k_m.service]
 removed:
-  description: Paths of the launch configs that were removed; in check mode, that would be.
+  description: Paths of the launch configs that were removed, or would be removed in check mode.
   returned: success
   type: list
   elements: str
@@ -128,7 +126,7 @@ def run(module: Module) -> dict:
     launch, stale = files_to_write(configs), stale_files(managed, [file.path for file in configs])
     before = snapshot_if_good(given["state_dir"], record, launch, stale)
     state, old = state_files(given["state_dir"], record, before)
-    # The state comes first: a run that dies after it is known by it.
+    # State files are written first, so that the next run detects an interrupted one.
     write, remove = [*state, *launch], [*stale, *old]
     diff = [_diff(file.path, file.content.decode()) for file in launch] + [_diff(path, "") for path in stale]
     if not module.check_mode and (write or remove):

@@ -12,8 +12,8 @@ short_description: Load and validate a profile
 version_added: 0.1.0
 description:
   - Finds the vars file of a profile, fills in its defaults and checks it against the profile's schema.
-  - It is looked for as C(<name>.yml) in the folders of O(search_paths), in their order.
-  - Which models it picks on a host is decided later, by M(magi.llama.server_plan).
+  - Searches the folders in O(search_paths), in order, for C(<name>.yml).
+  - M(magi.llama.server_plan) selects the models on each host later.
 author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:
   - magi.llama.attributes
@@ -23,7 +23,7 @@ options:
     type: str
     required: true
   search_paths:
-    description: Folders on the controller, the first match wins. Folders that do not exist are passed over.
+    description: Folders on the controller; the first match wins. Missing folders are skipped.
     type: list
     elements: path
     required: true
@@ -63,7 +63,7 @@ ansible_facts:
           type: str
           sample: production
         source:
-          description: The file on the controller that it was read from.
+          description: Path of the profile on the controller.
           type: str
           sample: /etc/ansible/profiles/production.yml
         description:
@@ -73,7 +73,7 @@ ansible_facts:
         enabled_models:
           description: >-
             In order of priority C({model, selector, instances, parameters, key}); C(model) is V(null) for a selector,
-            C(key) says where in the file the entry is.
+            C(key) is the position of the entry in the file.
           type: list
           elements: dict
           sample: [{model: null, selector: {tier: Q4}, instances: 1, parameters: {}, key: "enabled_models[0]"}]
@@ -82,7 +82,7 @@ ansible_facts:
           type: dict
           sample: {ctx_size: 8192}
         memory_budget_bytes:
-          description: Upper limit for all servers together in bytes, V(null) for what the host has.
+          description: Memory limit for all servers together in bytes; V(null) means the host's memory.
           type: int
           sample: 8589934592
         start:

@@ -8,17 +8,17 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: report
-short_description: Show how far a run is
+short_description: Show the progress of a run
 version_added: 0.1.0
 description:
-  - Prints the five steps of a start-up as they happen, the summary at its end, and tables of registry and status.
-  - Reads the facts that the earlier steps have set; computes and changes nothing on the host.
+  - Prints the five steps of a start-up as they happen, the final summary, and tables of the registry and status.
+  - Reads the facts set by earlier steps; changes nothing on the host.
 author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:
   - magi.llama.attributes
 options:
   step:
-    description: What to show, one after another.
+    description: What to show, in the given order.
     type: list
     elements: str
     choices: [runtime, discovery, registry, profile, enabled, launch, health, summary, status, text]
@@ -29,7 +29,7 @@ options:
     elements: dict
     default: []
   health:
-    description: What M(magi.llama.wait_for_health) returned, for V(health) and V(summary).
+    description: The result of M(magi.llama.wait_for_health), for V(health) and V(summary).
     type: dict
   status:
     description: C(status) of M(magi.llama.server_info), for V(status).
@@ -40,8 +40,8 @@ options:
     default: {}
   warnings:
     description:
-      - C(warned) of M(magi.llama.gguf_registry), for V(discovery). What runtime and plan warn of is shown with it, as
-        Ansible may hide the warnings of a task that changed nothing.
+      - C(warned) of M(magi.llama.gguf_registry), for V(discovery). Warnings of the runtime and the plan are shown as
+        well, since Ansible may hide warnings of a task that changed nothing.
     type: list
     elements: str
     default: []

@@ -8,13 +8,13 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: rollback
-short_description: Return to the last good deployment before this one
+short_description: Restore the previous good deployment
 version_added: 0.1.0
 description:
-  - Brings back the launch configs, the record and the llama-server of the last deployment before this one whose servers
-    were all ready, from what M(magi.llama.launch_configs) and M(magi.llama.runtime) have kept on the host.
-  - Where the deployment is there already, nothing changes.
-  - Nothing is started or stopped. The fact C(llama_plan) says what M(magi.llama.server_state) has to do.
+  - Restores the launch configs, the record and the llama-server of the last earlier deployment whose servers were all
+    ready, from the copies that M(magi.llama.launch_configs) and M(magi.llama.runtime) keep on the host.
+  - Changes nothing if that deployment is already in place.
+  - Does not start or stop servers. The fact C(llama_plan) has the actions for M(magi.llama.server_state).
 author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:
   - magi.llama.attributes
@@ -24,7 +24,7 @@ options:
     type: path
     required: true
   keep_binary:
-    description: Return to the launch configs only, with the llama-server that is installed.
+    description: Restore the launch configs only, and keep the installed llama-server.
     type: bool
     default: false
 attributes:
@@ -51,19 +51,19 @@ EXAMPLES = r"""
 
 RETURN = r"""
 restored:
-  description: Prefixes in which the llama-server before is back; in check mode, that would be.
+  description: Prefixes whose previous llama-server was restored, or would be restored in check mode.
   returned: success
   type: list
   elements: str
   sample: [/opt/magi-llama/runtime]
 written:
-  description: Paths of the files that were written; in check mode, that would be.
+  description: Paths of the files that were written, or would be written in check mode.
   returned: success
   type: list
   elements: str
   sample: [/etc/systemd/system/magi-llama-qwen3-8b-q4_k_m.service]
 removed:
-  description: Paths of the launch configs that were removed; in check mode, that would be.
+  description: Paths of the launch configs that were removed, or would be removed in check mode.
   returned: success
   type: list
   elements: str
@@ -74,7 +74,7 @@ ansible_facts:
   type: dict
   contains:
     llama_plan:
-      description: The servers of the deployment, each with C(action) and C(reason) as of M(magi.llama.server_plan).
+      description: The servers of the deployment, each with C(action) and C(reason) as in M(magi.llama.server_plan).
       type: dict
     llama_profile:
       description: The name of the deployment's profile and how it starts its servers.
@@ -123,7 +123,7 @@ def run(module: Module) -> dict:
     servers = planned(before, _deployed(state_dir), processes(state_dir))
     launch = files_to_write(before.files)
     stale = stale_files(managed_files(state_dir), [file.path for file in before.files])
-    # It stays the previous deployment as well, so that a second rollback changes nothing.
+    # It is also kept as the previous deployment, so that a second rollback changes nothing.
     state, old = state_files(state_dir, before.record, before)
     write, remove = [*state, *launch], [*stale, *old]
     diff = [_diff(file.path, file.content.decode()) for file in launch] + [_diff(path, "") for path in stale]

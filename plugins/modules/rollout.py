@@ -11,7 +11,7 @@ module: rollout
 short_description: Record and report a rollout
 version_added: 0.1.0
 description:
-  - Keeps for each host what a rollout has done to it, and shows all hosts at the end.
+  - Records the result of a rollout for each host, and shows all hosts at the end.
   - Changes nothing on the hosts.
 author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:
@@ -19,18 +19,18 @@ extends_documentation_fragment:
 options:
   step:
     description:
-      - V(begin) and V(update) note that the host is part of the rollout and that its turn has come, V(updated) and
-        V(failed) how that ended, all in the fact C(llama_rollout).
+      - V(begin) records that the host is part of the rollout, V(update) that its update has started, V(updated) and
+        V(failed) the result, all in the fact C(llama_rollout).
       - V(summary) shows every host of the play.
     type: str
     choices: [begin, update, updated, failed, summary]
     required: true
   health:
-    description: What M(magi.llama.wait_for_health) returned, for V(updated) and V(failed).
+    description: The result of M(magi.llama.wait_for_health), for V(updated) and V(failed).
     type: dict
     default: {}
   verified:
-    description: What M(magi.llama.verify) returned, for V(updated), which without it is an error.
+    description: The result of M(magi.llama.verify). Required for V(updated).
     type: dict
     default: {}
   task:
@@ -42,7 +42,7 @@ options:
     type: str
     default: ''
   touched:
-    description: Whether llama-server, launch configs or servers were changed before it failed, for V(failed).
+    description: Whether llama-server, launch configs or servers were changed before the failure, for V(failed).
     type: bool
     default: false
   format:
@@ -93,12 +93,12 @@ rollout:
       description: Whether no host failed and none is left untouched.
       type: bool
     updated:
-      description: Hosts on which something was changed and all is well. Likewise C(unchanged), C(failed), C(untouched),
+      description: Number of hosts that were changed successfully. Likewise C(unchanged), C(failed), C(untouched),
         and in check mode C(planned).
       type: int
       sample: 3
     seconds:
-      description: How long all of it took.
+      description: Duration of the rollout in seconds.
       type: float
       sample: 42.0
     kind:
@@ -114,7 +114,7 @@ rollout:
           type: str
           sample: updated
         seconds:
-          description: How long its turn took, V(null) where it had none.
+          description: Duration of its update in seconds, V(null) if it was not updated.
           type: float
           sample: 8.1
         total_servers:
@@ -136,7 +136,7 @@ rollout:
           description: Its message, V(null) if no task failed.
           type: str
         rollback:
-          description: The command that returns a failed host to what it ran before, V(null) where it was not touched.
+          description: The command that rolls a failed host back, V(null) if the host was not touched.
           type: str
           sample: ansible-playbook -i inventories/fleet playbooks/rollback.yml --limit gpu1
 ansible_facts:

@@ -8,15 +8,14 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: run_lock
-short_description: Let one run at a time change a host
+short_description: Allow one run at a time to change a host
 version_added: 0.1.0
 description:
-  - Takes a host's lock for the run, or waits for the run that has it. The lock is a file in the state directory.
-  - A run that has ended, however it ended, does not hold others up. A second run on the same controller sees at once
-    that its process is gone, a restart of the host ends a lock, and otherwise it expires after O(lease) seconds without
-    a sign of the run.
-  - The modules of this collection that change a host renew the lock of their run, and refuse to work while another
-    run has it.
+  - Acquires a host's lock for the run, or waits for the run that holds it. The lock is a file in the state directory.
+  - A run that was killed does not block others for long. Another run on the same controller detects immediately that
+    its process is gone, a reboot of the host ends the lock, and otherwise it expires O(lease) seconds after it was last
+    renewed.
+  - Modules of this collection that change a host renew their run's lock, and fail while another run holds it.
 author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:
   - magi.llama.attributes
@@ -27,36 +26,36 @@ options:
     type: path
     required: true
   state:
-    description: Take or release the lock. Taking it again in the same run is not an error.
+    description: Acquire or release the lock. Acquiring it again in the same run is not an error.
     type: str
     choices: [held, released]
     default: held
   create:
-    description: Make the state directory where it is missing. Otherwise there is nothing to lock then.
+    description: Create a missing state directory. Otherwise no lock is acquired if it is missing.
     type: bool
     default: true
   lease:
-    description: Seconds that the lock counts without being renewed.
+    description: Seconds until the lock expires unless it is renewed.
     type: float
     default: 900
 attributes:
   check_mode:
     support: full
     details:
-      - Takes no lock and waits for none.
+      - Does not acquire a lock or wait for one.
   diff_mode:
     support: none
   idempotent:
     support: full
   action:
     support: full
-    description: Runs partly on the controller, which knows what the run is and waits.
+    description: Runs partly on the controller, which identifies the run and waits.
 """
 
 EXAMPLES = r"""
-- name: Change a host while no other run does
+- name: Change a host under its lock
   block:
-    - name: Take the lock
+    - name: Acquire the lock
       magi.llama.run_lock:
         state_dir: /var/lib/magi-llama
     - name: Restart the servers
@@ -72,7 +71,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 holder:
-  description: The run that has the lock, V(null) where it is this one or none.
+  description: The other run that holds the lock, V(null) if there is none.
   returned: always
   type: dict
   sample:

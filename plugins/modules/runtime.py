@@ -8,11 +8,11 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: runtime
-short_description: Find or provide llama-server and say what it is
+short_description: Find or install llama-server and return its version and flags
 version_added: 0.1.0
 description:
-  - Finds llama-server on a host, or provides it, and asks the binary for its version and its flags.
-  - A build with known remote holes, and settings on the host that change every llama-server, are warnings.
+  - Finds llama-server on a host, or installs it, and reads its version and flags from the binary.
+  - Warns of builds with known remote vulnerabilities, and of settings on the host that change every llama-server.
   - No repository is added to the host's package manager and nothing is compiled.
 author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:
@@ -21,14 +21,14 @@ options:
   method:
     description:
       - V(existing) uses the binary at O(path).
-      - V(package) installs the distribution's package from the repositories that the host has; needs root.
+      - V(package) installs the distribution's package from the host's configured repositories; needs root.
       - >-
-        V(portable) unpacks Debian's signed packages into O(prefix), with a loader and libraries of their own, so that
-        they run on an older Debian. Needs no root where O(prefix) is a folder of the user's.
-      - V(release) unpacks the archive at O(release_url) into O(prefix), once its sha256 is right.
+        V(portable) unpacks Debian's signed packages into O(prefix), with their own loader and libraries, so that
+        they run on an older Debian. Needs no root if the user can write to O(prefix).
+      - V(release) verifies the sha256 of the archive at O(release_url) and unpacks it into O(prefix).
       - >-
-        V(auto) takes the first of these that works, in this order. What an earlier run put into O(prefix) comes before
-        a package. A binary that is at O(path) and does not run is an error, as it was put there to be used.
+        V(auto) uses the first of these that works, in this order. A prefix installed by an earlier run takes precedence
+        over a package. A binary at O(path) that does not run is an error.
     type: str
     choices: [auto, existing, package, portable, release]
     default: auto
@@ -38,9 +38,9 @@ options:
     default: /usr/local/bin/llama-server
   prefix:
     description:
-      - Folder for V(portable) and V(release). It is built next to its place and renamed.
-      - The previous one is kept with C(.previous) added to its name, unless the one that is kept there has worked and
-        the one to be kept has not.
+      - Folder for V(portable) and V(release). It is built under a temporary name next to it and renamed.
+      - The previous prefix is kept with the suffix C(.previous). A prefix that never worked does not replace a kept one
+        that did.
     type: path
     default: /opt/magi-llama/runtime
   portable_suite:
@@ -59,32 +59,32 @@ options:
   upgrade:
     description:
       - With V(portable), fetch the packages that O(portable_suite) has now. Otherwise a prefix that holds packages of
-        that suite is kept as it is.
+        that suite is kept.
     type: bool
     default: false
   stage:
     description:
-      - If another binary would replace the one in O(prefix), stage it next to it, with C(.staged) added to the
-        name and return what it is. A plan can then be made with its flags before anything is touched.
-      - A later run without O(stage) puts it in place.
-      - In check mode it is laid into a temporary folder and removed.
+      - If the binary in O(prefix) would be replaced, stage the new one next to it with the suffix C(.staged), and
+        return its version and flags. A plan can then be made with its flags before anything is changed.
+      - A later run without O(stage) moves it into place.
+      - In check mode it is unpacked into a temporary folder and removed.
     type: bool
     default: false
   install_if_missing:
     description:
-      - Whether to install a binary if none is installed yet. Otherwise O(stage) stages that one too, and a package
-        is only looked for.
+      - Whether to install a binary if none is installed yet. If false, O(stage) applies to a first installation too,
+        and a package is only searched for.
     type: bool
     default: true
   cache_path:
     description:
-      - File on the host that keeps what the binary said, so that an unchanged one is only asked for its version.
-      - One that cannot be written is done without.
+      - File on the host that caches the binary's output, so that only the version of an unchanged binary is queried.
+      - If it cannot be written, nothing is cached.
     type: path
 attributes:
   check_mode:
     support: full
-    details: Where the binary would be installed first, its version is unknown and its flags are empty, unless O(stage).
+    details: If the binary is not installed yet, its version is unknown and its flags are empty, unless O(stage) is set.
   diff_mode:
     support: full
   idempotent:
@@ -92,10 +92,10 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Take the first way that works
+- name: Use the first method that works
   magi.llama.runtime:
 
-- name: Use the build that the image brings
+- name: Use the build in the image
   magi.llama.runtime:
     method: existing
     path: /opt/llama.cpp/bin/llama-server
@@ -120,7 +120,7 @@ method:
   type: str
   sample: portable
 tried:
-  description: Every method that was tried, in order, and how it went.
+  description: Every method that was tried, in order, with its result.
   returned: success
   type: list
   elements: dict
@@ -130,11 +130,11 @@ tried:
       type: str
       sample: existing
     result:
-      description: What was found, or why the method does not work here.
+      description: What was found, or why the method does not work on this host.
       type: str
       sample: there is no llama-server at /usr/local/bin/llama-server.
 placed:
-  description: Whether another binary took the place of the one in O(prefix).
+  description: Whether the binary in O(prefix) was replaced.
   returned: success
   type: bool
   sample: false
@@ -144,27 +144,27 @@ ansible_facts:
   type: dict
   contains:
     llama_runtime:
-      description: What the binary is. In check mode it may not be there yet.
+      description: Facts about the binary. In check mode it may not be installed yet.
       type: dict
       contains:
         path:
-          description: The binary, or where it will be.
+          description: Path of the binary, also if it is not installed yet.
           type: str
           sample: /opt/magi-llama/runtime/bin/llama-server
         installed:
-          description: Whether it is there. All that follows is unknown while it is not.
+          description: Whether it is installed. If not, the following values are unknown.
           type: bool
           sample: true
         version:
-          description: The version that it calls itself.
+          description: Version, as printed by the binary.
           type: str
           sample: 0.7.0
         build:
-          description: Upstream's build number, null where the binary does not know it.
+          description: Upstream's build number, V(null) if the binary does not print it.
           type: int
           sample: 11669
         commit:
-          description: Upstream's commit, null where the binary does not know it.
+          description: Upstream's commit, V(null) if the binary does not print it.
           type: str
           sample: 63248fc3e
         flavour:
@@ -176,12 +176,12 @@ ansible_facts:
           type: str
           sample: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
         identity:
-          description: Changes whenever the binary does; servers are restarted then.
+          description: A digest that changes with the binary; a change restarts the servers.
           type: str
           sample: 0f343b0931126a20
         flags:
           description: >-
-            The flags by their long name in snake_case. Keys of each, left out where empty: spelling, value (whether it
+            The flags by their long name in snake_case. Keys of each, omitted if empty: spelling, value (whether it
             takes one), words, choices, auto, joined, negation, aliases, shorts, removed, instead.
           type: dict
           sample: {"ctx_size": {"shorts": ["c"], "spelling": "--ctx-size", "value": true}}
@@ -194,7 +194,7 @@ ansible_facts:
           type: str
           sample: portable
         warnings:
-          description: Known holes of this build, and settings on the host that change it.
+          description: Known vulnerabilities of this build, and settings on the host that change it.
           type: list
           elements: str
           sample: []

@@ -11,8 +11,8 @@ module: server_info
 short_description: Return the state of all servers on a host
 version_added: 0.1.0
 description:
-  - Reads the record of what is deployed, asks the service manager and every server, and returns their status.
-  - Works for servers that are loading, stopped or failed, and on a host on which nothing is deployed.
+  - Reads the deployment record, queries the service manager and every server, and returns their status.
+  - Also works for servers that are loading, stopped or failed, and on a host without a deployment.
 author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:
   - magi.llama.attributes
@@ -27,7 +27,7 @@ options:
     elements: str
     default: []
   deep:
-    description: Also ask each server for one token. A server that hangs can otherwise still be V(ready).
+    description: Also probe each server with one token. Otherwise a server that hangs may be reported as V(ready).
     type: bool
     default: false
 attributes:
@@ -103,7 +103,7 @@ status:
           type: int
           sample: 8080
         pid:
-          description: Its process, V(null) where it has none.
+          description: PID of its process, V(null) if it is not running.
           type: int
           sample: 12345
         is_ready:
@@ -116,20 +116,20 @@ status:
         state:
           description: >-
             One of V(ready), V(starting), V(loading), V(hung), V(unhealthy), V(wrong_identity) (another process or model
-            answers on its port), V(stopping), V(restarting) (it died and is about to be tried again), V(stopped),
+            answers on its port), V(stopping), V(restarting) (it died and will be restarted), V(stopped),
             V(failed), V(absent) (the service manager does not know it).
           type: str
           sample: ready
         uptime_seconds:
-          description: Age of its process in seconds, 0 where it has none.
+          description: Age of its process in seconds, 0 if it is not running.
           type: int
           sample: 3600
         rss_bytes:
-          description: Memory that its process holds, in bytes, 0 where it has none.
+          description: Resident memory of its process in bytes, 0 if it is not running.
           type: int
           sample: 5368709120
         restarts:
-          description: How often it was restarted after a crash since it was started on purpose.
+          description: Number of restarts after a crash since the last deliberate start.
           type: int
           sample: 0
 """

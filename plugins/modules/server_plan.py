@@ -8,16 +8,16 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: server_plan
-short_description: Compare the servers that a profile wants with those that run
+short_description: Compare the servers in a profile with the running servers
 version_added: 0.1.0
 description:
-  - Computes every server of a host, with name, port, command line, memory and one action, and says why.
-  - Reads the registry, the record of what was deployed last, the running processes (C(/proc)), the ports in use, the
-    host's memory and its GPUs. Changes nothing, in check mode or not.
-  - A server keeps its port for as long as it exists. A port that a foreign process holds is passed over for a new
-    server and is an error for an existing one.
+  - Computes every server of a host, with name, port, command line, memory, an action and its reason.
+  - Reads the registry, the deployment record, the running processes (C(/proc)), the ports in use, the host's memory
+    and its GPUs. Changes nothing.
+  - A server keeps its port for as long as it exists. A port held by an unmanaged process is skipped for a new server
+    and is an error for an existing one.
   - Unknown models and flags, too many servers for the port range and too little memory are errors here, before
-    anything is touched.
+    anything is changed.
 author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:
   - magi.llama.attributes
@@ -28,8 +28,8 @@ options:
     required: true
   registry:
     description:
-      - The registry itself. For check mode, where the file may not have been written.
-      - Without it O(registry_path) is read.
+      - The registry itself, for check mode, in which the file may not have been written.
+      - By default O(registry_path) is read.
     type: dict
   profile:
     description: The fact C(llama_profile) of M(magi.llama.profile).
@@ -40,11 +40,11 @@ options:
     type: dict
     required: true
   state_dir:
-    description: The state directory, which has the record of the deployed servers.
+    description: The state directory, which contains the deployment record.
     type: path
     required: true
   service_manager:
-    description: What runs the servers on this host.
+    description: The service manager on this host.
     type: str
     choices: [systemd, supervisor]
     required: true
@@ -61,28 +61,28 @@ options:
     type: str
     default: 127.0.0.1
   api_key_file:
-    description: File on the host that holds the servers' API keys, one a line.
+    description: File on the host with the servers' API keys, one per line.
     type: path
   stop_timeout:
-    description: Seconds that a server gets between SIGTERM and SIGKILL.
+    description: Seconds between SIGTERM and SIGKILL.
     type: int
     default: 30
   memory_overcommit:
-    description: Plan servers that need more memory than there is.
+    description: Allow servers that need more memory than the budget, the host's RAM or its GPUs have.
     type: bool
     default: false
   move_on_conflict:
-    description: Give a server a new port when a foreign process holds its own, instead of failing.
+    description: Give a server a new port if an unmanaged process holds its port, instead of failing.
     type: bool
     default: false
   restart_triggers:
     description:
-      - Further values that the launch configs are rendered from, such as user and limits.
-      - A change of it restarts the servers.
+      - Further values used in the launch configs, such as user and limits.
+      - A change restarts the servers.
     type: dict
     default: {}
   stray_variables:
-    description: Names of variables that every service of the host gets and llama-server would obey, to warn of.
+    description: Names of variables set for every service of the host that llama-server would use; they cause a warning.
     type: list
     elements: str
     default: []
@@ -120,8 +120,8 @@ drift:
   sample: {"qwen3-8b-q4_k_m": "to start, not running"}
 deployed:
   description: >-
-    The state and the launch configs that are on the host, each path with a digest of what the file says. With it
-    M(magi.llama.launch_configs) knows whether there is anything to write.
+    The state files and launch configs on the host, each path with a digest of the file's content.
+    M(magi.llama.launch_configs) uses it to detect whether there is anything to write.
   returned: success
   type: dict
   sample: {"/var/lib/magi-llama/deployment.json": "9f86d081884c7d65…"}
@@ -155,11 +155,11 @@ ansible_facts:
           elements: dict
         memory:
           description: >-
-            Bytes needed by all servers (C(needed_bytes), C(ram_bytes), C(vram_bytes)) and what there is
+            Bytes needed by all servers (C(needed_bytes), C(ram_bytes), C(vram_bytes)) and the limits
             (C(budget_bytes), C(host_ram_bytes), C(host_available_bytes), C(host_vram_bytes)).
           type: dict
         warnings:
-          description: What is not as the profile wants it, without being an error.
+          description: Deviations from the profile that are not errors.
           type: list
           elements: str
 """
@@ -232,7 +232,7 @@ def run(module: Module) -> dict:
 
 
 def _output(module: Module, command: list) -> str | None:
-    """What a program prints, or None where it is not there or fails: a host without GPUs has no such program."""
+    """Return a program's output; None if it is missing (as on a host without GPUs) or fails."""
     path = module.get_bin_path(command[0])
     if path is None:
         return None

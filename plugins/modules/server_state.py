@@ -11,13 +11,13 @@ module: server_state
 short_description: Start, stop and restart servers in bulk
 version_added: 0.1.0
 description:
-  - Stops what is to stop or restart, all servers at the same time, then starts what is to run, one after another. Each
-    has the machine to itself until it is ready, but no longer than for a quarter of a second, as servers that load at
-    the very same moment hinder each other.
-  - A stop is graceful, SIGTERM first and SIGKILL after the server's deadline. The result says which was needed.
+  - First stops all servers to be stopped or restarted, in parallel, then starts servers one after another. After each
+    start it waits until the server is ready, for at most a quarter of a second, since servers that load at the same
+    moment slow each other down.
+  - A stop is graceful, with SIGTERM first and SIGKILL after the server's deadline. The result has the signal.
   - A started server is not yet ready. M(magi.llama.wait_for_health) waits for that.
-  - Touches servers of the state directory only. A process of one that its service manager has lost is ended before
-    the server is restarted.
+  - Only affects servers of the state directory. A process that the service manager no longer tracks is ended before its
+    server is restarted.
 author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:
   - magi.llama.attributes
@@ -28,31 +28,31 @@ options:
     required: true
   state:
     description: >-
-      State to bring O(servers) into. V(started) and V(stopped) leave alone what is so already, V(restarted) restarts
-      all of them.
+      State to bring O(servers) into. V(started) and V(stopped) skip servers that are already in that state,
+      V(restarted) restarts all of them.
     type: str
     choices: [started, stopped, restarted]
   servers:
-    description: Names of the servers that O(state) is for, by default all that are deployed.
+    description: Names of the servers to apply O(state) to, by default all deployed servers.
     type: list
     elements: str
     default: []
   actions:
     description:
-      - A server's name to V(start), V(restart) or V(stop), in place of O(state).
-      - A server that is no longer in the record is forgotten by the service manager when it is stopped.
+      - Maps server names to V(start), V(restart) or V(stop), instead of O(state).
+      - A server that is not in the record any more is removed from the service manager when it is stopped.
     type: dict
   concurrent:
     description: >-
-      Start all servers without waiting until one is healthy. Otherwise one is started and awaited, then the next. By
-      default as the profile of the deployment says.
+      Start all servers without waiting until each is healthy. Otherwise start one, wait for it, then start the next.
+      The default comes from the deployed profile.
     type: bool
   timeout:
     description: >-
-      Seconds that each server has to become healthy where O(concurrent=false), by default its own C(max_startup_time).
+      Seconds to wait for each server to become healthy if O(concurrent=false), by default its C(max_startup_time).
     type: float
   supervisord_path:
-    description: The C(supervisord) to start, by default the one in O(state_dir) or C(PATH).
+    description: Path of C(supervisord), by default the one found in O(state_dir) or C(PATH).
     type: path
 attributes:
   check_mode:
@@ -62,17 +62,17 @@ attributes:
   idempotent:
     support: partial
     details:
-      - A restart is done each time.
+      - Every call with V(restarted) restarts the servers.
   action:
     support: full
-    description: Runs partly on the controller, which takes the servers one by one where O(concurrent=false).
+    description: Runs partly on the controller, which handles the servers one by one if O(concurrent=false).
 seealso:
   - module: magi.llama.server_plan
   - module: magi.llama.wait_for_health
 """
 
 EXAMPLES = r"""
-- name: Do what the plan says
+- name: Apply the plan's actions
   magi.llama.server_state:
     state_dir: /var/lib/magi-llama
     actions:
@@ -91,12 +91,12 @@ changed:
   returned: always
   type: bool
 msg:
-  description: What was done, a line for each server.
+  description: The actions, one line per server.
   returned: success
   type: str
   sample: "qwen3-8b-q2_k: stopped, pid 4242 ended by SIGTERM in 0.2 s"
 servers:
-  description: What was done to each server that needed it; in check mode, what would be.
+  description: The servers that were changed, or would be changed in check mode.
   returned: success
   type: list
   elements: dict
@@ -106,15 +106,15 @@ servers:
       type: str
       sample: qwen3-8b-q4_k_m
     action:
-      description: What was done, V(start), V(restart) or V(stop).
+      description: The action, V(start), V(restart) or V(stop).
       type: str
       sample: restart
     pid_before:
-      description: Its process before, V(null) where it had none.
+      description: PID of its process before, V(null) if it was not running.
       type: int
       sample: 4242
     pid_after:
-      description: Its process afterwards, V(null) where it has none.
+      description: PID of its process afterwards, V(null) if it is not running.
       type: int
       sample: 4343
     signal:
@@ -122,11 +122,11 @@ servers:
       type: str
       sample: SIGTERM
     seconds:
-      description: How many seconds its process took to end, V(null) if no process ended.
+      description: Seconds until its process ended, V(null) if no process ended.
       type: float
       sample: 0.2
     error:
-      description: Why it could not be started, V(null) where it could.
+      description: Why it could not be started, V(null) if there was no error.
       type: str
 """
 
@@ -193,7 +193,7 @@ def run(module: Module) -> dict:
 
 
 def _todo(given: dict, state_dir: str, record: dict, driver: ServiceDriver) -> dict:
-    """The action of each server that needs one."""
+    """Return the action of each server that needs one."""
     if given["actions"] is None:
         statuses = driver.status([server["name"] for server in chosen(record, given["servers"])])
         unknown = {process.name for process in strays(state_dir, statuses)}

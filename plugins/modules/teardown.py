@@ -8,13 +8,13 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: teardown
-short_description: Stop all servers of a host and remove all that was made for them
+short_description: Stop all servers on a host and remove their files
 version_added: 0.1.0
 description:
   - Stops every server of the state directory gracefully, ends its supervisord, and removes launch configs, record,
-    logs, registry file and, where it is named, the prefix with llama-server.
-  - Models, distribution packages, servers and files that are not ours are never touched, also where they lie in the
-    state directory. A folder that is not empty then stays.
+    logs, registry file and, if O(runtime_prefix) is set, the prefix with llama-server.
+  - Models, distribution packages, and unmanaged servers and files are never touched, even in the state directory.
+    Folders that are not empty afterwards are kept.
 author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:
   - magi.llama.attributes
@@ -28,16 +28,16 @@ options:
     type: path
     required: true
   runtime_prefix:
-    description: Prefix with a llama-server that the module M(magi.llama.runtime) put there; without it, it is kept.
+    description: Prefix that M(magi.llama.runtime) installed llama-server in. If not set, it is kept.
     type: path
   runtime_cache_path:
-    description: The cache of M(magi.llama.runtime); without it, it is kept.
+    description: The cache file of M(magi.llama.runtime). If not set, it is kept.
     type: path
   user:
-    description: User that the servers ran as; other services of that user are returned.
+    description: User that ran the servers; that user's other services are returned in RV(user_kept_for).
     type: str
   stop_timeout:
-    description: Seconds that a server gets between SIGTERM and SIGKILL.
+    description: Seconds between SIGTERM and SIGKILL.
     type: float
     default: 30.0
 attributes:
@@ -52,7 +52,7 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Take everything down
+- name: Remove the deployment
   magi.llama.teardown:
     state_dir: /var/lib/magi-llama
     registry_path: /var/lib/magi-llama/registry.json
@@ -61,24 +61,24 @@ EXAMPLES = r"""
 
 RETURN = r"""
 stopped:
-  description: Names of the servers that ran and were stopped; in check mode, that would be.
+  description: Names of the servers that were stopped, or would be stopped in check mode.
   returned: success
   type: list
   elements: str
   sample: [qwen3-8b-q4_k_m]
 ended:
-  description: The signal by which each server ended that ran, V(SIGTERM) or, where its deadline was over, V(SIGKILL).
+  description: The signal that ended each running server, V(SIGTERM), or V(SIGKILL) after its deadline.
   returned: success, not in check mode
   type: dict
   sample: {qwen3-8b-q4_k_m: SIGTERM}
 user_kept_for:
-  description: What else runs as O(user), units and processes; removing the user would break these.
+  description: Other units and processes that run as O(user); removing the user would break them.
   returned: with O(user)
   type: list
   elements: str
   sample: [magi-llama-staging-q4_k_m.service]
 removed:
-  description: Paths that were removed; in check mode, that would be.
+  description: Paths that were removed, or would be removed in check mode.
   returned: success
   type: list
   elements: str
@@ -105,7 +105,7 @@ def main() -> None:
 def run(module: Module) -> dict:
     given = module.params
     state_dir = plain_path(given["state_dir"])
-    # Names with the signal that each is thought to end by, and then has ended by.
+    # The expected signal by server; replaced by the actual one below.
     ended = {process.name: "SIGTERM" for process in all_processes(state_dir)}
     more = {}
     removed = owned_paths(state_dir, given["registry_path"], given["runtime_prefix"], given["runtime_cache_path"])

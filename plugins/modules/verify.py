@@ -11,12 +11,12 @@ module: verify
 short_description: Probe every server with one token
 version_added: 0.1.0
 description:
-  - A server's C(/health) says that its model is loaded, not that it works. This asks each for one token, an embedding
-    server for an embedding and a reranker for a ranking.
-  - The controller asks with httpx, as a client would. Servers that listen on the loopback address of a remote host are
-    asked by that host, and so are those whose API key is not known on the controller.
-  - A deployment of which a server fails here is not one that M(magi.llama.rollback) returns to. Where the failure is
-    the server's own, it stays so until that server answers here.
+  - C(/health) only shows that a server's model is loaded. This module requests one token from each server, an embedding
+    from an embedding server and a ranking from a reranker.
+  - The controller sends the requests with httpx, as a client would. The host sends them for servers that listen on a
+    remote host's loopback address, and for servers whose API key the controller does not know.
+  - M(magi.llama.rollback) does not return to a deployment with a server that failed here. If the failure is the
+    server's own fault, this holds until that server answers here.
 author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:
   - magi.llama.attributes
@@ -26,13 +26,13 @@ options:
     type: path
     required: true
   timeout:
-    description: Seconds that a server has for its answer.
+    description: Seconds to wait for a server's answer.
     type: float
     default: 60.0
   api_key:
     description:
-      - An API key for servers that want one.
-      - Without it the host asks them, with a key from the servers' own key file.
+      - API key for servers that require one.
+      - Without it, the host sends the requests, with a key from the servers' key file.
     type: str
 requirements:
   - httpx (on the controller)
@@ -56,8 +56,8 @@ EXAMPLES = r"""
 
 RETURN = r"""
 servers:
-  description: An answer for each server, in order of their ports. The task fails when one of them is not ok.
-  returned: success or failure after the servers were asked
+  description: The result for each server, in order of port. The task fails if any of them is not ok.
+  returned: success or failure after the servers were probed
   type: list
   elements: dict
   contains:
@@ -70,10 +70,10 @@ servers:
       type: int
       sample: 8080
     ok:
-      description: Whether it gave what was asked for.
+      description: Whether it answered with the requested content.
       type: bool
     via:
-      description: Who asked, C(controller) or C(host).
+      description: The machine that sent the request, C(controller) or C(host).
       type: str
       sample: controller
     seconds:
@@ -81,12 +81,12 @@ servers:
       type: float
       sample: 0.12
     error:
-      description: What went wrong, V(null) if nothing did.
+      description: The error, V(null) if there was none.
       type: str
     own_fault:
       description: >-
-        Whether the failure is the server's own, which runs and took the question, and not that it was stopped, could
-        not be reached, or got a key that it does not take.
+        Whether the server itself is at fault, that is, it runs and accepted the request. False if it was stopped, could
+        not be reached, or rejected the API key.
       type: bool
 """
 

@@ -11,12 +11,13 @@ module: wait_for_health
 short_description: Wait until servers are healthy
 version_added: 0.1.0
 description:
-  - Asks all servers at the same time and again until each is ready, has died or has run out of time. While it waits, it
-    shows a line for each server as it becomes ready or fails.
-  - Ready means that C(/health) is 200, that the process which listens on the port is the server's own, and that
-    C(/props) names the planned model.
-  - A server that dies is reported at once, with its exit code and its last log lines.
-  - A server that ended with exit code 1, a configuration error, is not left to the service manager to be tried again.
+  - Polls all servers in parallel until each is ready, has died or has timed out. While it waits, it shows a line for
+    each server that becomes ready or fails.
+  - Ready means that C(/health) returns 200, the server's own process listens on the port, and C(/props) names the
+    planned model.
+  - A server that dies is reported immediately, with its exit code and its last log lines.
+  - A server that ended with exit code 1 (a configuration error) is stopped, so that the service manager does not
+    restart it.
 author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:
   - magi.llama.attributes
@@ -26,30 +27,30 @@ options:
     type: path
     required: true
   servers:
-    description: Names of the servers to wait for, by default all that are deployed.
+    description: Names of the servers to wait for, by default all deployed servers.
     type: list
     elements: str
     default: []
   timeout:
-    description: Seconds that each server has, by default its own C(max_startup_time).
+    description: Time-out in seconds for each server, by default its C(max_startup_time).
     type: float
   interval:
-    description: Most seconds between two looks. The first looks follow each other faster.
+    description: Maximum seconds between two polls. The first polls are more frequent.
     type: float
     default: 2.0
   deep:
     description:
-      - Also ask each server for one token, or what its kind gives.
-      - The answer may take O(timeout), by default 30 seconds.
+      - Also probe each server with one token (or an embedding or ranking, depending on its kind).
+      - The answer may take O(timeout) seconds, by default 30.
     type: bool
     default: false
   allow_degraded:
-    description: Succeed even where a server is not ready.
+    description: Succeed even if a server is not ready.
     type: bool
     default: false
   release:
     description:
-      - Give the run's lock back once every server is settled, which saves a call of M(magi.llama.run_lock).
+      - Release the run's lock once every server is settled, which saves a call of M(magi.llama.run_lock).
     type: bool
     default: false
 attributes:
@@ -83,7 +84,7 @@ EXAMPLES = r"""
 RETURN = r"""
 msg:
   description: >-
-    How many servers are ready, and for each other one its end, the likely cause with its fix, and its last log lines.
+    The number of ready servers, and for every other server its state, the likely cause and fix, and its last log lines.
   returned: always
   type: str
   sample: 4 of 4 servers are ready
@@ -99,15 +100,15 @@ failed_servers:
   elements: str
   sample: []
 complete:
-  description: Whether every server is ready, dead or out of time.
+  description: Whether every server is ready, dead or timed out.
   returned: when the servers were asked
   type: bool
 released:
-  description: Whether the run's lock was given back.
+  description: Whether the run's lock was released.
   returned: when the servers were asked
   type: bool
 running:
-  description: Each server that has a process on the host, deployed or not, with the revision it was launched with.
+  description: Every running server on the host, deployed or not, with the revision that it was launched with.
   returned: when RV(complete)
   type: dict
   sample: {"qwen3-8b-q4_k_m": "5f1c2d3e4a5b"}
@@ -130,12 +131,12 @@ servers:
       type: str
       sample: Q4
     pid:
-      description: Its process, V(null) where it has none.
+      description: PID of its process, V(null) if it is not running.
       type: int
       sample: 12345
     state:
       description: >-
-        V(ready), V(failed) (it died), or the state in which it ran out of time, one of V(loading), V(not_listening),
+        V(ready), V(failed) (it died), or its state at the time-out, one of V(loading), V(not_listening),
         V(hung), V(unhealthy), V(wrong_identity).
       type: str
       sample: ready
@@ -146,23 +147,23 @@ servers:
       description: Whether there is nothing more to wait for.
       type: bool
     became_ready:
-      description: Whether this was the first time that the process was seen to be ready.
+      description: Whether the process was observed ready for the first time.
       type: bool
     seconds_to_ready:
       description: >-
-        Seconds from the start of its process until it was seen to be ready, V(null) if it was not observed.
+        Seconds from the start of its process until it was ready, V(null) if that was not observed.
       type: float
       sample: 1.8
     token_seconds:
-      description: Seconds to the answer that O(deep) asks for, V(null) where there was none.
+      description: Response time of the O(deep) probe in seconds, V(null) if there was none.
       type: float
       sample: 0.12
     restarts:
-      description: How often it was restarted after a crash since it was started on purpose.
+      description: Number of restarts after a crash since the last deliberate start.
       type: int
       sample: 0
     exit_code:
-      description: How its process ended, 128 and the signal's number for a signal, V(null) where it did not.
+      description: Exit code of its process, 128 plus the number for a signal, V(null) if it did not end.
       type: int
     exit_text:
       description: The same, human-readable.
@@ -173,10 +174,10 @@ servers:
       type: str
       sample: exit code 1
     fix:
-      description: The likely cause and what to do, V(null) where nothing is recognised.
+      description: The likely cause and its fix, V(null) if unknown.
       type: str
     log_tail:
-      description: Its last log lines, where it is not ready.
+      description: Its last log lines, if it is not ready.
       type: list
       elements: str
       sample: []
@@ -211,7 +212,7 @@ def run(module: Module) -> dict:
     outcomes = _wait(module, record, driver)
     if not module.check_mode:
         if given["run_id"] is not None:
-            # Looking on needs no lock.
+            # Waiting does not need the lock.
             with contextlib.suppress(LockError):
                 renew(state_dir, given["run_id"])
         misconfigured = given_up(outcomes, driver.status([outcome.name for outcome in outcomes]))
@@ -240,7 +241,7 @@ def _wait(module: Module, record: dict, driver: ServiceDriver) -> list:
         sleep=time.sleep,
         interval=given["interval"],
         timeout=given["timeout"],
-        # In check mode nothing was started that could become ready.
+        # Check mode started nothing that could become ready.
         slice_seconds=0.0 if module.check_mode else given["slice"],
         elapsed=given["elapsed"],
         baseline=given["baseline"],
@@ -250,7 +251,7 @@ def _wait(module: Module, record: dict, driver: ServiceDriver) -> list:
 
 
 def _launched(state_dir: str, outcomes: list) -> dict:
-    """The revision that each ready server's process was launched with."""
+    """Return the revision that each ready server's process was launched with."""
     pids = [outcome.pid for outcome in outcomes if outcome.is_ready and outcome.pid]
     found = all_processes(state_dir, pids=pids) if pids else []
     return {process.name: process.env.get("MAGI_LLAMA_REVISION", "") for process in found}
