@@ -60,9 +60,9 @@ def nodes(*arguments: str) -> None:
 @contextmanager
 def bed(count: int, models: Path) -> Iterator[list[str]]:
     """Start `count` nodes and yield their names; remove them afterwards."""
-    with reaper.undone_if_killed(sys.executable, NODES, "down", "--name", BED):
+    with reaper.cleanup_if_killed(sys.executable, NODES, "down", "--name", BED):
         try:
-            say(f"bringing up {count} nodes")
+            say(f"starting {count} nodes")
             nodes("up", "--name", BED, f"forky={count}", "--models", str(models))
             yield write_inventory()
         finally:

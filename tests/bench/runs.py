@@ -45,7 +45,7 @@ MODELS = ROOT / ".cache" / "models"
 MODEL = "tiny-llama-Q4_K_M.gguf"
 MODEL_ID = "tiny-llama-q4_k_m"
 MANY = 20
-# Each side and number of servers has its own, so that all can run at once.
+# Each side and number of servers has its own ports, so that all can run at once.
 OUR_PORTS = {MANY: FIRST_PORT, 1: FIRST_PORT + 2 * MANY}
 LOOP_PORTS = {MANY: FIRST_PORT + MANY, 1: FIRST_PORT + 2 * MANY + 1}
 # As in the profile development. `threads` keeps its default, so servers that start together compete, as in production.

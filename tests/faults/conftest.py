@@ -20,7 +20,7 @@ def deployed() -> Iterator[Bed]:
     # A short path, because a socket is in it.
     with (
         reaper.temporary_folder("magi-faults-") as folder,
-        reaper.undone_if_killed("umount", "--quiet", "--lazy", folder),
+        reaper.cleanup_if_killed("umount", "--quiet", "--lazy", folder),
     ):
         # Its own disk, so that a test can fill it.
         mounted = os.geteuid() == 0 and _run("mount", "-t", "tmpfs", "-o", "size=64m,mode=0755", "tmpfs", folder)

@@ -33,9 +33,9 @@ def check_state(bed: Bed) -> None:
     assert {name: errors(name, document) for name, document in documents.items()} == {name: [] for name in documents}
 
 
-def test_documents_of_a_host_follow_their_schemas(bed: Bed, tmp_path: Path) -> None:
+def test_documents_of_host_are_valid(bed: Bed, tmp_path: Path) -> None:
     check_state(bed)
-    # The plan with a server to start, one to restart and one to stop, and how a rollout carries it out.
+    # The plan with a server to start, one to restart and one to stop, and a rollout of it.
     rollout = tmp_path / "rollout.json"
     bed.run("rollout", "-e", "profile=other", "-e", f"output_file={rollout}")
     assert errors("rollout", read(rollout)) == []
@@ -54,8 +54,8 @@ def test_documents_of_a_host_follow_their_schemas(bed: Bed, tmp_path: Path) -> N
     assert set(read(bed.state / "deployment.json")["intended"].values()) == {"started"}
 
 
-def test_plan_follows_its_schema(bed: Bed, tmp_path: Path) -> None:
-    """One with a server to start, one to restart and one to stop."""
+def test_plan_is_valid(bed: Bed, tmp_path: Path) -> None:
+    """A plan with a server to start, one to restart and one to stop."""
     written = tmp_path / "plan.json"
     task = {"ansible.builtin.copy": {"content": "{{ ansible_facts.llama_plan | to_json }}", "dest": str(written)}}
     plays = [
@@ -71,14 +71,14 @@ def test_plan_follows_its_schema(bed: Bed, tmp_path: Path) -> None:
 
 @pytest.fixture
 def old(bed: Bed) -> Bed:
-    """The host with the state that an older version left, a deployment before it included."""
+    """The host with the state of an older version, including a previous deployment."""
     bed.run("site", "-e", "profile=other")
     put_back(bed.state)
     assert {path.name for path in bed.state.iterdir()} >= set(OLD)
     return bed
 
 
-def test_state_of_an_older_version_is_migrated_without_a_restart(old: Bed) -> None:
+def test_state_of_older_version_is_migrated_without_restart(old: Bed) -> None:
     before, pids = state_of(old), old.pids()
     old.run("status").expect("2 of 2 servers ready")
     old.run("plan", "-e", "profile=other").expect("2 to keep")
@@ -95,18 +95,18 @@ def test_state_of_an_older_version_is_migrated_without_a_restart(old: Bed) -> No
     assert old.run("site").changed == 0
 
 
-def test_rollback_on_the_state_of_an_older_version_migrates_it(old: Bed) -> None:
+def test_rollback_with_state_of_older_version_migrates_it(old: Bed) -> None:
     old.run("rollback").expect("2 of 2 ready")
     assert set(old.pids()) == {Q3, Q4}
     assert {name for name in os.listdir(old.state) if name.endswith(".json")} >= set(NEW)
     assert not set(os.listdir(old.state)) & set(OLD)
 
 
-def test_interrupted_migration_is_completed_by_the_next_run(old: Bed) -> None:
+def test_migration_interrupted_is_completed_by_next_run(old: Bed) -> None:
     contents, pids = {name: (old.state / name).read_bytes() for name in OLD}, old.pids()
     old.run("site", "-e", "profile=other")
     after = state_of(old)
-    # As a run leaves it that dies before it removes the old files.
+    # The state after a run that died before it removed the old files.
     for name, content in contents.items():
         (old.state / name).write_bytes(content)
     old.run("site", "-e", "profile=other")

@@ -27,7 +27,7 @@ def nodes(*arguments: str) -> subprocess.CompletedProcess[str]:
 def inventory(tmp_path: Path) -> Iterator[Path]:
     if nodes("check").returncode != 0:
         pytest.skip("this machine cannot run nodes")
-    with reaper.undone_if_killed(*COMMAND, "down", "--name", BED):
+    with reaper.cleanup_if_killed(*COMMAND, "down", "--name", BED):
         yield tmp_path / "nodes.yml"
         nodes("down", "--name", BED)
 

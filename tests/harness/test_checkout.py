@@ -95,7 +95,7 @@ def other(tmp_path: Path) -> Iterator[Path]:
         # A machine that cannot run nodes skips this test; CI must not.
         (pytest.fail if os.environ.get("CI") else pytest.skip)(prepared.stderr.strip())
     down = [(sys.executable, top / FILES[0], "down", "--name", "twins") for top in (root, checkout.ROOT)]
-    with reaper.undone_if_killed(*down[0]), reaper.undone_if_killed(*down[1]):
+    with reaper.cleanup_if_killed(*down[0]), reaper.cleanup_if_killed(*down[1]):
         yield root
         for command in down:
             subprocess.run(command, check=True, capture_output=True)

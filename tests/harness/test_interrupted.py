@@ -36,9 +36,9 @@ from support import reaper
 def test_that_is_interrupted(tmp_path):
     state = {state!r}
     reaper.watch(state)
-    with reaper.undone_if_killed("touch", {undone!r}), reaper.undone_if_killed("touch", {undone!r} + "-left"):
+    with reaper.cleanup_if_killed("touch", {undone!r}), reaper.cleanup_if_killed("touch", {undone!r} + "-left"):
         pass
-    with reaper.undone_if_killed("touch", {undone!r}):
+    with reaper.cleanup_if_killed("touch", {undone!r}):
         subprocess.run([sys.executable, "-c", {daemon!r}, state + "/deep"], check=True)
         subprocess.run([sys.executable, "-c", {daemon!r}, str(tmp_path)], check=True)
         subprocess.Popen([sys.executable, "-c", {stubborn!r}, state], start_new_session=True)

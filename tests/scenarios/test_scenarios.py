@@ -52,7 +52,7 @@ def test_scenario(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> 
     if name == ON_THIS_HOST:
         reaper.watch(ROOT / ".cache/molecule" / name)
     # The bed has the scenario's name. molecule's destroy removes it, unless the run is killed.
-    down = reaper.undone_if_killed(sys.executable, ROOT / "tests/nodes/nodes.py", "down", "--name", name)
+    down = reaper.cleanup_if_killed(sys.executable, ROOT / "tests/nodes/nodes.py", "down", "--name", name)
     with log.open("w") as output, down if name != ON_THIS_HOST else contextlib.nullcontext():
         done = subprocess.run(
             [BIN / "molecule", "test", "--scenario-name", name],

@@ -5,7 +5,7 @@
 
 A run begins with `begin()`. The processes that it starts inherit a mark in their environment. The collection's servers
 do not, because they get nothing of the caller's environment; the state directories given to `watch()` identify them.
-Nodes and mounts are not processes; the commands given to `undone_if_killed()` remove them.
+Nodes and mounts are not processes; the commands given to `cleanup_if_killed()` remove them.
 
 A separate process, the reaper, waits until the run, or a `make` above it, has ended. It needs no help from the run, so
 it also works after SIGKILL. If the reaper itself was killed, the next run of this checkout does its work.
@@ -52,7 +52,7 @@ def begin() -> str:
     First cleans up after runs of this checkout whose reaper was killed.
     """
     RECORDS.mkdir(parents=True, exist_ok=True)
-    clean_up_after_the_dead()
+    clean_up_dead_runs()
     record = Path(tempfile.mkdtemp(prefix="", dir=RECORDS))
     around = [name for name in (os.environ.get(MARK),) if name]
     environment = {key: value for key, value in os.environ.items() if key != MARK}
@@ -87,7 +87,7 @@ def watch(folder: Path | str) -> None:
 
 
 @contextlib.contextmanager
-def undone_if_killed(*command: str | Path) -> Iterator[None]:
+def cleanup_if_killed(*command: str | Path) -> Iterator[None]:
     """If the run is killed within this block, the reaper runs the command in the checkout's root."""
     key = f"{os.getpid()}.{next(_numbers)}"
     _note({"command": [str(part) for part in command], "key": key})
@@ -102,7 +102,7 @@ def temporary_folder(prefix: str) -> Iterator[Path]:
     """A temporary folder with a short path for state directories. It and its servers are removed even after SIGKILL."""
     with tempfile.TemporaryDirectory(prefix=prefix) as name:
         watch(name)
-        with undone_if_killed("rm", "-rf", "--one-file-system", name):
+        with cleanup_if_killed("rm", "-rf", "--one-file-system", name):
             yield Path(name)
 
 
@@ -115,7 +115,7 @@ def _note(entry: dict[str, Any]) -> None:
         stream.write(json.dumps(entry) + "\n")
 
 
-def clean_up_after_the_dead() -> None:
+def clean_up_dead_runs() -> None:
     """Clean up after runs whose reaper was killed: nothing holds the lock of their record."""
     for record in RECORDS.iterdir():
         with contextlib.suppress(FileNotFoundError, BlockingIOError), open(record / "ready", encoding="utf-8") as ready:
@@ -138,11 +138,11 @@ def reap(record: Path, owner: int, owner_started_at: str) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         os.rename(record / "starting", record / "ready")
         with contextlib.suppress(ProcessLookupError):
-            wait_for_the_end(owner, owner_started_at)
+            wait_for_end(owner, owner_started_at)
         clean_up(record)
 
 
-def wait_for_the_end(owner: int, owner_started_at: str) -> None:
+def wait_for_end(owner: int, owner_started_at: str) -> None:
     """Return when the run has ended; stop it when a make above it has. Raises ProcessLookupError if one is missing."""
     run = os.pidfd_open(owner)
     makes = [os.pidfd_open(pid) for pid in ancestors(owner) if command_name(pid) in ("make", "gmake")]

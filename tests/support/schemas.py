@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The JSON Schemas of docs/schemas, to hold documents against."""
+"""Validation of documents against the JSON Schemas of docs/schemas."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ def schema(name: str) -> dict[str, Any]:
 
 
 def errors(name: str, document: Any) -> list[str]:
-    """What is wrong with a document, each with its place; empty where it follows the schema."""
+    """The errors of a document, each with its path; empty if it is valid."""
     found = jsonschema.Draft202012Validator(schema(name)).iter_errors(document)
     return [f"{error.json_path}: {error.message[:300]}" for error in found]

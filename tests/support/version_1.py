@@ -1,9 +1,9 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Puts the state of a host back into the files that were there before deployment.json, as they are recorded.
+"""Converts the state of a host back into the files of versions before deployment.json, as recorded.
 
-The recorded files name paths, processes and digests of another host, so their layout is filled with what runs here.
+The recorded files have paths, processes and digests of another host, so their layout is filled with this host's values.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NEW = ("deployment.json", "observed.json")
 
 
 def recorded(name: str) -> Any:
-    """A recorded file, with paths that there could be."""
+    """A recorded file with plausible paths."""
     text = (RECORDED / name).read_text(encoding="utf-8")
     paths = {"STATE_DIR": "/srv/state", "MODELS": "/srv/models", "LLAMA_SERVER": "/opt/llama/bin/llama-server"}
     for word, path in paths.items():
@@ -36,7 +36,7 @@ def layout(value: Any) -> Any:
 
 
 def put_back(state: Path) -> None:
-    """Replace deployment.json and observed.json. Raises AssertionError where a file is not laid out as recorded."""
+    """Replace deployment.json and observed.json. Raises AssertionError if a layout differs from the recorded one."""
     deployment, observed = (json.loads((state / name).read_text(encoding="utf-8")) for name in NEW)
     record = {"schema_version": 1, **deployment["deployed"]}
     ready = {

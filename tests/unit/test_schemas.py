@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The JSON Schemas: they are valid, close every document, and agree with the loaders."""
+"""The JSON Schemas: they are valid, allow no additional keys, and match the loaders."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DOCUMENTS = {document.name: document for document in (REGISTRY, DEPLOYMENT, OBSE
 
 
 @pytest.mark.parametrize("document", DOCUMENTS.values(), ids=DOCUMENTS)
-def test_schema_is_valid_and_of_the_loaders_version(document: Document) -> None:
+def test_schema_is_valid_and_has_loaders_version(document: Document) -> None:
     content = schema(document.name)
     jsonschema.Draft202012Validator.check_schema(content)
     assert content["$schema"] == "https://json-schema.org/draft/2020-12/schema"
@@ -43,7 +43,7 @@ def test_schema_is_valid_and_of_the_loaders_version(document: Document) -> None:
     assert content["additionalProperties"] is False
 
 
-def test_every_schema_belongs_to_a_document() -> None:
+def test_schemas_all_belong_to_a_document() -> None:
     assert {path.name.partition(".")[0] for path in SCHEMAS.iterdir()} == set(DOCUMENTS)
 
 
@@ -51,12 +51,12 @@ def test_kinds_of_result_are_those_of_its_schema() -> None:
     assert schema("result")["properties"]["kind"]["enum"] == list(KINDS)
 
 
-# What a scan that is not complete keeps for its next slice is not part of the document.
+# An incomplete scan's data for its next slice is not part of the document.
 INTERNAL = {"registry": {"tried"}}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS.values(), ids=DOCUMENTS)
-def test_every_key_of_a_loader_is_in_its_schema(document: Document) -> None:
+def test_schema_has_every_key_of_its_loader(document: Document) -> None:
     content = schema(document.name)
     keys = {*document.shape.required, *document.shape.optional} - INTERNAL.get(document.name, set())
     assert keys <= set(content["properties"])
@@ -95,17 +95,17 @@ def deployment(tmp_path: Path) -> dict[str, Any]:
     return content
 
 
-def test_registry_of_a_scan_follows_its_schema(registry: dict[str, Any]) -> None:
+def test_registry_of_scan_is_valid(registry: dict[str, Any]) -> None:
     assert errors("registry", registry) == []
 
 
-def test_migrated_state_follows_its_schemas(deployment: dict[str, Any]) -> None:
+def test_migrated_state_is_valid(deployment: dict[str, Any]) -> None:
     assert errors("deployment", deployment) == []
     observed = OBSERVED.stamp({"servers": migrated_version_1(recorded("ready.json"))})
     assert errors("observed", observed) == []
 
 
-def test_rollout_follows_its_schema() -> None:
+def test_rollout_is_valid() -> None:
     begun = rollout_summary.begin()
     plan = {"servers": [{"name": "a", "action": "restart", "revision": "r"}]}
     hosts = {
@@ -119,14 +119,14 @@ def test_rollout_follows_its_schema() -> None:
 @pytest.mark.parametrize(
     "place", [(), ("models", 0), ("models", 0, "fingerprint"), ("companions", 0), ("rejected", 0)], ids=str
 )
-def test_undocumented_key_of_a_registry_fails(registry: dict[str, Any], place: tuple[Any, ...]) -> None:
+def test_registry_with_undocumented_key_is_invalid(registry: dict[str, Any], place: tuple[Any, ...]) -> None:
     assert len(errors("registry", with_key(registry, place))) == 1
 
 
 @pytest.mark.parametrize(
     "place", [(), ("deployed",), ("deployed", "servers", 0), ("deployed", "start"), ("previous",)], ids=str
 )
-def test_undocumented_key_of_a_deployment_fails(deployment: dict[str, Any], place: tuple[Any, ...]) -> None:
+def test_deployment_with_undocumented_key_is_invalid(deployment: dict[str, Any], place: tuple[Any, ...]) -> None:
     assert errors("deployment", with_key(deployment, place)) != []
 
 

@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Documents: what a shape accepts, how versions are migrated, and the collection's version."""
+"""Documents: the check against a shape, the migration of versions, and the collection's version."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ PROJECT = Path(__file__).parents[3]
         ([""], Maybe([int]), "it[0] is '', not a whole number"),
     ],
 )
-def test_check_of_a_shape_names_the_key_and_the_value(value: Any, shape: Any, wrong: str | None) -> None:
+def test_check_error_names_key_and_value(value: Any, shape: Any, wrong: str | None) -> None:
     if wrong is None:
         check(value, shape, "it")
         return
@@ -83,13 +83,13 @@ THING = Document("thing", 3, Fields({"size_bytes": int, "count": int}), {1: rena
         {"schema_version": 3, "size_bytes": 5, "count": 1},
     ],
 )
-def test_load_of_an_older_version_migrates_step_by_step(content: dict[str, Any]) -> None:
+def test_load_of_older_version_migrates_step_by_step(content: dict[str, Any]) -> None:
     given = dict(content)
     assert THING.load(content) == {"schema_version": 3, "size_bytes": 5, "count": 1}
     assert content == given
 
 
-def test_load_of_a_newer_version_is_refused_with_the_fix() -> None:
+def test_load_of_newer_version_is_refused_with_fix() -> None:
     with pytest.raises(
         NewerDocumentError, match=r"newer magi.llama \(schema version 4, here 3\). Update the collection"
     ):
@@ -97,7 +97,7 @@ def test_load_of_a_newer_version_is_refused_with_the_fix() -> None:
 
 
 @pytest.mark.parametrize("version", [0, -1, "1", None, True])
-def test_load_of_an_unknown_version_is_refused(version: Any) -> None:
+def test_load_of_unknown_version_is_refused(version: Any) -> None:
     with pytest.raises(DocumentError, match=r"schema.version"):
         THING.load({"schema_version": version})
 

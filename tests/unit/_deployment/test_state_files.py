@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The state of a host: when it is written, what is kept, and how that of an older version is migrated."""
+"""The state of a host: when it is written, what is kept, and the migration of older versions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from support.version_1 import NEW, OLD, recorded
 
 @pytest.fixture
 def old(tmp_path: Path) -> str:
-    """A state directory as an older version left it."""
+    """A state directory of an older version."""
     for name in OLD:
         (tmp_path / name).write_text(json.dumps(recorded(name)))
     return str(tmp_path)
@@ -33,7 +33,7 @@ def names(state_dir: str) -> set[str]:
 
 
 def known(state_dir: str) -> tuple[Any, ...]:
-    """All that a run reads of the state."""
+    """Everything that a run reads from the state."""
     return (
         record.read_record(state_dir),
         record.read_intended(state_dir),
@@ -46,7 +46,7 @@ def migrate(state_dir: str) -> None:
     write_all(*state_files.state_files(state_dir, record.read_record(state_dir)))
 
 
-def test_old_state_is_read_without_writing(old: str) -> None:
+def test_state_of_older_version_is_read_without_writing(old: str) -> None:
     before = {name: (Path(old) / name).read_bytes() for name in OLD}
     now, intended, previous, ready = known(old)
     servers = recorded("servers.json")
@@ -60,7 +60,7 @@ def test_old_state_is_read_without_writing(old: str) -> None:
     assert {name: (Path(old) / name).read_bytes() for name in names(old)} == before
 
 
-def test_migrated_state_says_the_same_and_replaces_the_old_files(old: str) -> None:
+def test_migration_keeps_content_and_replaces_old_files(old: str) -> None:
     before = known(old)
     migrate(old)
     assert names(old) == set(NEW)
@@ -90,7 +90,7 @@ def dying(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     assert len(calls) >= request.param
 
 
-def test_interrupted_migration_loses_nothing_and_the_next_run_completes_it(
+def test_migration_interrupted_is_lossless_and_completed_by_next_run(
     old: str, dying: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = known(old)
@@ -98,14 +98,14 @@ def test_interrupted_migration_loses_nothing_and_the_next_run_completes_it(
         migrate(old)
     monkeypatch.undo()
     assert known(old) == before
-    # The controller sees that there is something to write.
+    # The controller sees that the file must be written.
     assert state_files.deployed(old, "supervisor") != state_files.planned(old, before[0], [])
     migrate(old)
     assert known(old) == before
     assert names(old) == set(NEW)
 
 
-def test_failed_migration_keeps_the_old_files(old: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_migration_failing_keeps_old_files(old: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {name: (Path(old) / name).read_bytes() for name in OLD}
 
     def full(*_arguments: Any) -> None:
@@ -117,7 +117,7 @@ def test_failed_migration_keeps_the_old_files(old: str, monkeypatch: pytest.Monk
     assert {name: (Path(old) / name).read_bytes() for name in names(old)} == before
 
 
-def test_observations_alone_are_migrated_by_what_writes_them(old: str) -> None:
+def test_observations_alone_are_migrated_when_written(old: str) -> None:
     observations.note_seconds(old, {"tiny-llama-q2_k": (7, 0.5)})
     assert names(old) == {"servers.json", "previous.json", "observed.json"}
     content = json.loads((Path(old) / "observed.json").read_text())
@@ -144,7 +144,7 @@ def test_observations_of_version_1_are_renamed_at_every_depth() -> None:
     assert observations.migrated_version_1([]) == {}
 
 
-def test_record_without_a_start_is_migrated() -> None:
+def test_record_without_start_is_migrated() -> None:
     content = {key: value for key, value in recorded("servers.json").items() if key != "start"}
     assert version_1.migrated_record(content)["start"] is None
 
@@ -160,7 +160,7 @@ def test_record_without_a_start_is_migrated() -> None:
         (lambda content: servers_of(content)[0].pop("argv"), "lacks argv"),
     ],
 )
-def test_old_state_with_a_wrong_value_is_refused(old: str, name: str, change: Any, message: str) -> None:
+def test_state_of_older_version_with_wrong_value_is_refused(old: str, name: str, change: Any, message: str) -> None:
     content = recorded(name)
     change(content)
     (Path(old) / name).write_text(json.dumps(content))
@@ -173,7 +173,7 @@ def servers_of(content: dict[str, Any]) -> list[dict[str, Any]]:
     return list(content.get("record", content)["servers"])
 
 
-def test_damage_of_one_part_leaves_the_other(old: str) -> None:
+def test_damaged_part_does_not_affect_the_other(old: str) -> None:
     migrate(old)
     path = Path(old) / "deployment.json"
     content = json.loads(path.read_text())
@@ -182,12 +182,12 @@ def test_damage_of_one_part_leaves_the_other(old: str) -> None:
         record.read_record(old)
     previous = record.read_previous_deployment(old)
     assert previous is not None
-    # It stays when the next run writes the record again.
+    # It is kept when the next run writes the record.
     write_all(*state_files.state_files(old, content["deployed"]))
     assert record.read_previous_deployment(old) == previous
 
 
-def test_another_version_of_the_collection_alone_writes_nothing(old: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_collection_version_change_alone_writes_nothing(old: str, monkeypatch: pytest.MonkeyPatch) -> None:
     migrate(old)
     now = record.read_record(old)
     digests = state_files.deployed(old, "supervisor")
@@ -197,7 +197,7 @@ def test_another_version_of_the_collection_alone_writes_nothing(old: str, monkey
     assert DEPLOYMENT.stamp({})["collection_version"] == "9.9.9"
     assert state_files.state_files(old, now) == ([], [])
     assert state_files.deployed(old, "supervisor") == digests == state_files.planned(old, now, [])
-    # With something else that changed the version is written too.
+    # The version is written together with another change.
     state_files.note_intended(old, ["tiny-llama-q2_k"], "stopped")
     assert json.loads((Path(old) / "deployment.json").read_text())["collection_version"] == "9.9.9"
 
@@ -216,7 +216,7 @@ def test_other_mode_or_missing_version_is_written(old: str) -> None:
     assert state_files.deployed(old, "supervisor") == {}
 
 
-def test_intention_is_noted_and_undone_by_the_next_plan(old: str) -> None:
+def test_intention_is_recorded_and_replaced_by_next_plan(old: str) -> None:
     state_files.note_intended(old, ["tiny-llama-q2_k"], "stopped")
     assert names(old) == set(NEW)
     assert record.read_intended(old) == {"tiny-llama-q3_k_m": "started", "tiny-llama-q2_k": "stopped"}
@@ -227,7 +227,7 @@ def test_intention_is_noted_and_undone_by_the_next_plan(old: str) -> None:
     assert set(record.read_intended(old).values()) == {"started"}
 
 
-def test_intention_that_cannot_be_written_stops_nothing(old: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_intention_not_writable_does_not_stop_the_run(old: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def read_only(*_arguments: Any, **_more: Any) -> None:
         raise OSError(30, "Read-only file system")
 
@@ -236,13 +236,13 @@ def test_intention_that_cannot_be_written_stops_nothing(old: str, monkeypatch: p
     assert names(old) == set(OLD)
 
 
-def test_record_with_a_path_for_a_name_is_not_written(tmp_path: Path) -> None:
+def test_record_with_path_as_name_is_not_written(tmp_path: Path) -> None:
     server = {**recorded("servers.json")["servers"][0], "name": "../../etc/x"}
     with pytest.raises(DocumentError, match=r"servers\[0\].name is '../../etc/x'"):
         state_files.state_files(str(tmp_path), {**record.empty_record(), "servers": [server]})
 
 
-def test_observations_of_a_newer_version_are_refused(tmp_path: Path) -> None:
+def test_observations_of_newer_version_are_refused(tmp_path: Path) -> None:
     (tmp_path / "observed.json").write_text('{"schema_version": 3}')
     with pytest.raises(observations.ObservedError, match=r"observed.json: The observed was written by a newer"):
         observations.ready_revisions(str(tmp_path))

@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Run action plugins as Ansible does, with a fake of the one thing that reaches a host: _execute_module."""
+"""Runs action plugins as Ansible does, with a fake of _execute_module, the only method that reaches a host."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PACKAGE = "ansible_collections.magi.llama.plugins.action"
 
 
 class Run:
-    """One action that was run: its result, the module calls that it made, and the lines that it printed."""
+    """A run of an action: its result, its module calls, and its printed lines."""
 
     def __init__(self) -> None:
         self.result: dict[str, Any] = {}
@@ -29,7 +29,7 @@ class Run:
 
 
 class Harness:
-    """Calls action plugins. answers are what the fake host returns, in order; too many calls or too few fail."""
+    """Calls action plugins. `answers` are the results of the fake host, in order; too many or too few calls fail."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._monkeypatch = monkeypatch
@@ -69,7 +69,7 @@ class Harness:
         self._monkeypatch.setattr(Display, "display", lambda _self, line, *_args, **_options: run.lines.append(line))
         variables = {"inventory_hostname": "h", "ansible_facts": facts or {}, "hostvars": {}, **task_vars}
         run.result = action.run(None, variables)
-        assert not pending, f"{len(pending)} answers were not asked for"
+        assert not pending, f"{len(pending)} answers were not used"
         return run
 
 

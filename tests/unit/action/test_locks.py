@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""begin_run and run_lock: waiting for the run that holds the lock, refusing, and taking the lock over."""
+"""begin_run and run_lock: waiting for the holder of the lock, failing, and stealing the lock."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 @pytest.mark.parametrize(("name", "arguments"), CALLS)
-def test_free_lock_is_taken_for_this_run(run_action, name, arguments):
+def test_lock_free_is_acquired_for_this_run(run_action, name, arguments):
     run = run_action(name, arguments, answers=[FREE])
     [(called, sent)] = run.calls
     assert called == name and run.result["holder"] is None and run.lines == []
-    # The host's home, not the controller's.
+    # The home of the host's user, not of the controller's.
     assert sent["state_dir"] == "~/llama"
     assert sent[FILLED_IN]["run"] == this_run()
 
 
 @pytest.mark.parametrize(("name", "arguments"), CALLS)
-def test_held_lock_is_waited_for_and_shown_once(run_action, clock, name, arguments):
+def test_lock_held_is_waited_for_and_reported_once(run_action, clock, name, arguments):
     run = run_action(name, {**arguments, "wait": 10}, answers=[HELD, HELD, HELD, FREE])
     assert run.lines == [f"      waits for another run on this host: {OTHER['text']}"]
     assert clock == [hold.POLL_SECONDS] * 3 and not run.result.get("failed")
@@ -57,19 +57,19 @@ def test_lock_held_for_longer_than_wait_is_refused(run_action, clock, wait, afte
     assert "expires in 800 s; -e servers_lock_take_over=true" in run.result["msg"]
 
 
-def test_take_over_names_the_holder_as_dead_at_once(run_action, clock):
+def test_take_over_passes_holder_as_dead_without_waiting(run_action, clock):
     run = run_action("run_lock", {"state_dir": "/s", "take_over": True}, answers=[HELD, FREE])
     assert [sent[FILLED_IN].get("dead") for _name, sent in run.calls] == [None, OTHER["id"]]
     assert clock == []
 
 
-def test_lock_of_an_ended_run_on_this_controller_is_taken(run_action, clock, monkeypatch):
+def test_lock_of_ended_run_on_this_controller_is_acquired(run_action, clock, monkeypatch):
     monkeypatch.setattr(hold, "has_ended", lambda holder: True)
     run = run_action("begin_run", {"state_dir": "/s", "user": "llama"}, answers=[HELD, FREE])
     assert [sent[FILLED_IN].get("dead") for _name, sent in run.calls] == [None, OTHER["id"]]
     assert clock == []
 
 
-def test_check_mode_waits_for_no_run(run_action, clock):
+def test_check_mode_does_not_wait_for_lock(run_action, clock):
     run = run_action("begin_run", {"state_dir": "/s", "user": "llama"}, answers=[HELD], check=True)
     assert run.result["holder"] == OTHER and clock == []

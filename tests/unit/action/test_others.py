@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""gguf_registry, server_plan, launch_configs, profile and rollback: what the controller adds to their modules."""
+"""gguf_registry, server_plan, launch_configs, profile and rollback: the controller's part."""
 
 from __future__ import annotations
 

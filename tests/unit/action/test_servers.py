@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""server_state and wait_for_health: bulk calls, one by one, slices, and what is shown."""
+"""server_state and wait_for_health: bulk calls, sequential calls, slices, and displayed lines."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def info(*names: str, concurrent: bool) -> dict[str, Any]:
 # --- wait_for_health --------------------------------------------------------------------------------------------------
 
 
-def test_wait_shows_each_server_as_it_settles_and_asks_for_the_rest(run_action):
+def test_wait_shows_settled_servers_and_polls_the_rest(run_action):
     answers = [
         answer(health("a"), health("b", "loading", settled=False, detail="loading", restarts=2)),
         answer(health("b", "loading", settled=False, restarts=2)),
@@ -66,12 +66,12 @@ def test_wait_shows_each_server_as_it_settles_and_asks_for_the_rest(run_action):
         ["a", "port", "8080", "pid", "7", "Q4", "ready", "in", "1.2", "s"],
         ["b", "port", "8080", "pid", "7", "Q4", "ready", "in", "1.2", "s"],
     ]
-    # A rise of restarts against the first look is a crash.
+    # More restarts than at the first call are a crash.
     assert run.calls[2][1][FILLED_IN]["baseline"] == {"a": 0, "b": 2}
     assert (run.result["ready"], run.result["complete"]) == (2, True) and not run.result.get("failed")
 
 
-def test_wait_server_that_was_ready_before_is_not_shown(run_action):
+def test_wait_server_already_ready_is_not_shown(run_action):
     assert run_action("wait_for_health", STATE, answers=[answer(health("a", became=False))]).lines == []
 
 
@@ -81,11 +81,11 @@ def test_wait_failed_server_fails_the_task_unless_degraded(run_action, degraded,
     run = run_action("wait_for_health", {**STATE, "allow_degraded": degraded}, answers=[answer(end)])
     assert run.result["failed"] is failed
     assert run.lines == ["      a  port 8080  FAILED: exit code 1; lower ctx_size"]
-    # Each slice leaves the verdict to the action.
+    # The action, not the slice, decides about failure.
     assert run.calls[0][1]["allow_degraded"] is True
 
 
-def test_wait_host_that_is_lost_ends_the_wait(run_action):
+def test_wait_ends_when_host_is_lost(run_action):
     lost = {"unreachable": True, "msg": "no route"}
     run = run_action("wait_for_health", STATE, answers=[answer(health("a", "loading", settled=False)), lost])
     assert run.result["unreachable"] and len(run.calls) == 2
@@ -113,7 +113,7 @@ def test_state_concurrent_start_is_one_call(run_action):
     [(name, sent)] = run.calls
     assert (name, sent["actions"]) == ("server_state", {"a": "start", "b": "stop"})
     assert "run_id" in sent[FILLED_IN]
-    # A handler's result is not displayed: the stop is shown here.
+    # The result of a handler is not displayed, so the stop is shown here.
     assert run.lines == ["      b: stop"]
 
 
@@ -140,14 +140,14 @@ def test_state_one_by_one_waits_for_each_server_before_the_next(run_action):
 
 
 @pytest.mark.parametrize(("concurrent", "calls"), [(True, 2), (False, 3)])
-def test_state_asks_the_host_how_its_profile_starts(run_action, concurrent, calls):
+def test_state_reads_start_settings_from_host(run_action, concurrent, calls):
     answers = [info("a", concurrent=concurrent), changed(("a", "start"))]
     answers += [] if concurrent else [answer(health("a"))]
     run = run_action("server_state", {**STATE, "state": "started"}, answers=answers)
     assert run.calls[0][0] == "server_info" and len(run.calls) == calls
 
 
-def test_state_one_by_one_ends_at_the_first_failure_and_keeps_what_was_changed(run_action):
+def test_state_one_by_one_stops_at_first_failure_and_keeps_changes(run_action):
     run = run_action(
         "server_state",
         {**STATE, "actions": {"a": "stop", "b": "start", "c": "start"}, "concurrent": False},
@@ -156,7 +156,7 @@ def test_state_one_by_one_ends_at_the_first_failure_and_keeps_what_was_changed(r
     assert (run.result["failed"], run.result["changed"], run.result["msg"]) == (True, True, "no")
 
 
-def test_state_unknown_server_is_the_host_s_answer(run_action):
+def test_state_unknown_server_returns_error_of_host(run_action):
     refused = {"failed": True, "msg": "No server x is deployed here"}
     run = run_action("server_state", {**STATE, "state": "restarted", "servers": ["x"]}, answers=[refused])
     assert run.result["msg"] == refused["msg"] and [name for name, _sent in run.calls] == ["server_info"]

@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A role's argument specs are its documentation: they must say what its defaults and its tasks say."""
+"""A role's argument specs are its documentation: they must match its defaults and its tasks."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def entry_points() -> list[tuple[str, str]]:
 
 
 def text_of(role: Path, tasks: str) -> str:
-    """The tasks of an entry point, with those that they import, and what they notify and render."""
+    """The tasks of an entry point, including imported tasks, notified handlers and templates."""
     text = (role / f"tasks/{tasks}.yml").read_text()
     for name in re.findall(r"_tasks: (\w+)\.yml", text):
         text += text_of(role, name)
@@ -68,7 +68,7 @@ def variables_of(role: Path, tasks: str) -> set[str]:
         if not more:
             break
         text += "".join(str(internal.pop(name)) for name in more)
-    # Comments and names of parameters are no variables.
+    # Comments and parameter names are not variables.
     text = re.sub(r"^\s*#.*$", "", text, flags=re.M)
     return {match[0].removesuffix(" |") for match in VARIABLE.finditer(text)}
 
@@ -88,7 +88,7 @@ def test_entry_point_of_playbook_specifies_its_variables(role: str, entry_point:
     folder = ROOT / "roles" / role
     used = variables_of(folder, entry_point)
     if entry_point == "preflight":
-        # It checks what comes after it too.
+        # It validates the roles after it too.
         assert specs_of(folder)["preflight"]["options"] == specs_of(folder)["main"]["options"]
     elif entry_point == "main":
         used = {name for name in used if name.startswith(f"{role}_")}
@@ -98,11 +98,11 @@ def test_entry_point_of_playbook_specifies_its_variables(role: str, entry_point:
 
 
 @pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
-def test_option_of_several_entry_points_is_written_once(role: Path) -> None:
+def test_option_of_several_entry_points_is_defined_once(role: Path) -> None:
     first: dict[str, Any] = {}
     for spec in specs_of(role).values():
         for name, option in spec["options"].items():
-            # An alias of an anchor is the very same object.
+            # An alias of a YAML anchor is the same object.
             assert first.setdefault(name, option) is option
 
 
