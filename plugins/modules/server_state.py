@@ -138,7 +138,6 @@ from ansible_collections.magi.llama.plugins.module_utils._core.files import plai
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import processes
 from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import renew
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import chosen, read_record
-from ansible_collections.magi.llama.plugins.module_utils._deployment.state_files import note_intended
 from ansible_collections.magi.llama.plugins.module_utils._health.observations import note_seconds
 from ansible_collections.magi.llama.plugins.module_utils._health.pace import Pace
 from ansible_collections.magi.llama.plugins.module_utils._services.base import ServiceDriver, strays, terminate
@@ -168,6 +167,9 @@ def run(module: Module) -> dict:
     if todo:
         renew(state_dir, given["run_id"])
     if given["actions"] is None:
+        # A run that applies a plan has written what it intends, and a module compiles at every call what it imports.
+        from ansible_collections.magi.llama.plugins.module_utils._deployment.state_files import note_intended
+
         names = given["servers"] or [server["name"] for server in record["servers"]]
         note_intended(state_dir, names, "stopped" if given["state"] == "stopped" else "started")
     retire_others(record, state_dir)
