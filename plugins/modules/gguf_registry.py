@@ -177,7 +177,7 @@ ansible_facts:
               type: str
               sample: DeepSeek R1 Qwen3 8B (Q4_K_M)
             kind:
-              description: C(model), C(embedding) or C(reranker).
+              description: C(model), C(embedding), C(reranker) or C(decision).
               type: str
               sample: model
             path:

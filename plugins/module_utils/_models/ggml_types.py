@@ -17,7 +17,7 @@ class GgmlType(NamedTuple):
     type_size: int
 
 
-# Numbers and sizes as in ggml; a unit test holds them against the gguf package.
+# Numbers and sizes as in ggml; unit tests hold them against the gguf package and files that llama-quantize makes.
 GGML_TYPES: dict[int, GgmlType] = {
     0: GgmlType("F32", 1, 4),
     1: GgmlType("F16", 1, 2),
@@ -53,4 +53,5 @@ GGML_TYPES: dict[int, GgmlType] = {
     39: GgmlType("MXFP4", 32, 17),
     40: GgmlType("NVFP4", 64, 36),
     41: GgmlType("Q1_0", 128, 18),
+    42: GgmlType("Q2_0", 64, 18),
 }

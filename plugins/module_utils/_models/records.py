@@ -24,7 +24,7 @@ from .memory_shape import memory_shape
 from .names import QUANT_TOKEN, stem_of
 from .source_files import SourceFile, fingerprint_of
 
-SERVABLE = ("model", "embedding", "reranker")
+SERVABLE = ("model", "embedding", "reranker", "decision")
 TIERS = ("Q1", "Q2", "Q3", "Q4", "Q5", "Q6", "Q8", "F16", "F32")
 
 # llama.cpp itself stops at 512 layers.
@@ -32,11 +32,13 @@ MAX_BLOCKS = 1024
 
 # Architectures that only compute embeddings.
 _ENCODERS = {
-    "bert", "eurobert", "gemma-embedding", "jina-bert-v2", "jina-bert-v3", "llama-embed", "modern-bert", "neo-bert",
-    "nomic-bert", "nomic-bert-moe", "t5encoder",
+    "bert", "eurobert", "gemma-embedding", "gemma-embedding2", "jina-bert-v2", "jina-bert-v3", "llama-embed",
+    "modern-bert", "neo-bert", "nomic-bert", "nomic-bert-moe", "t5encoder",
 }  # fmt: skip
 # Architectures that only draft tokens for another model.
-_DRAFTS = {"dflash", "eagle", "eagle3", "gemma4-assistant"}
+_DRAFTS = {"dflash", "dflash-draft", "eagle", "eagle3", "gemma4-assistant"}
+# Architectures that choose among labels, at /v1/systemone, and generate nothing.
+_DECISIONS = {"clef"}
 _POOLING_NONE, _POOLING_RANK = 0, 4
 # A projector's last tensor, and the dimension of it that is the embedding length of the models that it fits, as in
 # llama.cpp. Older converters wrote CLIP's own width into the metadata key.
@@ -55,7 +57,7 @@ _FILE_TYPES = {
     13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS",
     21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S",
     29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE", 39: "NVFP4",
-    40: "Q1_0",
+    40: "Q1_0", 41: "Q2_0",
 }  # fmt: skip
 _GUESSED = 1024
 
@@ -212,7 +214,7 @@ def _main_type(tensors: Sequence[Tensor]) -> str:
 
 
 def kind_of(path: str, metadata: Mapping[str, Any], tensors: Sequence[Tensor]) -> str:
-    """Return model, embedding or reranker, or a companion kind: mmproj, adapter, imatrix, vocab, draft, vocoder."""
+    """Return model, embedding, reranker, decision, or a companion kind: mmproj, adapter, imatrix, vocab, draft, vocoder."""
     declared = _text(metadata, "general.type")
     architecture = _text(metadata, "general.architecture") or ""
     if declared == "mmproj" or architecture == "clip":
@@ -227,6 +229,8 @@ def kind_of(path: str, metadata: Mapping[str, Any], tensors: Sequence[Tensor]) -
         return "vocoder"
     if architecture in _DRAFTS or _DRAFT_TOKEN.search(stem_of(path)):
         return "draft"
+    if architecture in _DECISIONS:
+        return "decision"
     pooling = _whole(metadata, f"{architecture}.pooling_type")
     if pooling == _POOLING_RANK:
         return "reranker"

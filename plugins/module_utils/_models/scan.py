@@ -37,6 +37,14 @@ if TYPE_CHECKING:
 # Of so many paths that hold no model now their last id is remembered.
 MAX_OLD_IDS = 2000
 
+# Folders with copies, deleted files or a file system's own: what is in them is not a model that anyone wants to serve.
+_SKIPPED_FOLDERS = re.compile(
+    rb"lost\+found|\.Trash(-\d+)?|\.Trashes|#recycle|#snapshot|@eaDir|@Recycle|\.snapshots?|\.zfs|\.incomplete",
+    re.IGNORECASE,
+)
+# Endings of downloaders' control files. The file of the same name without it is incomplete, even at full length.
+_UNFINISHED = (b".aria2", b".st", b".part", b".crdownload", b".incomplete", b".!qB")
+
 # Characters that a path in a unit file, a log line or a table does not survive, and bytes that are not UTF-8.
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f'\"`\\\\\u2028\u2029\ud800-\udfff]")
 
@@ -113,6 +121,7 @@ def _walk(roots: Sequence[bytes], listing: Listing, follow_links: bool) -> list[
             with os.scandir(folder) as iterator:
                 # In order, so that of two links to one folder always the same one counts.
                 found = sorted(iterator, key=lambda item: item.name, reverse=True)
+                names = {item.name for item in found}
         except OSError as error:
             if error.errno != errno.ENOENT:
                 listing.reject(_decode(folder), f"the folder cannot be searched: {error.strerror}")
@@ -126,8 +135,7 @@ def _walk(roots: Sequence[bytes], listing: Listing, follow_links: bool) -> list[
                 # Some file systems return an entry's kind only in a second call, which may fail.
                 is_link = item.is_symlink()
                 if not is_link and item.is_dir(follow_symlinks=False):
-                    # Where file systems keep what they found after a crash; root's own.
-                    if item.name != b"lost+found":
+                    if not _SKIPPED_FOLDERS.fullmatch(item.name):
                         pending.append((path, real, root, linked))
                     continue
                 if not is_gguf and not is_link:
@@ -156,7 +164,7 @@ def _walk(roots: Sequence[bytes], listing: Listing, follow_links: bool) -> list[
                 if is_folder:
                     pending.append((path, real, root, True))
                     continue
-            reason = _unfit(path[len(root) :])
+            reason = _unfit(path[len(root) :]) or _unfinished(item.name, names)
             if reason:
                 listing.reject(_decode(path), reason)
                 continue
@@ -172,6 +180,14 @@ def _unfit(path: bytes) -> str | None:
         return "its path has a control character, quote, backslash or byte that is not UTF-8: rename it"
     if "/-" in text:
         return "a name in its path begins with a dash: rename it"
+    return None
+
+
+def _unfinished(name: bytes, siblings: set[bytes]) -> str | None:
+    """Why a file is still being downloaded, by the control file of the downloader next to it."""
+    for ending in _UNFINISHED:
+        if name + ending in siblings:
+            return f"a download in progress: {_decode(name + ending)} is next to it"
     return None
 
 

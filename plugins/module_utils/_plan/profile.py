@@ -20,7 +20,7 @@ from .._core.errors import MagiError
 
 SELECTORS = ("tier", "architecture", "kind", "id")
 TIERS = ("Q1", "Q2", "Q3", "Q4", "Q5", "Q6", "Q8", "F16", "F32")
-KINDS = ("model", "embedding", "reranker")
+KINDS = ("model", "embedding", "reranker", "decision")
 START_DEFAULTS: dict[str, Any] = {"concurrent": True, "max_startup_time": 120, "readiness_check_interval": 2}
 
 _PROFILE_KEYS = ("description", "enabled_models", "parameters", "memory_budget", "start")

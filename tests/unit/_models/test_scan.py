@@ -82,6 +82,28 @@ def test_scan_is_recursive(models: Path, rescan: Scanner) -> None:
     assert result.content["scan_paths"] == [str(models)]
 
 
+@pytest.mark.parametrize(
+    "folder", [".Trash-1000", ".Trash", "#recycle", "@eaDir", ".snapshot", ".snapshots", ".zfs", "lost+found"]
+)
+def test_scan_deleted_files_and_snapshots_are_skipped(models: Path, rescan: Scanner, folder: str) -> None:
+    make.small_model(models / "a.gguf")
+    make.small_model(models / "sub" / folder / "deep/b.gguf")
+    assert paths(rescan()) == ["a.gguf"]
+
+
+@pytest.mark.parametrize("ending", [".aria2", ".st", ".part", ".crdownload"])
+def test_scan_file_with_a_control_file_is_a_download_in_progress(models: Path, rescan: Scanner, ending: str) -> None:
+    make.small_model(models / "a.gguf")
+    make.small_model(models / "b.gguf")
+    control = models / f"b.gguf{ending}"
+    control.write_text("x")
+    result = rescan()
+    assert paths(result) == ["a.gguf"]
+    assert reasons(result) == {"b.gguf": f"a download in progress: {control.name} is next to it"}
+    control.unlink()
+    assert paths(rescan()) == ["a.gguf", "b.gguf"]
+
+
 def test_scan_paths_all_missing_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match=r"no folder to scan \(looked at: /none, /neither\)"):
         scan(["/none", "/neither"], Kept())
