@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .._core.errors import EstimateError
+
 MIB = 1024 * 1024
 
 # What has less is a processor's own graphics: it borrows the host's memory, so its servers take RAM.
@@ -136,7 +138,11 @@ def vram_per_gpu(vram_bytes: int, fixed_bytes: int, flags: Mapping[str, Any], gp
     if str(flags.get("split_mode")) == "none":
         main = _whole(str(flags.get("main_gpu", 0))) or 0
         used = used[main : main + 1] or used[:1]
-    given = [float(part) for part in re.findall(r"[0-9.]+", str(flags.get("tensor_split") or ""))]
+    if not used:
+        raise EstimateError(
+            f"device is {flags.get('device')}, which is not a GPU of this host: it has {len(gpus)}, numbered from 0."
+        )
+    given = _shares(flags.get("tensor_split"))
     shares = {place: float(gpus[place].total_bytes) for place in used}
     if sum(given[: len(used)]) > 0:
         shares = dict(zip(used, [*given, *([0.0] * len(used))]))
@@ -144,6 +150,15 @@ def vram_per_gpu(vram_bytes: int, fixed_bytes: int, flags: Mapping[str, Any], gp
     divisible = vram_bytes - fixed * len(used)
     total = sum(shares.values())
     return [fixed + int(divisible * shares[place] / total) if place in shares else 0 for place in range(len(gpus))]
+
+
+def _shares(value: Any) -> list[float]:
+    """The proportions of --tensor-split: numbers with commas or slashes between them. Raises EstimateError."""
+    text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    texts = [part.strip() for part in re.split(r"[,/]", text)] if value not in (None, "") else []
+    if not all(re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?|\.[0-9]{1,9}", text) for text in texts):
+        raise EstimateError(f"tensor_split is {str(value)[:80]!r}: it must be a list of numbers, such as 3,1.")
+    return [float(text) for text in texts]
 
 
 def _is_used(place: int, flags: Mapping[str, Any]) -> bool:

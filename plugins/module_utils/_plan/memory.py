@@ -262,6 +262,13 @@ def _vram(
     return vram + (shape["output_bytes"] + shape["tied_bytes"] if has_output else 0), has_output
 
 
+def slot_context(
+    shape: Mapping[str, Any], settings: Mapping[str, Any], *, kind: str = "model", build: int | None = None
+) -> int:
+    """The tokens that one slot of such a server gets; arguments as for estimate."""
+    return _Context(shape, _Settings(settings), kind, build).slot_context
+
+
 def estimate(
     shape: Mapping[str, Any],
     settings: Mapping[str, Any],

@@ -23,10 +23,10 @@ from .differences import stopped_server, with_action
 from .document import PLAN
 from .gpu import vram_per_gpu
 from .inputs import Host, PlanError, Server, Settings
-from .memory import estimate
+from .memory import estimate, slot_context
 from .memory_limits import check_memory, growth_warnings
 from .ports import assign_ports
-from .profile import Model, matches, near, nearest, select
+from .profile import Model, matches, misspelled, nearest, select
 
 # Headroom for page tables, threads, allocator slack and long prompts, so that these do not get a server killed.
 MEMORY_MAX_MARGIN = 1.25
@@ -47,6 +47,7 @@ def make_plan(
     known_elsewhere lists ids of models on other hosts of the run. Raises PlanError.
     """
     models: Sequence[Model] = registry["models"]
+    _check_instances(profile, settings)
     selection = select(profile, models)
     before = {server["name"]: server for server in host.record}
     lost = _lost(selection.missing, registry, profile, host)
@@ -93,6 +94,7 @@ def make_plan(
     memory = check_memory(planned, profile, settings, host)
     warnings += [f"{server['name']}: {text}" for server in servers for text in _context_warnings(server)]
     warnings += growth_warnings(planned, memory)
+    _assert_unique(planned)
     return PLAN.stamp(
         {
             "profile": profile["name"],
@@ -102,6 +104,30 @@ def make_plan(
             "warnings": warnings,
         }
     )
+
+
+def _check_instances(profile: Mapping[str, Any], settings: Settings) -> None:
+    """Refuse more instances of a model than there are ports, before any of them is built."""
+    ports = settings.port_last - settings.port_first + 1
+    for entry in profile["enabled_models"]:
+        if entry["instances"] > ports:
+            raise PlanError(
+                f'profile "{profile["name"]}" ({profile["source"]}): {entry["key"]}.instances is {entry["instances"]}, '
+                f"the port range {settings.port_first} to {settings.port_last} has {ports} ports: lower it, or widen "
+                "servers_port_range_start and servers_port_range_end."
+            )
+
+
+def _assert_unique(planned: Sequence[Server]) -> None:
+    """Fail where two servers would have one name or one port: a mistake of the plan itself."""
+    staying = [server for server in planned if server["action"] != "stop"]
+    for key, values in (
+        ("name", [str(server["name"]) for server in planned]),
+        ("port", [str(server["port"]) for server in staying]),
+    ):
+        twice = sorted({value for value in values if values.count(value) > 1})
+        if twice:
+            raise PlanError(f"Two servers of the plan have one {key}: {', '.join(twice)}. Please report this.")
 
 
 def _lost(
@@ -133,8 +159,8 @@ def _missing(
 ) -> list[str]:
     """Return warnings for named models that this host lacks and that have no running server.
 
-    A name close to an existing model id is treated as a typo (PlanError), unless another host has the named model, a
-    rejected file has its name, it was deployed here before, or it differs only in quantization.
+    A name that differs in a letter or two from that of a model on this host is a typing error, unless another host has
+    such a model, a broken file has its name, it was deployed here before, or it is that model in another quantization.
     """
     warnings: list[str] = []
     where = f'profile "{profile["name"]}" ({profile["source"]})'
@@ -152,7 +178,7 @@ def _missing(
             others = [name for name in ids if other_quantization(model_id, name)]
             if others:
                 why = f"it has {', '.join(others)}"
-            elif near(model_id, ids):
+            elif misspelled(model_id, ids):
                 raise PlanError(f'{where}: {key}: unknown model "{model_id}" on this host: {nearest(model_id, ids)}')
             else:
                 why = f"no similar model id on this host ({nearest(model_id, ids)})"
@@ -173,15 +199,18 @@ def _named(
 ) -> list[tuple[str, Model, int, dict[str, Any]]]:
     """Return each server with its name: the model id, plus "-2", "-3" … for further instances.
 
-    If that name is another model's id, the suffix is "-x2", "-x3" … instead.
+    If such a name is the id of another model, or taken, the instance's number gets one or more x before it.
     """
-    ids = {str(model["id"]) for model in models}
+    taken = {str(model["id"]) for model in models}
     named = []
     for model, instance, parameters in servers:
         name = str(model["id"])
-        if instance > 1:
-            name = f"{model['id']}-{instance}"
-            name = f"{model['id']}-x{instance}" if name in ids else name
+        mark = "-"
+        while instance > 1:
+            name, mark = f"{model['id']}{mark}{instance}", f"{mark}x"
+            if name not in taken:
+                break
+        taken.add(name)
         named.append((name, model, instance, parameters))
     return named
 
@@ -204,8 +233,10 @@ def _server(
     flags = runtime.get("flags") or {}
     try:
         effective = effective_parameters(model, parameters)
-        rendered = render_flags(effective, flags)
         canonical = canonical_parameters(effective, flags)
+        batch = _whole_inputs(model, canonical, runtime)
+        effective, canonical = {**effective, **batch}, {**canonical, **batch}
+        rendered = render_flags(effective, flags)
         # A build without the flag has no prompt cache.
         has_cache = not flags or "cache_ram" in flags
         memory = estimate(
@@ -216,6 +247,7 @@ def _server(
             build=runtime.get("build"),
             companion_bytes=companions.get(str(canonical.get("mmproj")), 0),
         )
+        memory["gpu_bytes"] = vram_per_gpu(memory["vram_bytes"], memory["gpu_fixed_bytes"], canonical, host.gpus)
     except (FlagError, EstimateError) as error:
         raise PlanError(f'profile "{profile["name"]}" ({profile["source"]}), server {name}: {error}') from error
     argv = [str(runtime["path"]), "--model", str(model["path"]), "--alias", str(model["id"])]
@@ -266,6 +298,21 @@ def effective_parameters(model: Model, parameters: Mapping[str, Any]) -> dict[st
     by_kind = {"embedding": {"embedding": True}, "reranker": {"reranking": True}}
     projector = {"mmproj": model["mmproj"]} if model.get("mmproj") else {}
     return {**by_kind.get(str(model["kind"]), {}), **projector, **parameters}
+
+
+def _whole_inputs(model: Model, canonical: Mapping[str, Any], runtime: Mapping[str, Any]) -> dict[str, int]:
+    """Batch sizes with which an embedding or reranker server takes inputs as long as a slot.
+
+    llama-server refuses an input longer than one physical batch, by default 512 tokens. Sizes of the profile are kept.
+    """
+    flags = runtime.get("flags") or {}
+    if model["kind"] not in ("embedding", "reranker") or not {"ubatch_size", "batch_size"} <= set(flags):
+        return {}
+    if canonical.get("ubatch_size") is not None:
+        return {}
+    tokens = slot_context(model["memory"], canonical, kind=str(model["kind"]), build=runtime.get("build"))
+    given = canonical.get("batch_size")
+    return {"ubatch_size": tokens, "batch_size": tokens} if given is None else {"ubatch_size": int(given)}
 
 
 def companion_sizes(registry: Mapping[str, Any]) -> dict[str, int]:

@@ -26,6 +26,9 @@ START_DEFAULTS: dict[str, Any] = {"concurrent": True, "max_startup_time": 120, "
 _PROFILE_KEYS = ("description", "enabled_models", "parameters", "memory_budget", "start")
 _ENTRY_KEYS = ("model", *SELECTORS, "instances", "parameters")
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)(?P<binary>i?)B?", re.IGNORECASE)
+MAX_SIZE_LENGTH = 32
+# A day: no server starts more slowly, and no one wants to wait longer between two probes.
+MAX_SECONDS = 86_400
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 Model = Mapping[str, Any]
@@ -44,6 +47,34 @@ class Selection:
 
     servers: tuple[tuple[Model, int, dict[str, Any]], ...]
     missing: dict[str, str]
+
+
+def misspelled(word: str, valid: Iterable[str]) -> list[str]:
+    """The valid names that word is a typing error of: one or two letters differ, and no digit.
+
+    A digit is a size, a version or a quantization: qwen3-32b is not a misspelled qwen3-8b, but another model.
+    """
+    limit = 2 if len(word) >= 8 else 1
+    digits = re.findall(r"[0-9]+", word)
+    return [
+        name for name in sorted(set(valid)) if re.findall(r"[0-9]+", name) == digits and _is_within(word, name, limit)
+    ]
+
+
+def _is_within(one: str, other: str, limit: int) -> bool:
+    """Whether so few letters have to be inserted, removed, replaced or swapped to turn one text into the other."""
+    if abs(len(one) - len(other)) > limit:
+        return False
+    before: list[int] = []
+    row = list(range(len(other) + 1))
+    for at, letter in enumerate(one, 1):
+        above, before, row = before, row, [at]
+        for to, wanted in enumerate(other, 1):
+            cost = min(before[to] + 1, row[to - 1] + 1, before[to - 1] + (letter != wanted))
+            if at > 1 and to > 1 and letter == other[to - 2] and one[at - 2] == wanted:
+                cost = min(cost, above[to - 2] + 1)
+            row.append(cost)
+    return row[-1] <= limit
 
 
 def near(word: str, valid: Iterable[str]) -> list[str]:
@@ -67,13 +98,15 @@ def parse_size(value: Any) -> int:
         raise ValueError(value)
     if isinstance(value, int):
         size = value
+    elif len(str(value)) > MAX_SIZE_LENGTH:
+        raise ValueError(value)
     else:
         match = _SIZE.fullmatch(str(value).strip())
         if match is None:
             raise ValueError(value)
         decimal = str(value).strip().upper().endswith("B") and not match["binary"]
         size = int(float(match["number"]) * (1000 if decimal else 1024) ** _POWERS[match["unit"].upper()])
-    if size <= 0:
+    if not 0 < size < 1 << 63:
         raise ValueError(value)
     return size
 
@@ -125,7 +158,7 @@ def _check_entry(entry: Any, where: str, prefix: str) -> dict[str, Any]:
             )
     instances = entry.get("instances", 1)
     if isinstance(instances, bool) or not isinstance(instances, int) or instances < 1:
-        raise ProfileError(f"{where}: {prefix}.instances must be a whole number of at least 1, not {instances!r}.")
+        raise ProfileError(f"{where}: {prefix}.instances must be a whole number of at least 1, not {instances!r:.40}.")
     return {
         "model": str(entry["model"]) if "model" in entry else None,
         "selector": selector,
@@ -145,8 +178,10 @@ def _check_start(value: Any, where: str) -> dict[str, Any]:
         ("readiness_check_interval", (int, float), "a number"),
     ):
         seconds = start[key]
-        if isinstance(seconds, bool) or not isinstance(seconds, kinds) or seconds <= 0:
-            raise ProfileError(f"{where}: start.{key} must be {what} of seconds above 0, not {seconds!r}.")
+        if isinstance(seconds, bool) or not isinstance(seconds, kinds) or not 0 < seconds <= MAX_SECONDS:
+            raise ProfileError(
+                f"{where}: start.{key} must be {what} of seconds above 0, {MAX_SECONDS} at most, not {seconds!r:.40}."
+            )
     return start
 
 
@@ -173,7 +208,7 @@ def validate(name: str, source: str, data: Any) -> dict[str, Any]:
         budget = None if profile.get("memory_budget") is None else parse_size(profile["memory_budget"])
     except ValueError:
         raise ProfileError(
-            f"{where}: memory_budget must be a size such as 8GiB or 512M, not {profile['memory_budget']!r}."
+            f"{where}: memory_budget must be a size such as 8GiB or 512M, not {profile['memory_budget']!r:.40}."
         ) from None
     return {
         "name": name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import pytest
@@ -26,6 +27,8 @@ RUNTIME = {
         "metrics": {"spelling": "--metrics", "value": False},
         "embedding": {"spelling": "--embedding", "value": False, "aliases": ["embeddings"]},
         "mmproj": {"spelling": "--mmproj", "value": True},
+        "tensor_split": {"spelling": "--tensor-split", "value": True},
+        "device": {"spelling": "--device", "value": True},
     },
 }
 SHAPE: dict[str, Any] = {}
@@ -495,3 +498,84 @@ def test_plan_lines() -> None:
 @pytest.mark.parametrize(("size", "text"), [(0, "0 B"), (1536, "1.5 KiB"), (GIB, "1.0 GiB"), (3 * 1024**4, "3.0 TiB")])
 def test_format_bytes(size: int, text: str) -> None:
     assert format_bytes(size) == text
+
+
+# --- names that are not here, and bounds ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("named", "here"),
+    [
+        ("qwen3-32b-q4_k_m", "qwen3-8b-q4_k_m"),
+        ("llama-3.1-8b", "llama-3.2-8b"),
+        ("mistral-7b-v0.2", "mistral-7b-v0.3"),
+        ("gemma-3-27b-it", "gemma-3-12b-it"),
+    ],
+)
+def test_plan_model_of_another_size_or_version_is_a_warning(named: str, here: str) -> None:
+    made = plan([model(here)], profile(named, here))
+    assert ports(made) == {here: 8080}
+    assert [f'model "{named}" is missing on this host' in text for text in made["warnings"]] == [True]
+
+
+@pytest.mark.parametrize("named", ["qwen3-8b-q4_k_n", "qwem3-8b-q4_k_m", "qwen3-8bq4_k_m", "qwne3-8b-q4_k_m"])
+def test_plan_typing_error_is_refused_with_the_right_name(named: str) -> None:
+    with pytest.raises(PlanError, match=r'unknown model .* did you mean "qwen3-8b-q4_k_m"'):
+        plan([model("qwen3-8b-q4_k_m")], profile(named))
+
+
+def test_plan_names_of_instances_never_collide() -> None:
+    models = [model(name) for name in ("m", "m-2", "m-x2", "m-3")]
+    made = plan(models, profile({"model": "m", "instances": 3}, "m-2", "m-x2", "m-3"))
+    names = [server["name"] for server in made["servers"]]
+    assert sorted(names) == ["m", "m-2", "m-3", "m-x2", "m-x3", "m-xx2"]
+    assert len(set(ports(made).values())) == 6
+
+
+def test_plan_more_instances_than_ports_are_refused_at_once() -> None:
+    with pytest.raises(
+        PlanError, match=r"enabled_models\[0\].instances is 10+, the port range 8080 to 8099 has 20 ports"
+    ):
+        plan([A], profile({"model": "a", "instances": 10**12}))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "says"),
+    [
+        ({"tensor_split": "1.2.3"}, "tensor_split is '1.2.3': it must be a list of numbers"),
+        ({"tensor_split": "3;1"}, "tensor_split is '3;1'"),
+        ({"device": "CUDA9"}, "device is CUDA9, which is not a GPU of this host: it has 1"),
+    ],
+)
+def test_plan_gpu_parameter_that_is_wrong_is_an_error(parameters: dict, says: str) -> None:
+    with pytest.raises(PlanError, match=re.escape(says)):
+        plan([A], profile("a", parameters=parameters), host(gpus=[Gpu(0, "G", 80 * GIB, 80 * GIB, "nvidia")]))
+
+
+BATCH_FLAGS = {
+    "reranking": {"spelling": "--reranking", "value": False},
+    "ubatch_size": {"spelling": "--ubatch-size", "value": True},
+    "batch_size": {"spelling": "--batch-size", "value": True},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "parameters", "words"),
+    [
+        # A slot gets what the model was trained for, or its share of ctx_size.
+        ("embedding", {}, ["--batch-size", "8192", "--ubatch-size", "8192"]),
+        ("reranker", {"ctx_size": 4096, "parallel": 2}, ["--batch-size", "2048", "--ubatch-size", "2048"]),
+        ("embedding", {"batch_size": 1024}, ["--batch-size", "1024", "--ubatch-size", "1024"]),
+        ("embedding", {"ubatch_size": 256}, ["--ubatch-size", "256"]),
+        ("model", {}, []),
+    ],
+)
+def test_plan_embedding_server_takes_inputs_as_long_as_a_slot(
+    monkeypatch: pytest.MonkeyPatch, kind: str, parameters: dict, words: list[str]
+) -> None:
+    monkeypatch.setitem(RUNTIME, "flags", {**RUNTIME["flags"], **BATCH_FLAGS})
+    record = model("e", kind=kind, memory={"context_length": 8192, "causal": False})
+    [server] = plan([record], profile("e", parameters=parameters))["servers"]
+    pairs = list(zip(server["argv"], server["argv"][1:]))
+    found = sorted(pair for pair in pairs if pair[0] in ("--batch-size", "--ubatch-size"))
+    assert [word for pair in found for word in pair] == words

@@ -145,3 +145,16 @@ def test_built_in_profile_selection(name: str, expected: list[tuple[str, int]]) 
 
 def test_built_in_profiles_are_all_tested() -> None:
     assert {path.stem for path in BUILT_IN.glob("*.yml")} == {"development", "production", "fast-only", "full"}
+
+
+@pytest.mark.parametrize("budget", ["9" * 400, 10**400, float("inf"), "1e400GiB", "9" * 31 + "T"])
+def test_profile_budget_out_of_bounds_is_refused(budget: object) -> None:
+    with pytest.raises(ProfileError, match="memory_budget must be a size such as 8GiB or 512M"):
+        validate("p", "p.yml", {"enabled_models": ["a"], "memory_budget": budget})
+
+
+@pytest.mark.parametrize("key", ["max_startup_time", "readiness_check_interval"])
+@pytest.mark.parametrize("seconds", [float("inf"), float("nan"), 10**400, 86_401])
+def test_profile_seconds_out_of_bounds_are_refused(key: str, seconds: object) -> None:
+    with pytest.raises(ProfileError, match=f"start.{key} must be .* of seconds above 0, 86400 at most"):
+        validate("p", "p.yml", {"enabled_models": ["a"], "start": {key: seconds}})
