@@ -6,22 +6,33 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .names import QUANT_TOKEN, stem_of
 
 # Warnings of a record begin with their topic. Those of this topic depend on a file's neighbours.
 _PAIRING = "mmproj: "
+# Projectors of this type (by its beginning) never belong to models of these architectures: their text-only siblings,
+# which have the same width.
+_NOT_FOR = (
+    (("qwen2vl", "qwen2.5vl", "qwen3vl"), frozenset({"qwen2", "qwen2moe", "qwen3", "qwen3moe"})),
+    (("gemma3", "gemma4"), frozenset({"gemma", "gemma2"})),
+)
+# So many names are listed in a warning.
+_SHOWN = 4
+_REMEDY = "name the right one as mmproj in the profile's parameters"
 
 
 def pair_projectors(models: Sequence[dict[str, Any]], companions: Sequence[dict[str, Any]]) -> list[str]:
     """Set every model's mmproj and its warnings about it, from the projectors in the same folder.
 
-    Returns a sentence for each projector that is next to models and fits none of them.
+    A projector whose file name has words belongs to the models whose names have all of these words; one without words,
+    such as mmproj-F16.gguf, to any that fits. Its width and type (clip.projector_type) have to fit too.
+
+    Returns a sentence for each projector that is next to models and is not used by any of them.
     """
     folders: dict[str, _Folder] = {}
     for companion in sorted(companions, key=lambda record: str(record["path"])):
@@ -54,11 +65,17 @@ class _Named:
     def name(self) -> str:
         return str(os.path.basename(self.record["path"]))
 
-    def fits(self, model: _Named) -> bool:
-        return self.record["embedding_length"] in (None, model.record["embedding_length"])
+    @property
+    def precision(self) -> str:
+        return str(self.record["quantization"])
 
-    def is_related(self, other: _Named) -> bool:
-        return bool(self.words and other.words) and (self.words <= other.words or other.words <= self.words)
+    def fits(self, model: _Named) -> bool:
+        """Whether a projector is made for models of this width and architecture, as far as it is known."""
+        if self.record["embedding_length"] not in (None, model.record["embedding_length"]):
+            return False
+        made_for = str(self.record.get("projector_type") or "")
+        architecture = model.record.get("architecture")
+        return not any(made_for.startswith(types) and architecture in others for types, others in _NOT_FOR)
 
 
 class _Folder:
@@ -69,41 +86,71 @@ class _Folder:
         self.projectors: list[_Named] = []
 
     def pair(self) -> list[str]:
-        # Those that carry no model's name are for whichever fits.
-        nameless = [item for item in self.projectors if not any(item.is_related(model) for model in self.models)]
-        families = {item: {model.family for model in self.models if item.fits(model)} for item in nameless}
-        for model in self.models:
-            fitting = [item for item in self.projectors if item.fits(model)]
-            named = [item for item in fitting if item.is_related(model)]
-            others = [item for item in fitting if item in families]
-            chosen, warning = self._choose(named, others, families)
-            model.record["mmproj"] = chosen
-            model.record["warnings"] += [_PAIRING + warning] if warning else []
-        return [
-            f"{item.record['path']} is for models of width {item.record['embedding_length']}, which no model in its "
-            "folder has: none is given it"
-            for item in self.projectors
-            if self.models and not any(item.fits(model) for model in self.models)
-        ]
+        if not self.models:
+            return []
+        named: dict[_Named, list[_Named]] = {}
+        nameless: dict[tuple[Any, ...], list[_Named]] = {}
+        unused = []
+        with_word: dict[str, set[int]] = {}
+        for number, model in enumerate(self.models):
+            for word in model.words:
+                with_word.setdefault(word, set()).add(number)
+        for item in self.projectors:
+            if item.words:
+                numbers = set.intersection(*(with_word.get(word, set()) for word in item.words))
+                owners = [self.models[number] for number in sorted(numbers) if item.fits(self.models[number])]
+                for model in owners:
+                    named.setdefault(model, []).append(item)
+                if not owners:
+                    unused.append(self._unused(item))
+            else:
+                made_for = (item.record["embedding_length"], item.record.get("projector_type"))
+                nameless.setdefault(made_for, []).append(item)
+        others = {key: [model for model in self.models if items[0].fits(model)] for key, items in nameless.items()}
+        families = {key: {model.family for model in models} for key, models in others.items()}
+        unused += [self._unused(item) for key, items in nameless.items() if not others[key] for item in items]
+        for key, models in others.items():
+            for model in models:
+                if model in named:
+                    continue
+                if len(families[key]) > 1:
+                    fitting = _listed(nameless[key])
+                    _warn(model, f"{fitting} fits several models in this folder, none is taken: {_REMEDY}")
+                else:
+                    named[model] = nameless[key]
+        for model, items in named.items():
+            _choose(model, items)
+        return unused
 
-    def _choose(
-        self, named: Sequence[_Named], others: Sequence[_Named], families: Mapping[_Named, set[Any]]
-    ) -> tuple[str | None, str | None]:
-        remedy = "name the right one as mmproj in the profile's parameters"
-        fitting = named or others
-        names = ", ".join(item.name for item in fitting)
-        different = set() if named else {family for item in others for family in itertools.islice(families[item], 2)}
-        if len(different) > 1:
-            return None, f"{names} fits several models in this folder, none is taken: {remedy}"
-        if len(fitting) < 2:
-            return (fitting[0].record["path"] if fitting else None), None
-        if len({item.words for item in fitting}) > 1:
-            return None, f"{names} fit, none is taken: {remedy}"
-        # The same projector in several precisions.
-        order = ("F16", "BF16", "Q8_0", "F32")
-        best = min(fitting, key=lambda item: order.index(_precision(item)) if _precision(item) in order else 9)
-        return best.record["path"], f"{names} fit, {best.name} is taken: {remedy} if it is another"
+    def _unused(self, item: _Named) -> str:
+        path, width = item.record["path"], item.record["embedding_length"]
+        if width is not None and all(model.record["embedding_length"] != width for model in self.models):
+            return f"{path} is for models of width {width}, which no model in its folder has: it is not used"
+        return f"{path} is named after a model that is not in its folder: it is not used. Rename it, or {_REMEDY}"
 
 
-def _precision(item: _Named) -> str:
-    return str(item.record["quantization"])
+def _choose(model: _Named, items: Sequence[_Named]) -> None:
+    """Give a model the one projector that belongs to it, or none where that is not clear."""
+    if len({item.words for item in items}) > 1:
+        # The one whose name has most of the model's words is closest.
+        most = max(len(item.words) for item in items)
+        items = [item for item in items if len(item.words) == most]
+    if len({item.words for item in items}) > 1:
+        _warn(model, f"{_listed(items)} fit, none is taken: {_REMEDY}")
+        return
+    # The same projector in several precisions.
+    order = ("F16", "BF16", "Q8_0", "F32")
+    best = min(items, key=lambda item: order.index(item.precision) if item.precision in order else 9)
+    model.record["mmproj"] = best.record["path"]
+    if len(items) > 1:
+        _warn(model, f"{_listed(items)} fit, {best.name} is taken: {_REMEDY} if it is another")
+
+
+def _warn(model: _Named, text: str) -> None:
+    model.record["warnings"].append(_PAIRING + text)
+
+
+def _listed(items: Iterable[_Named]) -> str:
+    names = [item.name for item in items]
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

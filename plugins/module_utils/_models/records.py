@@ -304,6 +304,7 @@ def describe(files: Sequence[SourceFile], headers: Sequence[Header]) -> dict[str
             "embedding_length": _projection(metadata, tensors)
             if kind == "mmproj"
             else _embedding(metadata, architecture),
+            "projector_type": _short(metadata, "clip.projector_type", "clip.vision.projector_type"),
             "fingerprint": fingerprint_of(files),
         }
     prefix = f"{architecture}."

@@ -29,7 +29,7 @@ from .._core.files import write_atomic
 from .._core.text import printable
 
 # Raised whenever the same file gives another record than before, so that kept records are not reused.
-READER_VERSION = 2
+READER_VERSION = 3
 _TEXT = (str, NULL)
 _COUNT = (int, NULL)
 _FINGERPRINT = Fields({"size": int, "mtime_ns": int, "inode": int})

@@ -431,10 +431,12 @@ def test_id_suffix_taken_by_another_file_is_unique() -> None:
 # --- projectors ------------------------------------------------------------------------------------------------------
 
 
-def model(name: str, *, folder: str = "/m", embedding: int = 256, blocks: int = 2) -> dict[str, Any]:
+def model(
+    name: str, *, folder: str = "/m", embedding: int = 256, blocks: int = 2, architecture: str = "llama"
+) -> dict[str, Any]:
     return {
         "path": f"{folder}/{name}.gguf",
-        "architecture": "llama",
+        "architecture": architecture,
         "block_count": blocks,
         "embedding_length": embedding,
         "mmproj": "stale",
@@ -443,10 +445,11 @@ def model(name: str, *, folder: str = "/m", embedding: int = 256, blocks: int = 
 
 
 def projector(
-    name: str, *, folder: str = "/m", embedding: int | None = 256, quantization: str = "F16"
+    name: str, *, folder: str = "/m", embedding: int | None = 256, quantization: str = "F16", projector_type: str = ""
 ) -> dict[str, Any]:
     path = f"{folder}/{name}.gguf"
-    return {"path": path, "kind": "mmproj", "embedding_length": embedding, "quantization": quantization}
+    record = {"path": path, "kind": "mmproj", "embedding_length": embedding, "quantization": quantization}
+    return {**record, "projector_type": projector_type or None}
 
 
 @pytest.mark.parametrize(
@@ -492,8 +495,46 @@ def projector(
             [model("a")],
             [projector("mmproj-b"), projector("mmproj-c")],
             [None],
+            None,
+            id="named after absent models",
+        ),
+        pytest.param(
+            [model("a-b-c")],
+            [projector("mmproj-a"), projector("mmproj-b")],
+            [None],
             "fit, none is taken",
             id="two that fit",
+        ),
+        pytest.param(
+            [model("Qwen3-8B-Q4_K_M"), model("Qwen3-VL-8B-Q4_K_M")],
+            [projector("mmproj-Qwen3-VL-8B-F16")],
+            [None, "mmproj-Qwen3-VL-8B-F16"],
+            None,
+            id="not the text model of the same width",
+        ),
+        pytest.param(
+            [model("Qwen3-8B-Q4_K_M")], [projector("mmproj-Qwen3-VL-8B-F16")], [None], None, id="its model is absent"
+        ),
+        pytest.param(
+            [model("Qwen3-8B-Q4_0", architecture="qwen3"), model("Qwen3-VL-8B-Q4_0", architecture="qwen3vl")],
+            [projector("mmproj-F16", projector_type="qwen3vl_merger")],
+            [None, "mmproj-F16"],
+            None,
+            id="by the projector's type",
+        ),
+        pytest.param(
+            [model("gemma-3-4b-it-Q4_0"), model("gemma-3-4b-it-qat-Q4_0")],
+            [projector("mmproj-gemma-3-4b-it-F16")],
+            ["mmproj-gemma-3-4b-it-F16", "mmproj-gemma-3-4b-it-F16"],
+            None,
+            id="variants share it",
+        ),
+        pytest.param(
+            [model("gemma-3-4b-it-qat-Q4_0")],
+            [projector("mmproj-gemma-3-4b-it-F16"), projector("mmproj-gemma-3-4b-it-qat-F16")],
+            ["mmproj-gemma-3-4b-it-qat-F16"],
+            None,
+            id="the closest name",
         ),
     ],
 )
@@ -541,13 +582,15 @@ def test_projector_width_is_that_of_last_tensor(tensors: list[Any], embedding: i
 def test_projector_fitting_no_model_is_reported() -> None:
     companions = [projector("mmproj-x", embedding=512), projector("mmproj-y"), projector("z", folder="/n", embedding=5)]
     assert pair_projectors([model("x-7b")], companions) == [
-        "/m/mmproj-x.gguf is for models of width 512, which no model in its folder has: none is given it"
+        "/m/mmproj-x.gguf is for models of width 512, which no model in its folder has: it is not used",
+        "/m/mmproj-y.gguf is named after a model that is not in its folder: it is not used. Rename it, or name the right "
+        "one as mmproj in the profile's parameters",
     ]
 
 
 def test_projector_pairing_is_fast() -> None:
     models = [model(f"model-{number}-7b-Q4_K_M") for number in range(3000)]
-    projectors = [projector(f"mmproj-{number}") for number in range(5)]
+    projectors = [projector(f"mmproj-other-{number}") for number in range(3000)]
     with counted() as work:
         pair_projectors(models, projectors)
-    assert work.calls < 20 * len(models) * len(projectors), work
+    assert work.calls < 20 * (len(models) + len(projectors)), work
