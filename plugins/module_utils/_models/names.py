@@ -13,6 +13,8 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from .stores import stable_path
+
 MAX_ID = 128
 _SPLIT = re.compile(r"^(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<total>[0-9]{5})\.gguf$")
 
@@ -73,9 +75,12 @@ def assign_ids(paths: Iterable[str], known: Mapping[str, str]) -> dict[str, str]
         taken.add(name)
         return True
 
+    # A new revision of Hugging Face's cache is the same file of the same repository.
+    known = {stable_path(path): name for path, name in known.items()}
     for path in ordered:
-        if path in known and (known[path] == slugs[path] or known[path] in _suffixed(path, slugs[path])):
-            give(path, known[path])
+        name = known.get(stable_path(path))
+        if name is not None and (name == slugs[path] or name in _suffixed(path, slugs[path])):
+            give(path, name)
     for path in ordered:
         if files_of[slugs[path]] == 1:
             give(path, slugs[path])
@@ -88,7 +93,7 @@ def assign_ids(paths: Iterable[str], known: Mapping[str, str]) -> dict[str, str]
 
 def _suffixed(path: str, base: str) -> list[str]:
     """The slug with longer and longer suffixes of the path's hash."""
-    digest = hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()
+    digest = hashlib.sha256(stable_path(path).encode("utf-8", "surrogateescape")).hexdigest()
     return [f"{base or 'model'}-{digest[:length]}" for length in (6, 12, 24, 64)]
 
 

@@ -79,7 +79,7 @@ _COMPANION = Fields(
         "quantization": _TEXT,
         "fingerprint": _FINGERPRINT,
     },
-    {**_FILE, "size_bytes": int, "architecture": _TEXT},
+    {**_FILE, "size_bytes": int, "architecture": _TEXT, "projector_type": _TEXT},
 )
 _REJECTED = Fields({"path": str, "reason": str}, {"files": [str], "fingerprint": _FINGERPRINT})
 _PARTS = {"models": [_MODEL], "companions": [_COMPANION], "rejected": [_REJECTED]}

@@ -30,20 +30,13 @@ from .registry_file import (
     is_within,
 )
 from .source_files import SourceFile, fingerprint_of
+from .stores import chosen_snapshot, control_file, earlier_path, is_skipped, stable_path
 
 if TYPE_CHECKING:
     from .checksums import Progress
 
 # Of so many paths that hold no model now their last id is remembered.
 MAX_OLD_IDS = 2000
-
-# Folders with copies, deleted files or a file system's own: what is in them is not a model that anyone wants to serve.
-_SKIPPED_FOLDERS = re.compile(
-    rb"lost\+found|\.Trash(-\d+)?|\.Trashes|#recycle|#snapshot|@eaDir|@Recycle|\.snapshots?|\.zfs|\.incomplete",
-    re.IGNORECASE,
-)
-# Endings of downloaders' control files. The file of the same name without it is incomplete, even at full length.
-_UNFINISHED = (b".aria2", b".st", b".part", b".crdownload", b".incomplete", b".!qB")
 
 # Characters that a path in a unit file, a log line or a table does not survive, and bytes that are not UTF-8.
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f'\"`\\\\\u2028\u2029\ud800-\udfff]")
@@ -121,7 +114,8 @@ def _walk(roots: Sequence[bytes], listing: Listing, follow_links: bool) -> list[
             with os.scandir(folder) as iterator:
                 # In order, so that of two links to one folder always the same one counts.
                 found = sorted(iterator, key=lambda item: item.name, reverse=True)
-                names = {item.name for item in found}
+            names = {item.name for item in found}
+            snapshot = chosen_snapshot(folder, names)
         except OSError as error:
             if error.errno != errno.ENOENT:
                 listing.reject(_decode(folder), f"the folder cannot be searched: {error.strerror}")
@@ -135,7 +129,7 @@ def _walk(roots: Sequence[bytes], listing: Listing, follow_links: bool) -> list[
                 # Some file systems return an entry's kind only in a second call, which may fail.
                 is_link = item.is_symlink()
                 if not is_link and item.is_dir(follow_symlinks=False):
-                    if not _SKIPPED_FOLDERS.fullmatch(item.name):
+                    if not is_skipped(item.name) and (snapshot is None or item.name == snapshot):
                         pending.append((path, real, root, linked))
                     continue
                 if not is_gguf and not is_link:
@@ -164,7 +158,10 @@ def _walk(roots: Sequence[bytes], listing: Listing, follow_links: bool) -> list[
                 if is_folder:
                     pending.append((path, real, root, True))
                     continue
-            reason = _unfit(path[len(root) :]) or _unfinished(item.name, names)
+            control = control_file(item.name, names)
+            reason = _unfit(path[len(root) :])
+            if control and not reason:
+                reason = f"a download in progress: {_decode(control)} is next to it"
             if reason:
                 listing.reject(_decode(path), reason)
                 continue
@@ -180,14 +177,6 @@ def _unfit(path: bytes) -> str | None:
         return "its path has a control character, quote, backslash or byte that is not UTF-8: rename it"
     if "/-" in text:
         return "a name in its path begins with a dash: rename it"
-    return None
-
-
-def _unfinished(name: bytes, siblings: set[bytes]) -> str | None:
-    """Why a file is still being downloaded, by the control file of the downloader next to it."""
-    for ending in _UNFINISHED:
-        if name + ending in siblings:
-            return f"a download in progress: {_decode(name + ending)} is next to it"
     return None
 
 
@@ -291,6 +280,7 @@ def scan(
         raise RegistryError(
             f"There is no GGUF file in {looked} or below.{refused} Put *.gguf files there, or change scan_paths."
         )
+    listing.groups = _with_earlier_paths(listing.groups, kept)
     before = partial or Kept()
     records = {} if force else dict(kept.records)
     records.update(before.records)
@@ -336,6 +326,20 @@ def scan(
         hashed,
         {"groups": sorted(tried), "checksums": sorted(unread)},
     )
+
+
+def _with_earlier_paths(groups: Sequence[tuple[SourceFile, ...]], kept: Kept) -> list[tuple[SourceFile, ...]]:
+    """The groups, under the paths of the last scan where these lead to the same blobs of Hugging Face's cache."""
+    known = {stable_path(path): path for files in kept.records for path in files if stable_path(path) != path}
+    if not known:
+        return list(groups)
+    found = []
+    for files in groups:
+        earlier = tuple(file._replace(path=earlier_path(file.path, known)) for file in files)
+        # All shards of one snapshot, or none.
+        is_one = len({os.path.dirname(file.path) for file in earlier}) == 1
+        found.append(earlier if is_one else files)
+    return found
 
 
 def _read(pending: Sequence[tuple[SourceFile, ...]], workers: int | None, deadline: float | None) -> pool.PoolResult:

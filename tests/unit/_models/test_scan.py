@@ -744,3 +744,76 @@ def test_reuse_is_fast(models: Path, tmp_path: Path) -> None:
         result = scan([str(models)], load(path))
     assert result.read == work.reads == 0
     assert work.calls < 300 * 1000, work
+
+
+# --- Hugging Face's cache ----------------------------------------------------------------------------------------------
+
+
+class Cache:
+    """A repository in Hugging Face's cache, as huggingface_hub lays it out."""
+
+    def __init__(self, hub: Path, name: str = "models--ann--tiny-GGUF") -> None:
+        self.folder = hub / name
+        (self.folder / "blobs").mkdir(parents=True)
+
+    def commit(self, revision: str, files: dict[str, str], *, is_main: bool = True, age: int = 0) -> None:
+        """A snapshot whose files link to blobs; a blob's content follows from its name."""
+        snapshot = self.folder / "snapshots" / revision
+        snapshot.mkdir(parents=True)
+        for name, blob in files.items():
+            target = self.folder / "blobs" / blob
+            if not target.exists():
+                make.small_model(target)
+            (snapshot / name).symlink_to(f"../../blobs/{blob}")
+        os.utime(snapshot, (1_000_000 - age, 1_000_000 - age))
+        if is_main:
+            (self.folder / "refs").mkdir(exist_ok=True)
+            (self.folder / "refs/main").write_text(revision)
+
+
+OLD_REVISION, NEW_REVISION = "a" * 40, "b" * 40
+
+
+def revisions(result: Scan) -> list[str]:
+    return [Path(record["path"]).parent.name[0] for record in result.content["models"]]
+
+
+def test_hugging_face_snapshot_of_main_is_the_one_that_counts(models: Path) -> None:
+    cache = Cache(models)
+    cache.commit(NEW_REVISION, {"tiny.gguf": "two"})
+    cache.commit(OLD_REVISION, {"tiny.gguf": "one"}, age=-50, is_main=False)
+    result = scan([str(models)], Kept())
+    assert (revisions(result), paths(result), result.content["rejected"]) == (["b"], ["tiny.gguf"], [])
+
+
+def test_hugging_face_newest_snapshot_counts_without_main(models: Path) -> None:
+    cache = Cache(models)
+    cache.commit(OLD_REVISION, {"tiny.gguf": "one"}, is_main=False, age=50)
+    cache.commit(NEW_REVISION, {"tiny.gguf": "two"}, is_main=False)
+    assert revisions(scan([str(models)], Kept())) == ["b"]
+
+
+def test_hugging_face_commit_without_a_new_blob_keeps_the_path(models: Path, rescan: Scanner) -> None:
+    cache = Cache(models)
+    cache.commit(OLD_REVISION, {"tiny.gguf": "one", "gone.gguf": "other"})
+    before = rescan()
+    cache.commit(NEW_REVISION, {"tiny.gguf": "one"})
+    after = rescan()
+    assert (revisions(after), after.read) == (["a"], 0)
+    assert [record["id"] for record in after.content["models"]] == ["tiny"]
+    assert paths(before) == ["gone.gguf", "tiny.gguf"]
+    # Once the old snapshot is pruned, the new path has to do.
+    (cache.folder / "snapshots" / OLD_REVISION / "tiny.gguf").unlink()
+    assert revisions(rescan()) == ["b"]
+
+
+def test_hugging_face_new_blob_keeps_the_id(models: Path, rescan: Scanner) -> None:
+    # Two repositories have files of one name: the ids carry a suffix, which must not depend on the revision.
+    cache, other = Cache(models), Cache(models, "models--bob--tiny-GGUF")
+    other.commit(OLD_REVISION, {"tiny.gguf": "one"})
+    cache.commit(OLD_REVISION, {"tiny.gguf": "one"})
+    before = {record["id"] for record in rescan().content["models"]}
+    cache.commit(NEW_REVISION, {"tiny.gguf": "two"})
+    after = rescan()
+    assert {record["id"] for record in after.content["models"]} == before and len(before) == 2
+    assert sorted(revisions(after)) == ["a", "b"]
