@@ -76,9 +76,9 @@ def assign_ids(paths: Iterable[str], known: Mapping[str, str]) -> dict[str, str]
         return True
 
     # A new revision of Hugging Face's cache is the same file of the same repository.
-    known = {stable_path(path): name for path, name in known.items()}
+    moved = {stable_path(path): name for path, name in known.items() if "/snapshots/" in path}
     for path in ordered:
-        name = known.get(stable_path(path))
+        name = known.get(path) or (moved.get(stable_path(path)) if moved else None)
         if name is not None and (name == slugs[path] or name in _suffixed(path, slugs[path])):
             give(path, name)
     for path in ordered:

@@ -30,7 +30,7 @@ from .registry_file import (
     is_within,
 )
 from .source_files import SourceFile, fingerprint_of
-from .stores import chosen_snapshot, control_file, earlier_path, is_skipped, stable_path
+from .stores import chosen_snapshot, earlier_path, is_skipped, stable_path, unfinished
 
 if TYPE_CHECKING:
     from .checksums import Progress
@@ -114,8 +114,9 @@ def _walk(roots: Sequence[bytes], listing: Listing, follow_links: bool) -> list[
             with os.scandir(folder) as iterator:
                 # In order, so that of two links to one folder always the same one counts.
                 found = sorted(iterator, key=lambda item: item.name, reverse=True)
-            names = {item.name for item in found}
+            names = [item.name for item in found]
             snapshot = chosen_snapshot(folder, names)
+            downloads = unfinished(names)
         except OSError as error:
             if error.errno != errno.ENOENT:
                 listing.reject(_decode(folder), f"the folder cannot be searched: {error.strerror}")
@@ -158,10 +159,9 @@ def _walk(roots: Sequence[bytes], listing: Listing, follow_links: bool) -> list[
                 if is_folder:
                     pending.append((path, real, root, True))
                     continue
-            control = control_file(item.name, names)
             reason = _unfit(path[len(root) :])
-            if control and not reason:
-                reason = f"a download in progress: {_decode(control)} is next to it"
+            if item.name in downloads and not reason:
+                reason = f"a download in progress: {_decode(downloads[item.name])} is next to it"
             if reason:
                 listing.reject(_decode(path), reason)
                 continue
@@ -330,7 +330,7 @@ def scan(
 
 def _with_earlier_paths(groups: Sequence[tuple[SourceFile, ...]], kept: Kept) -> list[tuple[SourceFile, ...]]:
     """The groups, under the paths of the last scan where these lead to the same blobs of Hugging Face's cache."""
-    known = {stable_path(path): path for files in kept.records for path in files if stable_path(path) != path}
+    known = {stable_path(path): path for files in kept.records for path in files if "/snapshots/" in path}
     if not known:
         return list(groups)
     found = []

@@ -33,9 +33,9 @@ def is_skipped(folder: bytes) -> bool:
     return _SKIPPED_FOLDERS.fullmatch(folder) is not None
 
 
-def control_file(name: bytes, siblings: set[bytes]) -> bytes | None:
-    """The downloader's control file next to a file, which says that it is not complete; None if there is none."""
-    return next((name + ending for ending in _UNFINISHED if name + ending in siblings), None)
+def unfinished(names: Iterable[bytes]) -> dict[bytes, bytes]:
+    """The files of a folder that are still being downloaded, each with the downloader's control file next to it."""
+    return {name.rpartition(b".")[0]: name for name in names if name.endswith(_UNFINISHED)}
 
 
 def chosen_snapshot(folder: bytes, names: Iterable[bytes]) -> bytes | None:
@@ -43,8 +43,10 @@ def chosen_snapshot(folder: bytes, names: Iterable[bytes]) -> bytes | None:
 
     It is that of refs/main, if it is there, else the newest.
     """
+    if not folder.endswith(b"/snapshots"):
+        return None
     repository = os.path.dirname(folder)
-    if os.path.basename(folder) != b"snapshots" or not _REPOSITORY.fullmatch(os.path.basename(repository)):
+    if not _REPOSITORY.fullmatch(os.path.basename(repository)):
         return None
     revisions = [name for name in names if _REVISION.fullmatch(name)]
     main = _ref(os.path.join(repository, b"refs", b"main"))
@@ -55,7 +57,7 @@ def chosen_snapshot(folder: bytes, names: Iterable[bytes]) -> bytes | None:
 
 def stable_path(path: str) -> str:
     """The path without the revision of Hugging Face's cache: the same for the same file of a repository."""
-    return _IN_SNAPSHOT.sub(r"\1*/", path)
+    return path if "/snapshots/" not in path else _IN_SNAPSHOT.sub(r"\1*/", path)
 
 
 def earlier_path(path: str, known: Mapping[str, str]) -> str:
