@@ -214,7 +214,10 @@ def _main_type(tensors: Sequence[Tensor]) -> str:
 
 
 def kind_of(path: str, metadata: Mapping[str, Any], tensors: Sequence[Tensor]) -> str:
-    """Return model, embedding, reranker, decision, or a companion kind: mmproj, adapter, imatrix, vocab, draft, vocoder."""
+    """Return the kind: model, embedding, reranker or decision, or a companion's kind.
+
+    Companions are mmproj, adapter, imatrix, vocab, draft and vocoder.
+    """
     declared = _text(metadata, "general.type")
     architecture = _text(metadata, "general.architecture") or ""
     if declared == "mmproj" or architecture == "clip":
