@@ -189,7 +189,7 @@ def test_key_file_unusable_is_reported_before_changes(bed: Bed, key_file: Path) 
     run = {"id": "mine", "controller": "here", "user": "me", "pid": 1, "playbook": "site.yml"}
     assert f"The API key file {key_file} cannot be read: No such file" in facts()["msg"]
     key_file.write_text("\n\n")
-    assert "holds no key" in facts()["msg"]
+    assert "contains no key" in facts()["msg"]
     key_file.write_text(f"{KEY}\n")
     bed.root.chmod(0o755)
     key_file.chmod(0o600)

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""The file with the servers' API keys: whether a server can use it, and whether it changed. The keys go nowhere."""
+"""Check the file with the servers' API keys: whether servers can use it, and whether it changed. No key is copied."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from .._core.errors import MagiError
 
 
 class KeyFileError(MagiError):
-    """A file with API keys that the servers could not use."""
+    """Raised for an API key file that the servers could not use."""
 
 
 def check_key_file(path: str, user: str, groups: Sequence[str] = ()) -> str:
-    """A stamp that changes with the file, after a look whether the user, who may yet have to be made, can read it.
+    """Check that the user, who may not exist yet, can read the file; return a stamp that changes with it.
 
-    groups are further ones of that user. Raises KeyFileError.
+    groups are additional groups of that user. Raises KeyFileError.
     """
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
-            raise KeyFileError(f"The API key file {path} is not a file: write the keys to a file, one per line.")
+            raise KeyFileError(f"The API key file {path} is not a regular file: write one key per line to a file.")
         with open(path, "rb") as stream:
             # The connecting user may lack permission to read it; then only the servers' user counts.
             is_empty = not stream.read(65536).strip()
@@ -37,11 +37,11 @@ def check_key_file(path: str, user: str, groups: Sequence[str] = ()) -> str:
         status = None
     except OSError as error:
         raise KeyFileError(
-            f"The API key file {path} cannot be read: {error.strerror}. Put it there, a key a line, or set "
-            "servers_api_key_file to where it is."
+            f"The API key file {path} cannot be read: {error.strerror}. Create it with one key per line, or set "
+            "servers_api_key_file to its path."
         ) from error
     if is_empty:
-        raise KeyFileError(f"The API key file {path} holds no key: write one into it, a key a line.")
+        raise KeyFileError(f"The API key file {path} contains no key: write the keys into it, one per line.")
     if not _is_readable(path, user, groups):
         raise KeyFileError(
             f"The API key file {path} cannot be read by the servers' user {user}: give it and its folders to a group "
@@ -51,7 +51,7 @@ def check_key_file(path: str, user: str, groups: Sequence[str] = ()) -> str:
 
 
 def first_key(path: str | None) -> str | None:
-    """The first key of the file; None without a file, or if this user cannot read it or it holds no key."""
+    """The first key of the file; None without a file, or if this user cannot read it or it contains no key."""
     if not path:
         return None
     try:

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""Launch configs: where they lie, what a server's sandbox is, and how a set of files is written all or none."""
+"""Launch configs: compare them with the files on disk, find stale ones, and write a set of files all or none."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .._core.files import discard, leftovers, sync_folder, write_temporary
 
 
 class LaunchConfigError(MagiError):
-    """Launch configs that could not be written; the old ones are as they were."""
+    """Raised if launch configs could not be written; the old ones are unchanged."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class File:
 
 @dataclass(frozen=True)
 class Managed:
-    """Files that are ours: those in folder that match the pattern and hold the marker's text."""
+    """Our files: those in folder whose name matches the pattern and whose content contains the marker."""
 
     folder: str
     pattern: str
@@ -40,17 +40,17 @@ class Managed:
 
 
 def files_to_write(files: Sequence[File]) -> list[File]:
-    """Those of the files that are not yet as they should be."""
+    """Return the files that differ from those on disk."""
     return [file for file in files if file_at(file.path) != file]
 
 
 def digest(file: File) -> str:
-    """A text that changes when a file's content or its mode does."""
+    """Return a digest that changes with a file's content or mode."""
     return hashlib.sha256(b"%o\n%b" % (file.mode, file.content)).hexdigest()
 
 
 def read_file(path: str) -> File:
-    """A file as it is. Raises OSError."""
+    """Return a file as it is on disk. Raises OSError."""
     with open(path, "rb") as stream:
         return File(path, stream.read(), os.fstat(stream.fileno()).st_mode & 0o7777)
 
@@ -63,7 +63,7 @@ def file_at(path: str) -> File | None:
 
 
 def current_text(path: str) -> str:
-    """A file's text for a diff; empty where there is none."""
+    """Return a file's text for a diff; empty if it does not exist."""
     try:
         with open(path, encoding="utf-8", errors="replace") as stream:
             return stream.read()
@@ -72,7 +72,7 @@ def current_text(path: str) -> str:
 
 
 def stale_files(managed: Sequence[Managed], keep: Sequence[str]) -> list[str]:
-    """Paths of files that are ours and are not to be kept."""
+    """Return the paths of our files that are not in keep."""
     found = []
     for entry in managed:
         with contextlib.suppress(OSError):
@@ -89,7 +89,7 @@ def stale_files(managed: Sequence[Managed], keep: Sequence[str]) -> list[str]:
 
 
 def refuse_foreign(files: Sequence[File], managed: Sequence[Managed]) -> None:
-    """Raise LaunchConfigError where a file would take the place of one that is not ours."""
+    """Raise LaunchConfigError if a file would overwrite one that is not ours."""
     for file in files:
         folder, name = os.path.split(file.path)
         for entry in managed:
@@ -103,7 +103,7 @@ def refuse_foreign(files: Sequence[File], managed: Sequence[Managed]) -> None:
 
 
 def write_all(files: Sequence[File], remove: Sequence[str] = ()) -> None:
-    """Write every file and then remove others, in this order; where one cannot be written, none is.
+    """Write the files, then remove others; if one cannot be written, none is.
 
     Raises LaunchConfigError.
     """

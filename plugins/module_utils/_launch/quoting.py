@@ -4,7 +4,7 @@
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
 """Quoting for launch configs, so that a command line reaches the server exactly as planned.
 
-A model's path is untrusted text: none of its characters may have a meaning for systemd or supervisor.
+A model's path is untrusted text: none of its characters may have a special meaning for systemd or supervisor.
 """
 
 from __future__ import annotations
@@ -21,39 +21,39 @@ SUPERVISOR_PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
 
 
 class QuoteError(MagiError):
-    """Text that the service manager's file format cannot carry."""
+    """Raised for text that the service manager's file format cannot represent."""
 
 
 def systemd_argv(argv: Sequence[str]) -> str:
-    """A command line for ExecStart=, one flag a line."""
+    """Return a command line for ExecStart=, one flag per line."""
     if not argv:
         raise QuoteError("A server without a command line cannot be written as a systemd unit.")
     program = argv[0]
-    # systemd takes the program's path literally and refuses these in it.
+    # systemd reads the program's path literally and rejects these characters in it.
     if not program.startswith("/") or re.search(r"[\x00-\x1f\x7f\"'\\$]", program):
         raise QuoteError(
-            f"The path of llama-server, {program!r}, cannot stand in a systemd unit: it must be absolute and without "
-            "quotes, backslashes, dollar signs and control characters. Link the program to a plainer path."
+            f"The path of llama-server, {program!r}, cannot be written to a systemd unit: it must be absolute and "
+            "without quotes, backslashes, dollar signs and control characters. Link the program to a simpler path."
         )
     words = [_systemd_word(program), *(_systemd_word(word.replace("$", "$$"), word) for word in argv[1:])]
     return _one_flag_a_line(words, " \\\n    ")
 
 
 def systemd_environment(env: Mapping[str, str]) -> str:
-    """Environment= lines, in the order of the names."""
+    """Return Environment= lines, sorted by name."""
     return "\n".join(f"Environment={_systemd_word(f'{name}={value}')}" for name, value in sorted(env.items()))
 
 
 def systemd_paths(paths: Sequence[str]) -> str:
-    """The paths of a setting like ReadOnlyPaths=, which knows quotes but no escapes for control characters."""
+    """Return the value of a setting like ReadOnlyPaths=, which allows quotes but no escapes for control characters."""
     for path in paths:
         if re.search(r"[\x00-\x1f\x7f]", path):
-            raise QuoteError(f"The path {path!r} cannot stand in a systemd unit: it holds a control character.")
+            raise QuoteError(f"The path {path!r} cannot be written to a systemd unit: it contains a control character.")
     return " ".join(_systemd_word(path) for path in paths)
 
 
 def systemd_settings(settings: Mapping[str, Any]) -> str:
-    """Key=value lines; a setting that is null or empty is left out, one that is a list gets a line for each entry."""
+    """Return Key=value lines; null or empty settings are omitted, a list gets one line per entry."""
     lines = []
     for key, given in settings.items():
         for value in given if isinstance(given, (list, tuple)) else [given]:
@@ -69,12 +69,12 @@ def systemd_settings(settings: Mapping[str, Any]) -> str:
 
 
 def _systemd_word(text: str, original: str | None = None) -> str:
-    """One word of a unit file: C escapes inside double quotes where needed, specifiers switched off."""
+    """Return one word of a unit file: in double quotes with C escapes if needed, % specifiers escaped."""
     text = text.replace("%", "%%")
     if SYSTEMD_PLAIN.fullmatch(text):
         return text
     if "\0" in text:
-        raise QuoteError(f"The word {original or text!r} cannot stand in a systemd unit: it holds a NUL.")
+        raise QuoteError(f"The word {original or text!r} cannot be written to a systemd unit: it contains a NUL byte.")
     return '"' + "".join(_systemd_letter(letter) for letter in text) + '"'
 
 
@@ -87,46 +87,46 @@ def _systemd_letter(letter: str) -> str:
 
 
 def supervisor_command(argv: Sequence[str]) -> str:
-    """A command line for command=, one flag a line."""
+    """Return a command line for command=, one flag per line."""
     return _one_flag_a_line([_supervisor_word(word) for word in argv], "\n  ")
 
 
 def supervisor_environment(env: Mapping[str, str]) -> str:
-    """The value of environment=, in the order of the names."""
+    """Return the value of environment=, sorted by name."""
     pairs = []
     for name, value in sorted(env.items()):
         quote = "'" if '"' in value else '"'
         if quote in value or value.strip("'\"") != value:
-            raise QuoteError(f"{name}={value!r} cannot stand in a supervisor program: it holds quotes.")
+            raise QuoteError(f"{name}={value!r} cannot be written to a supervisor program: it contains quotes.")
         pairs.append(f"{name}={quote}{supervisor_value(value)}{quote}")
     return ",".join(pairs)
 
 
 def supervisor_value(text: str) -> str:
-    """A plain value, such as a path: percent signs doubled."""
-    # supervisor takes "#" and ";" after white space for a comment, and strips the ends.
+    """Return a plain value, such as a path, with percent signs doubled."""
+    # supervisor reads "#" and ";" after white space as a comment, and strips white space at both ends.
     if re.search(r"[\x00-\x1f\x7f\udc80-\udcff]|(^|\s)[;#]|%\(", text) or text != text.strip():
         raise QuoteError(
-            f"{text!r} cannot stand in a supervisor program: it has control characters, bytes that are not UTF-8, "
-            'white space at its ends, "%(", or a word that begins with ";" or "#". Choose a plainer path.'
+            f"{text!r} cannot be written to a supervisor program: it has control characters, bytes that are not UTF-8, "
+            'white space at its ends, "%(", or a word that begins with ";" or "#". Choose a simpler path.'
         )
     return text.replace("%", "%%")
 
 
 def _supervisor_word(word: str) -> str:
-    """One word for shlex, inside a configuration file that has comments, line folding and % expansions."""
+    """Return one word for shlex, in a configuration file with comments, line folding and % expansion."""
     if re.search(r"[\0\r\udc80-\udcff]", word):
         raise QuoteError(
-            f"{word!r} cannot stand in a supervisor program: it has a carriage return, a NUL or bytes that are not "
-            "UTF-8. Rename the file."
+            f"{word!r} cannot be written to a supervisor program: it has a carriage return, a NUL or bytes that are "
+            "not UTF-8. Rename the file."
         )
     text = word.replace("%", "%%")
     if SUPERVISOR_PLAIN.fullmatch(text):
         return text
     quoted = shlex.quote(text)
-    # A quote before these letters keeps them from beginning a comment, or from being read as "%(here)s".
+    # Empty quotes before these characters keep them from starting a comment or a "%(here)s" expansion.
     quoted = re.sub(r"([;#(])", r"''\1", quoted)
-    # A line that begins and ends with a quote keeps the white space around the line break; one blank folds it.
+    # Quotes around a line break preserve the white space next to it; the leading space makes a continuation line.
     return quoted.replace("\n", "''\n ''")
 
 

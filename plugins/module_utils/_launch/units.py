@@ -18,12 +18,12 @@ UNIT_FOLDER = "/etc/systemd/system"
 UNIT_PREFIX = "magi-llama-"
 TARGET = "magi-llama.target"
 
-# Names from /proc/devices: they cover every GPU, however many nodes it has.
+# Names from /proc/devices: they cover all device nodes of every GPU.
 GPU_DEVICES = ("char-nvidia*", "char-drm", "char-kfd")
 # The first systemd with RestartSteps and RestartMaxDelaySec.
 BACK_OFF_VERSION = 254
-# A server that keeps crashing is given up after so many starts: they last longer than a minute's fault, whose end a
-# restart finds, and, however long each of them takes to crash, not longer than the time in which systemd counts them.
+# systemd stops restarting a crashing server after this many starts. With back-off they span more than a minute, so a
+# short outage is survived; the interval below is long enough to count all of them, even if each crash takes long.
 START_LIMIT_BURST = 10
 START_LIMIT_SPARE = 1800
 HOMES = ("/home/", "/root/", "/run/user/")
@@ -36,9 +36,9 @@ def unit_name(server: str) -> str:
 
 
 def systemd_dependencies(server: Mapping[str, Any], gpu_access: Any = "auto") -> dict[str, Any]:
-    """What must be there before a server is started at boot: its models' mounts, its address, the GPU's devices."""
+    """What a server needs before it is started at boot: its models' mounts, its address, the GPU's devices."""
     host = str(server["host"])
-    # A wildcard address is there from the beginning; binding any other fails, for good, before the network is up.
+    # A wildcard address can always be bound; binding any other before the network is up fails permanently.
     online = None if is_loopback(host) or host in ("0.0.0.0", "::") else "network-online.target"
     return {
         "After": [unit for unit in ("network.target", online) if unit]
@@ -49,14 +49,14 @@ def systemd_dependencies(server: Mapping[str, Any], gpu_access: Any = "auto") ->
 
 
 def systemd_restart(systemd_version: int | None) -> dict[str, Any]:
-    """Back-off between the restarts of a server that crashes, as far as this systemd knows it."""
+    """Back-off between restarts of a crashing server, as far as this systemd version supports it."""
     if systemd_version is None or systemd_version < BACK_OFF_VERSION:
         return {"RestartSec": 20}
     return {"RestartSec": 1, "RestartSteps": 5, "RestartMaxDelaySec": 60}
 
 
 def systemd_start_limit(max_startup_time: int) -> dict[str, Any]:
-    """When a server that keeps crashing is given up. It may take its whole start-up time to crash."""
+    """When systemd stops restarting a crashing server. Each crash may take its whole start-up time."""
     interval = START_LIMIT_SPARE + START_LIMIT_BURST * int(max_startup_time)
     return {"StartLimitIntervalSec": interval, "StartLimitBurst": START_LIMIT_BURST}
 
@@ -66,12 +66,12 @@ def systemd_sandbox(
 ) -> dict[str, Any]:
     """The settings of a unit that depend on its server: memory, devices, folders, addresses.
 
-    gpu_access is true, false or "auto", which is true where the plan puts layers on a GPU.
+    gpu_access is true, false or "auto", which is true if the plan puts layers on a GPU.
     """
     argv = [str(word) for word in server["argv"]]
     uses_gpu = _uses_gpu(server, gpu_access)
     at_home = any(f"{word}/".startswith(HOMES) for word in argv)
-    # Servers on other machines, and clients there, need more than the loopback address.
+    # RPC servers and clients on other machines need more than the loopback address.
     closed = is_loopback(str(server["host"])) and "--rpc" not in argv
     return {
         "MemoryMax": server.get("memory_max_bytes") or None,
@@ -81,7 +81,7 @@ def systemd_sandbox(
         "ProtectHome": "read-only" if at_home else True,
         "PrivateDevices": not uses_gpu,
         "DeviceAllow": [f"{device} rw" for device in GPU_DEVICES] if uses_gpu else [],
-        # GPU drivers compile kernels into memory.
+        # GPU drivers compile kernels at run time, into executable memory.
         "MemoryDenyWriteExecute": not uses_gpu,
         "IPAddressDeny": "any" if closed else None,
         "IPAddressAllow": "localhost" if closed else None,

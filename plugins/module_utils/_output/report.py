@@ -17,12 +17,12 @@ from .._plan.plan import companion_sizes, effective_parameters, plan_lines
 from .._plan.profile import select
 
 STEPS = ("discovery", "profile", "enabled models", "launch", "health")
-# The registry has them all.
+# The registry lists all of them.
 MAX_LISTED = 20
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
-    """Rows under a header, in columns as wide as their widest cell; numbers stand to the right."""
+    """Rows under a header, in columns as wide as their widest cell; numbers are right-aligned."""
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(len(str(row[column])) for row in [header, *cells]) for column in range(len(header))]
     right = [bool(rows) and all(_is_number(row[column]) for row in rows) for column in range(len(header))]
@@ -64,11 +64,11 @@ def step_line(step: str, text: str) -> str:
 
 
 def runtime_lines(runtime: Mapping[str, Any], tried: Sequence[Mapping[str, str]]) -> list[str]:
-    """Which llama-server is used, by which method, and why by none of those before."""
+    """Which llama-server is used, by which method, and why the methods before it were not used."""
     build = f" (build {runtime['build']})" if runtime["build"] else ""
     what = f"{runtime['version']}{build}" if runtime["installed"] else "not installed yet"
     lines = [f"llama-server {what}, {runtime['path']}, method {runtime['source']}"]
-    # The reason, without the advice that is for those who have no llama-server at all.
+    # Only the reason: the advice after it is for hosts without any llama-server.
     return lines + [
         f"      not {entry['method']}: {entry['result'].partition('. ')[0].rstrip('.')}"
         for entry in tried
@@ -77,7 +77,7 @@ def runtime_lines(runtime: Mapping[str, Any], tried: Sequence[Mapping[str, str]]
 
 
 def discovery_lines(registry: Mapping[str, Any], changes: Mapping[str, Sequence[str]]) -> list[str]:
-    """What a scan found, and what has come and gone since the last one."""
+    """What a scan found, and what was added and removed since the last one."""
     rejected, companions = registry["rejected"], registry["companions"]
     extra = [f"{len(companions)} companion files"] if companions else []
     extra += [f"{len(rejected)} rejected"] if rejected else []
@@ -93,7 +93,7 @@ def _listed(ids: Sequence[str]) -> str:
 
 
 def profile_lines(profile: Mapping[str, Any]) -> list[str]:
-    """Which profile is used, and where it comes from."""
+    """Which profile is used, and where it was loaded from."""
     return [step_line("profile", f"{profile['name']}: {profile['description']} ({profile['source']})")]
 
 
@@ -176,9 +176,9 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
 
 
 def registry_lines(registry: Mapping[str, Any], profile: Mapping[str, Any]) -> list[str]:
-    """The registry as a table; the memory is that of one server with the profile's parameters, without a GPU.
+    """The registry as a table; memory is for one server with the profile's parameters, without a GPU.
 
-    A short fact has fewer keys: missing ones are shown as a dash.
+    The short fact has fewer keys: missing ones are shown as a dash.
     """
     chosen = {model["id"]: parameters for model, _instances, parameters in select(profile, registry["models"]).servers}
     sizes = companion_sizes(registry)
@@ -203,7 +203,7 @@ def registry_lines(registry: Mapping[str, Any], profile: Mapping[str, Any]) -> l
 def _memory(
     model: Mapping[str, Any], parameters: Mapping[str, Any], sizes: Mapping[str, int], wrong: dict[str, None]
 ) -> str | None:
-    """The memory that a server takes, None if it cannot be estimated; errors in the parameters are added to wrong."""
+    """The memory that a server needs, None if it cannot be estimated; errors in the parameters are added to wrong."""
     if "memory" not in model:
         return None
     effective = effective_parameters(model, parameters)

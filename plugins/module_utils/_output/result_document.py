@@ -13,7 +13,7 @@ from typing import Any
 
 from .._core.documents import Document, Fields, Map
 
-# A rollout's has more than hosts, so it is a document of its own.
+# A rollout's result contains more than hosts, so it is a separate document.
 KINDS = ("site", "plan", "scan", "status", "verify")
 RESULT = Document(
     "result",
@@ -23,10 +23,10 @@ RESULT = Document(
 
 
 def result_document(kind: str, hosts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The results of hosts by name under one head; kind is the playbook's name."""
+    """Wrap the hosts' results, by host name, in a result document; kind is the playbook's name."""
     return RESULT.stamp({"kind": kind, "hosts": {name: dict(host) for name, host in hosts.items()}})
 
 
 def to_text(document: Mapping[str, Any]) -> str:
-    """The document as it is printed and written: its first line is { and its last one }, and all is ASCII."""
+    """The document as printed and written: ASCII only, the first line is { and the last line is }."""
     return json.dumps(document, indent=2) + "\n"

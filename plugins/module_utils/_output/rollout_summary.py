@@ -16,10 +16,10 @@ from typing import Any
 from .._core.documents import NULL, NUMBER, Document, Fields, Map
 from .report import format_seconds, table
 
-# A host is untouched until its turn comes. What was being updated when the run ended is counted as failed.
+# A host is untouched until its turn. One that was being updated when the run ended is counted as failed.
 STATES = ("updated", "unchanged", "planned", "failed", "untouched")
 _DONE = {"start": "started", "restart": "restarted", "stop": "stopped"}
-# Variables that do not belong in a rollback, or not on the screen; the path of a secret is not secret.
+# Variables left out of the rollback command: irrelevant to it, or secret. The path of a secret is not secret.
 _LEFT_OUT = re.compile(
     r"(profile|output|output_file|fail_on|rollout_\w+)$|(?!\w+_(file|path|dir)$).*(pass|secret|token|key)",
     re.IGNORECASE,
@@ -59,7 +59,7 @@ Host = Mapping[str, Any]
 
 
 def begin() -> dict[str, Any]:
-    """A host that nothing was done to yet."""
+    """The initial entry of a host: nothing was done to it yet."""
     return {
         "state": "untouched",
         "seconds": None,
@@ -73,7 +73,7 @@ def begin() -> dict[str, Any]:
 
 
 def updated(host: Host, plan: Mapping[str, Any], health: Mapping[str, Any], check: bool) -> dict[str, Any]:
-    """A host whose turn is over and that is well; in check mode, one that would be changed."""
+    """The entry of a host that was updated successfully; in check mode, of one that would be changed."""
     actions = actions_of(plan)
     state = "unchanged" if not actions else "planned" if check else "updated"
     return {**host, "state": state, "actions": actions, **readiness(health)}
@@ -82,19 +82,19 @@ def updated(host: Host, plan: Mapping[str, Any], health: Mapping[str, Any], chec
 def failed(
     host: Host, plan: Mapping[str, Any], health: Mapping[str, Any], task: str, error: str, rollback: str | None
 ) -> dict[str, Any]:
-    """A host at which the rollout stops; rollback is the command that returns it, where it was touched."""
+    """The entry of a host at which the rollout stops; rollback is the command that undoes the changes, if any."""
     found = {"actions": actions_of(plan), **readiness(health)} if rollback else {}
     return {**host, **found, "state": "failed", "task": task, "error": error, "rollback": rollback}
 
 
 def not_as_planned(plan: Mapping[str, Any], running: Mapping[str, str]) -> list[str]:
-    """The servers that a plan starts, restarts or stops and that do not run by it.
+    """The servers that a plan starts, restarts or stops but that do not run as planned.
 
     running are the revisions of the servers' processes.
     """
     wrong = []
     for server in plan.get("servers", ()):
-        # One that is kept may run by an older launch config, where its model is gone.
+        # A kept server whose model is gone may run with an older launch config.
         wanted = None if server["action"] == "stop" else server.get("revision")
         if server["action"] != "keep" and running.get(server["name"]) != wanted:
             wrong.append(str(server["name"]))
@@ -108,15 +108,15 @@ def actions_of(plan: Mapping[str, Any]) -> dict[str, int]:
 
 
 def readiness(health: Mapping[str, Any]) -> dict[str, Any]:
-    """The number of servers and of ready ones, if they were probed."""
+    """The number of servers and of ready servers, if they were probed."""
     if "servers" not in health:
         return {"total_servers": None, "ready_servers": None}
     return {"total_servers": len(health["servers"]), "ready_servers": health["ready"]}
 
 
 def failure_text(name: str, host: Host) -> str:
-    """The message for a failed host: where and why it failed, and how to return it to what it ran before."""
-    # The task itself has shown the rest.
+    """The message for a failed host: where and why it failed, and how to roll it back."""
+    # The failed task has already shown the rest.
     where = f'{name} failed at the task "{host["task"]}": {(host["error"].splitlines() or [""])[0]}'.rstrip()
     if not host["rollback"]:
         return f"{where}\nNothing was changed. Fix the cause and run the rollout again."
@@ -127,7 +127,7 @@ def failure_text(name: str, host: Host) -> str:
 
 
 def summary(hosts: Mapping[str, Host], seconds: float) -> dict[str, Any]:
-    """The end of a rollout; hosts are in the order of the rollout."""
+    """The result of a rollout; hosts are in the order of the rollout."""
     entries = {
         name: {**{key: host[key] for key in begin()}, "state": _final(host["state"])} for name, host in hosts.items()
     }
@@ -144,12 +144,12 @@ def summary(hosts: Mapping[str, Host], seconds: float) -> dict[str, Any]:
 
 
 def _final(state: str) -> str:
-    # Its update neither succeeded nor was rescued: the connection to the host was lost.
+    # Its update neither succeeded nor reached rescue: the connection to the host was lost.
     return "failed" if state == "updating" else state
 
 
 def summary_lines(result: Mapping[str, Any]) -> list[str]:
-    """The same as a table."""
+    """The summary as a table."""
     counts = ", ".join(f"{result[state]} {state}" for state in STATES if result[state]) or "no hosts"
     rows = [
         [name, entry["state"], entry["seconds"], _ready(entry), _actions(entry)]
@@ -174,10 +174,10 @@ def _actions(entry: Host) -> str:
 def rollback_command(
     playbook: str, inventories: Sequence[str], host: str, extra_vars: Sequence[Any], options: Sequence[str] = ()
 ) -> str:
-    """The command that returns a host, in words of the command line.
+    """The command line that rolls a host back.
 
-    extra_vars are those of the rollout, each key=value, @file or a mapping; they go along, less what a rollback has no
-    use for and secrets. options say how the hosts are reached.
+    extra_vars are those of the rollout, each key=value, @file or a mapping; they are passed on, without secrets and
+    without variables that a rollback does not use. options say how to reach the hosts.
     """
     words = ["ansible-playbook"]
     for inventory in inventories:
