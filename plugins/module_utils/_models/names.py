@@ -11,6 +11,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from .stores import stable_path
@@ -54,14 +55,16 @@ def slug(path: str) -> str:
     return re.sub(r"[^a-z0-9._]+", "-", plain).strip("-._")[:MAX_ID].rstrip("-._")
 
 
-def assign_ids(paths: Iterable[str], known: Mapping[str, str]) -> dict[str, str]:
-    """An id for every path, independent of their order.
+def assign_ids(
+    paths: Iterable[str], known: Mapping[str, str], aliases: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, str]:
+    """An id for every path, independent of their order; aliases are names to use instead of a path's own.
 
     A path keeps the id that it had (known). A new one gets its slug where it is the only one of that slug, else the
     slug and a suffix made of the path, which no other file's coming or going changes.
     """
     ordered = sorted(set(paths))
-    slugs = {path: slug(path) for path in ordered}
+    slugs = {path: slug(aliases.get(path, path)) for path in ordered}
     files_of: dict[str, int] = {}
     for base in slugs.values():
         files_of[base] = files_of.get(base, 0) + 1

@@ -55,7 +55,7 @@ class _Named:
 
     def __init__(self, record: dict[str, Any]) -> None:
         self.record = record
-        stem = QUANT_TOKEN.sub("", stem_of(record["path"])).lower()
+        stem = QUANT_TOKEN.sub("", stem_of(record.get("alias") or record["path"])).lower()
         purposes = {"mmproj", "model", "ggml", "vision", "audio", "projector"}
         self.words = frozenset(re.findall(r"[a-z0-9]+", stem)) - purposes
         # The same for all quantizations of one model.

@@ -281,14 +281,15 @@ def describe(files: Sequence[SourceFile], headers: Sequence[Header]) -> dict[str
     metadata = first.metadata
     path = files[0].path
     architecture = _text(metadata, "general.architecture")
-    kind = kind_of(path, metadata, tensors)
+    named = files[0].alias or path
+    kind = kind_of(named, metadata, tensors)
     if architecture is None and kind not in ("imatrix", "adapter"):
         raise ModelError("it has no key general.architecture, so it is not a model")
     if architecture is not None and not _ARCHITECTURE.match(architecture):
         raise ModelError(
             f"general.architecture is {clean_text(architecture, 40)!r}, which is not the name of an architecture"
         )
-    quantization = quantization_of(path, metadata, tensors)
+    quantization = quantization_of(named, metadata, tensors)
     common = {
         "kind": kind,
         "path": path,
@@ -298,6 +299,7 @@ def describe(files: Sequence[SourceFile], headers: Sequence[Header]) -> dict[str
         "architecture": architecture,
         "name": _short(metadata, "general.name"),
         "source": _short(metadata, *_SOURCES),
+        **({"alias": files[0].alias} if files[0].alias else {}),
     }
     if kind not in SERVABLE:
         return {
@@ -330,7 +332,7 @@ def describe(files: Sequence[SourceFile], headers: Sequence[Header]) -> dict[str
         warnings.append("chat template: it is longer than 1 MiB and was not read")
     return {
         "id": "",
-        "display_name": _display_name(path, metadata, quantization.name),
+        "display_name": _display_name(named, metadata, quantization.name),
         **common,
         "size_label": _short(metadata, "general.size_label"),
         "parameter_count": sum(tensor.elements for tensor in tensors),

@@ -35,6 +35,7 @@ _COUNT = (int, NULL)
 _FINGERPRINT = Fields({"size": int, "mtime_ns": int, "inode": int})
 _FILE = {
     "source": _TEXT,
+    "alias": str,
     "name": _TEXT,
     "parameter_count": int,
     "shards": int,

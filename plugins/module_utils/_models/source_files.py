@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 
 class SourceFile(NamedTuple):
-    """A file as the scan found it."""
+    """A file as the scan found it. alias is its name where a store names the file by its digest, else empty."""
 
     path: str
     size: int
     mtime_ns: int
     inode: int
+    alias: str = ""
 
 
 def fingerprint_of(files: Sequence[SourceFile]) -> dict[str, Any]:

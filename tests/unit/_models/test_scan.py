@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import stat
@@ -18,7 +19,9 @@ from typing import Any
 import pytest
 from ansible_collections.magi.llama.plugins.module_utils._models import read_files, registry_file
 from ansible_collections.magi.llama.plugins.module_utils._models import scan as scan_module
+from ansible_collections.magi.llama.plugins.module_utils._models.listing import list_files
 from ansible_collections.magi.llama.plugins.module_utils._models.registry_file import (
+    REGISTRY,
     Kept,
     RegistryError,
     diff_lines,
@@ -28,7 +31,7 @@ from ansible_collections.magi.llama.plugins.module_utils._models.registry_file i
     serialize,
     short_content,
 )
-from ansible_collections.magi.llama.plugins.module_utils._models.scan import Scan, list_files, scan
+from ansible_collections.magi.llama.plugins.module_utils._models.scan import Scan, scan
 from support import gguf_files as make
 from support.work import counted
 
@@ -817,3 +820,105 @@ def test_hugging_face_new_blob_keeps_the_id(models: Path, rescan: Scanner) -> No
     after = rescan()
     assert {record["id"] for record in after.content["models"]} == before and len(before) == 2
     assert sorted(revisions(after)) == ["a", "b"]
+
+
+# --- Ollama's store ----------------------------------------------------------------------------------------------------
+
+
+class Store:
+    """A store of models, as Ollama lays it out."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "blobs").mkdir(parents=True)
+        (folder / "manifests").mkdir()
+
+    def blob(self, content: bytes) -> str:
+        digest = hashlib.sha256(content).hexdigest()
+        (self.folder / f"blobs/sha256-{digest}").write_bytes(content)
+        return f"sha256:{digest}"
+
+    def tag(self, name: str, layers: dict[str, str], file_type: str = "Q4_K_M") -> Path:
+        """Write the manifest of registry.ollama.ai/NAME; layers are digests by kind."""
+        manifest = self.folder / "manifests/registry.ollama.ai" / name
+        manifest.parent.mkdir(parents=True, exist_ok=True)
+        config = self.blob(json.dumps({"model_format": "gguf", "file_type": file_type}).encode())
+        listed = [
+            {"mediaType": f"application/vnd.ollama.image.{kind}", "digest": digest, "size": 1}
+            for kind, digest in layers.items()
+        ]
+        manifest.write_text(json.dumps({"schemaVersion": 2, "config": {"digest": config}, "layers": listed}))
+        return manifest
+
+
+def model_content(folder: Path) -> bytes:
+    path = make.small_model(folder / "made.gguf")
+    content = path.read_bytes()
+    path.unlink()
+    return content
+
+
+@pytest.fixture
+def store(models: Path) -> Store:
+    return Store(models / ".ollama/models")
+
+
+def test_ollama_models_have_the_names_of_their_manifests(models: Path, store: Store, rescan: Scanner) -> None:
+    digest = store.blob(model_content(models))
+    store.tag("library/qwen3/latest", {"model": digest, "template": "sha256:" + "0" * 64})
+    store.tag("library/qwen3/8b", {"model": digest})
+    (model,) = rescan().content["models"]
+    assert model["id"] == "qwen3-8b-q4_k_m"
+    assert model["path"] == str(store.folder / "blobs" / digest.replace(":", "-"))
+    assert rescan().read == 0
+    store.tag("library/qwen3/8b-instruct-q8_0", {"model": digest})
+    renamed = rescan()
+    assert ([model["id"] for model in renamed.content["models"]], renamed.read) == (["qwen3-8b-instruct-q8_0"], 1)
+    assert REGISTRY.load(json.loads(json.dumps(renamed.content)))
+
+
+def test_ollama_projector_belongs_to_its_model(models: Path, store: Store) -> None:
+    model = store.blob(model_content(models))
+    values = {"general.architecture": "clip", "clip.projector_type": "mlp", "clip.vision.projection_dim": 256}
+    projector = store.blob(make.model_bytes(values, [("mm.0.weight", (256, 4), 1)]))
+    store.tag("library/llava/7b", {"model": model, "projector": projector})
+    result = scan([str(models)], Kept())
+    (record,) = result.content["models"]
+    assert record["mmproj"] == str(store.folder / "blobs" / projector.replace(":", "-"))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "not a usable manifest of Ollama: Expecting"),
+        ("[" * 100_000, "not a usable manifest of Ollama: "),
+        ('{"layers": {}}', "not a usable manifest of Ollama: it has no list of layers"),
+        (
+            '{"layers": [{"mediaType": "application/vnd.ollama.image.model", "digest": "sha256:../../../etc/passwd"}]}',
+            "not a usable manifest of Ollama: it names a layer by something that is not a SHA-256 digest",
+        ),
+        (" " * (2 << 20), "not a usable manifest of Ollama: it is larger than 1 MiB"),
+    ],
+)
+def test_ollama_manifest_damaged_is_rejected(models: Path, store: Store, text: str, reason: str) -> None:
+    make.small_model(models / "other.gguf")
+    manifest = store.tag("library/qwen3/8b", {})
+    manifest.write_text(text)
+    result = scan([str(models)], Kept())
+    assert paths(result) == ["other.gguf"]
+    (found,) = reasons(result).values()
+    assert found.startswith(reason)
+
+
+def test_ollama_blob_missing_or_outside_is_rejected(models: Path, store: Store, tmp_path: Path) -> None:
+    make.small_model(models / "other.gguf")
+    make.small_model(tmp_path / "outside")
+    link = store.folder / ("blobs/sha256-" + "1" * 64)
+    link.symlink_to(tmp_path / "outside")
+    store.tag("library/missing/1b", {"model": "sha256:" + "2" * 64})
+    store.tag("library/outside/1b", {"model": "sha256:" + "1" * 64})
+    result = scan([str(models)], Kept())
+    assert paths(result) == ["other.gguf"]
+    missing, outside = sorted(reasons(result).values(), key=len)
+    assert missing == "cannot be opened: No such file or directory; Ollama has it as missing-1b-q4_k_m.gguf"
+    assert "outside the scanned folders" in outside
