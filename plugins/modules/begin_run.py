@@ -43,11 +43,15 @@ options:
     type: list
     elements: str
     default: []
+  allow_root:
+    description: Accept root as O(user) with O(validate_launch).
+    type: bool
+    default: false
   validate_launch:
     description:
       - Whether the run will launch servers. If so, it is an error if the connecting user cannot use the service
-        manager, or if O(api_key_file) is missing, empty, or not readable by the servers' user; in check mode the
-        latter is a warning.
+        manager, if the servers would run as root without O(allow_root), or if
+        O(api_key_file) is missing, empty, or not readable by the servers' user; in check mode the latter is a warning.
     type: bool
     default: false
 attributes:
@@ -142,7 +146,7 @@ from ansible_collections.magi.llama.plugins.module_utils._core.errors import Mag
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import Run, acquire, describe_holder
 from ansible_collections.magi.llama.plugins.module_utils._launch.api_keys import check_key_file
-from ansible_collections.magi.llama.plugins.module_utils._services.host_facts import host_facts, refuse_without_root
+from ansible_collections.magi.llama.plugins.module_utils._services.host_facts import host_facts, refuse_user
 
 
 def main() -> None:
@@ -153,7 +157,7 @@ def run(module: Module) -> dict:
     given = {**module.params, "state_dir": plain_path(module.params["state_dir"])}
     facts = host_facts(given, module.get_bin_path)
     if given["validate_launch"]:
-        refuse_without_root(facts)
+        refuse_user(facts, given["allow_root"])
         if given["api_key_file"]:
             try:
                 facts["api_key_stamp"] = check_key_file(given["api_key_file"], facts["user"], given["user_groups"])

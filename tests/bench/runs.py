@@ -91,6 +91,7 @@ class Ours:
                 "servers_service_manager": "supervisor",
                 "servers_supervisord_path": str(BIN / "supervisord"),
                 "servers_user": _user(),
+                "servers_allow_root": True,
                 "servers_keep_runtime": True,
                 "servers_port_range_start": first,
                 "servers_port_range_end": first + count - 1,

@@ -110,6 +110,7 @@ class Bed:
             "servers_service_manager": "supervisor",
             "servers_supervisord_path": str(Path(sys.executable).parent / "supervisord"),
             "servers_user": subprocess.check_output(["id", "-un"], text=True).strip(),
+            "servers_allow_root": True,
             "servers_port_range_start": self.port,
             "servers_port_range_end": self.port + 5,
             "servers_keep_runtime": True,

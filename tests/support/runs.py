@@ -67,6 +67,7 @@ def host_variables(folder: Path, first_port: int, last_port: int) -> dict[str, o
         "servers_service_manager": "supervisor",
         "servers_supervisord_path": str(BIN / "supervisord"),
         "servers_user": subprocess.check_output(["id", "-un"], text=True).strip(),
+        "servers_allow_root": True,
         "servers_port_range_start": first_port,
         "servers_port_range_end": last_port,
     }

@@ -62,8 +62,13 @@ def _account(user: str) -> dict[str, Any]:
     }
 
 
-def refuse_without_root(facts: Mapping[str, Any]) -> None:
-    """Raise HostError where launch configs of the service manager need root, and this is another user."""
+def refuse_user(facts: Mapping[str, Any], allow_root: bool) -> None:
+    """Raise HostError where the servers would run as root without permission, or their configs need another user."""
+    if facts["root"] and facts["user_exists"] and pwd.getpwnam(facts["user"]).pw_uid == 0 and not allow_root:
+        raise HostError(
+            f"servers_user is {facts['user']}: an attacker who takes over llama-server would have the whole host. "
+            "Set servers_user to an unprivileged user, or servers_allow_root to true."
+        )
     if find_manager(facts["service_manager"]).needs_root and not facts["root"]:
         rootless = " or ".join(manager.name for manager in all_managers() if not manager.needs_root)
         raise HostError(
