@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""Why a server ended, by the last lines that it wrote."""
+"""Find out why a server ended, from its last log lines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CAUSES = (
     ),
     (
         r"error while handling argument \"(?P<what>[^\"]+)\"",
-        "the value of {what} in the profile's parameters is not one that llama-server takes",
+        "llama-server does not accept the value of {what} in the profile's parameters",
     ),
     (
         r"bad_alloc|out of memory|OutOfDeviceMemory|ErrorOutOfHostMemory|failed to allocate|cannot allocate memory",
@@ -29,11 +29,11 @@ CAUSES = (
     ),
     (
         r"failed to open GGUF file '(?P<what>.+)' \(Permission denied\)|'(?P<what2>.+)' \(?Permission denied",
-        "the servers' user may not read {what}: fix its permissions and those of the folders above it",
+        "the servers' user may not read {what}: fix its permissions and those of its parent folders",
     ),
     (
         r"failed to open GGUF file '(?P<what>.+)' \(No such file or directory\)",
-        "{what} is gone: bring it back, or run site.yml for a new scan",
+        "{what} is missing: restore it, or run site.yml to scan again",
     ),
     (
         r"invalid magic|not within the file bounds|exceeds remaining file size|failed to read key-value|corrupted",
@@ -43,14 +43,14 @@ CAUSES = (
         r"unknown model architecture: '(?P<what>[^']+)'",
         "this llama-server does not know the architecture {what}: update it",
     ),
-    (r"couldn't exec|error while loading shared libraries", "llama-server itself cannot run: look at the runtime role"),
+    (r"couldn't exec|error while loading shared libraries", "llama-server itself cannot run: check the runtime role"),
     (r"couldn't setuid", "the service manager may not run servers as their user: run with --become"),
 )
 
 
 def explain(log: Sequence[str], exit_code: int | None) -> str | None:
-    """The likely cause of a server's end and its fix, None where nothing is recognised."""
-    # From the end, as the log may also hold the words of an earlier run.
+    """The likely cause of a server's end and its fix; None if no cause is recognised."""
+    # From the end, because the log may also contain messages of an earlier run.
     for line in reversed(log):
         for pattern, fix in CAUSES:
             match = re.search(pattern, line)
@@ -58,5 +58,5 @@ def explain(log: Sequence[str], exit_code: int | None) -> str | None:
                 what = next((value for value in match.groupdict().values() if value), "")
                 return fix.format(what=what)
     if exit_code == 137:
-        return "it was killed, most often for lack of memory: lower ctx_size or parallel, and look at the kernel's log"
+        return "it was killed, most often for lack of memory: lower ctx_size or parallel, and check the kernel log"
     return None

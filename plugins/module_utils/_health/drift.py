@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""How what runs on a host differs from what is deployed there."""
+"""Compare the running servers of a host with its deployment."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .probe import Server
 
 
 def drift(servers: Sequence[Server], pids: Mapping[str, int | None], running: Mapping[str, Process]) -> dict[str, str]:
-    """The reason for each server, by name, that does not run as it is deployed, or runs without being deployed.
+    """The reasons, by server name, for servers that do not run as deployed, or run without being deployed.
 
-    pids are the processes that the service manager names. One that this user may not look into is left out.
+    pids are the processes that the service manager reports. Processes that this user may not inspect are left out.
     """
     found = {}
     for server in servers:

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""The machine as waiting sees it."""
+"""What waiting for servers needs of the machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .probe import DEEP_TIMEOUT, Probe, Server, probe_all
 
 
 class Machine:
-    """The machine as waiting sees it."""
+    """Reads the servers' status, health, uptime and logs while they are waited for."""
 
     def __init__(
         self, manager: ServiceDriver, state_dir: str, deep: bool = False, deep_timeout: float | None = None

@@ -2,10 +2,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""What was seen of servers when they were waited for: observed.json in the state directory.
+"""Persisted readiness observations: observed.json in the state directory.
 
-For each server its process with the seconds that it took and since when it is ready, its restarts, the revision with
-which it was ready last, and the revision with which it was ready and yet did not answer.
+For each server: its process, the seconds that it took to become ready and the time since when it is ready, its
+restarts, the last revision that was ready, and the revision that was ready but did not answer.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SERVER = Fields(
         "started": Fields({"pid": (int, NULL), "seconds_to_ready": NUMBER}),
     },
 )
-# Version 1 was ready.json, without a schema version and a collection's version.
+# Version 1 was ready.json, without a schema version or collection version.
 OBSERVED = Document("observed", 2, Fields({"collection_version": str, "servers": Map(_SERVER, NAME)}))
 MODE = 0o644
 
@@ -44,7 +44,7 @@ Known = dict[str, dict[str, Any]]
 
 
 class ObservedError(MagiError):
-    """Observations that a newer version of the collection wrote."""
+    """Raised for observations that a newer version of the collection wrote."""
 
 
 def observed_path(state_dir: str) -> str:
@@ -53,21 +53,21 @@ def observed_path(state_dir: str) -> str:
 
 
 def old_path(state_dir: str) -> str:
-    """Path of the file that an older version has in its place."""
+    """Path of the file that older versions used instead."""
     return os.path.join(state_dir, "ready.json")
 
 
 def ready_revisions(state_dir: str) -> dict[str, Any]:
-    """Each server's revision with which it was ready last. Raises ObservedError."""
+    """Return the last revision with which each server was ready. Raises ObservedError."""
     return {name: seen.get("ready_revision") for name, seen in _read(state_dir).items()}
 
 
 def update_observations(
     state_dir: str, outcomes: Sequence[Outcome], revisions: Mapping[str, str], *, write: bool = True
 ) -> list[dict[str, Any]]:
-    """The outcomes as dicts with became_ready, and with the seconds seen when their processes became ready.
+    """Save the outcomes; return them as dicts with became_ready and the seconds to readiness that were observed.
 
-    revisions are those that the servers' processes were launched with. Raises ObservedError.
+    revisions are those with which the servers' processes were launched. Raises ObservedError.
     """
     known = _read(state_dir)
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -101,7 +101,7 @@ def update_observations(
 
 
 def note_seconds(state_dir: str, seconds: Mapping[str, tuple[int | None, float]]) -> None:
-    """Note in how many seconds processes became ready that were seen to while others were being started, by name."""
+    """Note the seconds to readiness of servers that became ready while others were still being started, by name."""
     known = _read(state_dir)
     for name, (pid, took) in seconds.items():
         known.setdefault(name, {})["started"] = {"pid": pid, "seconds_to_ready": took}
@@ -109,7 +109,7 @@ def note_seconds(state_dir: str, seconds: Mapping[str, tuple[int | None, float]]
 
 
 def refused_revisions(state_dir: str) -> dict[str, Any]:
-    """Each server's revision with which it did not answer although it was ready. Raises ObservedError."""
+    """Return the revision with which each server was ready but did not answer. Raises ObservedError."""
     known = _read(state_dir)
     return {name: seen["refused_revision"] for name, seen in known.items() if "refused_revision" in seen}
 
@@ -122,9 +122,9 @@ def record_verdicts(
     refused: Sequence[str] = (),
     answered: Sequence[str] = (),
 ) -> None:
-    """Note which servers did not answer, which of these by their own fault, and which that were refused answer now.
+    """Note which servers did not answer, which of these are themselves at fault (refused), and which answer again.
 
-    Being ready makes up for the first, only an answer for the second. revisions are those that they are deployed with.
+    Becoming ready clears failed; only an answer clears refused. revisions are the deployed ones, by server.
     """
     known = _read(state_dir)
     for name in failed:
@@ -139,9 +139,9 @@ def record_verdicts(
 
 
 def migrate_observations(state_dir: str) -> File | None:
-    """The file in the place of that of an older version, None where there is nothing to migrate. Raises ObservedError.
+    """The file that replaces an older version's file; None if there is nothing to migrate. Raises ObservedError.
 
-    Where both are there the new one was written, and the old one is only still to be removed.
+    If both exist, the new one is complete and the old one only remains to be removed.
     """
     if os.path.lexists(observed_path(state_dir)) or not os.path.lexists(old_path(state_dir)):
         return None
@@ -154,7 +154,7 @@ def _file(state_dir: str, known: Mapping[str, Any]) -> File:
 
 
 def _read(state_dir: str) -> Known:
-    """What is known by server; nothing where the file is missing or damaged, as it can be seen again."""
+    """The observations by server; empty if the file is missing or damaged, because they can be made again."""
     servers: Any = {}
     with contextlib.suppress(OSError, ValueError, RecursionError, DocumentError):
         try:
@@ -178,7 +178,7 @@ def _is_valid(name: Any, seen: Any) -> bool:
 
 
 def migrated_version_1(known: Any) -> Known:
-    """ready.json as the part "servers" of observed.json."""
+    """Convert ready.json to the key "servers" of observed.json."""
     names = {"seconds": "seconds_to_ready", "revision": "ready_revision", "refused": "refused_revision"}
 
     def renamed(seen: Any) -> Any:
@@ -190,11 +190,11 @@ def migrated_version_1(known: Any) -> Known:
 
 
 def _write(state_dir: str, known: Mapping[str, Any]) -> None:
-    """Write it where it does not say so already."""
+    """Write the file if its content changes."""
     if known == _read(state_dir):
         return
     file = _file(state_dir, known)
-    # Only a convenience: a folder that cannot be written must not spoil the answer.
+    # Only a convenience: a folder that cannot be written must not fail the task.
     with contextlib.suppress(OSError):
         write_atomic(file.path, file.content, file.mode)
         with contextlib.suppress(FileNotFoundError):

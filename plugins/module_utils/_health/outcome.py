@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""The state of one server while it is waited for."""
+"""The result of waiting for one server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where waiting for one server has got. seconds_to_ready counts from the start of its process."""
+    """The result so far of waiting for one server. seconds_to_ready counts from the start of its process."""
 
     name: str
     port: int

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""The pace of starts."""
+"""Space out the starts of servers."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from collections.abc import Callable
 
 from .probe import Server, ask_health
 
-# Servers that load at the same time spin their threads against each other: twenty on two processors take twice as long,
-# and four times the work, as when each has its moment. A large model needs longer than that and is not waited for.
+# Servers that load at the same time compete for the processors with busy threads: twenty on two processors take twice
+# as long, and four times the processor time, as when started one after the other. Large models load longer than this
+# and are not waited for.
 LOAD_PATIENCE = 0.25
 LOAD_POLL = 0.02
 
 
 class Pace:
-    """The pace of starts: each server has the machine to itself until it is ready, and for a moment at most.
+    """Delays each start until the previous server is ready, for LOAD_PATIENCE seconds at most.
 
-    ready are the seconds to readiness of those that were seen to be ready meanwhile, by name: who looks after the last
-    start only would count the other starts too.
+    ready has the seconds to readiness, by name, of servers that became ready meanwhile: measured after the last start
+    only, they would include the time of the later starts.
     """
 
     def __init__(
@@ -32,7 +33,7 @@ class Pace:
         self._loading: dict[str, tuple[Server, float]] = {}
 
     def on_started(self, server: Server, last: bool) -> None:
-        """To be called with each server when its process has been started; waits before the next, if there is one."""
+        """Call this after starting a server's process; it waits before the next start, unless this is the last."""
         name, now = str(server["name"]), self._clock()
         self._loading[name] = (server, now)
         if last:

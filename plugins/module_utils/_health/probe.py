@@ -103,7 +103,7 @@ def _works(server: Server, token_timeout: float | None, timeout: float) -> Probe
         began = time.monotonic()
         return _no_token(server, token_timeout) or Probe("ready", seconds=round(time.monotonic() - began, 3))
     except (OSError, http.client.HTTPException, ValueError) as error:
-        return Probe("hung", f"/health is 200, but asked for more it does not answer: {type(error).__name__} {error}")
+        return Probe("hung", f"/health is 200, but a further request failed: {type(error).__name__} {error}")
 
 
 def _foreign(servers: Sequence[Server], pids: Mapping[str, int | None]) -> dict[str, Probe]:

@@ -42,7 +42,7 @@ def status_json(
     probes: Mapping[str, Probe],
     running: Mapping[str, Process],
 ) -> dict[str, Any]:
-    """The status of all servers, as machines read it."""
+    """The status document of all servers."""
     entries = [
         _status_entry(server, statuses[server["name"]], probes.get(server["name"]), running.get(server["name"]))
         for server in servers
@@ -61,7 +61,7 @@ def _status_entry(
 ) -> dict[str, Any]:
     state = status.state
     if answer is not None and state == "running":
-        # A process that does not listen yet has just begun.
+        # A process that does not listen yet has just started.
         state = "starting" if answer.state == "not_listening" else answer.state
     return {
         "name": server["name"],

@@ -343,7 +343,7 @@ OK = {"/health": (200, {"status": "ok"}), "/props": (200, {"model_path": "/m/a.g
         ({**OK, "/props": (401, {})}, {}, "ready", None),
         ({**OK, "/props": (200, [])}, {}, "ready", None),
         ({"/health": 0.5}, {"timeout": 0.1}, "hung", "no answer within 0.1 s"),
-        ({**OK, "/props": 0.5}, {"timeout": 0.1}, "hung", "asked for more it does not answer"),
+        ({**OK, "/props": 0.5}, {"timeout": 0.1}, "hung", "a further request failed"),
         ({**OK, "/completion": (200, {"content": "x"})}, {"deep": True}, "ready", None),
         (
             {**OK, "/completion": (500, {"error": "CUDA"})},
