@@ -15,13 +15,14 @@ from collections.abc import Sequence
 
 from .._core.errors import MagiError
 from .._core.files import leftovers
+from .._core.ownership import is_own_folder
 from .._core.processes import all_processes, command_of
 from .._core.run_lock import lock_path
 from .._health.observations import ObservedError, observed_path, ready_revisions
 from .._health.observations import old_path as old_observations
 from .._launch.config_files import stale_files
 from .._models.registry_file import partial_path
-from .._runtime.prefix_manifest import read_manifest
+from .._runtime.prefix_manifest import new_prefix, previous_prefix, read_manifest, staged_prefix
 from .._services.base import Stopped, terminate
 from .._services.table import all_managers, managed_files
 from .record import RecordError, deployment_path, read_previous_deployment, read_record
@@ -46,11 +47,11 @@ def owned_paths(
     paths += [path for manager in all_managers() for path in manager.owned_paths(state_dir, names, configs)]
     folders = [state_dir, os.path.dirname(registry_path)]
     if runtime_prefix is not None:
-        candidates = (runtime_prefix, *(f"{runtime_prefix}.{part}" for part in ("previous", "staged")))
-        paths += [path for path in candidates if read_manifest(path)]
+        candidates = (runtime_prefix, previous_prefix(runtime_prefix), staged_prefix(runtime_prefix))
+        paths += [path for path in candidates if read_manifest(path) and is_own_folder(path)]
         # What a run that was killed has left unfinished.
-        paths += [path for path in [f"{runtime_prefix}.new"] if os.path.isdir(path)]
-        paths += sorted(glob.glob(f"{glob.escape(runtime_prefix)}.check-*"))
+        unfinished = [new_prefix(runtime_prefix), *sorted(glob.glob(f"{glob.escape(runtime_prefix)}.check-*"))]
+        paths += [path for path in unfinished if is_own_folder(path)]
     if runtime_cache_path is not None:
         paths.append(runtime_cache_path)
         folders.append(os.path.dirname(runtime_cache_path))

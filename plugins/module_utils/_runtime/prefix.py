@@ -16,7 +16,14 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from .prefix_manifest import previous_prefix, read_manifest, staged_prefix, write_manifest
+from .prefix_manifest import (
+    new_prefix,
+    previous_prefix,
+    read_manifest,
+    require_own_prefixes,
+    staged_prefix,
+    write_manifest,
+)
 from .requests import PACKAGE_NAME, Provided, ProviderError, Request
 
 # How a prefix is laid out: one with another layout is built from scratch.
@@ -38,6 +45,7 @@ def provide(
     if is_current(prefix, wanted):
         return Provided(path, notes[0])
     _require_prefix(prefix)
+    require_own_prefixes(prefix)
     before = _summary(read_manifest(prefix))
     # A first installation leaves nothing behind when the plan is refused, so it needs no look ahead.
     if request.check and not (request.stage and before):
@@ -45,6 +53,7 @@ def provide(
     if request.check:
         folder = tempfile.mkdtemp(prefix=f"{os.path.basename(prefix)}.check-", dir=os.path.dirname(prefix))
         try:
+            write_manifest(folder, {})
             after = _summary(fill(folder))
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
@@ -77,8 +86,9 @@ def _put_staged(prefix: str) -> bool:
 
 
 def restore_previous(prefix: str) -> None:
-    """Swap the prefix and the previous one. Raises ProviderError."""
-    previous, aside = previous_prefix(prefix), f"{prefix}.new"
+    """Swap the prefix and the previous one. Raises ProviderError, OwnershipError where one of them is not ours."""
+    require_own_prefixes(prefix)
+    previous, aside = previous_prefix(prefix), new_prefix(prefix)
     try:
         with _locked(os.path.dirname(prefix)):
             shutil.rmtree(aside, ignore_errors=True)
@@ -128,7 +138,7 @@ def _new_prefix(prefix: str, place: str, wanted: Mapping[str, Any]) -> Iterator[
     """
     # Ansible may hand down a umask that shuts the unprivileged user of the servers out.
     mask = os.umask(0o022)
-    new = f"{prefix}.new"
+    new = new_prefix(prefix)
     try:
         os.makedirs(os.path.dirname(prefix), exist_ok=True)
         with _locked(os.path.dirname(prefix)):
@@ -137,6 +147,8 @@ def _new_prefix(prefix: str, place: str, wanted: Mapping[str, Any]) -> Iterator[
                 return
             shutil.rmtree(new, ignore_errors=True)
             os.mkdir(new)
+            # At once, so that what a killed run leaves is known as ours.
+            write_manifest(new, {})
             try:
                 yield new
                 _open_to_all(new)

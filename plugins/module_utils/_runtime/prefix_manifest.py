@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .._core.files import write_atomic
+from .._core.ownership import MANIFEST, MARK, read_mark, require_own_folder
 
 
 def staged_prefix(prefix: str) -> str:
@@ -20,9 +21,20 @@ def staged_prefix(prefix: str) -> str:
     return f"{prefix}.staged"
 
 
+def new_prefix(prefix: str) -> str:
+    """Where a prefix is filled."""
+    return f"{prefix}.new"
+
+
 def previous_prefix(prefix: str) -> str:
     """Where the prefix before this one is kept."""
     return f"{prefix}.previous"
+
+
+def require_own_prefixes(prefix: str) -> None:
+    """Raise OwnershipError where the prefix, or what a run puts next to it, exists and is not ours."""
+    for path in (prefix, new_prefix(prefix), staged_prefix(prefix), previous_prefix(prefix)):
+        require_own_folder(path, "runtime_prefix")
 
 
 def note_in_manifest(prefix: str, **entries: Any) -> None:
@@ -34,14 +46,11 @@ def note_in_manifest(prefix: str, **entries: Any) -> None:
 
 
 def read_manifest(prefix: str) -> dict[str, Any]:
-    """The content of the prefix's manifest.json; empty if it is missing or cannot be read."""
-    with contextlib.suppress(OSError, ValueError), open(os.path.join(prefix, "manifest.json"), "rb") as stream:
-        manifest = json.load(stream)
-        if isinstance(manifest, dict):
-            return manifest
-    return {}
+    """The content of the prefix's manifest.json; empty if it is missing, cannot be read or is not ours."""
+    return read_mark(prefix)
 
 
 def write_manifest(new: str, manifest: Mapping[str, Any]) -> None:
-    text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
-    write_atomic(os.path.join(new, "manifest.json"), text.encode(), 0o644)
+    """Write a prefix's manifest, which marks it as ours. Raises OSError."""
+    text = json.dumps({**MARK, **manifest}, indent=2, sort_keys=True) + "\n"
+    write_atomic(os.path.join(new, MANIFEST), text.encode(), 0o644)

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 import pytest
+from ansible_collections.magi.llama.plugins.module_utils._core.ownership import MARK
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import Process
 from ansible_collections.magi.llama.plugins.module_utils._deployment import rollback
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import Deployment, deployment_path
@@ -80,7 +81,7 @@ class Host:
     def manifest(self, part: str = "", **entries: object) -> None:
         folder = Path(f"{self.prefix}{part}")
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "manifest.json").write_text(json.dumps(entries))
+        (folder / "manifest.json").write_text(json.dumps({**MARK, **entries} if entries else {}))
 
 
 def exists(file: File) -> bool:

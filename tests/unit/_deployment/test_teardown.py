@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 import pytest
+from ansible_collections.magi.llama.plugins.module_utils._core.ownership import MARK
 from ansible_collections.magi.llama.plugins.module_utils._deployment import teardown
 from ansible_collections.magi.llama.plugins.module_utils._launch import quoting
 from ansible_collections.magi.llama.plugins.module_utils._services import base, supervisor, systemd
@@ -137,10 +138,14 @@ def test_leftovers_of_killed_runs_are_removed(host):
     host.write("units/.magi-llama-1.tmp", "app/.magi-llama-2.tmp", "app/supervisor/conf.d/.magi-llama-3.tmp")
     host.write("cache/.magi-llama-4.tmp", "cache/.other.tmp", "app/registry.json.partial")
     host.write("opt/runtime.new/bin/x", "opt/runtime.check-abc/bin/x", "opt/runtime-of-others/x", "opt/runtime/x")
+    host.write("opt/runtime.check-other/x", "opt/runtime.previous/x")
+    host.write("opt/runtime.new/manifest.json", "opt/runtime.check-abc/manifest.json", text=json.dumps(MARK))
     host.take_down(prefix=str(host.root / "opt/runtime"), cache=str(host.root / "cache/runtime.json"))
     assert [path for path in host.left() if (host.root / path).is_file()] == [
         "cache/.other.tmp",
         "opt/runtime-of-others/x",
+        "opt/runtime.check-other/x",
+        "opt/runtime.previous/x",
         "opt/runtime/x",
     ]
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.magi.llama.plugins.module_utils._core.commands import Completed, run_command
+from ansible_collections.magi.llama.plugins.module_utils._core.ownership import OwnershipError
 from ansible_collections.magi.llama.plugins.module_utils._runtime.install import ensure
 from ansible_collections.magi.llama.plugins.module_utils._runtime.prefix import restore_previous
 from ansible_collections.magi.llama.plugins.module_utils._runtime.prefix_manifest import (
@@ -24,6 +25,7 @@ from ansible_collections.magi.llama.plugins.module_utils._runtime.prefix_manifes
     previous_prefix,
     read_manifest,
     staged_prefix,
+    write_manifest,
 )
 from ansible_collections.magi.llama.plugins.module_utils._runtime.providers.package import parse_apt_policy
 from ansible_collections.magi.llama.plugins.module_utils._runtime.providers.portable import (
@@ -369,6 +371,7 @@ def test_portable_is_installed(tmp_path: Path, request_for: Callable[..., Reques
     assert apt.sources == f"deb [signed-by={request.keyrings[0]}] http://deb.example.org/debian forky main\n"
     manifest = json.loads((prefix / "manifest.json").read_text())
     assert manifest == {
+        "managed_by": "magi.llama",
         "layout": 2,
         "method": "portable",
         "suite": "forky",
@@ -443,6 +446,7 @@ def test_portable_repairs_interrupted_run(tmp_path: Path, request_for: Callable[
     request = request_for(**_debian(tmp_path))
     (tmp_path / "prefix.new" / "apt").mkdir(parents=True)
     (tmp_path / "prefix.new" / "root").mkdir()
+    write_manifest(str(tmp_path / "prefix.new"), {})
     # Killed between the two renames: the old prefix is kept, the new one is not installed yet.
     (tmp_path / "prefix.previous").mkdir()
     assert ensure(request, "portable", FakeApt(tmp_path)).fact["installed"]
@@ -588,6 +592,41 @@ def test_release_never_working_does_not_replace_working_previous(
     note_in_manifest(str(prefix), good=True)
     ensure(request_for(**_release(tmp_path, "4")), "release", run_command)
     assert _builds(prefix) == {"": "4", ".previous": "3"}
+
+
+@pytest.mark.parametrize("part", ["", ".new", ".staged", ".previous"])
+@pytest.mark.parametrize("check", [False, True])
+@pytest.mark.parametrize("foreign", ["text", "manifest", "link"])
+def test_release_foreign_folder_is_refused(
+    tmp_path: Path, request_for: Callable[..., Request], part: str, check: bool, foreign: str
+) -> None:
+    prefix, folder = tmp_path / "prefix", tmp_path / f"prefix{part}"
+    if foreign == "link":
+        (tmp_path / "elsewhere").mkdir()
+        folder.symlink_to(tmp_path / "elsewhere")
+    else:
+        folder.mkdir()
+        (folder / "manifest.json").write_text('{"name": "else"}' if foreign == "manifest" else "not JSON")
+    before = folder.lstat()
+    with pytest.raises(OwnershipError, match=f"{folder} already exists.* Set runtime_prefix to a folder of its own"):
+        ensure(request_for(**_release(tmp_path, "1"), check=check, stage=True), "release", run_command)
+    with pytest.raises(OwnershipError, match=f"{folder} already exists"):
+        restore_previous(str(prefix))
+    assert (folder.lstat().st_ino, folder.lstat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert sorted(path.name for path in tmp_path.glob("prefix*")) == [folder.name]
+
+
+def test_release_empty_folder_and_folder_of_first_version_are_used(
+    tmp_path: Path, request_for: Callable[..., Request]
+) -> None:
+    prefix = tmp_path / "prefix"
+    prefix.mkdir()
+    ensure(request_for(**_release(tmp_path, "1")), "release", run_command)
+    manifest = read_manifest(str(prefix))
+    del manifest["managed_by"]
+    (prefix / "manifest.json").write_text(json.dumps(manifest))
+    ensure(request_for(**_release(tmp_path, "2")), "release", run_command)
+    assert _builds(prefix) == {"": "2", ".previous": "1"}
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
