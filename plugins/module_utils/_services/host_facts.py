@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""What runs servers on a host, and as whom: the fact llama_host."""
+"""Determine the service manager and user of the servers on a host: the fact llama_host."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from typing import Any
 from .._core.errors import MagiError
 from .table import all_managers, choose_manager, find_manager
 
-# What the role servers writes as the comment of a user that it makes.
+# The comment (GECOS) of users that the role servers creates.
 USER_COMMENT = "magi.llama"
 
 
 class HostError(MagiError):
-    """A host on which the connecting user cannot launch servers."""
+    """Raised if the connecting user cannot launch servers on this host."""
 
 
 def host_facts(given: Mapping[str, Any], find_program: Callable[[str], str | None]) -> dict[str, Any]:
-    """The fact llama_host, by the arguments of the module host_facts. Raises MagiError.
+    """Return the fact llama_host for the arguments of the module host_facts. Raises MagiError.
 
     find_program returns the path of a program on this host.
     """
     state_dir = given["state_dir"]
     manager = choose_manager(given["service_manager"])
-    # What it refuses is reported here, before anything is touched.
+    # Report a refusal here, before anything is changed.
     manager.check(state_dir)
     found: dict[str, Any] = {}
     for one in all_managers():
@@ -46,7 +46,7 @@ def host_facts(given: Mapping[str, Any], find_program: Callable[[str], str | Non
 
 
 def _account(user: str) -> dict[str, Any]:
-    """The user that the servers run as: the given one as root, otherwise the connecting one."""
+    """The user that the servers run as: the given user if connected as root, otherwise the connecting user."""
     root = os.geteuid() == 0
     name = user if root else pwd.getpwuid(os.geteuid()).pw_name
     try:
@@ -63,7 +63,7 @@ def _account(user: str) -> dict[str, Any]:
 
 
 def refuse_user(facts: Mapping[str, Any], allow_root: bool) -> None:
-    """Raise HostError where the servers would run as root without permission, or their configs need another user."""
+    """Raise HostError if the servers would run as root without permission, or only root may write their configs."""
     if facts["root"] and facts["user_exists"] and pwd.getpwnam(facts["user"]).pw_uid == 0 and not allow_root:
         raise HostError(
             f"servers_user is {facts['user']}: an attacker who takes over llama-server would have the whole host. "

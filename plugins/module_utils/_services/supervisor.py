@@ -21,9 +21,9 @@ from .manager import ServiceManager
 if TYPE_CHECKING:
     from .base import ServiceDriver, Stopped
 
-# What our supervisord.conf calls its supervisord.
+# The identifier in our supervisord.conf.
 IDENTIFIER = "magi-llama"
-# supervisor binds a temporary name, the socket's with its PID behind, before it links the name itself.
+# supervisor binds a temporary socket, named after the final one plus its PID, before it links the final name.
 SOCKET_PATH_LIMIT = 107 - len(".4194304")
 # Files next to our supervisord.conf.
 OWN_FILE = re.compile(
@@ -47,7 +47,7 @@ class Supervisor(ServiceManager):
         return os.path.join(folder_of(state_dir), "supervisord.conf")
 
     def managed(self, state_dir: str) -> Managed:
-        # The state directory's name is in quotes, so no other one begins with it.
+        # The state directory's path is in quotes, so it does not match a longer path.
         folder = os.path.join(folder_of(state_dir), "conf.d")
         return Managed(folder, "*.conf", supervisor_environment({STATE_MARKER: state_dir}))
 
@@ -74,14 +74,14 @@ class Supervisor(ServiceManager):
         return facts["supervisord"] is None
 
     def restart_triggers(self, stop_timeout: int) -> list[Any]:
-        # systemd takes a new deadline over by itself, supervisor with a new process only.
+        # systemd applies a new stop time-out to running servers, supervisor only to new processes.
         return [stop_timeout]
 
     def retire(self, state_dir: str, timeout: float) -> None:
         self.end(state_dir, [], timeout)
 
     def owned_paths(self, state_dir: str, names: Iterable[str], configs: Sequence[str]) -> list[str]:
-        # The names of supervisor's folders are common ones: in a shared state directory they may be unmanaged.
+        # The names of supervisor's folders are common: in a shared state directory they may be unmanaged.
         paths = [*own_files(state_dir), *log_files(state_dir, names)]
         return [*paths, *leftovers(self.managed(state_dir).folder)]
 
@@ -101,25 +101,25 @@ class Supervisor(ServiceManager):
 
 
 def folder_of(state_dir: str) -> str:
-    """The folder of a state directory's supervisord."""
+    """Return the folder of a state directory's supervisord."""
     return os.path.join(state_dir, "supervisor")
 
 
 def check_socket_path(state_dir: str) -> None:
-    """Raise ServiceError where the path of supervisord's socket would be too long."""
+    """Raise ServiceError if the path of supervisord's socket would be too long."""
     if len(os.fsencode(os.path.join(folder_of(state_dir), "supervisor.sock"))) > SOCKET_PATH_LIMIT:
-        # Every plan asks a manager, and a module compiles at every call what it imports.
+        # Imported here: every plan loads this file, and each module call compiles its imports.
         from .base import ServiceError
 
         spare = SOCKET_PATH_LIMIT - len("/supervisor/supervisor.sock")
         raise ServiceError(
-            f"servers_state_dir {state_dir} is too long: a socket's path has a limit, which leaves {spare} bytes. "
-            "Choose a shorter folder."
+            f"servers_state_dir {state_dir} is too long: the limit for socket paths leaves {spare} bytes for it. "
+            "Choose a shorter path."
         )
 
 
 def daemon_pid(state_dir: str) -> int | None:
-    """The process of the state directory's supervisord as it noted it down."""
+    """Return the PID from the pid file of the state directory's supervisord; None without one."""
     try:
         with open(os.path.join(folder_of(state_dir), "supervisord.pid"), encoding="ascii") as stream:
             return int(stream.read())
@@ -128,7 +128,7 @@ def daemon_pid(state_dir: str) -> int | None:
 
 
 def is_ours(state_dir: str) -> bool:
-    """Whether a state directory has a supervisord of ours, or what a run that was killed early has left of one.
+    """Whether a state directory has a managed supervisord, or the remains of one from an interrupted run.
 
     A folder of that name may have existed before, with an unmanaged supervisord.
     """
@@ -141,7 +141,7 @@ def is_ours(state_dir: str) -> bool:
 
 
 def own_files(state_dir: str) -> list[str]:
-    """Paths of what supervisord and we write in a state directory, less the servers' programs and logs."""
+    """Return the files that supervisord and we write in a state directory, except servers' programs and logs."""
     folder = folder_of(state_dir)
     with contextlib.suppress(OSError):
         if is_ours(state_dir):
@@ -150,8 +150,8 @@ def own_files(state_dir: str) -> list[str]:
 
 
 def log_files(state_dir: str, names: Iterable[str]) -> list[str]:
-    """Paths of the logs of these servers and of those that supervisord remembers."""
-    # Only teardown reads it, and a module compiles at every call what it imports.
+    """Return the logs of these servers and of those in supervisord's own log."""
+    # Imported here: only teardown needs it, and each module call compiles its imports.
     from .supervisor_log import History, parse_log
 
     histories: dict[str, History] = {}

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""Servers under supervisor: a program each in a supervisord of our own, spoken to over its socket."""
+"""The driver for supervisor: each server is a program of our own supervisord, controlled over its socket."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TAIL_BYTES = 65536
 
 STATES = {
     0: "stopped",
-    10: "running",  # STARTING: the process is there, and younger than startsecs
+    10: "running",  # STARTING: the process exists and is younger than startsecs
     20: "running",
     30: "restarting",
     40: "stopping",
@@ -61,13 +61,13 @@ class _Transport(xmlrpc.client.Transport):
         self._path = path
 
     def make_connection(self, host: Any) -> http.client.HTTPConnection:
-        # Where the base class keeps it for its close().
+        # The base class closes the connection stored here.
         self._connection = (str(host), _Connection(self._path))
         return self._connection[1]
 
 
 class SupervisorDriver:
-    """Drives the supervisord of a state directory, and starts it when it does not run."""
+    """Drives the supervisord of a state directory, and starts it if it is not running."""
 
     def __init__(self, state_dir: str, supervisord: str | None = None) -> None:
         self._state_dir = state_dir
@@ -82,7 +82,7 @@ class SupervisorDriver:
     def status(self, names: Sequence[str]) -> dict[str, ServiceStatus]:
         infos = self._infos()
         if infos is None:
-            # Without its supervisord a server may still run; who asks for its state shall know.
+            # Servers may still run without their supervisord: report them.
             alive = processes(self._state_dir)
             return {name: self._without_supervisord(name, alive[name].pid if name in alive else None) for name in names}
         self._read_log()
@@ -90,7 +90,7 @@ class SupervisorDriver:
         return {name: self._status(name, infos.get(name), started.get(name)) for name in names}
 
     def reload(self, names: Sequence[str]) -> None:
-        """Changed programs are taken over when they are started, so that nothing that runs is touched."""
+        """Do nothing: start() loads changed programs, so that running servers are not touched."""
 
     def start(self, names: Sequence[str], on_started: Callable[[str], None] = at_once) -> dict[str, str]:
         if not names:
@@ -108,7 +108,7 @@ class SupervisorDriver:
             faults.update(self._quietly("supervisor.startProcess", [(name, False)]))
             on_started(name)
         self._note_started(names, before)
-        # A process that ended at once is not an error of the start: its status shows it.
+        # A process that exits at once is not a start error: its status shows it.
         harmless = (FAULT_SPAWN_ERROR, FAULT_ALREADY_STARTED)
         return {
             name: _start_error(name, fault)
@@ -121,7 +121,7 @@ class SupervisorDriver:
             return {}
         infos = self._infos()
         if infos is None:
-            # Only this can end what a dead supervisord has left behind.
+            # Processes left behind by a dead supervisord can only be ended by signal.
             left_behind = [process for process in all_processes(self._state_dir) if process.name in names]
             by_name = {stopped.name: stopped for stopped in terminate(left_behind, self._state_dir, timeout).values()}
             return {name: by_name.get(name, Stopped(name, None, None, 0.0)) for name in names}
@@ -140,7 +140,7 @@ class SupervisorDriver:
                 break
             if passed > timeout + STOP_MARGIN:
                 raise ServiceError(
-                    f"{', '.join(left)}: not even SIGKILL ends the process; look at the host's kernel log."
+                    f"{', '.join(left)}: not even SIGKILL ends the process; check the host's kernel log."
                 )
             time.sleep(POLL)
         self._read_log()
@@ -170,7 +170,7 @@ class SupervisorDriver:
         return True
 
     def end(self, timeout: float) -> dict[str, Stopped]:
-        """End supervisord and all that it runs, in any state; does nothing if it does not run."""
+        """End supervisord and all its programs, in any state; does nothing if it is not running."""
         infos = self._infos()
         if infos is None:
             return {}
@@ -193,7 +193,7 @@ class SupervisorDriver:
         history = self._history(name)
         code = None if state == "running" else history.exit_code
         if state == "stopped" and code is not None and history.last_signal is None:
-            # It had ended by itself before the stop.
+            # It exited by itself before the stop.
             state = "failed"
         text = exit_text(code)
         if state == "failed" and code is None:
@@ -215,7 +215,7 @@ class SupervisorDriver:
         return self._histories.get(name) or History()
 
     def _read_log(self) -> None:
-        """Take in what supervisord.log got since it was read last."""
+        """Read the new part of supervisord.log."""
         try:
             with open(self._log, encoding="utf-8", errors="replace") as stream:
                 stat = os.fstat(stream.fileno())
@@ -230,7 +230,7 @@ class SupervisorDriver:
             return
 
     def _started(self) -> dict[str, int]:
-        """The PIDs that servers had when they were started on purpose, by which restarts are counted."""
+        """The PIDs of servers after their last deliberate start, from which restarts are counted."""
         try:
             with open(self._started_path, encoding="utf-8") as stream:
                 return {str(name): int(pid) for name, pid in json.load(stream).items()}
@@ -244,7 +244,7 @@ class SupervisorDriver:
         self._write_started({**self._started(), **first})
 
     def _write_started(self, started: dict[str, int]) -> None:
-        # Without it restarts are not counted; a full disk must not keep servers from starting.
+        # Without this file restarts are not counted; a full disk must not prevent servers from starting.
         with contextlib.suppress(OSError):
             write_atomic(self._started_path, json.dumps(started).encode(), 0o644)
 
@@ -262,9 +262,9 @@ class SupervisorDriver:
         try:
             os.makedirs(logs, mode=0o750, exist_ok=True)
         except OSError as error:
-            raise ServiceError(f"{logs} cannot be made: {error.strerror}.") from error
+            raise ServiceError(f"{logs} cannot be created: {error.strerror}.") from error
         program = self._supervisord or _find_supervisord(self._folder)
-        # Nothing of the caller's environment may reach the servers: llama-server obeys LLAMA_ARG_* variables.
+        # The servers must not inherit the caller's environment: llama-server obeys LLAMA_ARG_* variables.
         environment = {
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": os.path.expanduser("~"),
@@ -276,7 +276,7 @@ class SupervisorDriver:
             if self._infos() is not None:
                 return
             time.sleep(POLL / 2)
-        raise ServiceError(f"{program} does not start: {(done.stdout + done.stderr).strip() or f'see {self._log}'}")
+        raise ServiceError(f"{program} did not start: {(done.stdout + done.stderr).strip() or f'see {self._log}'}")
 
     def _reread(self) -> tuple[list[str], list[str], list[str]]:
         try:
@@ -288,7 +288,7 @@ class SupervisorDriver:
         return added, changed, removed
 
     def _infos(self) -> dict[str, dict[str, Any]] | None:
-        """Every program's state; None where supervisord does not run."""
+        """Return each program's state; None if supervisord is not running."""
         try:
             return {str(info["name"]): info for info in self._call("supervisor.getAllProcessInfo")}
         except (FileNotFoundError, ConnectionError):
@@ -298,9 +298,7 @@ class SupervisorDriver:
                 f"{self._socket} belongs to another user's supervisord: run as the user who deployed, or with --become."
             ) from error
         except (OSError, http.client.HTTPException, xmlrpc.client.Error) as error:
-            raise ServiceError(
-                f"supervisord does not answer on {self._socket}: {error}. Look at {self._log}."
-            ) from error
+            raise ServiceError(f"supervisord does not answer on {self._socket}: {error}. See {self._log}.") from error
 
     def _call(self, method: str, *parameters: Any) -> Any:
         with xmlrpc.client.ServerProxy("http://localhost/RPC2", transport=_Transport(self._socket)) as proxy:
@@ -310,7 +308,7 @@ class SupervisorDriver:
             return called(*parameters)
 
     def _quietly(self, method: str, calls: Sequence[tuple[Any, ...]]) -> dict[tuple[Any, ...], xmlrpc.client.Fault]:
-        """The same method many times in one request; the faults by their parameters."""
+        """Call a method several times in one request; returns faults by the call's parameters."""
         if not calls:
             return {}
         answers = self._call("system.multicall", [{"methodName": method, "params": list(call)} for call in calls])
@@ -341,5 +339,5 @@ def _find_supervisord(folder: str) -> str:
 
 
 def _no_core_dumps() -> None:
-    # A core of a server is as large as its model.
+    # A server's core dump is as large as its model.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""What supervisord's own log says of its servers' ends and restarts."""
+"""Read exits and restarts of servers from supervisord's own log."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ EVENT = re.compile(
 
 @dataclass
 class History:
-    """What supervisord.log says of one program."""
+    """The events of one program in supervisord.log."""
 
     pids: list[int] = field(default_factory=list)
     exit_code: int | None = None
     last_signal: str | None = None
 
     def restarts_since(self, pid: int | None) -> int:
-        """How many processes it had after the one that was started on purpose."""
+        """The number of restarts since the process with this PID, the one of the last deliberate start."""
         if pid not in self.pids:
             return 0
         return self.pids[::-1].index(pid)
 
 
 def parse_log(text: str, histories: dict[str, History]) -> None:
-    """Add what lines of supervisord.log say to the histories by program."""
+    """Add the events in lines of supervisord.log to the histories, by program."""
     for match in EVENT.finditer(text):
         history = histories.setdefault(match["spawned"] or match["ended"] or match["killed"], History())
         if match["spawned"]:
@@ -48,7 +48,7 @@ def parse_log(text: str, histories: dict[str, History]) -> None:
 
 
 def parse_exit(how: str) -> int | None:
-    """The exit code in supervisor's words: 1 in "exit status 1; not expected", 139 in "terminated by SIGSEGV"."""
+    """Return the exit code in a message: 1 for "exit status 1; not expected", 139 for "terminated by SIGSEGV"."""
     status = re.match(r"exit status (\d+)", how)
     if status:
         return int(status[1])

@@ -39,7 +39,7 @@ class Systemd(ServiceManager):
         return os.path.join(UNIT_FOLDER, TARGET)
 
     def managed(self, state_dir: str) -> Managed:
-        # A whole line: another state directory's name may begin with this one's.
+        # A whole line: another state directory's path may begin with this one.
         return Managed(UNIT_FOLDER, f"{UNIT_PREFIX}*.service", f"\n{systemd_environment({STATE_MARKER: state_dir})}\n")
 
     def unwatched(self, running: Mapping[str, Process], state_dir: str) -> dict[str, str]:
@@ -60,7 +60,7 @@ class Systemd(ServiceManager):
         return {"systemd": True, "systemd_version": driver.version(), "stray_variables": driver.stray_variables()}
 
     def disabled(self, names: Sequence[str]) -> list[str]:
-        """By the links that systemd itself goes by: it is asked at every run."""
+        """Checks systemd's own links instead of running systemctl, because every run needs this."""
         target = os.path.join(UNIT_FOLDER, "multi-user.target.wants", TARGET)
         wants = os.path.join(UNIT_FOLDER, f"{TARGET}.wants")
         off = not os.path.lexists(target)
@@ -79,10 +79,10 @@ class Systemd(ServiceManager):
     def owned_paths(self, state_dir: str, names: Iterable[str], configs: Sequence[str]) -> list[str]:
         halves = leftovers(UNIT_FOLDER)
         if stale_files([Managed(UNIT_FOLDER, f"{UNIT_PREFIX}*.service", f"{STATE_MARKER}=")], configs):
-            # Another state directory on this host has units. A run of its own may be writing one just now.
+            # Another state directory on this host has units, and another run may be writing one right now.
             marker = self.managed(state_dir).marker
             return [path for path in halves if marker in current_text(path)]
-        # The target goes with the last of them.
+        # The target is removed with the last unit.
         links = [os.path.join(UNIT_FOLDER, f"{TARGET}.wants"), self.common_config_path(state_dir)]
         return [*links, os.path.join(UNIT_FOLDER, "multi-user.target.wants", TARGET), *halves]
 

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""Servers under systemd: a unit magi-llama-<name>.service each, all of them in one systemctl call."""
+"""The driver for systemd: each server is a unit magi-llama-<name>.service; systemctl handles them in bulk."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ SETUP_FAILURES = {
 }
 RESULTS = {"start-limit-hit": "crashed too often", "oom-kill": "ran out of memory", "watchdog": "hung"}
 
-# A command line to how it ended.
+# Runs a command line.
 Run = Callable[[Sequence[str]], Completed]
 
 
 def run_in_english(command: Sequence[str]) -> Completed:
-    """Run a program of systemd without a pager, in a language whose output is known. Raises ServiceError."""
+    """Run a systemd program without a pager and with English output. Raises ServiceError."""
     try:
         return run_command(command, {**os.environ, "LC_ALL": "C", "SYSTEMD_PAGER": "", "SYSTEMD_COLORS": "0"})
     except FileNotFoundError as error:
@@ -65,7 +65,7 @@ def run_in_english(command: Sequence[str]) -> Completed:
 
 
 class SystemdDriver:
-    """Drives units by systemctl; only ones with our prefix are ever named."""
+    """Drives units with systemctl; only units with our prefix are ever passed to it."""
 
     def __init__(self, run: Run = run_in_english) -> None:
         self._run = run
@@ -121,14 +121,14 @@ class SystemdDriver:
             return {}
         units = [unit_name(name) for name in names]
         before = self._show(units)
-        # Units whose file is gone and which do not run are not known; there is nothing to stop about them.
+        # systemd does not know units without a file and a process; there is nothing to stop.
         known = [unit for unit in units if before.get(unit, {}).get("ActiveState", "inactive") != "inactive"]
         if known:
             self._checked(["systemctl", "stop", *known])
         after = self._show(units)
         failed = [unit for unit in known if after.get(unit, {}).get("ActiveState") == "failed"]
         if failed:
-            # Stopped on purpose: that SIGKILL was needed is in the result, not a failure to be remembered.
+            # Stopped on purpose: the result reports that SIGKILL was needed; the unit need not stay failed.
             self._run(["systemctl", "reset-failed", *failed])
         return {
             name: stopped_of(name, before.get(unit_name(name), {}), after.get(unit_name(name), {})) for name in names
@@ -145,7 +145,7 @@ class SystemdDriver:
         self._run(["systemctl", "reset-failed", *(unit_name(name) for name in names)])
 
     def retire(self, timeout: float) -> None:
-        """Stop and forget the units of our target whose files are gone, and the target with the last of them."""
+        """Stop and forget units of our target whose files are missing, and the target with the last of them."""
         folder = os.path.join(UNIT_FOLDER, f"{TARGET}.wants")
         wanted = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
         gone = [unit for unit in wanted if not os.path.exists(os.path.join(folder, unit))]
@@ -168,12 +168,12 @@ class SystemdDriver:
         return False
 
     def stray_variables(self) -> list[str]:
-        """Names of variables that systemd would give to every server, and that llama-server obeys."""
+        """Return names of variables that systemd would pass to every server and that llama-server obeys."""
         shown = self._run(["systemctl", "show-environment"])[1]
         return sorted(set(STRAY_VARIABLE.findall(shown)))
 
     def log_tail(self, name: str, lines: int) -> list[str]:
-        # What a process wrote right before it died may not have reached the journal yet.
+        # The last output of a process may not have reached the journal yet.
         self._run(["journalctl", "--sync"])
         command = [
             "journalctl",
@@ -203,7 +203,7 @@ class SystemdDriver:
 
 
 def parse_show(output: str) -> dict[str, dict[str, str]]:
-    """The output of `systemctl show` for several units: each unit's properties by its Id."""
+    """Parse the output of `systemctl show`: each unit's properties, by its Id."""
     blocks = (
         dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in output.strip().split("\n\n")
     )
@@ -211,7 +211,7 @@ def parse_show(output: str) -> dict[str, dict[str, str]]:
 
 
 def status_of(name: str, shown: Mapping[str, str]) -> ServiceStatus:
-    """A unit's properties as a status."""
+    """Return the status for a unit's properties."""
     state = _state(shown)
     code = _exit_code(shown) if state not in ("running", "starting") else None
     pid = int(shown.get("MainPID") or 0)
@@ -249,7 +249,7 @@ def _exit_text(code: int | None, shown: Mapping[str, str]) -> str | None:
 
 
 def stopped_of(name: str, before: Mapping[str, str], after: Mapping[str, str]) -> Stopped:
-    """How a unit ended, from its properties before and after."""
+    """Return how a unit ended, from its properties before and after the stop."""
     pid = int(before.get("MainPID") or 0)
     if not pid:
         return Stopped(name, None, None, 0.0)

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""Bringing servers into a state: what to do about each, and doing it in bulk."""
+"""Bring servers into a state: choose each server's action, and apply the actions in bulk."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .base import DEFAULT_STOP_TIMEOUT, ServiceDriver, ServiceStatus, Stopped
 
 
 class ActionError(MagiError):
-    """An unknown action, or one for a server that is not deployed."""
+    """Raised for an unknown action, or one for a server that is not deployed."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What was done to a server; signal and seconds are those of its end, null where it did not run."""
+    """What was done to a server; signal and seconds describe its stop, null if it was not running."""
 
     name: str
     action: str
@@ -33,7 +33,7 @@ class Result:
 
 
 def check_actions(actions: Mapping[str, Any], record: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The actions as given; raises ActionError where one cannot be done."""
+    """Return the actions as given. Raises ActionError if one cannot be done."""
     deployed = {server["name"] for server in record}
     for name, action in actions.items():
         if action not in ("start", "restart", "stop"):
@@ -44,9 +44,9 @@ def check_actions(actions: Mapping[str, Any], record: Sequence[Mapping[str, Any]
 
 
 def actions_for(state: str, statuses: Mapping[str, ServiceStatus], strays: Iterable[str] = ()) -> dict[str, str]:
-    """The action by name that brings servers into the state: started, stopped or restarted.
+    """Return actions, by server name, that bring servers into the state: started, stopped or restarted.
 
-    strays are servers that run although their manager does not know it.
+    strays are running servers that their manager does not track.
     """
     stray = set(strays)
     if state == "restarted":
@@ -61,7 +61,7 @@ def actions_for(state: str, statuses: Mapping[str, ServiceStatus], strays: Itera
 
 
 def outdated(record: Sequence[Mapping[str, Any]], running: Mapping[str, Process]) -> set[str]:
-    """Servers that run by another launch config than the recorded one, which their manager has revived them from."""
+    """Return servers that run with a launch config other than the recorded one, after a restart by their manager."""
     return {
         str(server["name"])
         for server in record
@@ -77,10 +77,10 @@ def needed(
     record: Sequence[Mapping[str, Any]],
     outdated: Iterable[str] = (),
 ) -> dict[str, str]:
-    """The actions that change something: a server that runs is not started, one that does not is not stopped.
+    """Return the actions that change something: running servers are not started, stopped ones are not stopped.
 
-    One that is to be started and runs already, but is outdated, is restarted. A server that is no longer in the record
-    has yet to be forgotten where its manager knows it.
+    A start of a server that runs but is outdated becomes a restart. A server that is no longer in the record still has
+    to be forgotten if its manager knows it.
     """
     old = set(outdated)
     actions = {name: "restart" if action == "start" and name in old else action for name, action in actions.items()}
@@ -106,9 +106,9 @@ def apply(
     end_strays: Callable[[Sequence[Process], float], Mapping[int, Stopped]],
     on_started: Callable[[Mapping[str, Any], bool], None],
 ) -> list[Result]:
-    """Stop what is to stop or restart, all at the same time, then start what is to run.
+    """Stop all servers to stop or restart, in parallel, then start those that are to run.
 
-    on_started is called with each server once its process is started, and whether it is the last: it sets the pace.
+    on_started is called after each start with the server and whether it is the last; it may delay the next start.
     """
     deployed = {str(server["name"]): server for server in record}
     names = list(actions)
@@ -118,7 +118,7 @@ def apply(
         (float(deployed[name]["stop_timeout"]) for name in names if name in deployed), default=DEFAULT_STOP_TIMEOUT
     )
     ended = {stopped.name: stopped for stopped in end_strays(stray, timeout).values()} if stray else {}
-    # One that waits to be tried again is stopped first, so that its start is a new one.
+    # A server that waits for an automatic restart is stopped first, so that its start counts as a new one.
     to_stop = [
         name
         for name in names
@@ -162,13 +162,13 @@ def _result(
 
 
 def result_lines(results: Sequence[Result]) -> list[str]:
-    """What was done, human-readable: one line per server."""
+    """Return what was done, human-readable: one line per server."""
     done = {"start": "started", "restart": "restarted", "stop": "stopped"}
     lines = []
     for result in results:
         parts = [f"{result.name}: {done[result.action]}" if result.error is None else f"{result.name}: {result.error}"]
         if result.signal is not None:
-            needed_kill = ", which its deadline made necessary" if result.signal == "SIGKILL" else ""
+            needed_kill = ", after its stop time-out" if result.signal == "SIGKILL" else ""
             parts.append(f"pid {result.pid_before} ended by {result.signal} in {result.seconds:.1f} s{needed_kill}")
         if result.pid_after is not None and result.action != "stop":
             parts.append(f"pid {result.pid_after}")

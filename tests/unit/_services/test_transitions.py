@@ -214,7 +214,7 @@ def test_result_lines_name_signals():
     ]
     assert transitions.result_lines(results) == [
         "a: restarted, pid 1 ended by SIGTERM in 0.2 s, pid 2",
-        "b: stopped, pid 3 ended by SIGKILL in 30.0 s, which its deadline made necessary",
+        "b: stopped, pid 3 ended by SIGKILL in 30.0 s, after its stop time-out",
         "c: started, pid 4",
     ]
 
@@ -264,7 +264,7 @@ def test_stop_lines_report_stops_and_kills():
     ]
     answer = {"servers": [asdict(result) for result in results], "msg": "\n".join(transitions.result_lines(results))}
     assert stop_lines(answer) == [
-        "c: restarted, pid 4 ended by SIGKILL in 30.0 s, which its deadline made necessary, pid 5",
+        "c: restarted, pid 4 ended by SIGKILL in 30.0 s, after its stop time-out, pid 5",
         "d: stopped, pid 6 ended by SIGTERM in 0.2 s",
     ]
     assert stop_lines({"failed": True, "msg": "no"}) == []
