@@ -187,7 +187,7 @@ from ansible_collections.magi.llama.plugins.module_utils._plan.plan import make_
 from ansible_collections.magi.llama.plugins.module_utils._services.table import (
     disabled,
     find_manager,
-    unwatched,
+    unsupervised,
 )
 
 
@@ -214,7 +214,7 @@ def run(module: Module) -> dict:
         record=record["servers"],
         running=running,
         listeners=listeners(range(settings.port_first, settings.port_last + 1)),
-        unwatched=unwatched(running, record, given["state_dir"], manager.name),
+        unsupervised=unsupervised(running, record, given["state_dir"], manager.name),
     )
     plan = make_plan(registry, given["profile"], given["runtime"], settings, host, given["known_elsewhere"])
     off = disabled(record, manager.name)

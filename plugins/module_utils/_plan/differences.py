@@ -20,8 +20,8 @@ def with_action(server: Server, previous: Server | None, host: Host) -> Server:
         reason = "new" if previous is None else "not running"
         return {**server, "action": "start", "reason": reason}
     reasons = launch_differences(server, process)
-    if server["name"] in host.unwatched:
-        reasons.insert(0, host.unwatched[server["name"]])
+    if server["name"] in host.unsupervised:
+        reasons.insert(0, host.unsupervised[server["name"]])
     if reasons:
         return {**server, "action": "restart", "reason": "; ".join(reasons)}
     return {**server, "action": "keep", "reason": "runs as planned"}

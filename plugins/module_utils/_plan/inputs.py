@@ -62,7 +62,7 @@ def settings_of(given: Mapping[str, Any], manager_triggers: Sequence[Any]) -> Se
 class Host:
     """What the machine has and what runs on it: read once, before the plan.
 
-    unwatched are running servers that their service manager does not know, with the reason.
+    unsupervised are running servers that their service manager does not track, with the reasons.
     """
 
     memory: Memory
@@ -70,4 +70,4 @@ class Host:
     record: Sequence[Server] = ()
     running: Mapping[str, Process] = field(default_factory=dict)
     listeners: Mapping[int, Listener] = field(default_factory=dict)
-    unwatched: Mapping[str, str] = field(default_factory=dict)
+    unsupervised: Mapping[str, str] = field(default_factory=dict)

@@ -45,7 +45,7 @@ class ServiceManager(ABC):
         """Return the pattern that matches this state directory's launch configs."""
 
     @abstractmethod
-    def unwatched(self, running: Mapping[str, Process], state_dir: str) -> dict[str, str]:
+    def unsupervised(self, running: Mapping[str, Process], state_dir: str) -> dict[str, str]:
         """Return {server: reason} for running servers that it would not restart after a crash."""
 
     @abstractmethod

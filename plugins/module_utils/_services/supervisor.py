@@ -51,7 +51,7 @@ class Supervisor(ServiceManager):
         folder = os.path.join(folder_of(state_dir), "conf.d")
         return Managed(folder, "*.conf", supervisor_environment({STATE_MARKER: state_dir}))
 
-    def unwatched(self, running: Mapping[str, Process], state_dir: str) -> dict[str, str]:
+    def unsupervised(self, running: Mapping[str, Process], state_dir: str) -> dict[str, str]:
         daemon = daemon_pid(state_dir)
         lost = {name for name, process in running.items() if process.ppid != daemon}
         return dict.fromkeys(lost, "unsupervised: supervisord is not running")

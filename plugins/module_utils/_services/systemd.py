@@ -42,7 +42,7 @@ class Systemd(ServiceManager):
         # A whole line: another state directory's path may begin with this one.
         return Managed(UNIT_FOLDER, f"{UNIT_PREFIX}*.service", f"\n{systemd_environment({STATE_MARKER: state_dir})}\n")
 
-    def unwatched(self, running: Mapping[str, Process], state_dir: str) -> dict[str, str]:
+    def unsupervised(self, running: Mapping[str, Process], state_dir: str) -> dict[str, str]:
         lost = {name for name, process in running.items() if not in_unit(process.pid, name)}
         return dict.fromkeys(lost, "unsupervised: it belongs to no systemd unit")
 

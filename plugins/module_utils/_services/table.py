@@ -77,14 +77,14 @@ def retire_others(record: Mapping[str, Any], state_dir: str) -> None:
             manager.retire(state_dir, timeout)
 
 
-def unwatched(
+def unsupervised(
     running: Mapping[str, Process], record: Mapping[str, Any], state_dir: str, service_manager: str
 ) -> dict[str, str]:
     """Return {server: reason} for running servers that the service manager would not restart after a crash."""
     before = record["service_manager"]
     if before not in (None, service_manager):
         return dict.fromkeys(running, f"service manager changed ({before} → {service_manager})")
-    return find_manager(service_manager).unwatched(running, state_dir)
+    return find_manager(service_manager).unsupervised(running, state_dir)
 
 
 def disabled(record: Mapping[str, Any], service_manager: str) -> list[str]:

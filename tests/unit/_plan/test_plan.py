@@ -376,7 +376,7 @@ def test_running_server_of_disabled_lost_model_is_stopped() -> None:
 def test_unsupervised_server_is_restarted() -> None:
     first = plan([A, B], profile("a", "b"))
     on = deployed(first)
-    second = plan([A, B], profile("a", "b"), dataclasses.replace(on, unwatched={"a": "unsupervised"}))
+    second = plan([A, B], profile("a", "b"), dataclasses.replace(on, unsupervised={"a": "unsupervised"}))
     assert actions(second) == {"a": "restart", "b": "keep"}
     assert second["servers"][0]["reason"] == "unsupervised"
 

@@ -80,7 +80,7 @@ class Pods(ServiceManager):
     def managed(self, state_dir: str) -> Managed:
         return Managed(f"{state_dir}/pods", "*.pod", "ours")
 
-    def unwatched(self, running: Mapping[str, Process], state_dir: str) -> dict[str, str]:
+    def unsupervised(self, running: Mapping[str, Process], state_dir: str) -> dict[str, str]:
         return {}
 
     def driver(self, state_dir: str, program: str | None = None) -> Any:
