@@ -18,11 +18,11 @@ from .._core.errors import MagiError
 
 
 class FlagError(MagiError):
-    """A parameter that cannot become a flag."""
+    """Raised for a parameter that cannot be rendered as a flag."""
 
 
 class UnknownFlagError(FlagError):
-    """A parameter that this binary has no flag for."""
+    """Raised for a parameter that this binary has no flag for."""
 
     def __init__(self, key: str, nearest: Sequence[str] = (), reason: str | None = None) -> None:
         self.key = key
@@ -34,7 +34,7 @@ class UnknownFlagError(FlagError):
 
 
 class ManagedFlagError(FlagError):
-    """A parameter that the collection sets itself, or that must not stand on a command line."""
+    """Raised for a parameter that the collection sets itself, or that must not be on a command line."""
 
     def __init__(self, key: str, reason: str) -> None:
         self.key = key
@@ -42,7 +42,7 @@ class ManagedFlagError(FlagError):
 
 
 class FlagValueError(FlagError):
-    """A value that the flag does not take."""
+    """Raised for a value that the flag does not accept."""
 
     def __init__(self, key: str, reason: str) -> None:
         self.key = key
@@ -56,23 +56,23 @@ class Flag:
     name: str
     spelling: str
     value: bool
-    # How many words follow: almost always none or one.
+    # Number of words that follow: almost always none or one.
     words: int = 0
     choices: tuple[str, ...] = ()
-    # "auto" is a value next to numbers.
+    # Accepts "auto" as well as numbers.
     auto: bool = False
-    # Several values go into one word with commas: given twice, the last one wins.
+    # Several values are joined with commas: if the flag is repeated, the last one wins.
     joined: bool = False
     negation: str | None = None
     # Other long names; those that begin with no_ mean the opposite when the flag has a negation.
     aliases: tuple[str, ...] = ()
     shorts: tuple[str, ...] = ()
-    # Listed only to say what took its place.
+    # Listed in the help only to name its replacement.
     removed: bool = False
     instead: tuple[str, ...] = ()
 
     def to_fact(self) -> dict[str, Any]:
-        """The flag as plain data; what is empty is left out, since a fact of 250 flags travels."""
+        """The flag as plain data; empty values are omitted, because the fact holds 250 flags and is copied often."""
         fact: dict[str, Any] = {"spelling": self.spelling, "value": self.value}
         if self.words > 1:
             fact["words"] = self.words
@@ -118,5 +118,5 @@ def flags_to_fact(flags: Mapping[str, Flag]) -> dict[str, dict[str, Any]]:
 
 
 def flags_from_fact(fact: Flags) -> dict[str, Flag]:
-    """The reverse of flags_to_fact; flags that already are flags are kept."""
+    """The reverse of flags_to_fact; values that already are Flag objects are returned as they are."""
     return {name: flag if isinstance(flag, Flag) else Flag.from_fact(name, flag) for name, flag in fact.items()}

@@ -18,7 +18,7 @@ from .flags import Flag, flag_name
 
 
 class VersionError(MagiError):
-    """Unknown output of --version."""
+    """Raised for unknown output of --version."""
 
 
 _SPELLING = re.compile(r"-{1,2}[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -32,7 +32,7 @@ _COMMIT = re.compile(r"[0-9a-f]{6,40}")
 
 @dataclass(frozen=True)
 class Version:
-    """What --version says. build is upstream's running number, the only thing that can be compared."""
+    """The output of --version. build is upstream's build number, the only part that can be compared."""
 
     version: str
     build: int | None
@@ -53,7 +53,7 @@ def parse_version(text: str) -> Version:
 
 
 def _commit(text: str | None) -> str | None:
-    # Distributions print their own name here.
+    # Some distributions print their own name here.
     return text if text and _COMMIT.fullmatch(text) else None
 
 
@@ -63,7 +63,7 @@ def parse_help(text: str) -> dict[str, Flag]:
     flags = {flag.name: flag for flag in found}
     for flag in found:
         opposite = flags.get(flag.name[3:]) if flag.name.startswith("no_") else None
-        # Older builds list a flag and its negation apart.
+        # Older builds list a flag and its negation separately.
         if opposite and not flag.value and not opposite.value and not opposite.negation:
             flags[opposite.name] = _replace(opposite, negation=flag.spelling, shorts=opposite.shorts)
             del flags[flag.name]
@@ -75,7 +75,7 @@ def _replace(flag: Flag, **changes: Any) -> Flag:
 
 
 def _resolve_instead(flag: Flag, flags: Mapping[str, Flag]) -> Flag:
-    """Name what took a removed flag's place by flags that exist: the help may say --spec-ngram-*-size-n."""
+    """Resolve the replacement of a removed flag to existing flags: the help may say --spec-ngram-*-size-n."""
     if not flag.removed:
         return flag
     present = sorted(name for name, other in flags.items() if not other.removed)
@@ -107,7 +107,7 @@ def _description_column(lines: Iterable[str]) -> int:
 
 
 def _split_head(line: str, column: int) -> tuple[str, str]:
-    """Part the names and value of a flag from its description, which two spaces or the column sets off."""
+    """Split a flag's names and value from its description, which begins after two spaces or at the column."""
     indent = len(line) - len(line.lstrip())
     for gap in re.finditer(r" {2,}", line[indent:]):
         start, end = indent + gap.start(), indent + gap.end()
@@ -123,7 +123,7 @@ def _split_head(line: str, column: int) -> tuple[str, str]:
 
 
 def _entry_flag(entry: tuple[str, str]) -> Flag | None:
-    """Make a flag of one entry of the help; None where it has no long name."""
+    """Return the flag of one entry of the help; None if it has no long name."""
     head, description = entry
     spellings, hint = _spellings(head)
     positive, negative = _part_negations(spellings)
@@ -171,7 +171,7 @@ def _spellings(head: str) -> tuple[list[str], str]:
 
 
 def _part_negations(spellings: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Part what turns a flag on from what turns it off: "-kvo, --kv-offload, -nkvo, --no-kv-offload"."""
+    """Split spellings into those that turn a flag on and off: "-kvo, --kv-offload, -nkvo, --no-kv-offload"."""
     for index, spelling in enumerate(spellings):
         if not spelling.startswith("--no-") or not any(s.startswith("--") for s in spellings[:index]):
             continue
@@ -183,7 +183,7 @@ def _part_negations(spellings: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _canonical(longs: Sequence[str], description: str) -> str:
-    """The spelling that the flag's environment variable is named after, or the first: both are upstream's choice."""
+    """Return the spelling that the flag's environment variable is named after, or else upstream's first spelling."""
     env = _ENV.search(description)
     named = "--" + env[1].lower().replace("_", "-") if env else ""
     return named if named in longs else longs[0]
@@ -196,7 +196,7 @@ def _words(hint: str) -> int:
 
 
 def _choices(hint: str, description: str) -> tuple[str, ...]:
-    """The values that a flag takes, where the help lists them: [on|off], {none,layer}, <0|1>, allowed values: …"""
+    """Return the values that a flag accepts, if listed: [on|off], {none,layer}, <0|1>, allowed values: …"""
     bracketed = re.fullmatch(r"[\[{<]([\w.+-]+(?:[|,][\w.+-]+)+)[\]}>]", hint)
     if bracketed and ".." not in hint and not re.search(r"\d,", bracketed[1]):
         return tuple(re.split(r"[|,]", bracketed[1]))

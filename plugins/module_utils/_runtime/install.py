@@ -30,7 +30,7 @@ METHODS = ("existing", "package", "portable", "release")
 
 @dataclass(frozen=True)
 class Provision:
-    """The fact llama_runtime, how it came about, and what was tried on the way."""
+    """The fact llama_runtime, the method that provided llama-server, and the methods tried before it."""
 
     fact: dict[str, Any]
     method: str
@@ -41,14 +41,14 @@ class Provision:
 
 
 def ensure(request: Request, method: str, run: Run, cache_path: str | None = None) -> Provision:
-    """Find or provide llama-server by method, or for "auto" by the first that works. Raises MagiError."""
+    """Find or install llama-server by the method, or for "auto" by the first one that works. Raises MagiError."""
     if method != "auto":
         try:
             return _attempt(request, method, run, cache_path, [])
         except MissingError as error:
             if not request.check:
                 raise
-            # Something else may put it there in the real run.
+            # In the real run, another task may install it first.
             fact = {**absent(request.path, method, [str(error)]), "staged": False}
             return Provision(fact, method, False, [{"method": method, "result": str(error)}], {}, {})
     tried: list[dict[str, str]] = []
@@ -57,21 +57,20 @@ def ensure(request: Request, method: str, run: Run, cache_path: str | None = Non
             return _attempt(request, candidate, run, cache_path, tried)
         except ProbeError as error:
             if candidate == "existing":
-                # It was put there to be used, perhaps a build for this host's GPU: another must not take its
-                # place unnoticed.
+                # It was installed on purpose, perhaps a build for this host's GPU: do not replace it silently.
                 raise ProviderError(
                     f"{error} Fix or remove it, or set runtime_install_method to package, portable or release to "
-                    "have another."
+                    "install another one."
                 ) from error
             tried.append({"method": candidate, "result": str(error)})
         except MagiError as error:
             tried.append({"method": candidate, "result": str(error)})
     listed = " ".join(f"{entry['method']}: {entry['result']}" for entry in tried)
-    raise ProviderError(f"No way to have llama-server works on this host. {listed}")
+    raise ProviderError(f"No installation method works on this host: {listed}")
 
 
 def _auto_order(request: Request) -> list[str]:
-    """The methods in order. What an earlier run chose stays chosen: a package that appears later takes nothing over."""
+    """Return the methods in order. An earlier run's choice is preserved, even if a package becomes available later."""
     chosen = read_manifest(request.prefix).get("method")
     order = [method for method in METHODS if method != chosen]
     return [order[0], chosen, *order[1:]] if chosen in METHODS else order
@@ -95,12 +94,12 @@ def _attempt(request: Request, method: str, run: Run, cache: str | None, tried: 
 
 
 def _probe_staged(request: Request, provided: Provided, method: str, run: Run) -> dict[str, Any]:
-    """Ask a binary that is not in its place yet: what it will say from there."""
+    """Probe a binary in its staging folder: the fact is the one for its final place."""
     staged_dir = str(provided.staged_dir)
     program = os.path.join(staged_dir, "bin", "llama-server")
     command = [program]
     if method == "portable":
-        # Its wrapper is written for the final place.
+        # Its wrapper script only works in the final place.
         command = loader_command(
             os.path.join(staged_dir, "root"), program, os.path.join(staged_dir, "root/usr/bin/llama-server")
         )

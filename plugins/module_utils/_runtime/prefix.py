@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""A prefix of ours: filled next to the one in use, put in place of it, and kept until the next."""
+"""A managed prefix: filled next to the one in use and then swapped in; the previous prefix is preserved."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .prefix_manifest import (
 )
 from .requests import PACKAGE_NAME, Provided, ProviderError, Request
 
-# How a prefix is laid out: one with another layout is built from scratch.
+# Version of a prefix's layout: a prefix with another layout is built from scratch.
 PREFIX_LAYOUT = 2
 
 
@@ -38,7 +38,7 @@ def provide(
 ) -> Provided:
     """Install what is wanted in the prefix, or next to it if the request says stage and the prefix exists already.
 
-    fill lays it into an empty folder and returns its manifest. notes are for a prefix that has it and one that gets it.
+    fill installs it in an empty folder and returns its manifest. notes are for a current and a new prefix.
     """
     prefix = request.prefix
     path = os.path.join(prefix, "bin", "llama-server")
@@ -47,7 +47,7 @@ def provide(
     _require_prefix(prefix)
     require_own_prefixes(prefix)
     before = _summary(read_manifest(prefix))
-    # A first installation leaves nothing behind when the plan is refused, so it needs no look ahead.
+    # A refused plan after a first installation does no harm, so check mode only builds replacements in advance.
     if request.check and not (request.stage and before):
         return Provided(path, notes[1], installed=False, changed=True, before=before, after=_summary(wanted))
     if request.check:
@@ -102,7 +102,7 @@ def restore_previous(prefix: str) -> None:
 
 
 def _summary(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a manifest that people compare."""
+    """Return the part of a manifest that is shown in a diff."""
     shown = {key: manifest[key] for key in ("method", "suite", "sha256") if key in manifest}
     packages = manifest.get("packages")
     if isinstance(packages, dict) and PACKAGE_NAME in packages:
@@ -117,7 +117,7 @@ def is_current(prefix: str, wanted: Mapping[str, Any]) -> bool:
 
 
 def _require_prefix(prefix: str) -> None:
-    """Refuse a prefix that cannot be made or written into a script."""
+    """Refuse a prefix that cannot be created or used in a shell script."""
     if not os.path.isabs(prefix) or re.search(r'[:;"\n]', prefix):
         raise ProviderError(f'runtime_prefix must be an absolute path without : ; and ", not {prefix}.')
     folder = os.path.dirname(os.path.normpath(prefix))
@@ -125,7 +125,7 @@ def _require_prefix(prefix: str) -> None:
         folder = os.path.dirname(folder)
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ProviderError(
-            f"this user may not write to {folder}. Set become, or runtime_prefix to a folder of this user's, such as "
+            f"this user may not write to {folder}. Set become, or set runtime_prefix to a folder of your own, such as "
             "~/.local/share/magi-llama/runtime."
         )
 
@@ -134,9 +134,9 @@ def _require_prefix(prefix: str) -> None:
 def _new_prefix(prefix: str, place: str, wanted: Mapping[str, Any]) -> Iterator[str | None]:
     """A folder next to prefix to fill; it then becomes the prefix itself or the staged one.
 
-    None where another run has filled it meanwhile. What an interrupted run left is cleared first.
+    None if another run has filled it meanwhile. Leftovers of an interrupted run are removed first.
     """
-    # Ansible may hand down a umask that shuts the unprivileged user of the servers out.
+    # Ansible may pass on a umask that denies access to the servers' user.
     mask = os.umask(0o022)
     new = new_prefix(prefix)
     try:
@@ -157,20 +157,20 @@ def _new_prefix(prefix: str, place: str, wanted: Mapping[str, Any]) -> Iterator[
                 raise
             if place == prefix:
                 _put_in_place(new, prefix)
-                # Anything else that was staged there is obsolete.
+                # Any other staged prefix is obsolete now.
                 shutil.rmtree(staged_prefix(prefix), ignore_errors=True)
             else:
                 shutil.rmtree(place, ignore_errors=True)
                 os.rename(new, place)
     except OSError as error:
-        raise ProviderError(f"{prefix} could not be made: {error}.") from error
+        raise ProviderError(f"{prefix} could not be created: {error}.") from error
     finally:
         os.umask(mask)
 
 
 @contextlib.contextmanager
 def _locked(folder: str) -> Iterator[None]:
-    """One run at a time; what it renames in the folder is on disk when it ends."""
+    """Allow one run at a time; renames in the folder are on disk when the block ends."""
     lock = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -181,7 +181,7 @@ def _locked(folder: str) -> Iterator[None]:
 
 
 def _put_in_place(new: str, prefix: str) -> None:
-    """Rename new to prefix; the old one is kept, unless that is one that never worked while a kept one has."""
+    """Rename new to prefix. The old prefix becomes the previous one, unless only the existing previous one worked."""
     previous = previous_prefix(prefix)
     if os.path.lexists(prefix):
         if read_manifest(previous).get("good") and not read_manifest(prefix).get("good"):
@@ -193,7 +193,7 @@ def _put_in_place(new: str, prefix: str) -> None:
 
 
 def _open_to_all(top: str) -> None:
-    """Readable and executable for everyone, writable for the owner, no set-id bits."""
+    """Make all files readable for everyone and writable for the owner only, without set-id bits."""
     for folder, _folders, files in os.walk(top):
         os.chmod(folder, 0o755)
         for name in files:

@@ -17,7 +17,7 @@ from .._core.ownership import MANIFEST, MARK, read_mark, require_own_folder
 
 
 def staged_prefix(prefix: str) -> str:
-    """Where what is to become the prefix waits."""
+    """Path of the staged prefix, which will become the prefix."""
     return f"{prefix}.staged"
 
 
@@ -27,7 +27,7 @@ def new_prefix(prefix: str) -> str:
 
 
 def previous_prefix(prefix: str) -> str:
-    """Where the prefix before this one is kept."""
+    """Path of the previous prefix."""
     return f"{prefix}.previous"
 
 

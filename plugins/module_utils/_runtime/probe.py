@@ -2,9 +2,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""Asking the llama-server on a host what it is: the fact llama_runtime.
+"""Find out version and flags of the llama-server on a host: the fact llama_runtime.
 
-Used by the module runtime. What the answers mean is read in _runtime.
+Used by the module runtime. The output is parsed in help_text.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from .help_text import Version, VersionError, parse_help, parse_version
 
 
 class ProbeError(MagiError):
-    """A binary that does not run, or is not llama-server."""
+    """Raised for a binary that does not run, or is not llama-server."""
 
 
 PROBE_SECONDS = 20.0
-# Nothing of the caller's: LLAMA_ARG_*, AIP_* and a user's configuration file would change the answers.
+# Nothing is inherited from the caller: LLAMA_ARG_*, AIP_* and a user's configuration file would change the output.
 PROBE_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/nonexistent"}
 
-# Remote holes and the first upstream build without each.
+# Remote vulnerabilities and the first upstream build that fixes each.
 CVE_FLOORS = (("CVE-2026-33298", 7824), ("CVE-2026-27940", 8146), ("CVE-2026-21869", 8908))
 
 _IK_FLAGS = {"attention_max_batch", "fused_moe", "mla_use", "run_time_repack", "smart_expert_reduction"}
@@ -46,7 +46,7 @@ _CACHE_SCHEMA = 1
 
 
 def absent(path: str, source: str, warnings: Sequence[str] = ()) -> dict[str, Any]:
-    """The fact for a binary that is not installed yet, for check mode."""
+    """Return the fact for a binary that is not installed yet, for check mode."""
     return {
         "path": path,
         "installed": False,
@@ -73,10 +73,10 @@ def probe(
     file: str | None = None,
     argv: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Ask the binary at path what it is: the fact llama_runtime. Raises ProbeError.
+    """Run the binary at path and return the fact llama_runtime. Raises ProbeError.
 
-    cache_path is a JSON file that keeps the help text by identity, so that a binary seen before costs one --version.
-    A binary that is not at path yet staged_dir at file and is started by argv.
+    cache_path is a JSON file with the help text by identity, so that a known binary is run only once, with --version.
+    A staged binary, which is not at path yet, is at file and is started with argv.
     """
     command = list(argv or [path])
     cache = _read_cache(cache_path)
@@ -86,8 +86,8 @@ def probe(
     except VersionError as error:
         raise ProbeError(f"{path}: {error} Set runtime_binary_path to a llama-server.") from error
     sha256 = _sha256(file or path, cache)
-    # A distribution's llama-server is a thin file over shared libraries: an upgrade may leave the file as it was, so
-    # what it prints counts too.
+    # A distribution's llama-server is a small file that uses shared libraries: an upgrade may leave it unchanged, so
+    # its output is part of the identity.
     said = [line for line in text.splitlines() if line.startswith(("version:", "built with"))]
     identity = hashlib.sha256(" ".join([sha256, *said]).encode()).hexdigest()[:16]
     help_text = cache["help"].get(identity)
@@ -118,20 +118,20 @@ def probe(
 
 
 def build_warnings(path: str, version: Version, flavour: str) -> list[str]:
-    """Known remote holes of this build. Only upstream's build numbers can be compared."""
+    """Return a warning about known remote vulnerabilities. Only upstream's build numbers can be compared."""
     if flavour != "llama.cpp":
         return []
     if version.build is None:
-        return [f"{path} does not say its build number, so it cannot be checked for known holes."]
+        return [f"{path} does not report its build number, so it cannot be checked for known vulnerabilities."]
     open_holes = [(name, floor) for name, floor in CVE_FLOORS if version.build < floor]
     if not open_holes:
         return []
     names = ", ".join(f"{name} (fixed in build {floor})" for name, floor in open_holes)
-    return [f"{path} is build {version.build}, which has known remote holes: {names}. Install a newer llama.cpp."]
+    return [f"{path} is build {version.build}, which has known remote vulnerabilities: {names}. Update llama.cpp."]
 
 
 def configuration_warnings(etc: str = "/etc") -> list[str]:
-    """Files and variables that silently change every llama-server here. No values: one may be a key."""
+    """Return warnings about files and variables that silently change every llama-server, without their values."""
     warnings = []
     config = os.path.join(etc, "llama.cpp", "config.ini")
     if os.path.exists(config):
@@ -141,13 +141,14 @@ def configuration_warnings(etc: str = "/etc") -> list[str]:
         names = sorted(set(_CHANGING_VARIABLE.findall(stream.read())))
         if names:
             warnings.append(
-                f"{environment} sets {', '.join(names)}: a llama-server started by hand behaves differently from ours."
+                f"{environment} sets {', '.join(names)}: a llama-server started by hand behaves differently from a "
+                "managed one."
             )
     return warnings
 
 
 def _output(path: str, argument: str, run: Run, command: Sequence[str]) -> str:
-    """What the binary prints on argument. Raises ProbeError with its own words and the fix."""
+    """Return what the binary prints for an argument. Raises ProbeError with its output and the fix."""
     try:
         done = run([*command, argument], PROBE_ENVIRONMENT, PROBE_SECONDS)
     except TimeoutError as error:
@@ -158,15 +159,15 @@ def _output(path: str, argument: str, run: Run, command: Sequence[str]) -> str:
         raise ProbeError(f"{path} does not run: {explain_start_error(path, error)}") from error
     if done.code != 0:
         raise ProbeError(f"{path} does not run: {explain_exit(done)}")
-    # Which of the two it prints to differs from build to build.
+    # Builds differ in which of the two they print to.
     return f"{done.stdout}\n{done.stderr}"
 
 
 def explain_start_error(path: str, error: OSError) -> str:
-    """Why the system would not start path, and what to do."""
+    """Explain why the system could not start path, and what to do."""
     if error.errno == errno.ENOENT and os.path.exists(path):
         return (
-            "the loader or interpreter that it names is missing, so it was built for another distribution. "
+            "its loader or interpreter is missing, so it was built for another distribution. "
             "Use a binary for this distribution, or runtime_install_method portable."
         )
     if error.errno == errno.ENOENT:
@@ -184,7 +185,7 @@ def _explain_permission(path: str) -> str:
         mode = os.stat(path).st_mode
         noexec = os.statvfs(path).f_flag & getattr(os, "ST_NOEXEC", 8)
     except OSError:
-        return "a folder on the way to it may not be entered by this user. Check the folders' permissions."
+        return "this user may not enter one of its parent folders. Check the folders' permissions."
     if stat.S_ISDIR(mode):
         return "it is a folder. Name the file llama-server in it."
     if noexec:
@@ -195,12 +196,12 @@ def _explain_permission(path: str) -> str:
 
 
 def explain_exit(done: Completed) -> str:
-    """Why the program ended at once, in its own words, and what to do."""
+    """Explain why the program ended at once, with its output, and what to do."""
     lines = [line.strip() for line in (done.stderr + "\n" + done.stdout).splitlines() if line.strip()]
     said = " | ".join(lines[-3:])[:500] or "it printed nothing"
     library = re.search(r"error while loading shared libraries: (\S+?):", done.stderr)
     if re.search(r"version `(GLIBC|GLIBCXX|CXXABI)_[\d.]+' not found", done.stderr):
-        return f"it was built for a newer system than this: {said}. Use runtime_install_method portable or package."
+        return f"it was built for a newer system than this one: {said}. Use runtime_install_method portable or package."
     if library:
         return (
             f"the shared library {library[1]} is missing: {said}. "
@@ -228,7 +229,7 @@ def _sha256(path: str, cache: dict[str, Any]) -> str:
 
 
 def _read_cache(path: str | None) -> dict[str, Any]:
-    """The cache on disk; an unreadable one counts as empty."""
+    """Return the cache file's content; an unreadable file counts as empty."""
     if path:
         with contextlib.suppress(OSError, ValueError, TypeError, LookupError), open(path, encoding="utf-8") as stream:
             cache = json.load(stream)
@@ -240,6 +241,6 @@ def _read_cache(path: str | None) -> dict[str, Any]:
 def _write_cache(path: str | None, cache: dict[str, Any]) -> None:
     text = json.dumps({key: value for key, value in cache.items() if key != "read"}, sort_keys=True)
     if path and text != cache["read"]:
-        # A cache that cannot be written costs milliseconds, not the run.
+        # Without a cache the next run takes milliseconds longer; do not fail for that.
         with contextlib.suppress(OSError):
             write_atomic(path, text.encode(), 0o644)

@@ -26,9 +26,9 @@ from .special_flags import DOWNLOAD_REASON, MANAGED_FLAGS, ON_OFF_FLAGS, PRESET_
 
 
 def canonical_parameters(parameters: Mapping[str, Any], flags: Flags) -> dict[str, Any]:
-    """The same parameters under the names that this binary calls canonical; negated ones turned to the positive name.
+    """Return the parameters under this binary's canonical names, with negated names turned into positive ones.
 
-    So {"gpu_layers": 9, "no_mmap": true} becomes {"n_gpu_layers": 9, "mmap": false} where the binary knows it so.
+    So {"gpu_layers": 9, "no_mmap": true} becomes {"n_gpu_layers": 9, "mmap": false} if the binary uses these names.
     Without flags the parameters are returned as they are. Raises FlagError.
     """
     if not flags:
@@ -48,13 +48,13 @@ def canonical_parameters(parameters: Mapping[str, Any], flags: Flags) -> dict[st
 def render_flags(parameters: Mapping[str, Any], flags: Flags) -> list[str]:
     """Render llama-server's long flags in snake_case as its arguments, sorted by name.
 
-    flags is what parse_help returns, or the fact made from it. Without flags (nothing installed yet, check mode) all is
-    rendered as is, unvalidated. Raises FlagError: UnknownFlagError, ManagedFlagError or FlagValueError.
+    flags is what parse_help returns, or the fact made from it. Without flags (nothing installed yet, check mode) all
+    parameters are rendered unvalidated. Raises FlagError: UnknownFlagError, ManagedFlagError or FlagValueError.
     """
     if not flags:
         return _render_unknown(parameters)
     known = flags_from_fact(flags)
-    # Before anything else, since a managed flag may be unknown to this build and still has a better answer.
+    # First, because for a managed flag this error is more useful than that it is unknown to this build.
     for key in parameters:
         _refuse_managed(key)
     canonical = canonical_parameters(parameters, known)
@@ -72,7 +72,7 @@ def _refuse_managed(key: str) -> None:
 
 
 def _index(flags: Mapping[str, Flag]) -> dict[str, tuple[Flag, bool]]:
-    """Every name that may be written for a flag, and whether it means the opposite."""
+    """Return every accepted name of a flag, and whether it means the opposite."""
     index: dict[str, tuple[Flag, bool]] = {}
     for flag in flags.values():
         for alias in flag.aliases:
@@ -80,7 +80,7 @@ def _index(flags: Mapping[str, Flag]) -> dict[str, tuple[Flag, bool]]:
         if flag.negation:
             index[flag_name(flag.negation)] = (flag, True)
         elif not flag.value:
-            # A switch that has only one spelling: its opposite is to leave it away.
+            # A switch with only one spelling: its opposite is to omit it.
             opposite = flag.name[3:] if flag.name.startswith("no_") else "no_" + flag.name
             index.setdefault(opposite, (flag, True))
     # A flag's own name wins over another's alias or opposite.
@@ -93,7 +93,7 @@ def _index(flags: Mapping[str, Flag]) -> dict[str, tuple[Flag, bool]]:
 
 
 def _find(key: str, flags: Mapping[str, Flag], index: Mapping[str, tuple[Flag, bool]]) -> tuple[Flag, bool]:
-    """The flag that key means, and whether it means its opposite. Raises UnknownFlagError."""
+    """Return the flag for a key, and whether the key means its opposite. Raises UnknownFlagError."""
     if key in index:
         flag, inverted = index[key]
         if flag.removed:
@@ -116,7 +116,7 @@ def _render(flag: Flag, value: Any) -> list[str]:
     if not flag.value:
         return _render_switch(flag, value)
     if value == "auto" and flag.name in ("n_gpu_layers", "gpu_layers") and not flag.auto:
-        # Older builds know a number only; they offload what fits when nothing is said, or nothing at all.
+        # Older builds accept only a number; without one they offload what fits, or nothing.
         return []
     values = list(value) if isinstance(value, (list, tuple)) else [value]
     if not values:
@@ -132,7 +132,7 @@ def _render(flag: Flag, value: Any) -> list[str]:
 
 
 def _render_switch(flag: Flag, value: Any) -> list[str]:
-    # What newer builds call on, off and auto: one profile serves hosts with either.
+    # Newer builds take on, off and auto here: one profile works on hosts with old and new builds.
     state = {"on": True, "off": False, "auto": None}.get(value, value) if isinstance(value, str) else value
     if state is True:
         return [flag.spelling]
@@ -144,7 +144,7 @@ def _render_switch(flag: Flag, value: Any) -> list[str]:
 
 
 def _word(flag: Flag, value: Any) -> str:
-    """One value as one word, checked against the choices of the flag."""
+    """Return a value as one word, checked against the flag's choices."""
     if isinstance(value, bool):
         for true, false in (("on", "off"), ("1", "0"), ("true", "false")):
             if true in flag.choices and false in flag.choices:
@@ -160,19 +160,19 @@ def _text(key: str, value: Any) -> str:
     if isinstance(value, float):
         if not math.isfinite(value):
             raise FlagValueError(key, f"takes a number, not {value}")
-        # 4096.0 and 4096 are one value, and 1e-05 is written out.
+        # 4096.0 and 4096 are the same value, and 1e-05 is written as 0.00001.
         return str(int(value)) if value.is_integer() else format(Decimal(repr(value)), "f")
     if isinstance(value, Mapping):
         return json.dumps(value, sort_keys=True, separators=(",", ":"))
     if not isinstance(value, (str, int)):
         raise FlagValueError(key, f"takes text, a number, true or false, a list or a mapping, not {value!r}")
     if "\0" in str(value):
-        raise FlagValueError(key, "holds a NUL byte, which no command line can carry")
+        raise FlagValueError(key, "contains a NUL byte, which a command line cannot contain")
     return str(value)
 
 
 def _render_unknown(parameters: Mapping[str, Any]) -> list[str]:
-    """Render with nothing to ask: what the plan shows on a host where llama-server is not installed yet."""
+    """Render without known flags, for the plan of a host where llama-server is not installed yet."""
     argv: list[str] = []
     for key in sorted(parameters):
         _refuse_managed(key)

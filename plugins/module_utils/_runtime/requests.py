@@ -31,16 +31,16 @@ CONNECT_SECONDS = 60.0
 
 
 class ProviderError(MagiError):
-    """A way to have llama-server that does not work on this host."""
+    """Raised if an installation method does not work on this host."""
 
 
 class MissingError(ProviderError):
-    """No binary where one was said to be."""
+    """Raised if there is no binary at the given path."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the role asks for. etc, keyrings and package_path are parameters for the tests."""
+    """The role's request. etc, keyrings and package_path are parameters for tests."""
 
     path: str
     prefix: str
@@ -59,10 +59,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Provided:
-    """Where the binary is, or will be where installed is false, and what that took.
+    """Where the binary is (or will be, if installed is false) and what was changed to provide it.
 
-    staged_dir is the folder that holds the new prefix until it is moved into place; with discard it is removed after
-    a look at it.
+    staged_dir is the folder with the new prefix until it is moved into place; with discard it is removed after probing.
     """
 
     path: str
@@ -79,7 +78,7 @@ Provider = Callable[[Request, Run], Provided]
 
 
 def last_lines(done: Completed) -> str:
-    """The last lines that a command printed, errors before the rest."""
+    """Return the last lines that a command printed; only error lines, if there are any."""
     lines = [line.strip() for line in (done.stderr + "\n" + done.stdout).splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith(("E:", "Err:", "W: GPG", "W: Failed"))]
     return redact(" | ".join((errors or lines)[-4:])) or f"exit code {done.code}"

@@ -44,7 +44,7 @@ MANAGED_FLAGS: dict[str, str] = {
     "models_preset": _ROUTER,
     "models_max": _ROUTER,
     "models_autoload": _ROUTER,
-    "config": "a configuration file changes a server behind the plan's back; write its settings as parameters",
+    "config": "a configuration file changes a server without the plan knowing; write its settings as parameters",
     "help": _ONCE,
     "usage": _ONCE,
     "version": _ONCE,

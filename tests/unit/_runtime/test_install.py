@@ -105,7 +105,7 @@ def test_existing_missing_is_an_error(request_for: Callable[..., Request]) -> No
 
 
 def test_auto_without_working_method_lists_reasons(request_for: Callable[..., Request]) -> None:
-    with pytest.raises(ProviderError, match="No way") as caught:
+    with pytest.raises(ProviderError, match="No installation method") as caught:
         ensure(request_for(check=True), "auto", lambda argv, environment, seconds: Completed(0, "", ""))
     for part in ("existing: there is no", "package: ", "portable: ", "release: no runtime_release_url"):
         assert part in str(caught.value)
@@ -499,7 +499,7 @@ def test_prefix_not_writable_is_refused(request_for: Callable[..., Request]) -> 
 
 
 def test_loader_command_of_unknown_layout_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ProviderError, match="laid out in a way"):
+    with pytest.raises(ProviderError, match="unknown layout"):
         loader_command(str(tmp_path), "a", "b")
 
 

@@ -153,7 +153,7 @@ def test_vulnerable_builds_are_reported(build: int, named: list[str]) -> None:
 
 
 def test_build_unknown_is_reported() -> None:
-    assert "does not say its build number" in build_warnings("/x", Version("0", None, None), "llama.cpp")[0]
+    assert "does not report its build number" in build_warnings("/x", Version("0", None, None), "llama.cpp")[0]
 
 
 def test_host_settings_are_reported_without_values(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_explain_start_error(tmp_path: Path) -> None:
     plain.write_text("text")
     plain.chmod(0o644)
     for path, message in (
-        (script, "loader or interpreter that it names is missing"),
+        (script, "its loader or interpreter is missing"),
         (plain, f"chmod a\\+rx {plain}"),
         (tmp_path, "it is a folder"),
         (tmp_path / "none", "there is no such file"),

@@ -15,10 +15,10 @@ from ..requests import MissingError, Provided, Request
 
 
 def existing(request: Request, _run: Run) -> Provided:
-    """The binary that is installed already."""
+    """Use the binary that is already installed."""
     if not os.path.exists(request.path):
         raise MissingError(
             f"there is no llama-server at {request.path}. Set runtime_binary_path or LLAMA_SERVER_PATH, "
             "or a runtime_install_method that provides one."
         )
-    return Provided(request.path, f"{request.path} is there")
+    return Provided(request.path, f"{request.path} exists")

@@ -28,7 +28,7 @@ from ..requests import (
 
 
 def package(request: Request, run: Run) -> Provided:
-    """The distribution's package, from the repositories that the host already has."""
+    """Install the distribution's package from the repositories that the host already uses."""
     if os.path.exists(request.package_path):
         return Provided(request.package_path, f"{request.package_path} is installed")
     manager = next((name for name in _MANAGERS if shutil.which(name, path=CLEAN_ENVIRONMENT["PATH"])), None)
@@ -43,7 +43,7 @@ def package(request: Request, run: Run) -> Provided:
     if request.check or not request.install_if_missing:
         return Provided(request.package_path, note, installed=False, changed=True, after=after)
     if os.geteuid() != 0:
-        raise ProviderError(f"{manager} has {found[0]}, but only root may install it. Set become, or another method.")
+        raise ProviderError(f"{manager} has {found[0]}, but only root may install it. Set become or another method.")
     done = run([*install, found[0]], CLEAN_ENVIRONMENT, DOWNLOAD_SECONDS)
     if done.code != 0:
         raise ProviderError(f"{manager} could not install {found[0]}: {last_lines(done)}")
@@ -51,7 +51,7 @@ def package(request: Request, run: Run) -> Provided:
 
 
 def parse_apt_policy(text: str, names: Sequence[str]) -> tuple[str, str] | None:
-    """The first of names that has a candidate in the output of apt-cache policy, with its version."""
+    """Return the first of these names that has a candidate in the output of apt-cache policy, with its version."""
     candidates = dict(re.findall(r"^(\S+):\n(?:  .*\n)*?  Candidate: (\S+)$", text, re.MULTILINE))
     for name in names:
         if candidates.get(name, "(none)") != "(none)":
@@ -64,7 +64,7 @@ def _apt_candidate(request: Request, run: Run) -> tuple[str, str] | None:
     found = parse_apt_policy(run(["apt-cache", "policy", *names], CLEAN_ENVIRONMENT, QUICK_SECONDS).stdout, names)
     if found or request.check or os.geteuid() != 0 or glob.glob("/var/lib/apt/lists/*Packages*"):
         return found
-    # A fresh image comes without lists, which is not the same as without the package.
+    # A fresh image has no package lists yet: update them before concluding that the package is missing.
     run(["apt-get", "-q", "update"], CLEAN_ENVIRONMENT, DOWNLOAD_SECONDS)
     return parse_apt_policy(run(["apt-cache", "policy", *names], CLEAN_ENVIRONMENT, QUICK_SECONDS).stdout, names)
 

@@ -33,7 +33,7 @@ from ..requests import (
 )
 
 _DEBIAN_SUITES = ("oldstable", "stable", "testing", "unstable", "sid")
-# The host's own way out (proxies, time-outs, retries) is kept; what it reads, and from whom it accepts it, is not.
+# Keep the host's network settings (proxies, time-outs, retries), but not its sources and trust.
 _KEPT_APT_SETTING = re.compile(
     r"Acquire::(?!AllowDowngrade|AllowInsecure|AllowWeak|Changelogs|CompressionTypes|GzipIndexes|IndexTargets|Languages)"
 )
@@ -43,7 +43,7 @@ _KEPT_APT_SETTING = re.compile(
 
 
 def portable(request: Request, run: Run) -> Provided:
-    """Debian's signed packages, unpacked into a prefix separate from the host's libraries. Needs no root."""
+    """Unpack Debian's signed packages into a prefix separate from the host's libraries. Does not need root."""
     wanted = {"layout": PREFIX_LAYOUT, "method": "portable", "suite": request.portable_suite}
     holds = f"{request.prefix} holds {PACKAGE_NAME} of {request.portable_suite}"
     if not request.upgrade and is_current(request.prefix, wanted):
@@ -62,7 +62,7 @@ def portable(request: Request, run: Run) -> Provided:
 
 
 def _portable_source(request: Request) -> tuple[str, str]:
-    """(keyring, mirror) to take Debian's packages from."""
+    """Return (keyring, mirror) for Debian's packages."""
     missing = [name for name in ("apt-get", "dpkg-deb") if not shutil.which(name, path=CLEAN_ENVIRONMENT["PATH"])]
     if missing:
         raise ProviderError(f"the host has no {' and no '.join(missing)}: this method is for Debian hosts.")
@@ -93,7 +93,7 @@ def _lines(*parts: str) -> list[str]:
 
 
 def find_mirror(etc: str, codename: str) -> str | None:
-    """The mirror of Debian's main archive that the host's own apt uses."""
+    """Return the mirror of Debian's main archive that the host's own apt uses."""
     folder = os.path.join(etc, "apt", "sources.list.d")
     sources = parse_one_line_sources(_lines(etc, "apt", "sources.list"))
     for path in sorted(glob.glob(os.path.join(folder, "*.list"))):
@@ -111,7 +111,7 @@ Source = tuple[str, str, tuple[str, ...]]
 
 
 def parse_one_line_sources(lines: Iterable[str]) -> list[Source]:
-    """(uri, suite, components) of every "deb …" line."""
+    """Return (uri, suite, components) of every "deb …" line."""
     found: list[Source] = []
     for line in lines:
         match = re.match(r"\s*deb\s+(?:\[[^\]]*\]\s+)?(\S+)\s+(\S+)\s+([^#]+)", line)
@@ -121,7 +121,7 @@ def parse_one_line_sources(lines: Iterable[str]) -> list[Source]:
 
 
 def parse_deb822_sources(lines: Iterable[str]) -> list[Source]:
-    """(uri, suite, components) of every enabled deb stanza."""
+    """Return (uri, suite, components) of every enabled deb stanza."""
     stanzas: list[dict[str, list[str]]] = [{}]
     key = ""
     for line in lines:
@@ -144,7 +144,7 @@ def parse_deb822_sources(lines: Iterable[str]) -> list[Source]:
 
 
 def apt_configuration(folder: str, host_settings: str) -> str:
-    """An apt configuration that reads and writes below folder only, and reaches the network as the host does."""
+    """Return an apt configuration that only uses files below folder, with the host's network settings."""
     kept = [line for line in host_settings.splitlines() if _KEPT_APT_SETTING.match(line)]
     own = {
         "Dir::Etc::sourcelist": f"{folder}/sources.list",
@@ -169,19 +169,19 @@ def apt_configuration(folder: str, host_settings: str) -> str:
 
 
 def _candidates(request: Request, keyring: str, mirror: str, run: Run) -> dict[str, str]:
-    """The packages that the suite has now, with their versions."""
+    """Return the packages that the suite has now, with their versions."""
     with tempfile.TemporaryDirectory(prefix="magi-llama-") as folder:
         argv = ["apt-get", "-q", "-s", "--no-install-recommends", "install", PACKAGE_NAME]
         return parse_apt_simulation(_run_apt(request, folder, keyring, mirror, run, argv).stdout)
 
 
 def parse_apt_simulation(text: str) -> dict[str, str]:
-    """The packages that apt-get -s would install, with their versions."""
+    """Return the packages that apt-get -s would install, with their versions."""
     return dict(re.findall(r"^Inst (\S+) \((\S+)", text, re.MULTILINE))
 
 
 def _fetch_packages(request: Request, new: str, keyring: str, mirror: str, run: Run) -> dict[str, str]:
-    """Download the packages with apt, which checks the signatures, and unpack them below new/root; their versions."""
+    """Download the packages with apt, which checks the signatures, and unpack them below new/root; return versions."""
     folder = os.path.join(new, "apt")
     argv = ["apt-get", "-q", "-y", "--download-only", "--no-install-recommends", "install", PACKAGE_NAME]
     _run_apt(request, folder, keyring, mirror, run, argv)
@@ -204,7 +204,7 @@ def _run_apt(request: Request, folder: str, keyring: str, mirror: str, run: Run,
     for part in ("state/lists/partial", "cache/archives/partial", "log"):
         os.makedirs(os.path.join(folder, part), mode=0o755)
     host = run(["apt-config", "dump"], CLEAN_ENVIRONMENT, QUICK_SECONDS).stdout
-    # The host's settings may hold a proxy's password.
+    # The host's settings may contain a proxy password.
     write_atomic(os.path.join(folder, "apt.conf"), apt_configuration(folder, host).encode(), 0o600)
     source = f"deb [signed-by={keyring}] {mirror} {request.portable_suite} main\n"
     write_atomic(os.path.join(folder, "sources.list"), source.encode(), 0o644)
@@ -213,21 +213,21 @@ def _run_apt(request: Request, folder: str, keyring: str, mirror: str, run: Run,
         done = run(argv, environment, DOWNLOAD_SECONDS)
         if done.code != 0:
             where = f"suite {request.portable_suite} of {redact(mirror)}"
-            raise ProviderError(f"apt-get could not take {PACKAGE_NAME} from {where}: {last_lines(done)}")
+            raise ProviderError(f"apt-get could not fetch {PACKAGE_NAME} from {where}: {last_lines(done)}")
     return done
 
 
 def loader_command(root: str, argv0: str, program: str) -> list[str]:
-    """How to start a program of the prefix with the prefix's own loader and libraries.
+    """Return the command that starts a program of the prefix with the prefix's own loader and libraries.
 
     The loader is called through its copy next to the CPU backends: ggml looks for them in the folder of the running
-    program, which then is the loader, and selects the best one for this processor itself.
+    program, which is then the loader, and selects the best one for this processor itself.
     """
     libraries = os.path.dirname(next(iter(sorted(glob.glob(f"{root}/usr/lib/*/libggml.so*"))), ""))
     backends = next(iter(sorted(glob.glob(f"{libraries}/ggml/backends*"), reverse=True)), "")
     loader = next(iter(sorted(glob.glob(f"{backends}/ld-linux*.so.*"))), "")
     if not (libraries and backends and loader):
-        raise ProviderError(f"the packages below {root} are laid out in a way that is not known here.")
+        raise ProviderError(f"the packages below {root} have an unknown layout.")
     folders = [libraries, os.path.join(libraries, "llama"), backends]
     search = ":".join(folder for folder in folders if os.path.isdir(folder))
     return [loader, "--library-path", search, "--argv0", argv0, program]
@@ -243,7 +243,7 @@ def _copy_loader(root: str) -> None:
 
 
 def _write_wrappers(prefix: str, new: str, packages: Mapping[str, str], run: Run) -> None:
-    """Write bin/llama-server and its like, and see that the CPU backend is found."""
+    """Write wrapper scripts such as bin/llama-server, and check that llama.cpp finds its CPU backend."""
     root = os.path.join(new, "root")
     _copy_loader(root)
     digest = digest_of(packages)
@@ -254,7 +254,7 @@ def _write_wrappers(prefix: str, new: str, packages: Mapping[str, str], run: Run
     for program in programs:
         name = os.path.basename(program)
         argv0 = os.path.join(prefix, "bin", name)
-        # Written for the final place: the prefix is renamed there when it is whole.
+        # Written for the final place: the prefix is renamed when it is complete.
         command = [word.replace(new, prefix) for word in loader_command(root, argv0, program)]
         text = wrapper_text(command, digest)
         write_atomic(os.path.join(new, "bin", name), text.encode(), 0o755)
@@ -265,8 +265,8 @@ def _write_wrappers(prefix: str, new: str, packages: Mapping[str, str], run: Run
 
 
 def wrapper_text(command: Sequence[str], digest: str) -> str:
-    """A shell script that becomes command with its own arguments added."""
-    # Called by the name that it is called by: by that, through links too, the plan knows the running process again.
+    """Return a shell script that executes command with the script's arguments appended."""
+    # argv0 is the name that the script was called by, even through a link, so that the plan recognises the process.
     words = ['"$0"' if before == "--argv0" else shlex.quote(word) for before, word in zip(["", *command], command)]
     return (
         "#!/bin/sh\n"

@@ -26,7 +26,7 @@ from ..requests import CONNECT_SECONDS, Provided, ProviderError, Request
 
 
 def release(request: Request, _run: Run) -> Provided:
-    """Upstream's archive, or a mirror's or a file's, by address and sha256."""
+    """Unpack a release archive: from upstream, a mirror or a file, by URL and SHA-256."""
     if not request.release_url:
         raise ProviderError("no runtime_release_url is given.")
     expected = (request.release_sha256 or "").lower()
@@ -41,7 +41,7 @@ def release(request: Request, _run: Run) -> Provided:
         if found != expected:
             raise ProviderError(
                 f"{url} has sha256 {found}, but runtime_release_sha256 is {expected}. Nothing was unpacked. "
-                "The download was altered or is another version: compare with the publisher's sum."
+                "The download was altered or is another version: compare with the publisher's checksum."
             )
         unpack(archive, os.path.join(new, "root"))
         os.unlink(archive)
@@ -53,7 +53,7 @@ def release(request: Request, _run: Run) -> Provided:
 
 
 def _download(url: str, target: str) -> str:
-    """Download url to target; its sha256."""
+    """Download url to target; return its sha256."""
     scheme = urllib.parse.urlsplit(url).scheme
     if scheme not in ("http", "https", "file"):
         raise ProviderError(f"runtime_release_url must begin with https://, http:// or file://, not {scheme or url}.")
@@ -76,7 +76,7 @@ def _download(url: str, target: str) -> str:
 
 
 def unpack(archive: str, target: str) -> None:
-    """Unpack a tar archive below target. Devices and what would leave target are refused before anything is written."""
+    """Unpack a tar archive below target. Devices and paths outside target are refused before anything is written."""
     try:
         with tarfile.open(archive) as tar:
             members = tar.getmembers()
@@ -90,7 +90,7 @@ def unpack(archive: str, target: str) -> None:
 
 
 def _refuse_unsafe(member: tarfile.TarInfo) -> None:
-    # Without ".." and absolute names nothing can leave the target, however links are chained.
+    # Without ".." and absolute names, no chain of links can lead out of the target.
     names = [member.name, member.linkname] if member.issym() or member.islnk() else [member.name]
     for name in names:
         if name.startswith("/") or ".." in name.split("/"):
