@@ -23,5 +23,5 @@ class ActionModule(ActionBase):
         checked = check_arguments(self, ARGUMENTS)
         answer = wait_in_slices(self, arguments, task_vars or {})
         if "failed_servers" in answer and answer["failed_servers"] and not self._task.check_mode:
-            answer["failed"] = not checked["allow_degraded"]
+            answer["failed"] = bool(answer["unprotected_servers"]) or not checked["allow_degraded"]
         return {**result, **answer}

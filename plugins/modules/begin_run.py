@@ -50,8 +50,9 @@ options:
   validate_launch:
     description:
       - Whether the run will launch servers. If so, it is an error if the connecting user cannot use the service
-        manager, if the servers would run as root without O(allow_root), or if
-        O(api_key_file) is missing, empty, or not readable by the servers' user; in check mode the latter is a warning.
+        manager, if the servers would run as root without O(allow_root), or if O(api_key_file) is missing, contains no
+        usable key, can be changed by every user or cannot be read by the servers' user; in check mode the latter is a
+        warning.
     type: bool
     default: false
 attributes:
@@ -147,6 +148,7 @@ from ansible_collections.magi.llama.plugins.module_utils._core.files import plai
 from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import Run, acquire, describe_holder
 from ansible_collections.magi.llama.plugins.module_utils._launch.api_keys import check_key_file
 from ansible_collections.magi.llama.plugins.module_utils._services.host_facts import host_facts, refuse_user
+from ansible_collections.magi.llama.plugins.module_utils._services.table import find_manager
 
 
 def main() -> None:
@@ -160,7 +162,7 @@ def run(module: Module) -> dict:
         refuse_user(facts, given["allow_root"])
         if given["api_key_file"]:
             try:
-                facts["api_key_stamp"] = check_key_file(given["api_key_file"], facts["user"], given["user_groups"])
+                facts["api_key_stamp"] = _check_keys(module, facts)
             except MagiError as error:
                 if not module.check_mode:
                     raise
@@ -172,6 +174,17 @@ def run(module: Module) -> dict:
         this = Run(**given["run"])
         other = describe_holder(acquire(given["state_dir"], this, dead=given["dead"]), this.id)
     return {"changed": False, "holder": other, "ansible_facts": {"llama_host": facts}}
+
+
+def _check_keys(module: Module, facts: dict) -> str:
+    """Return the stamp of the key file, with warnings."""
+    path, user = module.params["api_key_file"], facts["user"]
+    # The servers' user need not read a file that the service manager reads for it.
+    handed_over = find_manager(facts["service_manager"]).key_path("a", path) != path
+    keys = check_key_file(path, None if handed_over else user, module.params["user_groups"])
+    for warning in keys.warnings:
+        module.warn(warning)
+    return keys.stamp
 
 
 if __name__ == "__main__":

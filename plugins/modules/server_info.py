@@ -116,8 +116,9 @@ status:
         state:
           description: >-
             One of V(ready), V(starting), V(loading), V(hung), V(unhealthy), V(wrong_identity) (another process or model
-            answers on its port), V(stopping), V(restarting) (it died and will be restarted), V(stopped),
-            V(failed), V(absent) (the service manager does not know it).
+            answers on its port), V(unprotected) (it has an API key file, but answers without a key), V(stopping),
+            V(restarting) (it died and will be restarted), V(stopped), V(failed), V(absent) (the service manager does
+            not know it).
           type: str
           sample: ready
         uptime_seconds:

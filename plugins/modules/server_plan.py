@@ -205,7 +205,7 @@ def run(module: Module) -> dict:
         module.warn(str(error))
         record = empty_record()
     manager = find_manager(given["service_manager"])
-    settings = settings_of(given, manager.restart_triggers(given["stop_timeout"]))
+    settings = settings_of(given, manager.restart_triggers(given["stop_timeout"]), manager.key_path)
     gpus, warnings = usable_gpus(given["runtime"], lambda command: _output(module, command))
     running = processes(given["state_dir"])
     host = Host(

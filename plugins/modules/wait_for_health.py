@@ -16,6 +16,8 @@ description:
   - Ready means that C(/health) returns 200, the server's own process listens on the port, and C(/props) names the
     planned model.
   - A server that dies is reported immediately, with its exit code and its last log lines.
+  - A server with an API key file must refuse a request without a key. One that answers it is stopped, and the task
+    fails even with O(allow_degraded).
   - A server that ended with exit code 1 (a configuration error) is stopped, so that the service manager does not
     restart it.
 author: The magi.llama developers (@magi-llama)
@@ -99,6 +101,12 @@ failed_servers:
   type: list
   elements: str
   sample: []
+unprotected_servers:
+  description: Names of the servers that have an API key file and yet answered a request without a key.
+  returned: when the servers were asked
+  type: list
+  elements: str
+  sample: []
 complete:
   description: Whether every server is ready, dead or timed out.
   returned: when the servers were asked
@@ -137,7 +145,7 @@ servers:
     state:
       description: >-
         V(ready), V(failed) (it died), or its state at the time-out, one of V(loading), V(not_listening),
-        V(hung), V(unhealthy), V(wrong_identity).
+        V(hung), V(unhealthy), V(wrong_identity), V(unprotected).
       type: str
       sample: ready
     is_ready:
@@ -195,7 +203,7 @@ from ansible_collections.magi.llama.plugins.module_utils._deployment.record impo
 from ansible_collections.magi.llama.plugins.module_utils._deployment.rollback import note_good
 from ansible_collections.magi.llama.plugins.module_utils._health.machine import Machine
 from ansible_collections.magi.llama.plugins.module_utils._health.observations import update_observations
-from ansible_collections.magi.llama.plugins.module_utils._health.wait import given_up, summary, wait, with_holders
+from ansible_collections.magi.llama.plugins.module_utils._health.wait import summary, to_be_stopped, wait, with_holders
 from ansible_collections.magi.llama.plugins.module_utils._services.base import ServiceDriver
 from ansible_collections.magi.llama.plugins.module_utils._services.table import driver_for
 
@@ -210,14 +218,14 @@ def run(module: Module) -> dict:
     record = read_record(state_dir)
     driver = driver_for(record, state_dir)
     outcomes = _wait(module, record, driver)
-    if not module.check_mode:
-        if given["run_id"] is not None:
-            # Waiting does not need the lock.
-            with contextlib.suppress(LockError):
-                renew(state_dir, given["run_id"])
-        misconfigured = given_up(outcomes, driver.status([outcome.name for outcome in outcomes]))
-        if misconfigured:
-            driver.stop(misconfigured, 1.0)
+    # A probe without a run, such as verify's, only looks.
+    if not module.check_mode and given["run_id"] is not None:
+        # Waiting does not need the lock.
+        with contextlib.suppress(LockError):
+            renew(state_dir, given["run_id"])
+        bad = to_be_stopped(outcomes, driver.status([outcome.name for outcome in outcomes]))
+        if bad:
+            driver.stop(bad, max(float(server.get("stop_timeout", 30)) for server in chosen(record, bad)))
     result = update_observations(state_dir, outcomes, _launched(state_dir, outcomes), write=not module.check_mode)
     if not module.check_mode:
         note_good(state_dir, record)
@@ -228,7 +236,11 @@ def run(module: Module) -> dict:
     answer["released"] = (
         given["release"] and answer["complete"] and not module.check_mode and release(state_dir, given["run_id"])
     )
-    answer["failed"] = bool(answer["complete"] and answer["failed_servers"] and not given["allow_degraded"])
+    answer["failed"] = bool(
+        answer["complete"]
+        and answer["failed_servers"]
+        and (answer["unprotected_servers"] or not given["allow_degraded"])
+    )
     return answer
 
 

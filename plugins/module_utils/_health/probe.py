@@ -37,8 +37,8 @@ TOKEN_REQUESTS: dict[str, tuple[str, dict[str, Any], str]] = {
 class Probe:
     """The result of probing a server.
 
-    state: ready, loading, not_listening, wrong_identity (another process or model answers), hung (no answer in time),
-    unhealthy (any other answer).
+    state: ready, loading, not_listening, wrong_identity (another process or model answers), unprotected (it has an API
+    key file and yet answers without a key), hung (no answer in time), unhealthy (any other answer).
     """
 
     state: str
@@ -97,7 +97,7 @@ def ask_health(server: Server, timeout: float) -> Probe:
 
 def _works(server: Server, token_timeout: float | None, timeout: float) -> Probe:
     try:
-        other = _other_model(server, timeout)
+        other = _other_model(server, timeout) or _unprotected(server, timeout)
         if other or token_timeout is None:
             return other or Probe("ready")
         began = time.monotonic()
@@ -145,6 +145,16 @@ def _other_model(server: Server, timeout: float) -> Probe | None:
     return Probe("wrong_identity", f"the server on port {server['port']} serves {answered}, planned is {planned}")
 
 
+def _unprotected(server: Server, timeout: float) -> Probe | None:
+    """Return a probe where a server that should want an API key does not refuse a request without one."""
+    if not server.get("api_key_file"):
+        return None
+    code, _body = _ask(server, "GET", "/props", timeout, with_key=False)
+    if code in (401, 403):
+        return None
+    return Probe("unprotected", f"it has an API key file, but answered a request without a key with {code}")
+
+
 def _no_token(server: Server, timeout: float) -> Probe | None:
     path, body, wanted = TOKEN_REQUESTS.get(str(server.get("kind")), TOKEN_REQUESTS["model"])
     try:
@@ -156,10 +166,15 @@ def _no_token(server: Server, timeout: float) -> Probe | None:
     return Probe("unhealthy", f"/health is 200, but {path} answered {code}: {json.dumps(answer)[:200]}")
 
 
-def _ask(server: Server, method: str, path: str, timeout: float, body: Any = None) -> tuple[int, Any]:
-    """Send a request with the server's API key; returns the status code and the JSON body, None if it is not JSON."""
+def _ask(
+    server: Server, method: str, path: str, timeout: float, body: Any = None, *, with_key: bool = True
+) -> tuple[int, Any]:
+    """Send a request with the server's API key, or without it.
+
+    Returns the status code and the JSON body, None if it is not JSON.
+    """
     headers = {"Content-Type": "application/json", "Connection": "close"}
-    key = first_key(server.get("api_key_file"))
+    key = first_key(server.get("api_key_file")) if with_key else None
     if key:
         headers["Authorization"] = f"Bearer {key}"
     connection = http.client.HTTPConnection(asked_address(str(server["host"])), int(server["port"]), timeout=timeout)

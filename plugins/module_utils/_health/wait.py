@@ -105,7 +105,7 @@ def _outcome(
     detail: str | None
     if answer is None or crashed:
         state, detail = "failed", _death(status, crashed)
-    elif answer.state == "wrong_identity" and foreign_for >= FOREIGN_PATIENCE:
+    elif (answer.state == "wrong_identity" and foreign_for >= FOREIGN_PATIENCE) or answer.state == "unprotected":
         state, detail = answer.state, answer.detail
     elif late is not None:
         state, detail = answer.state, f"not ready after {late:g} s" + (f": {answer.detail}" if answer.detail else "")
@@ -115,6 +115,8 @@ def _outcome(
     fix = explain(tail, status.exit_code) if state == "failed" else None
     if state == "wrong_identity":
         fix = "stop what answers there, or run with -e servers_move_on_conflict=true"
+    if state == "unprotected":
+        fix = "its llama-server does not heed the key file: update it. A run stops such a server"
     return Outcome(
         name,
         port,
@@ -165,15 +167,20 @@ def failure_text(servers: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(parts)
 
 
-def given_up(outcomes: Sequence[Outcome], statuses: Mapping[str, ServiceStatus]) -> list[str]:
-    """Return names of servers with a configuration error (exit code 1) that their manager would restart."""
+def to_be_stopped(outcomes: Sequence[Outcome], statuses: Mapping[str, ServiceStatus]) -> list[str]:
+    """Return names of servers that must not go on.
+
+    These have a configuration error (exit code 1) and their manager would restart them, or they answer without a key.
+    """
     return [
-        outcome.name for outcome in outcomes if outcome.exit_code == 1 and statuses[outcome.name].state == "restarting"
+        outcome.name
+        for outcome in outcomes
+        if outcome.state == "unprotected" or (outcome.exit_code == 1 and statuses[outcome.name].state == "restarting")
     ]
 
 
 def summary(servers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the overall result: complete, ready, failed_servers and msg."""
+    """Return the overall result: complete, ready, failed_servers, unprotected_servers and msg."""
     ready = sum(bool(server["is_ready"]) for server in servers)
     text = f"{ready} of {len(servers)} servers are ready"
     failures = failure_text(servers)
@@ -181,5 +188,6 @@ def summary(servers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "complete": all(server["is_settled"] for server in servers),
         "ready": ready,
         "failed_servers": [server["name"] for server in servers if not server["is_ready"]],
+        "unprotected_servers": [server["name"] for server in servers if server["state"] == "unprotected"],
         "msg": f"{text}\n{failures}" if failures else text,
     }

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .._core.argv import flag_values
+from .._core.argv import flag_value, flag_values
 from .._core.values import is_loopback, parse_bool
 from .quoting import systemd_paths
 
@@ -22,6 +22,10 @@ TARGET = "magi-llama.target"
 GPU_DEVICES = ("char-nvidia*", "char-drm", "char-kfd")
 # The first systemd with RestartSteps and RestartMaxDelaySec.
 BACK_OFF_VERSION = 254
+# The first systemd with LoadCredential.
+CREDENTIALS_VERSION = 247
+CREDENTIALS = "/run/credentials"
+KEY_CREDENTIAL = "api-keys"
 # systemd stops restarting a crashing server after this many starts. With back-off they span more than a minute, so a
 # short outage is survived; the interval below is long enough to count all of them, even if each crash takes long.
 START_LIMIT_BURST = 10
@@ -33,6 +37,11 @@ PATH_FLAGS = ("--model", "--mmproj", "--lora", "--model-draft", "--spec-draft-mo
 def unit_name(server: str) -> str:
     """The systemd unit of a server."""
     return f"{UNIT_PREFIX}{server}.service"
+
+
+def credential_path(server: str) -> str:
+    """Where systemd puts the API key file of a server, for that server's user alone."""
+    return os.path.join(CREDENTIALS, unit_name(server), KEY_CREDENTIAL)
 
 
 def systemd_dependencies(server: Mapping[str, Any], gpu_access: Any = "auto") -> dict[str, Any]:
@@ -73,7 +82,9 @@ def systemd_sandbox(
     at_home = any(f"{word}/".startswith(HOMES) for word in argv)
     # RPC servers and clients on other machines need more than the loopback address.
     closed = is_loopback(str(server["host"])) and "--rpc" not in argv
+    handed_over = (flag_value(argv, "--api-key-file") or "").startswith(f"{CREDENTIALS}/")
     return {
+        "LoadCredential": _credential(str(server["api_key_file"])) if handed_over else None,
         "MemoryMax": server.get("memory_max_bytes") or None,
         "NUMAPolicy": numa_policy,
         "NUMAMask": numa_mask,
@@ -86,6 +97,11 @@ def systemd_sandbox(
         "IPAddressDeny": "any" if closed else None,
         "IPAddressAllow": "localhost" if closed else None,
     }
+
+
+def _credential(path: str) -> str:
+    # All that is behind the colon is the path; only specifiers have a meaning in it.
+    return f"{KEY_CREDENTIAL}:{path.replace('%', '%%')}"
 
 
 def model_folders(argv: Sequence[str]) -> list[str]:

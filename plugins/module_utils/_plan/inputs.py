@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,11 +21,16 @@ class PlanError(MagiError):
     """A plan that cannot be made; nothing has been touched."""
 
 
+def _unchanged(_server: str, path: str) -> str:
+    return path
+
+
 @dataclass(frozen=True)
 class Settings:
     """The role's settings: where servers listen, keep their state and what they are launched with.
 
-    manager_triggers is what else a server of this service manager takes over with a new process only.
+    key_path gives the place at which a server, by its name, finds the API key file. manager_triggers is what else a
+    server of this service manager takes over with a new process only.
     """
 
     state_dir: str
@@ -34,6 +39,7 @@ class Settings:
     port_last: int = 8099
     host: str = "127.0.0.1"
     api_key_file: str | None = None
+    key_path: Callable[[str, str], str] = _unchanged
     stop_timeout: int = 30
     memory_overcommit: bool = False
     move_on_conflict: bool = False
@@ -41,7 +47,9 @@ class Settings:
     manager_triggers: Sequence[Any] = ()
 
 
-def settings_of(given: Mapping[str, Any], manager_triggers: Sequence[Any]) -> Settings:
+def settings_of(
+    given: Mapping[str, Any], manager_triggers: Sequence[Any], key_path: Callable[[str, str], str] = _unchanged
+) -> Settings:
     """The settings by the arguments of the module server_plan."""
     return Settings(
         state_dir=given["state_dir"],
@@ -50,6 +58,7 @@ def settings_of(given: Mapping[str, Any], manager_triggers: Sequence[Any]) -> Se
         port_last=given["port_range_end"],
         host=given["host"],
         api_key_file=given["api_key_file"],
+        key_path=key_path,
         stop_timeout=given["stop_timeout"],
         memory_overcommit=given["memory_overcommit"],
         move_on_conflict=given["move_on_conflict"],

@@ -253,7 +253,7 @@ def _server(
     argv = [str(runtime["path"]), "--model", str(model["path"]), "--alias", str(model["id"])]
     argv += ["--host", settings.host, "--port", str(port), *rendered]
     if settings.api_key_file:
-        argv += ["--api-key-file", settings.api_key_file]
+        argv += ["--api-key-file", settings.key_path(name, settings.api_key_file)]
 
     memory_max = int(memory["ram_bytes"] * MEMORY_MAX_MARGIN) + memory["growth_bytes"] + MEMORY_MAX_FLOOR
     memory["gpu_bytes"] = vram_per_gpu(memory["vram_bytes"], memory["gpu_fixed_bytes"], canonical, host.gpus)

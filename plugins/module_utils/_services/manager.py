@@ -68,6 +68,10 @@ class ServiceManager(ABC):
         """Return whether the role must still install it (tasks/install_<name>.yml), according to its facts."""
         return False
 
+    def key_path(self, server: str, path: str) -> str:
+        """Return where a server finds the API key file at path; another path if the manager hands the file over."""
+        return path
+
     def restart_triggers(self, stop_timeout: int) -> list[Any]:
         """Return settings, besides command line and environment, whose change requires a server restart."""
         return []

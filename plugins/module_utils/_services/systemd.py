@@ -15,7 +15,14 @@ from .._core.files import leftovers
 from .._core.processes import STATE_MARKER, Process
 from .._launch.config_files import Managed, current_text, stale_files
 from .._launch.quoting import systemd_environment
-from .._launch.units import TARGET, UNIT_FOLDER, UNIT_PREFIX, unit_name
+from .._launch.units import (
+    CREDENTIALS_VERSION,
+    TARGET,
+    UNIT_FOLDER,
+    UNIT_PREFIX,
+    credential_path,
+    unit_name,
+)
 from .manager import ServiceManager
 
 if TYPE_CHECKING:
@@ -58,6 +65,12 @@ class Systemd(ServiceManager):
 
         driver = SystemdDriver()
         return {"systemd": True, "systemd_version": driver.version(), "stray_variables": driver.stray_variables()}
+
+    def key_path(self, server: str, path: str) -> str:
+        from .systemd_driver import SystemdDriver
+
+        version = SystemdDriver().version() if self.runs_here() else None
+        return path if version is None or version < CREDENTIALS_VERSION else credential_path(server)
 
     def disabled(self, names: Sequence[str]) -> list[str]:
         """Checks systemd's own links instead of running systemctl, because every run needs this."""

@@ -325,6 +325,25 @@ class Answers:
         self.thread.join()
 
 
+class Guarded(Answers):
+    """Refuses every path but /health without a bearer key, as llama-server does with a key file."""
+
+    def __init__(self, answers, without_key=401):
+        super().__init__(answers)
+        handler = self.http.RequestHandlerClass
+        answer = handler.do_GET
+
+        def guarded(request):
+            if request.path == "/health" or request.headers.get("Authorization"):
+                return answer(request)
+            self.headers.append((request.path, None))
+            request.send_response(without_key)
+            request.send_header("Content-Length", "0")
+            return request.end_headers()
+
+        handler.do_GET = handler.do_POST = guarded
+
+
 OK = {"/health": (200, {"status": "ok"}), "/props": (200, {"model_path": "/m/a.gguf"})}
 
 
@@ -424,17 +443,31 @@ def test_probe_of_foreign_process_is_not_healthy():
     assert f"is held by pid {os.getpid()} (" in found.detail
 
 
-def test_probe_sends_api_key(tmp_path):
+@pytest.mark.parametrize(
+    ("without_key", "state"), [(401, "ready"), (403, "ready"), (200, "unprotected"), (404, "unprotected")]
+)
+def test_probe_wants_request_without_key_refused(tmp_path, without_key, state):
     key = tmp_path / "keys"
-    key.write_text("\nsecret-1\nsecret-2\n")
-    answering = Answers(OK)
+    key.write_text("# first a comment\n\nsecret-1\nsecret-2\n")
+    answering = Guarded(OK, without_key)
     try:
-        assert probe_module.probe(server(port=answering.http.server_port, api_key_file=str(key)), None) == Probe(
-            "ready"
-        )
+        found = probe_module.probe(server(port=answering.http.server_port, api_key_file=str(key)), None)
     finally:
         answering.close()
-    assert answering.headers[-1] == ("/props", "Bearer secret-1")
+    assert found.state == state
+    assert answering.headers[1:] == [("/props", "Bearer secret-1"), ("/props", None)]
+
+
+def test_unprotected_server_fails_at_once_and_is_stopped():
+    found = Probe("unprotected", "it has an API key file, but answered a request without a key with 200")
+    host = FakeHost({"a": [(0, running(), found)], "b": [(0, running("b"), Probe("ready"))]})
+    outcomes = wait(host, [server(), server("b", 8081)])
+    assert [(outcome.state, outcome.is_settled) for outcome in outcomes] == [("unprotected", True), ("ready", True)]
+    assert host.now == 0
+    assert wait_module.to_be_stopped(outcomes, {"a": running(), "b": running("b")}) == ["a"]
+    found = wait_module.summary([outcome.as_dict() for outcome in outcomes])
+    assert found["unprotected_servers"] == ["a"]
+    assert "answered a request without a key with 200" in found["msg"]
 
 
 def test_probes_run_in_parallel():

@@ -15,6 +15,8 @@ from ansible_collections.magi.llama.plugins.module_utils._launch import units as
 from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import File, Managed
 from ansible_collections.magi.llama.plugins.module_utils._services import systemd, table
 
+DRIVER = "ansible_collections.magi.llama.plugins.module_utils._services.systemd_driver"
+
 
 def server(**changes):
     return {
@@ -28,6 +30,7 @@ def server(**changes):
 
 def test_sandbox_on_cpu_has_no_devices_and_no_network():
     assert units_module.systemd_sandbox(server()) == {
+        "LoadCredential": None,
         "MemoryMax": 1000,
         "NUMAPolicy": "",
         "NUMAMask": "",
@@ -65,6 +68,19 @@ def test_sandbox_on_cpu_has_no_devices_and_no_network():
 def test_sandbox_follows_server_settings(changes, options, expected):
     found = units_module.systemd_sandbox(server(**changes), **options)
     assert {key: found[key] for key in expected} == expected
+
+
+def test_key_file_of_root_is_loaded_as_credential(monkeypatch):
+    manager = systemd.Systemd()
+    monkeypatch.setattr(systemd.Systemd, "runs_here", lambda self: True)
+    for version, expected in ((247, "/run/credentials/magi-llama-m.service/api-keys"), (246, "/root/50% keys")):
+        monkeypatch.setattr(f"{DRIVER}.SystemdDriver.version", lambda self, version=version: version)
+        path = manager.key_path("m", "/root/50% keys")
+        assert path == expected
+        argv = ["/x", "--model", "/m/a.gguf", "--api-key-file", path]
+        found = units_module.systemd_sandbox(server(argv=argv, api_key_file="/root/50% keys"))
+        assert found["LoadCredential"] == ("api-keys:/root/50%% keys" if version == 247 else None)
+        assert found["ProtectHome"] == (True if version == 247 else "read-only")
 
 
 @pytest.mark.parametrize(

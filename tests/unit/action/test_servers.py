@@ -35,7 +35,8 @@ def health(
 
 def answer(*servers: dict[str, Any]) -> dict[str, Any]:
     failed = [server["name"] for server in servers if not server["is_ready"]]
-    return {"changed": False, "servers": list(servers), "failed_servers": failed}
+    open_ = [server["name"] for server in servers if server["state"] == "unprotected"]
+    return {"changed": False, "servers": list(servers), "failed_servers": failed, "unprotected_servers": open_}
 
 
 def changed(*servers: tuple[str, str]) -> dict[str, Any]:
@@ -52,6 +53,12 @@ def info(*names: str, concurrent: bool) -> dict[str, Any]:
 
 
 # --- wait_for_health --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("state", "fails"), [("failed", False), ("unprotected", True)])
+def test_degraded_is_allowed_but_not_unprotected(run_action, state, fails):
+    run = run_action("wait_for_health", {**STATE, "allow_degraded": True}, answers=[answer(health("a", state))])
+    assert run.result["failed"] is fails
 
 
 def test_wait_shows_settled_servers_and_polls_the_rest(run_action):
