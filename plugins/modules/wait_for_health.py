@@ -18,6 +18,7 @@ description:
   - A server that dies is reported immediately, with its exit code and its last log lines.
   - A server with an API key file must refuse a request without a key. One that answers it is stopped, and the task
     fails even with O(allow_degraded).
+  - A server that is not ready, and that the deployment newly opened to other machines, is stopped.
   - A server that ended with exit code 1 (a configuration error) is stopped, so that the service manager does not
     restart it.
 author: The magi.llama developers (@magi-llama)
@@ -199,11 +200,24 @@ from ansible_collections.magi.llama.plugins.module_utils._core.basic import Modu
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import all_processes, listeners, processes
 from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import LockError, release, renew
-from ansible_collections.magi.llama.plugins.module_utils._deployment.record import chosen, read_record
+from ansible_collections.magi.llama.plugins.module_utils._deployment.record import (
+    chosen,
+    read_previous_deployment,
+    read_record,
+)
 from ansible_collections.magi.llama.plugins.module_utils._deployment.rollback import note_good
 from ansible_collections.magi.llama.plugins.module_utils._health.machine import Machine
-from ansible_collections.magi.llama.plugins.module_utils._health.observations import update_observations
-from ansible_collections.magi.llama.plugins.module_utils._health.wait import summary, to_be_stopped, wait, with_holders
+from ansible_collections.magi.llama.plugins.module_utils._health.observations import (
+    ready_revisions,
+    update_observations,
+)
+from ansible_collections.magi.llama.plugins.module_utils._health.wait import (
+    summary,
+    to_be_stopped,
+    wait,
+    with_holders,
+    with_stops,
+)
 from ansible_collections.magi.llama.plugins.module_utils._services.base import ServiceDriver
 from ansible_collections.magi.llama.plugins.module_utils._services.table import driver_for
 
@@ -223,9 +237,7 @@ def run(module: Module) -> dict:
         # Waiting does not need the lock.
         with contextlib.suppress(LockError):
             renew(state_dir, given["run_id"])
-        bad = to_be_stopped(outcomes, driver.status([outcome.name for outcome in outcomes]))
-        if bad:
-            driver.stop(bad, max(float(server.get("stop_timeout", 30)) for server in chosen(record, bad)))
+        outcomes = _stop_bad(state_dir, record, driver, outcomes)
     result = update_observations(state_dir, outcomes, _launched(state_dir, outcomes), write=not module.check_mode)
     if not module.check_mode:
         note_good(state_dir, record)
@@ -260,6 +272,21 @@ def _wait(module: Module, record: dict, driver: ServiceDriver) -> list:
     )
     failed = [outcome.port for outcome in outcomes if outcome.state == "failed"]
     return with_holders(outcomes, listeners(failed)) if failed else outcomes
+
+
+def _stop_bad(state_dir: str, record: dict, driver: ServiceDriver, outcomes: list) -> list:
+    """Stop servers that must not go on; return the outcomes with the reasons."""
+    opened = []
+    if any(outcome.is_settled and not outcome.is_ready for outcome in outcomes):
+        # A module compiles at every call what it imports.
+        from ansible_collections.magi.llama.plugins.module_utils._deployment.exposure import newly_opened
+
+        before = read_previous_deployment(state_dir)
+        opened = newly_opened(record["servers"], before.record["servers"] if before else [], ready_revisions(state_dir))
+    bad = to_be_stopped(outcomes, driver.status([outcome.name for outcome in outcomes]), opened)
+    if bad:
+        driver.stop(bad, max(float(server.get("stop_timeout", 30)) for server in chosen(record, bad)))
+    return with_stops(outcomes, [name for name in bad if name in opened])
 
 
 def _launched(state_dir: str, outcomes: list) -> dict:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Any
 
 from .errors import MagiError
@@ -25,5 +26,26 @@ def parse_bool(name: str, value: Any) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only the host itself can reach a server that listens there."""
-    return host in ("localhost", "::1") or host.startswith("127.")
+    """Return whether only the host itself can reach a server that listens on this address."""
+    if host == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
+
+
+def address_error(name: str, host: str) -> str | None:
+    """Return what is wrong with the address in a variable; None if a server can listen on it."""
+    if host == "localhost":
+        return None
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return (
+            f"{name} is {host}: set it to one IP address, such as 127.0.0.1, ::1 or 0.0.0.0, or to localhost. Names, "
+            "lists and brackets are not accepted, as they can open more than they seem to."
+        )
+    return None

@@ -143,6 +143,16 @@ def _death(status: ServiceStatus, crashed: bool) -> str:
     return status.exit_text or "it ended"
 
 
+def with_stops(outcomes: Sequence[Outcome], opened: Sequence[str]) -> list[Outcome]:
+    """Return the outcomes, with the reason added for servers that were stopped because they were newly opened."""
+    return [
+        replace(outcome, detail=f"{outcome.detail}; stopped, as this deployment opened it to other machines")
+        if outcome.name in opened
+        else outcome
+        for outcome in outcomes
+    ]
+
+
 def with_holders(outcomes: Sequence[Outcome], held: Mapping[int, Listener]) -> list[Outcome]:
     """Return the outcomes, with the process that now listens on a failed server's port added to its detail."""
     return [
@@ -167,15 +177,20 @@ def failure_text(servers: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(parts)
 
 
-def to_be_stopped(outcomes: Sequence[Outcome], statuses: Mapping[str, ServiceStatus]) -> list[str]:
+def to_be_stopped(
+    outcomes: Sequence[Outcome], statuses: Mapping[str, ServiceStatus], opened: Sequence[str] = ()
+) -> list[str]:
     """Return names of servers that must not go on.
 
-    These have a configuration error (exit code 1) and their manager would restart them, or they answer without a key.
+    These have a configuration error (exit code 1) and their manager would restart them, answer without a key, or are
+    not ready and among those that this deployment opened to other machines.
     """
     return [
         outcome.name
         for outcome in outcomes
-        if outcome.state == "unprotected" or (outcome.exit_code == 1 and statuses[outcome.name].state == "restarting")
+        if outcome.state == "unprotected"
+        or (outcome.exit_code == 1 and statuses[outcome.name].state == "restarting")
+        or (outcome.name in opened and outcome.is_settled and not outcome.is_ready)
     ]
 
 

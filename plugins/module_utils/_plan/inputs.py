@@ -12,6 +12,7 @@ from typing import Any
 
 from .._core.errors import MagiError
 from .._core.processes import Listener, Memory, Process
+from .._core.values import address_error
 from .gpu import Gpu
 
 Server = dict[str, Any]
@@ -51,6 +52,9 @@ def settings_of(
     given: Mapping[str, Any], manager_triggers: Sequence[Any], key_path: Callable[[str, str], str] = _unchanged
 ) -> Settings:
     """The settings by the arguments of the module server_plan."""
+    error = address_error("host", str(given["host"]))
+    if error:
+        raise PlanError(error)
     return Settings(
         state_dir=given["state_dir"],
         service_manager=given["service_manager"],

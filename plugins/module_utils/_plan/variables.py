@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .._core.values import ValueTypeError, is_loopback, parse_bool
+from .._core.values import ValueTypeError, address_error, is_loopback, parse_bool
 
 WHOLE_NUMBER = re.compile(r"[1-9][0-9]*")
 NUMBERS = ("servers_port_range_start", "servers_port_range_end", "servers_stop_timeout", "servers_max_startup_time")
@@ -34,7 +34,7 @@ def setting_errors(settings: Mapping[str, Any]) -> list[str]:
             f"{', '.join(wrong)}: set it to a whole number of at least 1 (or MODEL_MAX_STARTUP_TIME, "
             "MODEL_PORT_RANGE_START, MODEL_PORT_RANGE_END)."
         ]
-    return [*_booleans(settings), *_port_range(settings), *_open_to_all(settings)]
+    return [*_booleans(settings), *_port_range(settings), *(_address(settings) or _open_to_all(settings))]
 
 
 def _booleans(settings: Mapping[str, Any]) -> list[str]:
@@ -62,6 +62,13 @@ def _port_range(settings: Mapping[str, Any]) -> list[str]:
         f"The port range {first} to {last} is empty or not within 1 to 65535: set servers_port_range_start and "
         "servers_port_range_end (or MODEL_PORT_RANGE_START, MODEL_PORT_RANGE_END)."
     ]
+
+
+def _address(settings: Mapping[str, Any]) -> list[str]:
+    if "servers_host" not in settings:
+        return []
+    error = address_error("servers_host", str(settings["servers_host"]))
+    return [error] if error else []
 
 
 def _open_to_all(settings: Mapping[str, Any]) -> list[str]:

@@ -143,6 +143,22 @@ def test_restart_before_wait_is_ignored_but_between_slices_is_a_crash():
     assert not wait(host, [server()], baseline={"a": 2})[0].is_ready
 
 
+@pytest.mark.parametrize(("opened", "stopped"), [([], []), (["a", "b"], ["a"])])
+def test_newly_opened_server_that_is_not_ready_is_stopped(opened, stopped):
+    host = FakeHost({"a": [(0, running(), Probe("loading"))], "b": [(0, running("b"), Probe("ready"))]})
+    outcomes = wait(host, [server(), server("b", 8081)], timeout=10)
+    statuses = {"a": running(), "b": running("b")}
+    assert wait_module.to_be_stopped(outcomes, statuses, opened) == stopped
+    [first, second] = wait_module.with_stops(outcomes, stopped)
+    assert first.detail == "not ready after 10 s" + "; stopped, as this deployment opened it to other machines" * len(
+        stopped
+    )
+    assert second.detail is None
+    # While it is waited for, it goes on.
+    outcomes = wait(host, [server()], timeout=1000, slice_seconds=1)
+    assert wait_module.to_be_stopped(outcomes, statuses, ["a"]) == []
+
+
 def test_timeout_is_reported_with_last_state():
     host = FakeHost({"a": [(0, running(), Probe("hung", "no answer within 2 s"))]})
     [outcome] = wait(host, [server(max_startup_time=10)])
@@ -205,7 +221,7 @@ def test_server_ready_for_long_has_no_seconds():
         (
             ["gguf_init_from_file: failed to open GGUF file '/m/a.gguf' (No such file or directory)"],
             1,
-            "/m/a.gguf is gone",
+            "/m/a.gguf is missing",
         ),
         (["E gguf_init_from_reader: invalid magic characters: 'hell', expected 'GGUF'"], 1, "damaged or incomplete"),
         (

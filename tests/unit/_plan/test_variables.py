@@ -29,6 +29,8 @@ GOOD = {
         {"servers_concurrent_starts": False},
         {"servers_host": "localhost"},
         {"servers_host": "::1"},
+        {"servers_host": "127.0.0.53"},
+        {"servers_host": "::ffff:127.0.0.1"},
         {"servers_host": "0.0.0.0", "servers_api_key_file": "/etc/keys"},
         {"servers_host": "0.0.0.0", "servers_allow_open": True},
         {"servers_port_range_start": 1, "servers_port_range_end": 65535},
@@ -54,10 +56,19 @@ def test_variables_valid_have_no_error(changes):
             "servers_concurrent_starts is maybe: set it to true or false (or MODEL_CONCURRENT_STARTS).",
         ),
         ({"servers_host": "10.0.0.1"}, "servers_host is 10.0.0.1, which other machines can reach"),
-        # Begins like one, and is a name that others may have.
-        (
-            {"servers_host": "localhost.example.org"},
-            "servers_host is localhost.example.org, which other machines can reach",
+        ({"servers_host": "::ffff:10.0.0.1"}, "servers_host is ::ffff:10.0.0.1, which other machines can reach"),
+        *(
+            (changes, f"servers_host is {changes['servers_host']}: set it to one IP address")
+            for changes in (
+                # They begin like a loopback address, and are names that other machines may have.
+                {"servers_host": "localhost.example.org"},
+                {"servers_host": "127.x.example"},
+                {"servers_host": "127.0.0.1,0.0.0.0"},
+                {"servers_host": "127.1"},
+                {"servers_host": "[::1]"},
+                {"servers_host": "", "servers_api_key_file": "/etc/keys"},
+                {"servers_host": "/run/llama.sock", "servers_allow_open": True},
+            )
         ),
     ],
 )
