@@ -15,7 +15,7 @@ from .._core.errors import MagiError
 
 BLOCK = 1 << 20
 
-# What is kept in memory, at most. The largest real headers stay far below: 2,000 keys, 10,000 tensors, 100 KB of text.
+# Limits of what is kept in memory. The largest real headers are far below: 2,000 keys, 10,000 tensors, 100 KB of text.
 MAX_KEYS = 65_536
 MAX_TENSORS = 65_536
 MAX_KEPT_STRING = 1 << 20
@@ -24,11 +24,11 @@ MAX_KEPT_VALUES = 1 << 18
 
 
 class GgufError(MagiError):
-    """The file is not a GGUF file that llama.cpp could load; the text is the reason."""
+    """Raised if a file is not a GGUF file that llama.cpp could load; the text is the reason."""
 
 
 class ReadError(GgufError):
-    """The file could not be read this time; that says nothing about what is in it."""
+    """Raised if a file could not be read this time; its content may be valid."""
 
 
 U64 = struct.Struct("<Q")
@@ -51,7 +51,7 @@ FIXED_SIZES = {number: struct.calcsize("<" + code) for number, code in FIXED_TYP
 
 
 class BoundedReader:
-    """A cursor over a file. Reads blocks of a megabyte, and no byte twice; long skipped ranges are not read at all."""
+    """A cursor over a file. Reads blocks of 1 MiB and no byte twice; long skipped ranges are not read at all."""
 
     def __init__(self, descriptor: int, size: int, deadline: Callable[[], None]) -> None:
         self.size = size
@@ -59,7 +59,7 @@ class BoundedReader:
         self._deadline = deadline
         self._buffer = b""
         self._start = 0  # where the buffer begins in the file
-        self._at = 0  # the cursor within the buffer; may lie beyond its end after a skip
+        self._at = 0  # the cursor within the buffer; may be beyond its end after a skip
 
     @property
     def position(self) -> int:
@@ -70,7 +70,7 @@ class BoundedReader:
         return self.size - self._start - self._at
 
     def _fill(self, count: int) -> None:
-        """Have at least count bytes in the buffer from the cursor on."""
+        """Fill the buffer with at least count bytes from the cursor on."""
         if count > self.remaining:
             raise GgufError(
                 f"truncated: the header continues after byte {self.size}, where the file ends"
@@ -106,11 +106,11 @@ class BoundedReader:
         return data
 
     def skip(self, count: int) -> None:
-        # It may end past the end of the file: the next read, or the end of the header, finds out.
+        # May go past the end of the file: the next read, or the check at the end of the header, detects it.
         self._at += count
 
     def skip_strings(self, count: int) -> None:
-        """Walk over count length-prefixed strings. This loop is where a scan's time goes."""
+        """Skip count length-prefixed strings. A scan spends most of its time in this loop."""
         unpack = U64.unpack_from
         while count:
             buffer = self._buffer
@@ -125,17 +125,17 @@ class BoundedReader:
             self._at = at
             count = left
             if self.remaining < 8 * count:
-                raise GgufError(f"truncated or broken: {count} strings of an array reach over the file's end")
+                raise GgufError(f"truncated or broken: {count} strings of an array extend beyond the end of the file")
             if count:
                 self._fill(8)
 
 
 class Budget:
-    """What reading one model may take, however many shards it has: processor time, and what stays in memory."""
+    """Limits for reading one model with all its shards: processor time, and data kept in memory."""
 
     def __init__(self, seconds: float = 2.0) -> None:
         self._seconds = seconds
-        # Processor time, so that a slow disk does not condemn a good file.
+        # Processor time, so that a good file on a slow disk is not rejected.
         self._ends_at = time.thread_time() + seconds
         self._text = 0
         self._values = 0

@@ -24,14 +24,14 @@ _BLOCK = 1 << 20
 
 
 class ManifestError(MagiError):
-    """A manifest that is not one."""
+    """Raised for an invalid manifest."""
 
 
 Fingerprint = tuple[int, int, int]
 
 
 def sha256_of(path: str, fingerprint: Fingerprint) -> str | None:
-    """The file's checksum; None where it cannot be read or is not of that size, time and inode as long as it takes."""
+    """Return the file's checksum; None if it cannot be read or does not match the fingerprint."""
     try:
         descriptor, status = open_regular(path.encode("utf-8", "surrogateescape"))
     except GgufError:
@@ -52,7 +52,7 @@ def sha256_of(path: str, fingerprint: Fingerprint) -> str | None:
 
 @dataclass(frozen=True)
 class Progress:
-    """Files and bytes of which the checksum is known, of how many."""
+    """How many files and bytes have a known checksum, and the totals."""
 
     files: int
     total_files: int
@@ -65,13 +65,13 @@ class Progress:
 
 
 def _fingerprints(record: Mapping[str, Any]) -> list[Fingerprint]:
-    """Size, time of change and inode of each of a record's files."""
+    """Return size, modification time and inode of each of a record's files."""
     whole = record["fingerprint"]
     return [tuple(shard) for shard in whole.get("shards") or [(whole["size"], whole["mtime_ns"], whole["inode"])]]
 
 
 def _sizes(record: Mapping[str, Any]) -> list[int]:
-    """The size of each of a record's files."""
+    """Return the size of each of a record's files."""
     return [size for size, _mtime, _inode in _fingerprints(record)]
 
 
@@ -82,10 +82,10 @@ def add_checksums(
     deadline: float | None = None,
     workers: int | None = None,
 ) -> Progress:
-    """Set sha256 of every record, in the order of its files, where it is not known yet.
+    """Set the missing sha256 values of all records, in the order of their files.
 
-    Stops at the deadline, with None for those that are missing. A file that cannot be read keeps None and is put into
-    unread: what is there when this is called again is not tried again.
+    Stops at the deadline; the remaining values are None. A file that cannot be read also has None and is added to
+    unread: later calls do not try files in unread again.
     """
     pending: list[tuple[dict[str, Any], int, int]] = []
     known: list[tuple[dict[str, Any], int, int]] = []
@@ -94,7 +94,7 @@ def add_checksums(
         for number, size in enumerate(_sizes(record)):
             is_known = record["sha256"][number] or record["files"][number] in unread
             (known if is_known else pending).append((record, number, size))
-    # The largest first, so that no core is left with it at the end.
+    # The largest first, so that the end does not wait for one core with a large file.
     pending.sort(key=lambda item: -item[2])
 
     def work(index: int) -> str | None:
@@ -119,13 +119,13 @@ def add_checksums(
 
 
 def _relative(path: str, scan_paths: Sequence[str]) -> str:
-    """The path below the innermost scan path that holds it."""
+    """Return the path relative to the innermost scan path that contains it."""
     inside = [root.rstrip("/") + "/" for root in scan_paths if path.startswith(root.rstrip("/") + "/")]
     return path[len(max(inside, key=len)) :] if inside else os.path.basename(path)
 
 
 def _checked(content: Mapping[str, Any]) -> list[tuple[str, int, str | None, Mapping[str, Any]]]:
-    """Path, size, sha256 and record of every file of the models and companions."""
+    """Return path, size, sha256 and record of every file of the models and companions."""
     checked = []
     for record in (*content["models"], *content["companions"]):
         sizes = _sizes(record)
@@ -135,9 +135,9 @@ def _checked(content: Mapping[str, Any]) -> list[tuple[str, int, str | None, Map
 
 
 def manifest_of(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest of a registry with checksums: {"schema_version", "files": {relative path: …}}.
+    """Return the manifest of a registry with checksums: {"schema_version", "files": {relative path: …}}.
 
-    Files of two scan paths that are called the same below them stand under their absolute paths.
+    Files with the same relative path in two scan paths are listed by their absolute paths.
     """
     files: dict[str, Any] = {}
     checked = _checked(content)
@@ -151,30 +151,30 @@ def manifest_of(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_checksum(content: Mapping[str, Any]) -> list[str]:
-    """The files that no manifest can hold: they could not be read to their end, or were written to meanwhile."""
+    """Return files without a checksum: they could not be read completely, or changed while they were read."""
     return [path for path, _size, digest, _record in _checked(content) if not digest]
 
 
 def merge_manifests(manifests: Sequence[Mapping[str, Any]], known: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """One manifest of several hosts'. Raises ManifestError where two have other contents under one relative path.
+    """Merge several hosts' manifests. Raises ManifestError if two have different contents for one relative path.
 
-    known is a manifest of further hosts: what none of these contradicts is kept.
+    known is a manifest that includes further hosts: its entries are preserved unless these manifests replace them.
     """
     files: dict[str, Any] = {}
     for manifest in manifests:
         for name, entry in manifest["files"].items():
             if files.setdefault(name, entry)["sha256"] != entry["sha256"]:
                 raise ManifestError(
-                    f"{name} is another file on one host than on another (sha256 {files[name]['sha256'][:12]}… and "
-                    f"{entry['sha256'][:12]}…): bring the right one to all, or lock these hosts apart, with --limit "
-                    "and a registry_manifest_dest of their own."
+                    f"{name} differs between two hosts (sha256 {files[name]['sha256'][:12]}… and "
+                    f"{entry['sha256'][:12]}…): copy the right one to all hosts, or write separate manifests, with "
+                    "--limit and a different registry_manifest_dest."
                 )
     files = {**(check_manifest(known) if known else {}), **files}
     return {"schema_version": MANIFEST_VERSION, "files": dict(sorted(files.items()))}
 
 
 def check_manifest(manifest: Any) -> dict[str, dict[str, Any]]:
-    """The manifest's files. Raises ManifestError that names the key."""
+    """Return the manifest's files. Raises ManifestError, which names the key."""
     if not isinstance(manifest, Mapping) or not isinstance(manifest.get("files"), Mapping):
         raise ManifestError("The manifest has no mapping `files`. Write it again with manifest.yml.")
     if manifest.get("schema_version") != MANIFEST_VERSION:
@@ -194,7 +194,7 @@ def check_manifest(manifest: Any) -> dict[str, dict[str, Any]]:
 
 @dataclass
 class Differences:
-    """Between a host's files and a manifest: sentences about files that differ, and names of the others."""
+    """Differences between a host's files and a manifest: messages about files that differ, and names of the others."""
 
     differing: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -202,7 +202,7 @@ class Differences:
 
 
 def differences(content: Mapping[str, Any], manifest: Any) -> Differences:
-    """Hold a registry with checksums against a manifest. Raises ManifestError."""
+    """Compare a registry with checksums against a manifest. Raises ManifestError."""
     listed = check_manifest(manifest)
     result = Differences()
     seen: set[str] = set()
@@ -219,11 +219,11 @@ def differences(content: Mapping[str, Any], manifest: Any) -> Differences:
         elif entry.get("size") not in (None, size):
             result.differing.append(f"{path} has {size} bytes, the manifest says {entry['size']}")
         elif digest is None:
-            result.differing.append(f"{path} could not be read to its end, or was written to meanwhile")
+            result.differing.append(f"{path} could not be read completely, or changed while it was read")
         elif digest != entry["sha256"]:
             result.differing.append(f"{path} has the sha256 {digest}, the manifest says {entry['sha256']}")
     for record in content["rejected"]:
-        # Broken files are on the manifest too, by the name that they should have.
+        # A rejected file may be on the manifest too, by the same path.
         for path in record.get("files") or [record["path"]]:
             if entry_of(path) is not None:
                 result.differing.append(f"{path} is rejected: {record['reason']}")

@@ -4,8 +4,8 @@
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
 """Read the header of a GGUF file: metadata and tensor infos, never a token array, never the weights.
 
-The file is untrusted. Every count is checked against the remaining bytes before it is used, what is
-kept is bounded, nesting is walked without recursion, and processor time per file has a budget.
+The file is untrusted: every count is checked against the remaining bytes before it is used, retained data is
+bounded, nesting is handled without recursion, and processor time per file is limited.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _I63 = 1 << 63
 _UINT32 = 4
 _ARRAY = 9
 _SCALARS = {number: struct.Struct("<" + code) for number, code in FIXED_TYPES.items()}
-# The fewest bytes that one element of an array takes.
+# The minimum size in bytes of one array element.
 _SMALLEST = {**FIXED_SIZES, STRING_TYPE: 8, _ARRAY: 12}
 
 _U32 = struct.Struct("<I")
@@ -81,7 +81,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Header:
-    """What a GGUF file says before its weights.
+    """The header of a GGUF file.
 
     metadata holds scalars and numeric or boolean arrays of up to 4,096 elements (as tuples). Other arrays are only
     counted, in array_lengths (which counts the kept ones too), and texts over 1 MiB only measured, in text_lengths.
@@ -128,7 +128,7 @@ def _array_head(reader: BoundedReader, key: str) -> tuple[int, int]:
 
 
 def _skip_arrays(reader: BoundedReader, key: str, count: int) -> None:
-    """Walk over count arrays, which may hold arrays themselves."""
+    """Skip count arrays, which may contain arrays themselves."""
     open_arrays = [count]
     while open_arrays:
         if not open_arrays[-1]:
@@ -147,7 +147,7 @@ def _skip_arrays(reader: BoundedReader, key: str, count: int) -> None:
 
 
 def _array(reader: BoundedReader, key: str, budget: Budget) -> tuple[int, Value | None]:
-    """The array's length, and its elements where they are few and numeric."""
+    """Return the array's length, and its elements if they are few and numeric."""
     element, count = _array_head(reader, key)
     if element == _ARRAY:
         _skip_arrays(reader, key, count)
@@ -171,7 +171,7 @@ def _metadata(
         key = _name(reader, "a key", MAX_KEY)
         budget.text(len(key))
         if key in metadata or key in arrays or key in texts:
-            raise GgufError(f"broken: the key {quoted(key)} is there twice")
+            raise GgufError(f"broken: the key {quoted(key)} occurs twice")
         (kind,) = reader.take(_U32)
         if key == "general.alignment" and kind != _UINT32:
             raise GgufError("broken: general.alignment is not of the type u32")
@@ -232,13 +232,13 @@ def _padded(position: int, alignment: int) -> int:
 
 
 def _check_offsets(tensors: tuple[Tensor, ...], alignment: int) -> int:
-    """The end of the last tensor's data. Tensors lie one after the other, as llama.cpp demands."""
+    """The end of the last tensor's data. Tensors are contiguous, as llama.cpp requires."""
     end = 0
     for tensor in tensors:
         if tensor.offset != _padded(end, alignment):
             raise GgufError(
-                f"broken: the data of the tensor {quoted(tensor.name)} is said to be at {tensor.offset}, "
-                f"it must be at {_padded(end, alignment)}"
+                f"broken: the data of the tensor {quoted(tensor.name)} is at {tensor.offset} according "
+                f"to the header, but must be at {_padded(end, alignment)}"
             )
         end = tensor.offset + tensor.n_bytes
     return end
@@ -259,7 +259,7 @@ def _opening(reader: BoundedReader) -> tuple[int, int, int]:
     if version and not version & 0xFFFF:
         raise GgufError("big-endian: llama.cpp on this machine reads little-endian files only")
     if version == 1:
-        raise GgufError("GGUF version 1: no llama.cpp of today reads it; convert the model again")
+        raise GgufError("GGUF version 1: current llama.cpp cannot read it; convert the model again")
     if version not in (2, 3):
         raise GgufError(f"GGUF version {version} is not known; versions 2 and 3 are")
     tensors, keys = reader.take(_COUNTS)
@@ -277,7 +277,7 @@ def open_regular(path: str | bytes) -> tuple[int, os.stat_result]:
     Without O_NONBLOCK, a FIFO named x.gguf would hang the scan. Raises GgufError.
     """
     try:
-        # Opening alone can rewind a tape or arm a watchdog, so look first; the look after it is the one that counts.
+        # Opening a device may already have an effect (rewind a tape, arm a watchdog): check first, and again when open.
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise GgufError("not a regular file")
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
@@ -294,7 +294,7 @@ def open_regular(path: str | bytes) -> tuple[int, os.stat_result]:
 
 
 def read_open_header(descriptor: int, size: int, budget: Budget) -> Header:
-    """The header of an open file of that size. Raises GgufError; ReadError where another try may do better."""
+    """Read the header of an open file of this size. Raises GgufError, or ReadError if another attempt may succeed."""
     reader = BoundedReader(descriptor, size, budget.time)
     try:
         version, tensor_count, key_count = _opening(reader)
@@ -316,7 +316,7 @@ def read_open_header(descriptor: int, size: int, budget: Budget) -> Header:
 
 
 def read_header(path: str, *, time_budget: float = 2.0) -> Header:
-    """The header of the GGUF file at path. Raises GgufError with the reason, and nothing else."""
+    """Read the header of the GGUF file at path. Raises only GgufError, with the reason."""
     descriptor, status = open_regular(path)
     try:
         return read_open_header(descriptor, status.st_size, Budget(time_budget))

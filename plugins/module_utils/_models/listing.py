@@ -22,13 +22,13 @@ from .registry_file import RegistryError, encode, is_within
 from .source_files import SourceFile
 from .stores import chosen_snapshot, is_skipped, unfinished
 
-# Characters that a path in a unit file, a log line or a table does not survive, and bytes that are not UTF-8.
+# Characters that break a unit file, a log line or a table, and bytes that are not UTF-8.
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f'\"`\\\\\u2028\u2029\ud800-\udfff]")
 
 
 @dataclass
 class Listing:
-    """Groups of files that make one model or companion (one file, or all its shards), and what was refused unread."""
+    """Groups of files that form a model or companion (one file, or all shards), and files rejected without reading."""
 
     groups: list[tuple[SourceFile, ...]] = field(default_factory=list)
     rejected: list[dict[str, Any]] = field(default_factory=list)
@@ -59,13 +59,13 @@ def _decode(path: bytes) -> str:
 
 
 def normal_paths(scan_paths: Sequence[str]) -> list[str]:
-    """The folders as the paths below them begin: absolute, without `..` and doubled slashes, each once."""
+    """Return the folders as absolute paths, without `..`, doubled slashes and duplicates."""
     absolute = (os.path.abspath(encode(path)) for path in scan_paths)
     return list(dict.fromkeys(_decode(b"/" + path.lstrip(b"/")) for path in absolute))
 
 
 def list_files(scan_paths: Sequence[str], *, follow_links: bool = False) -> Listing:
-    """Every model file below the folders, grouped. Raises RegistryError if no folder can be searched."""
+    """Find every model file below the folders, grouped. Raises RegistryError if no folder can be searched."""
     listing = Listing()
     roots = []
     for path in normal_paths(scan_paths):
@@ -79,7 +79,7 @@ def list_files(scan_paths: Sequence[str], *, follow_links: bool = False) -> List
         looked = ", ".join(printable(path) for path in scan_paths) or "nowhere"
         raise RegistryError(
             f"There is no folder to scan (looked at: {looked}). Create it, or set scan_paths (the role's "
-            "registry_scan_paths, or MODEL_SCAN_PATH) to where the models are."
+            "registry_scan_paths, or MODEL_SCAN_PATH) to the folder with the models."
         )
     # A folder's own name comes before a link to it, so that the paths do not depend on the order of the scan paths.
     roots.sort(key=lambda root: (os.path.realpath(root) != root, root))
@@ -90,7 +90,7 @@ def list_files(scan_paths: Sequence[str], *, follow_links: bool = False) -> List
 
 
 class _Walk:
-    """The model files below some folders; what cannot be used is rejected in the listing."""
+    """The model files below some folders; unusable files are rejected in the listing."""
 
     def __init__(self, roots: Sequence[bytes], listing: Listing, follow_links: bool) -> None:
         self._listing = listing
@@ -111,7 +111,7 @@ class _Walk:
                     continue
                 seen.add((status.st_dev, status.st_ino))
                 with os.scandir(folder.path) as iterator:
-                    # In order, so that of two links to one folder always the same one counts.
+                    # Sorted, so that of two links to one folder always the same one is used.
                     found = sorted(iterator, key=lambda item: item.name, reverse=True)
                 self._search(folder, found)
             except OSError as error:
@@ -177,7 +177,7 @@ class _Walk:
             real = os.path.realpath(path)
             inside = is_within(real, self._real_roots)
             if is_folder and inside:
-                return  # its files are found under their own name
+                return  # its files are found under their own path
             if not inside and not self._follow_links:
                 self._reject(
                     path,
@@ -202,7 +202,7 @@ class _Walk:
 
 
 def _unfit(path: bytes) -> str | None:
-    """Why no launch config could name this path."""
+    """Return why a path cannot be used in a launch config; None if it can."""
     text = _decode(path)
     if _UNFIT.search(text):
         return "its path has a control character, quote, backslash or byte that is not UTF-8: rename it"
@@ -212,7 +212,7 @@ def _unfit(path: bytes) -> str | None:
 
 
 def _group(entries: Sequence[_Entry], listing: Listing) -> list[tuple[SourceFile, ...]]:
-    """Shards together, in order; aliases of the same files dropped."""
+    """Group shards, in order, and drop links to files that are already listed."""
     singles: list[list[_Entry]] = []
     shards: dict[tuple[str, str, int], dict[int, _Entry]] = {}
     for entry in entries:
@@ -245,7 +245,7 @@ def _group(entries: Sequence[_Entry], listing: Listing) -> list[tuple[SourceFile
         return any(entry.is_link for entry in group), path.count("/"), path
 
     groups.sort(key=order)
-    # A link to a file that is there under its own name, and a second link to the same file, are not further models.
+    # A link to a file that is also listed itself, or a second link to it, is not another model.
     unique: dict[tuple[str, ...], list[_Entry]] = {}
     for group in groups:
         unique.setdefault(tuple(entry.real for entry in group), group)

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""What the memory estimate needs of a model's header, kept in the registry as a small dict."""
+"""Extract what the memory estimate needs from a model's header: a small dict, stored in the registry."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any, Protocol
 
 from .._core.errors import EstimateError
 
-# ggml's numbers of the types that an x86 processor repacks at load: Q4_0, Q4_K and IQ4_NL.
+# ggml's numbers of the types that are repacked at load on x86: Q4_0, Q4_K and IQ4_NL.
 _REPACKED_TYPES = {2, 12, 20}
 
-# Sliding windows. Of every n layers one attends to everything (0: none does), the first or the last of them; and the
-# window that llama.cpp takes where the file has none.
+# Sliding windows: (n, whether the first, default window). One of every n layers attends to everything (0: none does),
+# the first or the last of them; the default window is the one that llama.cpp uses if the file has none.
 _WINDOWS: dict[str, tuple[int, bool, int]] = {
     "afmoe": (4, False, 0),
     "cohere2": (4, False, 0),
@@ -38,26 +38,26 @@ _WINDOWS: dict[str, tuple[int, bool, int]] = {
     "smallthinker": (4, True, 0),
 }
 
-# llama.cpp replaces the window of the file by its own. (It ignores phi3's altogether.)
+# llama.cpp replaces the file's window with its own. (It ignores phi3's completely.)
 _OWN_WINDOW = {"llama4": 8192, "smallthinker": 4096}
 
-# These have the pattern in the file only, one flag for each layer.
+# Architectures whose pattern is only in the file, as one flag per layer.
 _WINDOWS_IN_FILE = {"dots3note", "gemma4", "granite_swa", "maple", "mimo2", "spark2_5", "step35"}
 _RECURRENT = {"mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"}
 
-# Both kinds of layers in one model. Here those without key heads are the recurrent ones …
+# Models with attention and recurrent layers. In these, layers without key heads are recurrent …
 _HYBRID_BY_HEADS = {
     "bailingmoe3", "glm5-next", "granitehybrid", "jamba", "kimi-k3", "kimi-linear", "lfm2", "lfm2moe", "nemotron_h",
     "nemotron_h_moe", "plamo2",
 }  # fmt: skip
 
-# … here all but every n-th …
+# … in these, all but every n-th layer are recurrent …
 _HYBRID_BY_INTERVAL = {"minimax-01": 8, "qwen35": 4, "qwen35moe": 4, "qwen3next": 4, "qwen4exp": 4}
 
-# … and here every layer is both at once.
+# … and in these, every layer is both at once.
 _HYBRID_BOTH = {"falcon-h1"}
 
-# Encoders and diffusion models keep no cache.
+# Encoders and diffusion models have no cache.
 _NO_CACHE = {
     "bert", "dream", "eurobert", "gemma-embedding", "jina-bert-v2", "jina-bert-v3", "llada", "llada-moe", "modern-bert",
     "neo-bert", "nomic-bert", "nomic-bert-moe", "rnd1", "wavtokenizer-dec",
@@ -66,7 +66,7 @@ _NO_CACHE = {
 # Sparse attention: a second, smaller cache of the indexer's keys next to the main one.
 _INDEXED = {"deepseek32", "dots3note", "glm-dsa", "glm5-next", "hy_v4", "minimax-m3", "qwen4exp"}
 
-# Caches that are not modelled to the byte: their size is an estimate too.
+# Caches that are not modelled exactly: their size is an estimate too.
 _ESTIMATED_CACHE = (_INDEXED - {"deepseek32"}) | {
     "deepseek4", "dflash", "eagle3", "gemma4-assistant", "graniteswitch", "hrm_text", "nanbeige", "t5", "t5encoder",
 }  # fmt: skip
@@ -77,7 +77,7 @@ _EXPERTS = re.compile(r"ffn_(?:gate|up|down|gate_up)_(?:ch)?exps")
 
 
 class Tensor(Protocol):
-    """What is read of `_gguf.Tensor`."""
+    """The part of `gguf.Tensor` that is read here."""
 
     @property
     def name(self) -> str: ...
@@ -103,14 +103,14 @@ class _Keys:
         return self._metadata.get(f"{self.architecture}.{key}")
 
     def number(self, key: str, default: int = 0) -> int:
-        """A key's number; of one for each layer the largest."""
+        """Return a key's number; if it has one per layer, the largest."""
         value = self.value(key)
         if isinstance(value, (tuple, list)):
             return max((self._number(key, item) for item in value), default=default)
         return default if value is None else self._number(key, value)
 
     def per_layer(self, key: str, layers: int, default: Sequence[int]) -> list[int]:
-        """A key that may hold one number for all layers, or one for each."""
+        """Return one number per layer, of a key that may have one for all layers."""
         value = self.value(key)
         if value is None:
             return list(default)
@@ -178,7 +178,7 @@ def _recurrent(keys: _Keys, layers: int, trunk: int, heads_kv: Sequence[int]) ->
 
 
 def _state(keys: _Keys, heads: int, head_k: int) -> int:
-    """Elements of state that a recurrent layer keeps for a sequence: its last inputs, and what it remembers."""
+    """Elements of a recurrent layer's state per sequence: its last inputs and its recurrent state."""
     embedding = keys.number("embedding_length")
     if keys.number("wkv.head_size"):
         return embedding * (keys.number("token_shift_count", 2) + keys.number("wkv.head_size"))
@@ -194,7 +194,7 @@ def _state(keys: _Keys, heads: int, head_k: int) -> int:
 
 
 class _Tensors:
-    """The tensors' bytes by where llama.cpp puts them, and the widths that its compute graph has."""
+    """The tensors' bytes by where llama.cpp places them, and the widths in its compute graph."""
 
     def __init__(self, tensors: Iterable[Tensor], layers: int) -> None:
         self.blocks = [0] * layers
@@ -232,11 +232,11 @@ class _Tensors:
 
 
 def _graph(keys: _Keys, tensors: _Tensors, heads: int, head_k: int, head_v: int, heads_kv: int) -> dict[str, int]:
-    """How many 32-bit numbers for each token are alive at once in each part of the compute graph.
+    """How many 32-bit numbers per token are live at the same time in each part of the compute graph.
 
-    ggml hands the memory of a finished tensor to the next one, so what counts is the part of a layer where most
-    is alive: the residual stream and its norm, and a few tensors as wide as that part's matrices. The counts were
-    taken from the compute buffers that llama-server logs over a range of widths; they fit within about a tenth.
+    ggml reuses the memory of finished tensors, so the part of a layer with the most live data determines the size: the
+    residual stream and its norm, and a few tensors as wide as that part's matrices. The counts were derived from the
+    compute buffer sizes that llama-server logs for a range of widths; they are accurate to about 10 %.
     """
     embedding = keys.number("embedding_length")
     used = keys.number("expert_used_count")
@@ -245,7 +245,7 @@ def _graph(keys: _Keys, tensors: _Tensors, heads: int, head_k: int, head_v: int,
     if tensors.width("ffn_gate") or dense > keys.number("feed_forward_length") or used:
         gated = max(dense if tensors.width("ffn_gate") else dense // 2, used * expert)
         feed_forward = 5 * embedding + 3 * gated
-        # The experts' results are summed only when all are there; small ones fit where their inputs were.
+        # The experts' results are summed after all are computed; small ones reuse the memory of their inputs.
         if used * embedding > 2 * used * expert:
             feed_forward += used * embedding
     else:
@@ -254,7 +254,7 @@ def _graph(keys: _Keys, tensors: _Tensors, heads: int, head_k: int, head_v: int,
     query = tensors.width("attn_q") or tensors.width("attn_q_b") or heads * head_k
     latent = _latent(keys)
     if latent:
-        # Queries are taken into the latent space and results back out of it, per head.
+        # Queries are projected into the latent space and results back out of it, per head.
         inside = 2 * head_v + (head_k - head_v) + 2 * keys.number("attention.key_length_mla")
         attention = 5 * embedding + heads * inside
     else:
@@ -266,7 +266,7 @@ def _graph(keys: _Keys, tensors: _Tensors, heads: int, head_k: int, head_v: int,
         recurrent = 20 * embedding
     else:
         recurrent = 3 * embedding + 3 * mixed
-    # Embeddings that every layer adds its own part of, alive from the first to the last.
+    # Per-layer embeddings, live from the first layer to the last.
     aside = keys.number("embedding_length_per_layer_input") * keys.number("block_count")
     feed_forward, attention = feed_forward + aside, attention + aside
     if keys.architecture in _HYBRID_BOTH:
@@ -276,19 +276,19 @@ def _graph(keys: _Keys, tensors: _Tensors, heads: int, head_k: int, head_v: int,
 
 
 def _latent(keys: _Keys) -> bool:
-    """Multi-head latent attention, where a cell holds one compressed row and no values."""
+    """Whether it uses multi-head latent attention: a cell has one compressed row and no values."""
     return bool(keys.number("attention.key_length_mla") and keys.number("attention.value_length_mla"))
 
 
 def memory_shape(
     metadata: Mapping[str, Any], array_lengths: Mapping[str, int], tensors: Iterable[Tensor]
 ) -> dict[str, Any]:
-    """What an estimate needs of a header, as a small dict that JSON can hold.
+    """Return what an estimate needs from a header, as a small JSON-able dict.
 
     `kinds` are the distinct layers, `layers` their order: bytes of weights and of experts in them, elements of a cell's
     key and value row (`k`, `v`), the sliding window in tokens, the indexer's rows, elements of recurrent state for a
-    sequence, whether the layer only predicts `ahead`. What is zero is left out. Raises EstimateError for sizes that
-    are none.
+    sequence, whether the layer only predicts `ahead`. Zeros are omitted. Raises EstimateError for implausible
+    sizes.
     """
     keys = _Keys(metadata)
     layers = keys.number("block_count")
@@ -336,13 +336,13 @@ def _layers(
     head_k: int,
     head_v: int,
 ) -> Iterable[dict[str, int]]:
-    """Each layer's bytes and rows. Layers after the trunk only predict ahead, and are loaded for that alone."""
+    """Yield each layer's bytes and rows. Layers after the trunk only predict ahead, and are loaded only for that."""
     architecture = keys.architecture
     window, windowed = _windowed(keys, layers, trunk, heads_kv)
     recurrent = _recurrent(keys, layers, trunk, heads_kv)
     state = _state(keys, heads[0] if heads else 0, head_k) if any(recurrent) else 0
     latent = _latent(keys)
-    # Behind these the layers use an earlier layer's keys and values.
+    # Layers after these reuse an earlier layer's keys and values.
     own = {"gemma3n": 20, "gemma4": layers - keys.number("attention.shared_kv_layers")}.get(architecture, layers)
     cached = architecture not in _NO_CACHE and architecture not in _RECURRENT
     indexer = keys.number("attention.indexer.key_length") if architecture in _INDEXED else 0

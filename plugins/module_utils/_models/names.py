@@ -19,7 +19,7 @@ from .stores import stable_path
 MAX_ID = 128
 _SPLIT = re.compile(r"^(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<total>[0-9]{5})\.gguf$")
 
-# A quantization as people write it in file names: UD-Q4_K_XL, IQ2_XXS, q4_0, MXFP4, BF16, …
+# A quantization as written in file names: UD-Q4_K_XL, IQ2_XXS, q4_0, MXFP4, BF16, …
 QUANT_TOKEN = re.compile(
     r"(?:^|(?<=[-._ ]))(?:UD[-_])?"
     r"(?:I?Q[1-8]_(?:K_)?(?:XXS|XXL|XS|XL|NL|S|M|L|P)|Q[1-8]_(?:K|[01](?:_[48]_[48])?)|I?Q[1-8]|TQ[12]_0"
@@ -35,7 +35,7 @@ class SplitName(NamedTuple):
 
 
 def split_name(name: str) -> SplitName | None:
-    """What a shard's file name says; None where it is not a shard's."""
+    """Parse a shard's file name; None if it is not a shard's."""
     match = _SPLIT.match(name)
     return SplitName(match["stem"], int(match["number"]), int(match["total"])) if match else None
 
@@ -50,7 +50,7 @@ def stem_of(path: str) -> str:
 
 
 def slug(path: str) -> str:
-    """An id from a file's name: lower case, [a-z0-9._-], a letter or digit first; empty where nothing is left."""
+    """Return an id from a file's name: lower case, [a-z0-9._-], a letter or digit first; empty if nothing is left."""
     plain = unicodedata.normalize("NFKD", stem_of(path)).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9._]+", "-", plain).strip("-._")[:MAX_ID].rstrip("-._")
 
@@ -58,10 +58,10 @@ def slug(path: str) -> str:
 def assign_ids(
     paths: Iterable[str], known: Mapping[str, str], aliases: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, str]:
-    """An id for every path, independent of their order; aliases are names to use instead of a path's own.
+    """Return an id for every path, independent of their order; aliases are names to use instead of a path's own.
 
-    A path keeps the id that it had (known). A new one gets its slug where it is the only one of that slug, else the
-    slug and a suffix made of the path, which no other file's coming or going changes.
+    A path keeps its known id. A new path gets its slug if no other path has the same slug, otherwise the slug with a
+    hash of the path as suffix, which does not change when other files are added or removed.
     """
     ordered = sorted(set(paths))
     slugs = {path: slug(aliases.get(path, path)) for path in ordered}
@@ -95,12 +95,12 @@ def assign_ids(
 
 
 def _suffixed(path: str, base: str) -> list[str]:
-    """The slug with longer and longer suffixes of the path's hash."""
+    """Return the slug with increasingly long suffixes of the path's hash."""
     digest = hashlib.sha256(stable_path(path).encode("utf-8", "surrogateescape")).hexdigest()
     return [f"{base or 'model'}-{digest[:length]}" for length in (6, 12, 24, 64)]
 
 
 def other_quantization(name: str, model_id: str) -> bool:
-    """Whether a name and a model's id are the same but for a whole quantization, such as q8_0 or q4_k_m, in each."""
+    """Whether a name and a model's id differ only in their quantization, such as q8_0 or q4_k_m."""
     parts = [(QUANT_TOKEN.split(text), QUANT_TOKEN.findall(text)) for text in (name, model_id)]
     return parts[0][0] == parts[1][0] and all("_" in found[-1] or "16" in found[-1] for _rest, found in parts if found)

@@ -26,7 +26,7 @@ _NAME_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 def is_ollama_store(names: Collection[bytes]) -> bool:
-    """Whether a folder with these names in it is where Ollama keeps its models."""
+    """Whether a folder with these names in it is Ollama's model store."""
     return b"manifests" in names and b"blobs" in names
 
 
@@ -83,7 +83,7 @@ def _ollama_model(store: bytes, path: bytes, model: str, tag: str) -> tuple[str,
         for layer in layers
         if layer.get("mediaType") in prefixes
     ]
-    # The repositories of Hugging Face end so.
+    # The usual suffix of repositories on Hugging Face.
     name = re.sub(r"-gguf$", "", model, flags=re.IGNORECASE)
     if tag != "latest":
         name += f"-{tag}"
@@ -94,7 +94,7 @@ def _ollama_model(store: bytes, path: bytes, model: str, tag: str) -> tuple[str,
 
 
 def _ollama_quantization(store: bytes, config: Any) -> str:
-    """The quantization that a model's config names; empty where it names none."""
+    """The quantization that a model's config names; empty if it names none."""
     try:
         digest = _digest(config.get("digest") if isinstance(config, dict) else None)
         said = _json_object(os.path.join(store, b"blobs", b"sha256-" + digest.encode())).get("file_type")

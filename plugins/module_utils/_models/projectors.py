@@ -21,18 +21,18 @@ _NOT_FOR = (
     (("qwen2vl", "qwen2.5vl", "qwen3vl"), frozenset({"qwen2", "qwen2moe", "qwen3", "qwen3moe"})),
     (("gemma3", "gemma4"), frozenset({"gemma", "gemma2"})),
 )
-# So many names are listed in a warning.
+# A warning lists at most this many names.
 _SHOWN = 4
 _REMEDY = "name the right one as mmproj in the profile's parameters"
 
 
 def pair_projectors(models: Sequence[dict[str, Any]], companions: Sequence[dict[str, Any]]) -> list[str]:
-    """Set every model's mmproj and its warnings about it, from the projectors in the same folder.
+    """Set each model's mmproj and the warnings about it, from the projectors in its folder.
 
     A projector whose file name has words belongs to the models whose names have all of these words; one without words,
-    such as mmproj-F16.gguf, to any that fits. Its width and type (clip.projector_type) have to fit too.
+    such as mmproj-F16.gguf, belongs to any model that fits. Width and type (clip.projector_type) must fit too.
 
-    Returns a sentence for each projector that is next to models and is not used by any of them.
+    Returns a message for each projector that has models in its folder but is not used by any of them.
     """
     folders: dict[str, _Folder] = {}
     for companion in sorted(companions, key=lambda record: str(record["path"])):
@@ -51,7 +51,7 @@ def pair_projectors(models: Sequence[dict[str, Any]], companions: Sequence[dict[
 
 
 class _Named:
-    """A record with the words of its file's name, without those for its quantization and purpose."""
+    """A record with the words of its file name, without quantization and purpose."""
 
     def __init__(self, record: dict[str, Any]) -> None:
         self.record = record
@@ -115,7 +115,7 @@ class _Folder:
                     continue
                 if len(families[key]) > 1:
                     fitting = _listed(nameless[key])
-                    _warn(model, f"{fitting} fits several models in this folder, none is taken: {_REMEDY}")
+                    _warn(model, f"{fitting} fits several models in this folder, so none is used: {_REMEDY}")
                 else:
                     named[model] = nameless[key]
         for model, items in named.items():
@@ -125,7 +125,7 @@ class _Folder:
     def _unused(self, item: _Named) -> str:
         path, width = item.record["path"], item.record["embedding_length"]
         if width is not None and all(model.record["embedding_length"] != width for model in self.models):
-            return f"{path} is for models of width {width}, which no model in its folder has: it is not used"
+            return f"{path} is for models of width {width}, but its folder has no such model: it is not used"
         return f"{path} is named after a model that is not in its folder: it is not used. Rename it, or {_REMEDY}"
 
 
@@ -136,14 +136,14 @@ def _choose(model: _Named, items: Sequence[_Named]) -> None:
         most = max(len(item.words) for item in items)
         items = [item for item in items if len(item.words) == most]
     if len({item.words for item in items}) > 1:
-        _warn(model, f"{_listed(items)} fit, none is taken: {_REMEDY}")
+        _warn(model, f"{_listed(items)} fit, so none is used: {_REMEDY}")
         return
     # The same projector in several precisions.
     order = ("F16", "BF16", "Q8_0", "F32")
     best = min(items, key=lambda item: order.index(item.precision) if item.precision in order else 9)
     model.record["mmproj"] = best.record["path"]
     if len(items) > 1:
-        _warn(model, f"{_listed(items)} fit, {best.name} is taken: {_REMEDY} if it is another")
+        _warn(model, f"{_listed(items)} fit, {best.name} is used: {_REMEDY} if this is wrong")
 
 
 def _warn(model: _Named, text: str) -> None:

@@ -24,9 +24,9 @@ MAX_REASON = 400
 
 
 def read_group(files: Sequence[SourceFile]) -> dict[str, Any]:
-    """{"models": record}, {"companions": record} or {"rejected": record} for the files of one group. Never raises.
+    """Return {"models": record}, {"companions": record} or {"rejected": record} for one group of files. Never raises.
 
-    A rejection carries a fingerprint where it holds for as long as the file stays the same.
+    A rejection has a fingerprint if it is valid as long as the file does not change.
     """
     current: list[SourceFile] = []
     headers = []
@@ -42,7 +42,7 @@ def read_group(files: Sequence[SourceFile]) -> dict[str, Any]:
             try:
                 header = read_open_header(descriptor, status.st_size, budget)
             except ReadError as error:
-                # A bad moment of a disk or a network: it may be read the next time.
+                # A temporary fault of the disk or network: the next attempt may succeed.
                 return _rejection(files, where + str(error), lasting=False)
             except GgufError as error:
                 reason = where + str(error)
@@ -51,22 +51,22 @@ def read_group(files: Sequence[SourceFile]) -> dict[str, Any]:
                 os.close(descriptor)
             current.append(SourceFile(file.path, status.st_size, status.st_mtime_ns, status.st_ino, file.alias))
             if after != (status.st_size, status.st_mtime_ns):
-                return _rejection(files, f"{where}it was written to while it was read: scan again later", lasting=False)
+                return _rejection(files, f"{where}it changed while it was read: scan again later", lasting=False)
             if reason:
                 return _rejection([*current, *files[len(current) :]], reason, lasting=True)
             headers.append(header)
-        # By way of JSON, so that a record is the same whether just made or read from the registry file.
+        # Through JSON, so that a new record equals one that was read from the registry file.
         record = json.loads(json.dumps(describe(current, headers), allow_nan=False))
         return {"models" if record["kind"] in SERVABLE else "companions": record}
     except ModelError as error:
         return _rejection(current, str(error), lasting=True)
     except Exception as error:
         # Untrusted metadata may provoke any error; the rest of the scan continues.
-        return _rejection(files, f"its metadata makes no sense ({type(error).__name__}: {error})"[:300], lasting=False)
+        return _rejection(files, f"its metadata is invalid ({type(error).__name__}: {error})"[:300], lasting=False)
 
 
 def _changed_at(descriptor: int) -> tuple[int, int] | None:
-    """Size and time of change of an open file; None where a network's server no longer knows it."""
+    """Return size and modification time of an open file; None if a file server no longer knows it."""
     try:
         status = os.fstat(descriptor)
     except OSError:

@@ -252,7 +252,7 @@ def _joined(files: Sequence[SourceFile], headers: Sequence[Header]) -> tuple[Hea
     if len(files) == 1 and count > 1:
         raise ModelError(
             f"one of {count} shards, but its name is not NAME-{1:05}-of-{count:05}.gguf, so llama-server cannot find "
-            "the others: give the shards their names back"
+            "the others: rename the shards to that pattern"
         )
     if len(files) == 1:
         return first, first.tensors
@@ -317,7 +317,7 @@ def describe(files: Sequence[SourceFile], headers: Sequence[Header]) -> dict[str
     for key in ("context_length", "embedding_length", "block_count"):
         sizes[key] = _whole(metadata, prefix + key)
         if sizes[key] is None:
-            raise ModelError(f"it has no key {prefix}{key}, so llama-server cannot load it: no language model")
+            raise ModelError(f"it has no key {prefix}{key}, so llama-server cannot load it: it is not a language model")
     if (sizes["block_count"] or 0) > MAX_BLOCKS:
         raise ModelError(f"{prefix}block_count is {sizes['block_count']}; llama.cpp has no model of that many layers")
     warnings = list(quantization.warnings)

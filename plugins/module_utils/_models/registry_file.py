@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""The registry file: reading and checking it, what of it a scan can use again, and writing it."""
+"""The registry file: read, check and write it, and find the records that a scan can reuse."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .._core.errors import MagiError
 from .._core.files import write_atomic
 from .._core.text import printable
 
-# Raised whenever the same file gives another record than before, so that kept records are not reused.
+# Increase this whenever the same file gives a different record, so that old records are not reused.
 READER_VERSION = 3
 _TEXT = (str, NULL)
 _COUNT = (int, NULL)
@@ -103,7 +103,7 @@ REGISTRY = Document(
 
 
 class RegistryError(MagiError):
-    """A scan that cannot be done, or a registry that cannot be written."""
+    """Raised for an impossible scan, or a registry that cannot be written."""
 
 
 def encode(path: str) -> bytes:
@@ -116,7 +116,7 @@ def is_within(path: bytes, roots: Iterable[bytes]) -> bool:
 
 @dataclass(frozen=True)
 class Kept:
-    """A registry file as it was found: its content, and what of it can be reused."""
+    """A registry file as it was read: its content, and the records that can be reused."""
 
     content: dict[str, Any] | None = None
     records: dict[tuple[str, ...], tuple[str, dict[str, Any]]] = field(default_factory=dict)
@@ -124,24 +124,24 @@ class Kept:
 
     @property
     def ids(self) -> dict[str, str]:
-        """The id of every path that is a model, or was one; what was one longest ago comes first."""
+        """The id of every path that is or was a model, the least recent first."""
         content = self.content or {}
         return {**content.get("ids", {}), **{model["path"]: model["id"] for model in content.get("models", [])}}
 
     def tried(self, what: str) -> set[str]:
-        """What earlier slices of this scan have dealt with: "groups" by their first path, or "checksums"."""
+        """What earlier slices of this scan have processed: "groups" by their first path, or "checksums"."""
         return set((self.content or {}).get("tried", {}).get(what, ()))
 
 
 def partial_path(path: str) -> str:
-    """The path of an incomplete scan, next to the registry at path."""
+    """Return the path of an incomplete scan's file, next to the registry at path."""
     return path + ".partial"
 
 
 def load(path: str, resume: str | None = None) -> Kept:
-    """The registry at path; without content and with a warning where there is none, or it is damaged.
+    """Return the registry at path; without content and with a warning if it is missing or damaged.
 
-    resume is what a scan that is not complete has called itself: only it takes what the file says of its progress.
+    resume is the id of an incomplete scan: progress in the file is used only if it belongs to this scan.
     """
     try:
         with open(encode(path), "rb") as stream:
@@ -161,7 +161,7 @@ def load(path: str, resume: str | None = None) -> Kept:
 
 
 def _check_places(content: Mapping[str, Any]) -> None:
-    """Raise RegistryError where a path leads out of the scanned folders, or an id out of a folder of launch configs."""
+    """Raise RegistryError if a path is outside the scanned folders, or a projector is not a companion."""
     roots = [os.path.abspath(encode(str(path))) for path in content.get("scan_paths") or []]
     projectors = {record["path"] for record in content["companions"]}
     for record in [*content["models"], *content["companions"]]:
@@ -190,7 +190,7 @@ def _reusable(content: Mapping[str, Any]) -> dict[tuple[str, ...], tuple[str, di
 
 
 def changes_between(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The ids of the models that are new, gone, or other files than before."""
+    """Return the ids of models that were added, removed or replaced."""
     old = {model["id"]: model for model in (before or {}).get("models", [])}
     new = {model["id"]: model for model in after["models"]}
     return {
@@ -204,18 +204,18 @@ def changes_between(before: Mapping[str, Any] | None, after: Mapping[str, Any]) 
     }
 
 
-# What a fact of thousands of models says of each, which is what selectors go by: every task of a run copies all facts
-# several times, and a controller holds those of all hosts.
+# The keys of each model in the short fact, which are those that selectors use: every task of a run copies all facts
+# several times, and the controller holds those of all hosts.
 _SHORT_KEYS = ("id", "kind", "path", "architecture", "tier")
 
 
 def short_content(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The registry with the few values of each model that choosing it takes."""
+    """Return the registry with only those values of each model that selectors use."""
     return {**content, "ids": {}, "models": [{key: model[key] for key in _SHORT_KEYS} for model in content["models"]]}
 
 
 def diff_lines(content: Mapping[str, Any] | None) -> str:
-    """A human-readable registry: one line per model, companion and rejected file."""
+    """Return a human-readable registry: one line per model, companion and rejected file."""
     if content is None:
         return ""
     lines = [
@@ -228,12 +228,12 @@ def diff_lines(content: Mapping[str, Any] | None) -> str:
 
 
 def _short(record: Mapping[str, Any]) -> str:
-    """A few letters that change with the file, so that one replaced by another of equal size shows."""
+    """Return a short hash of the fingerprint, so that a replacement of the same size is visible."""
     return digest_of(record["fingerprint"])[:8]
 
 
 def serialize(content: Mapping[str, Any]) -> bytes:
-    """The registry file's bytes: a line for each record, so that it can be read, searched and compared."""
+    """Return the registry file's bytes: one line per record, so that it can be searched and compared."""
     lines = []
     for key, value in content.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
@@ -256,8 +256,8 @@ def save(path: str, content: Mapping[str, Any]) -> None:
 
 
 def require(path: str) -> dict[str, Any]:
-    """The registry at path. Raises RegistryError where there is none."""
+    """Return the registry at path. Raises RegistryError if it is missing or damaged."""
     found = load(path)
     if found.content is None:
-        raise RegistryError(f"{found.warning} Run scan.yml or site.yml to make it.")
+        raise RegistryError(f"{found.warning} Run scan.yml or site.yml to create it.")
     return found.content

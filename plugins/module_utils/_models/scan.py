@@ -24,15 +24,15 @@ from .stores import earlier_path, stable_path
 if TYPE_CHECKING:
     from .checksums import Progress
 
-# Of so many paths that hold no model now their last id is remembered.
+# The last id is remembered for this many paths that are not a model any more.
 MAX_OLD_IDS = 2000
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What a scan found. complete is False where the time limit came first: done of total groups are known then.
+    """The result of a scan. complete is False if the time limit was reached first, with done of total groups known.
 
-    checksums is their progress, if they were asked for and all headers are read.
+    checksums is their progress, if they were requested and all headers are read.
     """
 
     content: dict[str, Any]
@@ -49,7 +49,7 @@ class Scan:
         return self.done == self.total and (self.checksums is None or self.checksums.complete)
 
     def unfinished(self, resume: str) -> dict[str, Any]:
-        """What to save for the next slice of the scan that calls itself so."""
+        """Return what to save for the next slice of this scan; resume is the scan's id."""
         return {**self.content, "resume": resume, "tried": self.tried}
 
 
@@ -65,10 +65,10 @@ def scan(
     workers: int | None = None,
     now: float | None = None,
 ) -> Scan:
-    """Scan the folders, reading only what is not in kept (unless forced) or in the partial result of a scan before.
+    """Scan the folders, reading only files that are in neither kept (unless forced) nor partial, the previous slice.
 
-    Stops reading after time_limit seconds, or after as long as the search took where that is longer: the next slice has
-    to search again. Raises RegistryError where no folder can be searched or no GGUF file is in any.
+    Stops reading after time_limit seconds, or after as long as the search took if that is longer: the next slice must
+    search again. Raises RegistryError if no folder can be searched or none has a GGUF file.
     """
     scan_paths = normal_paths(scan_paths)
     started = time.monotonic()
@@ -85,7 +85,7 @@ def scan(
     before = partial or Kept()
     records = {} if force else dict(kept.records)
     records.update(before.records)
-    # A file that cannot be read, or is written to all the time, is dealt with once in a scan, or it would never end.
+    # A file that cannot be read, or changes all the time, is tried once per scan; otherwise a scan might never end.
     tried = before.tried("groups")
     parts: dict[str, list[dict[str, Any]]] = {"models": [], "companions": [], "rejected": list(listing.rejected)}
     pending = []
@@ -146,14 +146,14 @@ def _with_earlier_paths(groups: Sequence[tuple[SourceFile, ...]], kept: Kept) ->
 
 
 def _read(pending: Sequence[tuple[SourceFile, ...]], workers: int | None, deadline: float | None) -> pool.PoolResult:
-    # Most scans find nothing new, and a module compiles at every call what it imports.
+    # Imported here: most scans find nothing new, and each module call compiles its imports.
     from .read_files import read_group
 
     return pool.run(len(pending), lambda index: read_group(pending[index]), workers=workers, deadline=deadline)
 
 
 def _known_sums(kept: Kept) -> dict[tuple[str, ...], tuple[dict[str, Any], list[str | None]]]:
-    """The fingerprint and checksums of files that were read completely, by any version of the reader."""
+    """Return the fingerprint and checksums of completely read files, by any reader version."""
     content = kept.content or {}
     return {
         tuple(record["files"]): (record["fingerprint"], record["sha256"])
@@ -172,7 +172,7 @@ def _content(
     models = parts["models"]
     known = kept.ids
     paths = {model["path"] for model in models}
-    # A file that is broken today keeps its name for the day when it is whole.
+    # A broken file keeps its id, for when it is repaired.
     broken = [record["path"] for record in parts["rejected"] if record["path"] in known]
     ids = assign_ids((*paths, *broken), known, aliases)
     for model in models:
@@ -192,7 +192,7 @@ def _content(
             "rejected": sorted(parts["rejected"], key=lambda record: (str(record["path"]), str(record["reason"]))),
         }
     )
-    # Neither the time nor another version of the collection alone makes another registry.
+    # A different time or collection version alone does not change the registry.
     old = kept.content or {}
     same: dict[str, Any] = {key: old[key] for key in ("updated_at", "collection_version") if key in old}
     return {**content, **same} if old == {**content, **same} else content

@@ -21,7 +21,7 @@ class SourceFile(NamedTuple):
 
 
 def fingerprint_of(files: Sequence[SourceFile]) -> dict[str, Any]:
-    """Identifies unchanged files: for shards the sum, the newest, the first, and each one's own."""
+    """Return what identifies unchanged files; for shards total size, newest time, first inode, and each one's."""
     fingerprint: dict[str, Any] = {
         "size": sum(file.size for file in files),
         "mtime_ns": max(file.mtime_ns for file in files),

@@ -262,7 +262,7 @@ def test_manifests_of_hosts_are_merged() -> None:
     two = {"schema_version": 1, "files": {"a.gguf": {"sha256": "a" * 64, "size": 1, "source": None}, **one["files"]}}
     assert list(merge_manifests([one, two])["files"]) == ["a.gguf", "b.gguf"]
     other = {"schema_version": 1, "files": {"b.gguf": {"sha256": "c" * 64, "size": 1, "source": None}}}
-    with pytest.raises(ManifestError, match=r"b\.gguf is another file on one host than on another"):
+    with pytest.raises(ManifestError, match=r"b\.gguf differs between two hosts"):
         merge_manifests([one, other])
     # Entries of other hosts are kept; those of these hosts are replaced.
     merged = merge_manifests([other], known=two)["files"]

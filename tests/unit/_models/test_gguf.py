@@ -228,14 +228,14 @@ HOSTILE = {
     "long key": (make.header([make.key("k" * 70_000, make.U8, 1)]), r"a key has 70000 bytes, 65535 at most"),
     "key past the end": (make.header([b"\xff" * 8]) + b"\0" * 5, r"a key has 18446744073709551615 bytes"),
     "key that is not UTF-8": (make.header([make.key(b"\xff", make.U8, 1)]), r"a key is not UTF-8"),
-    "same key twice": (make.header([KEY, KEY]), r"key 'a' is there twice"),
+    "same key twice": (make.header([KEY, KEY]), r"key 'a' occurs twice"),
     "same key as array": (
         make.header([KEY, make.key("a", make.ARRAY, make.array(make.STRING, ["x"]))]),
-        r"key 'a' is there twice",
+        r"key 'a' occurs twice",
     ),
     "same key as array before": (
         make.header([make.key("a", make.ARRAY, make.array(make.STRING, ["x"])), KEY]),
-        r"key 'a' is there twice",
+        r"key 'a' occurs twice",
     ),
     "long text past the end": (
         make.header([make.text("a") + b"\x08\0\0\0" + (2 << 20).to_bytes(8, "little")]),
@@ -264,7 +264,7 @@ HOSTILE = {
     "offset past the end": (make.header([], [make.tensor("t", (16,), 0, BIG)]), r"must be at 0"),
     "tensors that overlap": (
         make.header([], [make.tensor("t", (16,), 0, 0), make.tensor("u", (16,), 0, 32)]) + b"\0" * 200,
-        r"'u' is said to be at 32, it must be at 64",
+        r"'u' is at 32 according to the header, but must be at 64",
     ),
     "data missing": (
         make.header([], [make.tensor("t", (128,), 0, 0)]) + b"\0" * 10,

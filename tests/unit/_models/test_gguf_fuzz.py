@@ -180,7 +180,7 @@ def check(path: Path) -> str | None:
         reason = record["reason"]
         assert reason.isprintable() and len(reason) < 1000
         # An error of another type would be reported with this text.
-        assert not reason.startswith("its metadata makes no sense")
+        assert not reason.startswith("its metadata is invalid")
     else:
         assert all(part in record for part in ("path", "kind", "fingerprint"))
         assert "display_name" not in record or record["display_name"].isprintable()

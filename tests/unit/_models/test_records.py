@@ -481,14 +481,14 @@ def projector(
             [model("gemma-4b-Q4_0"), model("llama-8b-Q4_0")],
             [projector("mmproj-f16")],
             [None, None],
-            "fits several models in this folder, none is taken",
+            "fits several models in this folder, so none is used",
             id="fits two models",
         ),
         pytest.param(
             [model("a")],
             [projector("mmproj-BF16", quantization="BF16"), projector("mmproj-F16"), projector("mmproj-F32")],
             ["mmproj-F16"],
-            "mmproj-F16.gguf is taken",
+            "mmproj-F16.gguf is used",
             id="several precisions",
         ),
         pytest.param(
@@ -502,7 +502,7 @@ def projector(
             [model("a-b-c")],
             [projector("mmproj-a"), projector("mmproj-b")],
             [None],
-            "fit, none is taken",
+            "fit, so none is used",
             id="two that fit",
         ),
         pytest.param(
@@ -582,7 +582,7 @@ def test_projector_width_is_that_of_last_tensor(tensors: list[Any], embedding: i
 def test_projector_fitting_no_model_is_reported() -> None:
     companions = [projector("mmproj-x", embedding=512), projector("mmproj-y"), projector("z", folder="/n", embedding=5)]
     assert pair_projectors([model("x-7b")], companions) == [
-        "/m/mmproj-x.gguf is for models of width 512, which no model in its folder has: it is not used",
+        "/m/mmproj-x.gguf is for models of width 512, but its folder has no such model: it is not used",
         "/m/mmproj-y.gguf is named after a model that is not in its folder: it is not used. Rename it, or name the right "
         "one as mmproj in the profile's parameters",
     ]

@@ -307,7 +307,7 @@ def test_file_deleted_or_growing_during_scan_is_rejected(
     assert paths(result) == ["a.gguf"]
     assert reasons(result) == {
         "gone.gguf": "cannot be opened: No such file or directory",
-        "growing.gguf": "it was written to while it was read: scan again later",
+        "growing.gguf": "it changed while it was read: scan again later",
     }
     monkeypatch.undo()
     assert sorted(paths(rescan())) == ["a.gguf", "growing.gguf"]
@@ -344,7 +344,7 @@ def test_read_error_is_not_cached(models: Path, rescan: Scanner, monkeypatch: py
     assert paths(result) == ["b.gguf"]
     assert reasons(result)["a.gguf"] == "cannot be read: Input/output error"
     assert reasons(result)["tiny-F16-00001-of-00003.gguf"].startswith("tiny-F16-00002-of-00003.gguf: cannot be read")
-    assert "written to" in reasons(result)["stale.gguf"]
+    assert "changed while" in reasons(result)["stale.gguf"]
     assert not any("fingerprint" in record for record in result.content["rejected"])
     assert len(paths(rescan())) == 4
 
@@ -405,7 +405,7 @@ def test_unexpected_error_is_a_rejection(models: Path, rescan: Scanner, monkeypa
         raise ZeroDivisionError("by zero")
 
     monkeypatch.setattr(read_files, "describe", fail)
-    assert reasons(rescan()) == {"a.gguf": "its metadata makes no sense (ZeroDivisionError: by zero)"}
+    assert reasons(rescan()) == {"a.gguf": "its metadata is invalid (ZeroDivisionError: by zero)"}
     monkeypatch.undo()
     assert paths(rescan()) == ["a.gguf"]
 

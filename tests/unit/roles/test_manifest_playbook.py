@@ -96,7 +96,7 @@ def test_manifest_with_unreadable_file_fails(fleet: Fleet) -> None:
     before = fleet.manifest.read_text()
     scan = {"without_checksum": ["/m/x.gguf"], "manifest": {"files": {}}, "changes": {}, "warned": []}
     output = fleet.run("manifest", "-e", json.dumps({"__registry_scan": scan}), code=2)
-    assert "/m/x.gguf could not be read to the end" in output
+    assert "/m/x.gguf could not be read completely" in output
     assert fleet.manifest.read_text() == before
 
 
