@@ -29,6 +29,11 @@ PROBES_AT_ONCE = 8
 TOKEN_REQUESTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "embedding": ("/v1/embeddings", {"input": "hello"}, "data"),
     "reranker": ("/v1/rerank", {"query": "hello", "documents": ["hello"]}, "results"),
+    "decision": (
+        "/v1/systemone",
+        {"state": "hello", "questions": {"greeting": {"type": "noul", "instructions": "Is this a greeting?"}}},
+        "answers",
+    ),
     "model": ("/completion", {"prompt": "Hello", "n_predict": 1}, "content"),
 }
 

@@ -400,7 +400,11 @@ def test_probe_returns_state_and_detail(answers, options, state, detail):
 
 @pytest.mark.parametrize(
     ("kind", "path", "answer"),
-    [("embedding", "/v1/embeddings", {"data": []}), ("reranker", "/v1/rerank", {"results": []})],
+    [
+        ("embedding", "/v1/embeddings", {"data": []}),
+        ("reranker", "/v1/rerank", {"results": []}),
+        ("decision", "/v1/systemone", {"answers": {"greeting": {"noul": 0.9}}}),
+    ],
 )
 def test_deep_check_uses_endpoint_of_kind(kind, path, answer):
     answering = Answers({**OK, path: (200, answer)})

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.magi.llama.plugins.module_utils._models.gguf import read_header
-from ansible_collections.magi.llama.plugins.module_utils._models.records import _FILE_TYPES
+from ansible_collections.magi.llama.plugins.module_utils._models.quantization import _FILE_TYPES
 from support.gguf_files import write_tiny_llama
 
 BIN_DIR = os.environ.get("MAGI_LLAMA_BIN_DIR", "")
