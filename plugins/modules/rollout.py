@@ -138,7 +138,7 @@ rollout:
         rollback:
           description: The command that rolls a failed host back, V(null) if the host was not touched.
           type: str
-          sample: ansible-playbook -i inventories/fleet playbooks/rollback.yml --limit gpu1
+          sample: ansible-playbook -i inventories/fleet/hosts.yml playbooks/rollback.yml --limit gpu1
 ansible_facts:
   description: The fact C(llama_rollout), a host's part of the above.
   returned: O(step) is not V(summary)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import re
 import subprocess
@@ -62,8 +63,8 @@ def check_playbook_command(words: list[str], folder: Path) -> None:
             assert word.partition("=")[0] in known_variables(), word
         elif option in ("-i", "--inventory"):
             # Copied from the example, as the quick start says.
-            assert (ROOT / word).exists() or word == "inventories/fleet", word
-            arguments += ["-i", str(ROOT / "inventories/example")]
+            assert (ROOT / word).exists() or word == "inventories/fleet/hosts.yml", word
+            arguments += ["-i", str(ROOT / "inventories/example/hosts.yml")]
         elif word.endswith(".yml") and not option.startswith("-"):
             assert (ROOT / word).is_file(), word
             arguments.append(str(ROOT / word))
@@ -123,6 +124,17 @@ def test_a_block_for_the_demo_gets_an_answer(block: Block, demo: int) -> None:
     assert done.returncode == 0, done.stderr
     [choice] = json.loads(done.stdout)["choices"]
     assert choice["finish_reason"] in ("stop", "length")
+
+
+def test_recommended_ansible_cfg_is_that_of_the_checkout() -> None:
+    [block] = [block for block in BLOCKS if block.place.startswith("README.md") and "[defaults]" in block.text]
+    recommended, own = configparser.ConfigParser(), configparser.ConfigParser()
+    recommended.read_string(block.text)
+    own.read(ROOT / "ansible.cfg")
+    for section in recommended.sections():
+        assert dict(recommended[section]).items() <= dict(own[section]).items()
+    # These are paths in the checkout.
+    assert not {"collections_path", "inventory"} & set(recommended["defaults"])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -18,7 +18,7 @@ from support.runs import BIN, execute, host_variables, no_registry, play, server
 
 # The files that a user of the collection gets.
 PAPERS = {"README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"}
-FOLDERS = ("changelogs", "docs", "meta", "playbooks", "plugins", "roles")
+FOLDERS = ("changelogs", "docs", "inventories/example", "meta", "playbooks", "plugins", "roles")
 
 NEEDS_SERVER = pytest.mark.skipif(not server_path().exists(), reason="no llama-server: run make binaries")
 

@@ -68,11 +68,11 @@ def repository(installed: Path) -> Iterator[Path]:
     """A repository as the examples expect it, whose fleet is this machine."""
     port = free_ports(10)
     (installed / "inventories/production").mkdir(parents=True, exist_ok=True)
-    variables = host_variables(installed, port, port + 9)
+    variables = {**host_variables(installed, port, port + 9), "profile": "production"}
     write_inventory(installed / "inventories/production/hosts.yml", {"localhost": variables})
     yield installed
     play(
-        ["-i", "inventories/production", "magi.llama.teardown"],
+        ["-i", "inventories/production/hosts.yml", "magi.llama.teardown"],
         installed,
         ANSIBLE_COLLECTIONS_PATH=str(installed / "collections"),
     )
