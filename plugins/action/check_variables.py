@@ -10,18 +10,16 @@ from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
-from ansible.plugins.action import ActionBase
 from ansible_collections.magi.llama.plugins.module_utils._arguments.check_variables import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._plan.variables import EXPLAINED, setting_errors
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
+from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 
 ROLES = Path(__file__).parents[2] / "roles"
 
 
-class ActionModule(ActionBase):
-    _supports_check_mode = True
+class ActionModule(HostAction):
     _requires_connection = False
-    TRANSFERS_FILES = False
 
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)

@@ -9,9 +9,9 @@ import os
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
-from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
+from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.magi.llama.plugins.plugin_utils.show import prints_document
 from ansible_collections.magi.llama.plugins.plugin_utils.this_run import this_run
 
@@ -21,9 +21,11 @@ MODULE = "magi.llama.gguf_registry"
 # A quick scan is over within the first. Later ones are longer, so that connecting again costs little of the time.
 FIRST_SECONDS = 4.0
 NEXT_SECONDS = 10.0
+# Slices in a row without a file more: one file is always read to its end.
+STALLED_SLICES = 6
 
 
-class ActionModule(ActionBase):
+class ActionModule(HostAction):
     """Runs magi.llama.gguf_registry until the scan is complete."""
 
     _supports_check_mode = True
@@ -40,10 +42,12 @@ class ActionModule(ActionBase):
         if self._task.check_mode or self._task.async_val or arguments.get("time_limit") is not None:
             return self._call(arguments, task_vars)
         seconds = FIRST_SECONDS
+        advance = Advance()
         while True:
             result = self._call({**arguments, "time_limit": seconds}, task_vars)
             if result.get("failed") or result.get("complete", True):
                 return result
+            advance.check(result["progress"])
             if not prints_document(task_vars or {}):
                 host = (task_vars or {}).get("inventory_hostname", "")
                 display.display(f"{host}: {progress_line(result['progress'])}")
@@ -51,9 +55,7 @@ class ActionModule(ActionBase):
             seconds = NEXT_SECONDS
 
     def _call(self, arguments: dict[str, Any], task_vars: dict[str, Any] | None) -> dict[str, Any]:
-        result: dict[str, Any] = self._execute_module(
-            module_name=MODULE, module_args=arguments, task_vars=task_vars, wrap_async=self._task.async_val
-        )
+        result = self.ask(MODULE, arguments, task_vars, wrap_async=self._task.async_val)
         # As for setup: a registry on the screen only with -vvv.
         result["_ansible_verbose_override"] = True
         return result
@@ -67,13 +69,40 @@ class ActionModule(ActionBase):
         return manifest
 
 
+class Advance:
+    """Whether a scan in slices gets further: a host that never ends one must not hold the run for ever."""
+
+    def __init__(self) -> None:
+        self._best = -1
+        self._limit: int | None = None
+        self._stalled = 0
+
+    def check(self, progress: dict[str, int]) -> None:
+        """Raise AnsibleActionFail where several slices have got no further, or there is ever more to do."""
+        missing = {"done", "total"} - progress.keys()
+        if missing:
+            raise AnsibleActionFail(f"The host's answer is not used: its progress lacks {', '.join(sorted(missing))}.")
+        done = progress["done"] + progress.get("checksums_done", 0)
+        total = progress["total"] + progress.get("checksums_total", 0)
+        self._stalled = 0 if done > self._best else self._stalled + 1
+        self._best = max(done, self._best)
+        # Files may be added during a scan.
+        self._limit = self._limit or 2 * total + 1000
+        if self._stalled >= STALLED_SLICES or max(done, total) > self._limit:
+            raise AnsibleActionFail(
+                f"The scan gets no further: {progress_line(progress)}, the same after {self._stalled} more calls of up "
+                f"to {NEXT_SECONDS:g} s. Look whether the disk of the model folders answers, and run again: what has "
+                "been read is kept."
+            )
+
+
 def progress_line(progress: dict[str, int]) -> str:
     """How far a scan is, in a few words."""
     if progress.get("checksums_total"):
-        sizes = f"{_gigabytes(progress['checksums_bytes'])} of {_gigabytes(progress['checksums_total_bytes'])} GB"
-        return f"checksums of {progress['checksums_done']} of {progress['checksums_total']} files ({sizes})"
+        sizes = f"{_gigabytes(progress, 'checksums_bytes')} of {_gigabytes(progress, 'checksums_total_bytes')} GB"
+        return f"checksums of {progress.get('checksums_done', 0)} of {progress['checksums_total']} files ({sizes})"
     return f"{progress['done']} of {progress['total']} files read"
 
 
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f}"
+def _gigabytes(progress: dict[str, int], key: str) -> str:
+    return f"{progress.get(key, 0) / 1e9:.1f}"

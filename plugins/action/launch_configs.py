@@ -9,7 +9,6 @@ import os
 import uuid
 from typing import Any
 
-from ansible.plugins.action import ActionBase
 from ansible.template import trust_as_template
 from ansible_collections.magi.llama.plugins.module_utils._arguments.launch_configs import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
@@ -19,15 +18,13 @@ from ansible_collections.magi.llama.plugins.module_utils._deployment.state_files
 from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import File
 from ansible_collections.magi.llama.plugins.module_utils._services.table import find_manager
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
+from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.magi.llama.plugins.plugin_utils.this_run import this_run
 
 MANAGED = "Ansible managed (magi.llama): changes made here are lost in the next run"
 
 
-class ActionModule(ActionBase):
-    _supports_check_mode = True
-    TRANSFERS_FILES = False
-
+class ActionModule(HostAction):
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
         task_vars = task_vars or {}
@@ -46,7 +43,7 @@ class ActionModule(ActionBase):
             return {**result, "changed": False, "written": [], "removed": []}
         configs = [{"path": path, "content": content} for path, content in zip(paths, contents, strict=True)]
         module_args = fill_in({**self._task.args, "deployed": None}, configs=configs, run_id=this_run()["id"])
-        result.update(self._execute_module(module_args=module_args, task_vars=task_vars))
+        result.update(self.ask("launch_configs", module_args, task_vars))
         return result
 
     def _template(self, name: str) -> str:

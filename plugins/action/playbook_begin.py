@@ -9,16 +9,16 @@ import time
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
-from ansible.plugins.action import ActionBase
 from ansible_collections.magi.llama.plugins.module_utils._arguments.playbook_begin import ARGUMENTS
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
 from ansible_collections.magi.llama.plugins.plugin_utils.extra_vars import errors, load_spec
+from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
+from ansible_collections.magi.llama.plugins.plugin_utils.inputs import decided, inputs_from_facts
 
 
-class ActionModule(ActionBase):
-    _supports_check_mode = True
+class ActionModule(HostAction):
     _requires_connection = False
-    TRANSFERS_FILES = False
+    _is_about_host = False
 
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
@@ -27,12 +27,19 @@ class ActionModule(ActionBase):
         spec = load_spec()
         options = {name: spec["variables"][name] for name in spec["playbooks"][arguments["playbook"]]["variables"]}
         wrong: dict[str, None] = {}
-        for host in task_vars["ansible_play_hosts_all"]:
-            host_vars = task_vars["hostvars"][host]
-            wrong.update(
-                dict.fromkeys(errors(options, {name: host_vars[name] for name in options if name in host_vars}))
-            )
+        hosts = {host: task_vars["hostvars"][host] for host in task_vars["ansible_play_hosts_all"]}
+        for host_vars in hosts.values():
+            # A host with inputs among its facts fails at its first task, and not the others here.
+            given = options.keys() & host_vars.keys() - set(inputs_from_facts(host_vars))
+            wrong.update(dict.fromkeys(errors(options, {name: host_vars[name] for name in options if name in given})))
         if wrong:
             raise AnsibleActionFail(" ".join(wrong))
         # Not a fact: Ansible gives all hosts of a task that runs once the very same facts, which later ones change.
-        return {**result, "changed": False, "started": time.time()}
+        return {
+            **result,
+            "changed": False,
+            "started": time.time(),
+            # For the run as a whole: what a host reports later changes neither.
+            "output": decided("output", hosts, "table") if "output" in options else "table",
+            "output_file": decided("output_file", hosts) if "output_file" in options else None,
+        }

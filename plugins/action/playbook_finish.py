@@ -7,19 +7,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible.plugins.action import ActionBase
 from ansible_collections.magi.llama.plugins.module_utils._arguments.playbook_finish import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._output.result_document import result_document
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
 from ansible_collections.magi.llama.plugins.plugin_utils.extra_vars import words
+from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.magi.llama.plugins.plugin_utils.host_results import failure, host_result
 from ansible_collections.magi.llama.plugins.plugin_utils.result_file import publish
 
 
-class ActionModule(ActionBase):
-    _supports_check_mode = True
+class ActionModule(HostAction):
     _requires_connection = False
-    TRANSFERS_FILES = False
+    _is_about_host = False
 
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)

@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
-from ansible.plugins.action import ActionBase
 from ansible_collections.magi.llama.plugins.module_utils._arguments.profile import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
 from ansible_collections.magi.llama.plugins.module_utils._plan.profile import nearest, validate
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
+from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
+
+# A key that each file has which the collection writes on the controller, and no profile.
+OURS = frozenset(["schema_version"])
 
 
-class ActionModule(ActionBase):
-    _supports_check_mode = True
+class ActionModule(HostAction):
     _requires_connection = False
-    TRANSFERS_FILES = False
 
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
@@ -29,8 +30,15 @@ class ActionModule(ActionBase):
         source = next((folder / f"{name}.yml" for folder in folders if (folder / f"{name}.yml").is_file()), None)
         if source is None or "/" in name:
             raise AnsibleActionFail(_not_found(name, folders))
+        # Text from a host must not become a template, which runs here: what the collection has written is not loaded.
+        plain = self._loader.load_from_file(str(source), cache="none")
+        if isinstance(plain, dict) and not OURS.isdisjoint(plain):
+            raise AnsibleActionFail(
+                f"{source} is not a profile: the collection has written it itself, as a manifest or a result. Move it "
+                "away, and look who has set registry_manifest_dest or output_file to this path."
+            )
         # The user's own vars file: it may use templates, as any vars file may.
-        content = self._loader.load_from_file(str(source), trusted_as_template=True)
+        content = self._loader.load_from_file(str(source), cache="none", trusted_as_template=True)
         try:
             profile = validate(name, str(source), self._templar.template(content))
         except MagiError as error:

@@ -9,17 +9,15 @@ import time
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
-from ansible.plugins.action import ActionBase
 from ansible_collections.magi.llama.plugins.module_utils._arguments.report import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._output import report
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
+from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.magi.llama.plugins.plugin_utils.show import show
 
 
-class ActionModule(ActionBase):
-    _supports_check_mode = True
+class ActionModule(HostAction):
     _requires_connection = False
-    TRANSFERS_FILES = False
 
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)

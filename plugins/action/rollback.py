@@ -7,17 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible.plugins.action import ActionBase
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
+from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.magi.llama.plugins.plugin_utils.this_run import this_run
 
 
-class ActionModule(ActionBase):
-    _supports_check_mode = True
-    TRANSFERS_FILES = False
-
+class ActionModule(HostAction):
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
         arguments = fill_in(self._task.args, run_id=this_run()["id"])
-        result.update(self._execute_module(module_args=arguments, task_vars=task_vars))
+        result.update(self.ask("rollback", arguments, task_vars))
         return result

@@ -15,11 +15,11 @@ from ansible import constants, context
 from ansible.errors import AnsibleActionFail
 from ansible.parsing.splitter import split_args
 from ansible.parsing.utils.yaml import from_yaml
-from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.magi.llama.plugins.module_utils._arguments.rollout import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._output import rollout_summary
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
+from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.magi.llama.plugins.plugin_utils.result_file import publish
 
 # Options for reaching hosts and finding secrets, with their defaults.
@@ -44,16 +44,18 @@ OPTIONS = {
 }
 
 
-class ActionModule(ActionBase):
-    _supports_check_mode = True
+class ActionModule(HostAction):
     _requires_connection = False
-    TRANSFERS_FILES = False
+    _is_about_host = False
 
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
         task_vars = task_vars or {}
         arguments = check_arguments(self, ARGUMENTS, paths_of_host=False)
         result["changed"] = False
+        if arguments["step"] == "gate":
+            states = [host["state"] for host in _hosts(task_vars).values()]
+            return {**result, "is_closed": bool({"failed", "updating"}.intersection(states))}
         if arguments["step"] == "summary":
             return {**result, **self._summary(arguments, task_vars)}
         return {**result, "ansible_facts": {"llama_rollout": self._host(arguments, task_vars)}}
@@ -62,17 +64,18 @@ class ActionModule(ActionBase):
         step, found = arguments["step"], task_vars["ansible_facts"]
         if step == "begin":
             return {**rollout_summary.begin(), "began": time.time()}
-        host = dict(found["llama_rollout"])
+        host = rollout_summary.recorded(found.get("llama_rollout"))
         if step == "update":
             return {**host, "state": "updating", "began": time.time()}
-        host["seconds"] = round(time.time() - host["began"], 1) if host["state"] != "untouched" else None
+        began = host["state"] != "untouched" and "began" in host
+        host["seconds"] = round(time.time() - host["began"], 1) if began else None
         plan = found.get("llama_plan") or {}
         if step == "failed":
             command = _rollback_command(task_vars) if arguments["touched"] and not _is_check() else None
             host = rollout_summary.failed(
                 host, plan, arguments["health"], arguments["task"], arguments["error"], command
             )
-            return {**host, "message": rollout_summary.failure_text(task_vars["inventory_hostname"], host)}
+            return host
         if not _is_check() and "servers" not in arguments["verified"]:
             raise AnsibleActionFail("The host was lost before its servers had answered.")
         # Unreachable hosts are ignored, to be in the summary: a task that changes servers may not have reached one.
@@ -85,8 +88,7 @@ class ActionModule(ActionBase):
         return rollout_summary.updated(host, plan, arguments["health"], _is_check())
 
     def _summary(self, arguments: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
-        names = task_vars["ansible_play_hosts_all"]
-        hosts = {name: dict(task_vars["hostvars"][name]["ansible_facts"]["llama_rollout"]) for name in names}
+        hosts = _hosts(task_vars)
         answer = rollout_summary.summary(hosts, time.time() - task_vars["__llama_begun"]["started"])
         on_screen = arguments["format"] == "json"
         if not on_screen:
@@ -94,7 +96,21 @@ class ActionModule(ActionBase):
                 Display().display(line)
         if on_screen or arguments["path"]:
             publish(answer, on_screen, arguments["path"])
-        return {"rollout": answer}
+        failures = {
+            name: rollout_summary.failure_text(name, host)
+            for name, host in answer["hosts"].items()
+            if host["state"] == "failed"
+        }
+        return {"rollout": answer, "failures": failures}
+
+
+def _hosts(task_vars: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What is recorded of each host of the play. A fact is not only ours to set: another one is a failed host."""
+    names, host_vars = task_vars["ansible_play_hosts_all"], task_vars["hostvars"]
+    return {
+        name: rollout_summary.recorded((host_vars[name].get("ansible_facts") or {}).get("llama_rollout"))
+        for name in names
+    }
 
 
 def _is_check() -> bool:

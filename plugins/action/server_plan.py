@@ -5,16 +5,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from ansible.plugins.action import ActionBase
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
+from ansible_collections.magi.llama.plugins.module_utils._core.documents import NAME
+from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 
 
-class ActionModule(ActionBase):
-    _supports_check_mode = True
-    TRANSFERS_FILES = False
-
+class ActionModule(HostAction):
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
         task_vars = task_vars or {}
@@ -33,10 +32,13 @@ class ActionModule(ActionBase):
             hosts = [task_vars["hostvars"][host] for host in task_vars.get("ansible_play_hosts_all", [])]
             elsewhere = {name for host_vars in hosts for name in _ids(host_vars)}
             arguments = fill_in(arguments, known_elsewhere=sorted(missing & elsewhere))
-        result.update(self._execute_module(module_args=arguments, task_vars=task_vars))
+        result.update(self.ask("server_plan", arguments, task_vars))
         return result
 
 
 def _ids(host_vars: Any) -> set[str]:
-    registry = (host_vars.get("ansible_facts") or {}).get("llama_registry") or {}
-    return {model["id"] for model in registry.get("models", [])}
+    """Ids of a host's models. Another host's fact may be anything: it must not fail the plan of this one."""
+    found = (host_vars.get("ansible_facts") or {}).get("llama_registry")
+    models = found.get("models") if isinstance(found, Mapping) else None
+    known = [model.get("id") for model in models if isinstance(model, Mapping)] if isinstance(models, list) else []
+    return {str(name) for name in known if isinstance(name, str) and NAME.fullmatch(name)}

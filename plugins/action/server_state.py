@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible.plugins.action import ActionBase
 from ansible_collections.magi.llama.plugins.module_utils._arguments.server_state import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import FILLED_IN, fill_in
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
+from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.magi.llama.plugins.plugin_utils.show import show
 from ansible_collections.magi.llama.plugins.plugin_utils.this_run import this_run
 from ansible_collections.magi.llama.plugins.plugin_utils.wait_in_slices import wait_in_slices
@@ -18,10 +18,7 @@ from ansible_collections.magi.llama.plugins.plugin_utils.wait_in_slices import w
 MODULE = "magi.llama.server_state"
 
 
-class ActionModule(ActionBase):
-    _supports_check_mode = True
-    TRANSFERS_FILES = False
-
+class ActionModule(HostAction):
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
         task_vars = task_vars or {}
@@ -31,12 +28,12 @@ class ActionModule(ActionBase):
         deployed: dict[str, Any] = {}
         if not at_once and (checked["concurrent"] is None or checked["actions"] is None):
             asking = {"state_dir": checked["state_dir"], "servers": checked["servers"]}
-            deployed = self._execute_module("magi.llama.server_info", asking, task_vars=task_vars)
+            deployed = self.ask("magi.llama.server_info", asking, task_vars)
             if deployed.get("failed"):
                 return {**result, **deployed}
             at_once = checked["concurrent"] is None and deployed["start"]["concurrent"]
         if at_once:
-            result.update(self._execute_module(MODULE, arguments, task_vars=task_vars))
+            result.update(self.ask(MODULE, arguments, task_vars))
         else:
             actions = checked["actions"]
             if actions is None:
@@ -62,7 +59,7 @@ class ActionModule(ActionBase):
         rounds += [{name: action} for name, action in actions.items() if action != "stop"]
         total: dict[str, Any] = {"changed": False, "servers": [], "msg": ""}
         for part in rounds:
-            answer = self._execute_module(MODULE, {**common, "actions": part}, task_vars=task_vars)
+            answer = self.ask(MODULE, {**common, "actions": part}, task_vars)
             if answer.get("failed"):
                 return {**total, **answer, "changed": total["changed"] or answer.get("changed", False)}
             total["changed"] = total["changed"] or answer["changed"]

@@ -10,13 +10,13 @@ import time
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
-from ansible.plugins.action import ActionBase
 from ansible_collections.magi.llama.plugins.module_utils._arguments.verify import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
 from ansible_collections.magi.llama.plugins.module_utils._core.values import is_loopback
 from ansible_collections.magi.llama.plugins.module_utils._health.probe import TOKEN_REQUESTS
 from ansible_collections.magi.llama.plugins.module_utils._launch.api_keys import first_key
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
+from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.magi.llama.plugins.plugin_utils.show import show
 
 try:
@@ -28,17 +28,14 @@ MODULE = "magi.llama.verify"
 ANY = ("0.0.0.0", "::", "")
 
 
-class ActionModule(ActionBase):
-    _supports_check_mode = True
-    TRANSFERS_FILES = False
-
+class ActionModule(HostAction):
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
         task_vars = task_vars or {}
         arguments = check_arguments(self, ARGUMENTS)
         if httpx is None:
             raise AnsibleActionFail("verify needs httpx on the controller: pip install httpx.")
-        known: dict[str, Any] = self._execute_module(MODULE, {"state_dir": arguments["state_dir"]}, task_vars=task_vars)
+        known: dict[str, Any] = self.ask(MODULE, {"state_dir": arguments["state_dir"]}, task_vars)
         servers = known.get("deployed") or []
         if not servers:
             why = known.get("msg") or f"{arguments['state_dir']}/deployment.json names none. Run site.yml first."
@@ -63,7 +60,7 @@ class ActionModule(ActionBase):
         }
         if any(note.values()):
             # Reported even if this fails: which server did not answer.
-            self._execute_module(MODULE, fill_in({"state_dir": arguments["state_dir"]}, **note), task_vars=task_vars)
+            self.ask(MODULE, fill_in({"state_dir": arguments["state_dir"]}, **note), task_vars)
         if failed:
             result["failed"] = True
             result["msg"] += "".join(f"; {answer['name']}: {answer['error']}" for answer in failed)

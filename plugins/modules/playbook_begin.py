@@ -49,4 +49,13 @@ started:
   returned: success
   type: float
   sample: 1764000000.0
+output:
+  description: How the result is shown. A fact of a host does not set it.
+  returned: success
+  type: str
+  sample: table
+output_file:
+  description: File on the controller for the document, V(null) for none. A fact of a host does not set it.
+  returned: success
+  type: str
 """

@@ -21,9 +21,10 @@ options:
     description:
       - V(begin) records that the host is part of the rollout, V(update) that its update has started, V(updated) and
         V(failed) the result, all in the fact C(llama_rollout).
+      - V(gate) looks whether a host of the play has failed, so that no other is touched.
       - V(summary) shows every host of the play.
     type: str
-    choices: [begin, update, updated, failed, summary]
+    choices: [begin, gate, update, updated, failed, summary]
     required: true
   health:
     description: The result of M(magi.llama.wait_for_health), for V(updated) and V(failed).
@@ -139,8 +140,18 @@ rollout:
           description: The command that rolls a failed host back, V(null) if the host was not touched.
           type: str
           sample: ansible-playbook -i inventories/fleet/hosts.yml playbooks/rollback.yml --limit gpu1
+failures:
+  description: A message for each host that has failed, with the command that rolls it back.
+  returned: O(step=summary)
+  type: dict
+  sample: {}
+is_closed:
+  description: Whether a host has failed or was lost during its update.
+  returned: O(step=gate)
+  type: bool
+  sample: false
 ansible_facts:
   description: The fact C(llama_rollout), a host's part of the above.
-  returned: O(step) is not V(summary)
+  returned: O(step) is neither V(gate) nor V(summary)
   type: dict
 """

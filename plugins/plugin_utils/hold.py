@@ -10,8 +10,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from ansible.plugins.action import ActionBase
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
+from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.magi.llama.plugins.plugin_utils.show import show
 from ansible_collections.magi.llama.plugins.plugin_utils.this_run import has_ended, this_run
 
@@ -19,7 +19,7 @@ POLL_SECONDS = 2.0
 
 
 def acquire_with_wait(
-    action: ActionBase,
+    action: HostAction,
     module: str,
     arguments: Mapping[str, Any],
     task_vars: dict[str, Any],
@@ -34,7 +34,7 @@ def acquire_with_wait(
     began = time.monotonic()
     shown = False
     while True:
-        answer: dict[str, Any] = action._execute_module(module, fill_in(arguments, **filled_in), task_vars=task_vars)
+        answer: dict[str, Any] = action.ask(module, fill_in(arguments, **filled_in), task_vars)
         holder = answer.get("holder")
         if not holder or action._task.check_mode:
             return answer

@@ -12,6 +12,8 @@ from ansible.utils.display import Display
 
 # A variable of the collection's own plays, with their playbook's name.
 PLAYBOOK = "__llama_playbook"
+# What their first task, playbook_begin, has registered.
+BEGUN = "__llama_begun"
 
 
 def show(task_vars: dict[str, Any], lines: list[str], *, always_prefixed: bool = False) -> None:
@@ -30,4 +32,4 @@ def prints_document(task_vars: dict[str, Any]) -> bool:
 
     Only in the collection's own playbooks: elsewhere output may be anyone's variable.
     """
-    return PLAYBOOK in task_vars and task_vars.get("output") == "json"
+    return PLAYBOOK in task_vars and (task_vars.get(BEGUN) or {}).get("output") == "json"

@@ -9,19 +9,26 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ansible.plugins.action import ActionBase
+from ansible.errors import AnsibleActionFail
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
 from ansible_collections.magi.llama.plugins.module_utils._health.wait import summary
+from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.magi.llama.plugins.plugin_utils.show import show
 from ansible_collections.magi.llama.plugins.plugin_utils.this_run import this_run
 
 # Long enough that most servers are ready within the first call, short enough that the lines come while one looks.
 SLICE_SECONDS = 2.5
+# A server is settled at its time-out at the latest. The host may take this much longer to say so; a day is the limit
+# where only the host knows the time-out.
+GRACE_SECONDS = 120.0
+LONGEST_SECONDS = 86400.0
 
 
-def wait_in_slices(action: ActionBase, arguments: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
+def wait_in_slices(action: HostAction, arguments: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
     """Call the module until every server is settled, showing each that is; the module's answer for all of them."""
     began = time.monotonic()
+    timeout = arguments.get("timeout")
+    limit = LONGEST_SECONDS if timeout is None else float(timeout) + GRACE_SECONDS
     known: dict[str, dict[str, Any]] = {}
     baseline: dict[str, int] = {}
     pending: list[str] = []
@@ -35,7 +42,7 @@ def wait_in_slices(action: ActionBase, arguments: dict[str, Any], task_vars: dic
         )
         if pending:
             slice_arguments["servers"] = pending
-        answer = action._execute_module("magi.llama.wait_for_health", slice_arguments, task_vars=task_vars)
+        answer = action.ask("wait_for_health", slice_arguments, task_vars)
         if "servers" not in answer:
             return answer
         known.update({server["name"]: server for server in answer["servers"]})
@@ -51,6 +58,11 @@ def wait_in_slices(action: ActionBase, arguments: dict[str, Any], task_vars: dic
         if not pending or action._task.check_mode:
             servers = list(known.values())
             return {**answer, "servers": servers, **summary(servers)}
+        if time.monotonic() - began > limit:
+            raise AnsibleActionFail(
+                f"The host reports after {limit:g} s that {', '.join(pending[:5])} will still become ready, although "
+                "the time-out is over. Look at its clock and its log, and run again."
+            )
 
 
 def _line(server: dict[str, Any], width: int) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from .._core.arguments import Arguments
 
-STEPS = ("begin", "update", "updated", "failed", "summary")
+STEPS = ("begin", "gate", "update", "updated", "failed", "summary")
 ARGUMENTS = Arguments(
     {
         "step": {"type": "str", "choices": list(STEPS), "required": True},

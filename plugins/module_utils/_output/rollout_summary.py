@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .._core.documents import NULL, NUMBER, Document, Fields, Map
+from .._core.documents import NULL, NUMBER, Document, DocumentError, Fields, Map, check
 from .report import format_seconds, table
 
 # A host is untouched until its turn. One that was being updated when the run ended is counted as failed.
@@ -40,6 +40,8 @@ _HOST = Fields(
         "rollback": _TEXT,
     }
 )
+# As a fact, while the rollout runs.
+_RECORDED = Fields({**_HOST.required, "state": re.compile("|".join((*STATES, "updating")))}, {"began": NUMBER})
 ROLLOUT = Document(
     "rollout",
     1,
@@ -56,6 +58,16 @@ ROLLOUT = Document(
 )
 
 Host = Mapping[str, Any]
+
+
+def recorded(value: Any) -> dict[str, Any]:
+    """What the fact llama_rollout says of a host; a failed one where a task on the host has replaced the fact."""
+    try:
+        check(value, _RECORDED, "llama_rollout")
+    except DocumentError as error:
+        what = f"A task on the host has replaced the fact llama_rollout: {error}."
+        return {**begin(), "state": "failed", "error": what}
+    return dict(value)
 
 
 def begin() -> dict[str, Any]:
@@ -117,7 +129,10 @@ def readiness(health: Mapping[str, Any]) -> dict[str, Any]:
 def failure_text(name: str, host: Host) -> str:
     """The message for a failed host: where and why it failed, and how to roll it back."""
     # The failed task has already shown the rest.
-    where = f'{name} failed at the task "{host["task"]}": {(host["error"].splitlines() or [""])[0]}'.rstrip()
+    at = f' at the task "{host["task"]}"' if host["task"] else ""
+    # Neither is known where the connection was lost during its update.
+    error = "the connection to the host was lost" if host["error"] is None else host["error"]
+    where = f"{name} failed{at}: {(error.splitlines() or [''])[0]}".rstrip()
     if not host["rollback"]:
         return f"{where}\nNothing was changed. Fix the cause and run the rollout again."
     return (

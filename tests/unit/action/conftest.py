@@ -39,7 +39,7 @@ class Harness:
         name: str,
         arguments: dict[str, Any],
         *,
-        answers: Iterable[dict[str, Any] | Callable[[dict[str, Any]], dict[str, Any]]] = (),
+        answers: Iterable[dict[str, Any] | Callable[[str], dict[str, Any]]] = (),
         facts: dict[str, Any] | None = None,
         check: bool = False,
         transport: str = "ssh",
@@ -63,7 +63,7 @@ class Harness:
             run.calls.append((called, dict(module_args or {})))
             assert pending, f"an unexpected call of {called}"
             answer = pending.pop(0)
-            return dict(answer(run.calls[-1][1]) if callable(answer) else answer)
+            return dict(answer(called) if callable(answer) else answer)
 
         action._execute_module = execute_module
         self._monkeypatch.setattr(Display, "display", lambda _self, line, *_args, **_options: run.lines.append(line))

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,8 +15,23 @@ from ansible_collections.magi.llama.plugins.plugin_utils import hold
 from ansible_collections.magi.llama.plugins.plugin_utils.this_run import this_run
 
 OTHER = {"id": "elsewhere/1/1", "text": "site.yml by ann on ops (pid 1, since 09:00)", "seconds_left": 800.0}
-FREE: dict[str, Any] = {"changed": False, "holder": None}
-HELD = {"changed": False, "holder": OTHER}
+HOST = {
+    **{"service_manager": "systemd", "service_manager_missing": False, "supervisord": None, "root": True},
+    **{"user": "llama", "group": "llama", "user_exists": True, "user_is_ours": True},
+    **{"api_key_stamp": "", "stray_variables": []},
+}
+
+
+def lock_answer(holder: dict[str, Any] | None) -> Callable[[str], dict[str, Any]]:
+    """begin_run's answer has a fact besides."""
+    return lambda module: {
+        "changed": False,
+        "holder": holder,
+        **({"ansible_facts": {"llama_host": HOST}} if module == "begin_run" else {}),
+    }
+
+
+FREE, HELD = lock_answer(None), lock_answer(OTHER)
 CALLS = [
     ("run_lock", {"state_dir": "~/llama"}),
     ("begin_run", {"state_dir": "~/llama", "user": "llama"}),

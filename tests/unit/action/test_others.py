@@ -16,13 +16,26 @@ from ansible_collections.magi.llama.plugins.plugin_utils.this_run import this_ru
 # --- gguf_registry ----------------------------------------------------------------------------------------------------
 
 
+REGISTRY = {"models": [], "companions": [], "rejected": [], "scan_paths": ["/m"], "total": 0}
+NO_SERVERS = {"profile": "p", "start": None, "servers": [], "memory": {}, "warnings": []}
+PLAN = {"schema_version": 1, "collection_version": "1.0.0", **NO_SERVERS}
+PLANNED = {"drift": {}, "deployed": {}, "ansible_facts": {"llama_plan": PLAN}}
+WRITTEN = {"changed": True, "written": [], "removed": []}
+
+
 def scanned(done: int, **more: Any) -> dict[str, Any]:
     progress = {"done": done, "total": 9, **more.pop("progress", {})}
-    return {"complete": done == 9, "progress": progress, "resume": "r1", **more}
+    facts = {"ansible_facts": {"llama_registry": REGISTRY}} if done == 9 else {}
+    return {"complete": done == 9, "progress": progress, "resume": "r1", **facts, **more}
 
 
 def test_scan_continues_in_slices_and_shows_its_progress(run_action):
-    sums = {"checksums_total": 2, "checksums_done": 1, "checksums_bytes": 15e8, "checksums_total_bytes": 4e9}
+    sums = {
+        "checksums_total": 2,
+        "checksums_done": 1,
+        "checksums_bytes": 1500000000,
+        "checksums_total_bytes": 4000000000,
+    }
     answers = [scanned(3), scanned(8, progress=sums), scanned(9)]
     run = run_action("gguf_registry", {"scan_paths": ["/m"]}, answers=answers)
     assert run.lines == ["h: 3 of 9 files read", "h: checksums of 1 of 2 files (1.5 of 4.0 GB)"]
@@ -31,6 +44,18 @@ def test_scan_continues_in_slices_and_shows_its_progress(run_action):
         ("r1", 10.0),
         ("r1", 10.0),
     ]
+
+
+def test_scan_that_never_gets_further_fails(run_action):
+    """Otherwise a host that never completes a scan holds the run for ever."""
+    with pytest.raises(AnsibleError, match="gets no further: 3 of 9 files read"):
+        run_action("gguf_registry", {"scan_paths": ["/m"]}, answers=[scanned(3)] * 7)
+
+
+def test_scan_with_ever_more_files_fails(run_action):
+    answers = [scanned(3), scanned(10**9, progress={"total": 10**9 + 1})]
+    with pytest.raises(AnsibleError, match="gets no further"):
+        run_action("gguf_registry", {"scan_paths": ["/m"]}, answers=answers)
 
 
 @pytest.mark.parametrize("more", [{"check": True}, {"arguments": {"time_limit": 3}}])
@@ -73,20 +98,20 @@ def plan_arguments(*models: str) -> dict[str, Any]:
 def test_plan_models_that_only_other_hosts_have_are_passed(run_action):
     hosts = {"h": {"ansible_facts": registry("a")}, "i": {"ansible_facts": registry("b", "z")}, "j": {}}
     run = run_action(
-        "server_plan", plan_arguments("a", "b", "c"), answers=[{}], facts=registry("a"), hostvars=hosts,
+        "server_plan", plan_arguments("a", "b", "c"), answers=[PLANNED], facts=registry("a"), hostvars=hosts,
         ansible_play_hosts_all=["h", "i", "j"],
     )  # fmt: skip
     assert run.calls[0][1][FILLED_IN] == {"known_elsewhere": ["b"]}
 
 
 def test_plan_without_missing_models_passes_nothing(run_action):
-    run = run_action("server_plan", plan_arguments("a"), answers=[{}], facts=registry("a"))
+    run = run_action("server_plan", plan_arguments("a"), answers=[PLANNED], facts=registry("a"))
     assert FILLED_IN not in run.calls[0][1] and "registry" not in run.calls[0][1]
 
 
 @pytest.mark.parametrize(("more", "sent"), [({"memory": {}}, True), ({}, False)])
 def test_plan_check_mode_passes_the_registry_unless_it_is_short(run_action, more, sent):
-    run = run_action("server_plan", plan_arguments(), answers=[{}], facts=registry("a", **more), check=True)
+    run = run_action("server_plan", plan_arguments(), answers=[PLANNED], facts=registry("a", **more), check=True)
     assert ("registry" in run.calls[0][1]) is sent
 
 
@@ -114,7 +139,7 @@ def server(name: str, action: str = "start") -> dict[str, Any]:
 
 def test_configs_are_rendered_for_all_but_stopped_servers(run_action, templates):
     arguments = launch(templates, server("a"), server("{{ 1 + 1 }}", "keep"), server("c", "stop"))
-    run = run_action("launch_configs", arguments, answers=[{"changed": True}], greeting="hi")
+    run = run_action("launch_configs", arguments, answers=[WRITTEN], greeting="hi")
     [(_name, sent)] = run.calls
     filled = sent[FILLED_IN]
     texts = {Path(config["path"]).name: config["content"] for config in filled["configs"]}
@@ -126,7 +151,7 @@ def test_configs_are_rendered_for_all_but_stopped_servers(run_action, templates)
 
 
 def test_configs_that_are_on_the_host_are_not_sent(run_action, templates):
-    sent = run_action("launch_configs", launch(templates, server("a")), answers=[{}], greeting="hi").calls[0][1]
+    sent = run_action("launch_configs", launch(templates, server("a")), answers=[WRITTEN], greeting="hi").calls[0][1]
     from ansible_collections.magi.llama.plugins.action import launch_configs as action
 
     files = [action.File(config["path"], config["content"].encode()) for config in sent[FILLED_IN]["configs"]]
@@ -165,6 +190,11 @@ def test_profile_with_an_error_names_the_key(run_action, tmp_path: Path):
 # --- rollback ---------------------------------------------------------------------------------------------------------
 
 
+START = {"concurrent": True, "max_startup_time": 120, "readiness_check_interval": 2}
+PROFILE = {"name": "p", "description": "the deployment before", "source": "", "start": START}
+BACK = {**WRITTEN, "restored": [], "ansible_facts": {"llama_plan": PLAN, "llama_profile": PROFILE}}
+
+
 def test_rollback_is_sent_with_the_run(run_action):
-    run = run_action("rollback", {"state_dir": "/s"}, answers=[{"changed": True}])
+    run = run_action("rollback", {"state_dir": "/s"}, answers=[BACK])
     assert run.calls[0][1] == {"state_dir": "/s", FILLED_IN: {"run_id": this_run()["id"]}} and run.result["changed"]

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
+from ansible.errors import AnsibleError
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import FILLED_IN
 
 STATE = {"state_dir": "/s"}
@@ -26,6 +28,7 @@ def health(
             "state": state,
             "is_ready": ready,
             "is_settled": settled,
+            "token_seconds": None,
         },
         **{"became_ready": ready and became, "seconds_to_ready": 1.25 if ready else None, "restarts": 0},
         **{"detail": None if ready else "exit code 1", "fix": None, "log_tail": []},
@@ -36,7 +39,16 @@ def health(
 def answer(*servers: dict[str, Any]) -> dict[str, Any]:
     failed = [server["name"] for server in servers if not server["is_ready"]]
     open_ = [server["name"] for server in servers if server["state"] == "unprotected"]
-    return {"changed": False, "servers": list(servers), "failed_servers": failed, "unprotected_servers": open_}
+    complete = all(server["is_settled"] for server in servers)
+    ready = len(servers) - len(failed)
+    return {
+        "changed": False,
+        "servers": list(servers),
+        "failed_servers": failed,
+        "ready": ready,
+        "complete": complete,
+        "unprotected_servers": open_,
+    }
 
 
 def changed(*servers: tuple[str, str]) -> dict[str, Any]:
@@ -49,7 +61,17 @@ def changed(*servers: tuple[str, str]) -> dict[str, Any]:
 
 
 def info(*names: str, concurrent: bool) -> dict[str, Any]:
-    return {"start": {"concurrent": concurrent}, "status": {"servers": [{"name": name} for name in names]}}
+    running = {"state": "ready", "is_ready": True, "uptime_seconds": 1, "rss_bytes": 1, "restarts": 0}
+    servers = [
+        {"name": name, "model_id": name, "display_name": None, "port": 8080, "pid": 7, "tier": None, **running}
+        for name in names
+    ]
+    counts = {"total_servers": len(servers), "ready_servers": len(servers)}
+    return {
+        "start": {"concurrent": concurrent, "max_startup_time": 120, "readiness_check_interval": 2},
+        "status": {"collection_version": "1.0.0", "schema_version": 1, **counts, "servers": servers},
+        "drift": {},
+    }
 
 
 # --- wait_for_health --------------------------------------------------------------------------------------------------
@@ -76,6 +98,15 @@ def test_wait_shows_settled_servers_and_polls_the_rest(run_action):
     # More restarts than at the first call are a crash.
     assert run.calls[2][1][FILLED_IN]["baseline"] == {"a": 0, "b": 2}
     assert (run.result["ready"], run.result["complete"]) == (2, True) and not run.result.get("failed")
+
+
+def test_wait_ends_after_timeout_whatever_the_host_reports(run_action, monkeypatch):
+    passed = iter(range(0, 10**6, 60))
+    monkeypatch.setattr(time, "monotonic", lambda: next(passed))
+    with pytest.raises(AnsibleError, match=r"reports after 130 s that a will still become ready"):
+        run_action(
+            "wait_for_health", {**STATE, "timeout": 10}, answers=[answer(health("a", "loading", settled=False))] * 9
+        )
 
 
 def test_wait_server_already_ready_is_not_shown(run_action):

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.magi.llama.plugins.doc_fragments import lock
+from ansible_collections.magi.llama.plugins.module_utils._arguments.answers import ANSWERS, FACTS
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import Arguments, fill_in, on_controller
 from ansible_collections.magi.llama.plugins.modules import run_lock, server_state
 
@@ -27,11 +28,11 @@ def arguments_of(module: str) -> Arguments:
     return importlib.import_module(name).ARGUMENTS
 
 
-def documentation_of(module: str) -> dict[str, Any]:
+def documentation_of(module: str, part: str = "DOCUMENTATION") -> dict[str, Any]:
     tree = ast.parse((PLUGINS / f"modules/{module}.py").read_text())
     for node in tree.body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "DOCUMENTATION":
-            return yaml.safe_load(ast.literal_eval(node.value))
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == part:
+            return yaml.safe_load(ast.literal_eval(node.value)) or {}
     raise AssertionError(f"{module} has no documentation")
 
 
@@ -53,6 +54,16 @@ def test_documentation_matches_arguments(module: str) -> None:
     assert comparable(documented_options(module)) == comparable(dict(arguments_of(module).options))
 
 
+@pytest.mark.parametrize("module", sorted(ANSWERS))
+def test_documented_answer_is_what_the_controller_takes(module: str) -> None:
+    documented = documentation_of(module, "RETURN")
+    facts = documented.pop("ansible_facts", {}).get("contains", {})
+    assert set(FACTS.get(module, {})) == set(facts)
+    taken = {*ANSWERS[module].required, *ANSWERS[module].optional}
+    own_to_the_action = {"servers"} if module == "verify" else set()
+    assert set(documented) - {"changed", "msg"} - own_to_the_action <= taken
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_internal_arguments_are_not_documented(module: str) -> None:
     filled_in = arguments_of(module).filled_in
@@ -67,6 +78,8 @@ def test_modules_and_action_plugins_are_short(path: Path) -> None:
     functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
     lengths = {node.name: node.end_lineno - node.lineno + 1 for node in functions if node.name in ("main", "run")}
     assert lengths or path.stem in (
+        # Their base class has it.
+        *("host_facts", "runtime", "server_info", "teardown"),
         "check_variables",
         "playbook_begin",
         "playbook_finish",

@@ -209,8 +209,8 @@ class FakeAction(action.ActionModule):
         self.answers = answers
         self.calls: list[dict[str, Any]] = []
 
-    def _execute_module(self, *, module_args: dict[str, Any], **_options: Any) -> dict[str, Any]:
-        self.calls.append(module_args)
+    def ask(self, _module: str, arguments: dict[str, Any], *_more: Any, **_options: Any) -> dict[str, Any]:
+        self.calls.append(arguments)
         return self.answers[len(self.calls) - 1]
 
     def _find_needle(self, folder: str, name: str) -> str:
@@ -221,7 +221,7 @@ class FakeAction(action.ActionModule):
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
-    monkeypatch.setattr(action.ActionBase, "run", lambda *_arguments: {})
+    monkeypatch.setattr(action.HostAction, "run", lambda *_arguments: {})
     monkeypatch.setattr(action.display, "display", lines.append)
     return lines
 

@@ -20,10 +20,10 @@ def test_registry_fact_in_check_mode_replaces_file(
     monkeypatch: pytest.MonkeyPatch, check: bool, model: dict[str, Any], given: bool
 ) -> None:
     calls: list[dict[str, Any]] = []
-    monkeypatch.setattr(action.ActionBase, "run", lambda *_arguments: {})
+    monkeypatch.setattr(action.HostAction, "run", lambda *_arguments: {})
     plugin = action.ActionModule.__new__(action.ActionModule)
     plugin._task = SimpleNamespace(args={"profile": {}}, check_mode=check)
-    plugin._execute_module = lambda *, module_args, **_options: calls.append(module_args) or {}
+    plugin.ask = lambda _module, arguments, _task_vars: calls.append(arguments) or {}
     registry = {"models": [model]}
     plugin.run(None, {"ansible_facts": {"llama_registry": registry}})
     assert calls[0].get("registry") == (registry if given else None)

@@ -1,0 +1,57 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this plugin_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""The base of the action plugins: a host's answers are held to what its module returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+from ansible_collections.magi.llama.plugins.module_utils._arguments.answers import held_answer
+from ansible_collections.magi.llama.plugins.module_utils._core.documents import DocumentError
+from ansible_collections.magi.llama.plugins.plugin_utils.inputs import refuse_inputs_from_facts
+
+PREFIX = "magi.llama."
+
+
+class HostAction(ActionBase):  # type: ignore[misc]
+    """An action plugin of the collection: it fails the host whose facts or answers are unexpected, and no other."""
+
+    _supports_check_mode = True
+    TRANSFERS_FILES = False
+    # False where the task is about all hosts of the play: it takes nothing from the variables of the one it runs for.
+    _is_about_host = True
+
+    def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        if self._is_about_host:
+            refuse_inputs_from_facts(task_vars or {})
+        return result
+
+    def ask(
+        self, module: str, arguments: Mapping[str, Any], task_vars: dict[str, Any] | None, wrap_async: Any = False
+    ) -> dict[str, Any]:
+        """The answer of a module of the collection on the host. Raises AnsibleActionFail where it is not one."""
+        name = module.removeprefix(PREFIX)
+        answer = self._execute_module(
+            module_name=f"{PREFIX}{name}", module_args=dict(arguments), task_vars=task_vars, wrap_async=wrap_async
+        )
+        try:
+            return held_answer(name, answer)
+        except DocumentError as error:
+            raise AnsibleActionFail(
+                f"The host's answer is not used: {error}. Either the collection is not the same everywhere, or what "
+                "runs on this host is not what was sent there."
+            ) from None
+
+
+class ModuleAction(HostAction):
+    """Calls the module of its own name once."""
+
+    def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        return {**result, **self.ask(self._task.action, self._task.args, task_vars)}
