@@ -120,7 +120,7 @@ sanity: $(VENV)/.ready ## Run ansible-test sanity on a real copy of the collecti
 unit: .cache/bin/.ready ## Run the unit tests
 	@$(BIN)/python -m pytest tests/unit
 
-# While you work: what finds most mistakes within a minute. Tests that take seconds are marked slow.
+# While you work: what finds most mistakes in about a minute on an idle machine with two cores. Tests that take seconds are marked slow.
 .PHONY: check
 check: .cache/bin/.ready ## Run the fast checks: style, types, most unit tests
 	@ruff check --quiet . && ruff format --check --quiet .

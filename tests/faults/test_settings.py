@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ansible_collections.magi.llama.plugins.module_utils._services.table import CHOICES
 from support.bed import Bed
 from support.runs import BIN, ROOT, execute
 
@@ -31,7 +32,7 @@ from support.runs import BIN, ROOT, execute
             {},
             "Argument 'servers_cpu_weight' is of type str and we were unable",
         ),
-        (["servers_service_manager=upstart"], {}, "must be one of: auto, systemd, supervisor, got: upstart"),
+        (["servers_service_manager=upstart"], {}, f"must be one of: {', '.join(CHOICES)}, got: upstart"),
         (
             ["runtime_install_method=compile"],
             {},

@@ -7,11 +7,11 @@
 from __future__ import annotations
 
 from .._core.arguments import Arguments
-from .._services.table import MANAGERS
+from .._services.table import CHOICES
 
 ARGUMENTS = Arguments(
     {
-        "service_manager": {"type": "str", "choices": ["auto", *MANAGERS], "default": "auto"},
+        "service_manager": {"type": "str", "choices": list(CHOICES), "default": "auto"},
         "user": {"type": "str", "required": True},
         "state_dir": {"type": "path", "required": True},
         "supervisord_path": {"type": "path"},

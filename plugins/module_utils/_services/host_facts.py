@@ -34,7 +34,8 @@ def host_facts(given: Mapping[str, Any], find_program: Callable[[str], str | Non
     manager.check(state_dir)
     found: dict[str, Any] = {}
     for one in all_managers():
-        found.update(one.facts(state_dir, [given["supervisord_path"], find_program("supervisord")]))
+        candidates = [given.get(f"{one.program}_path"), find_program(one.program)] if one.program else []
+        found.update(one.facts(state_dir, candidates))
     return {
         "service_manager": manager.name,
         "service_manager_missing": manager.is_missing(found),

@@ -4,6 +4,8 @@
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
 """The interface of a service manager. To add one, write a subclass and add an entry in table.py.
 
+Static documentation lists the choices too: CONTRIBUTING.md names the files, and tests fail until they agree.
+
 Every plan needs this part. The drivers are separate because they take long to load.
 """
 
@@ -27,6 +29,8 @@ class ServiceManager(ABC):
     template: str
     common_template: str
     needs_root = False
+    # The executable that facts() needs; the option <program>_path of host_facts, if there is one, takes precedence.
+    program: str | None = None
 
     @abstractmethod
     def runs_here(self) -> bool:
@@ -61,7 +65,7 @@ class ServiceManager(ABC):
         """Raise MagiError if it cannot be used with this state directory."""
 
     def facts(self, state_dir: str, candidates: Iterable[str | None]) -> dict[str, Any]:
-        """Return its part of the fact llama_host; candidates are possible paths of its executable."""
+        """Return its part of the fact llama_host; candidates are possible paths of program, best first."""
         return {}
 
     def is_missing(self, facts: Mapping[str, Any]) -> bool:

@@ -36,6 +36,7 @@ class Supervisor(ServiceManager):
     name = "supervisor"
     template = "supervisor.program.conf.j2"
     common_template = "supervisord.conf.j2"
+    program = "supervisord"
 
     def runs_here(self) -> bool:
         return True

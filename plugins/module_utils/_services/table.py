@@ -37,6 +37,10 @@ def _supervisor() -> ServiceManager:
 
 # auto tries them in this order.
 MANAGERS: dict[str, Callable[[], ServiceManager]] = {"systemd": _systemd, "supervisor": _supervisor}
+# Values of servers_service_manager. Static documentation repeats them; CONTRIBUTING.md lists where.
+CHOICES = ("auto", *MANAGERS)
+# Its driver answers for a host without a deployment: it works on every host, and reports no servers.
+WITHOUT_DEPLOYMENT = "supervisor"
 
 
 def find_manager(name: str) -> ServiceManager:
@@ -62,7 +66,7 @@ def choose_manager(wanted: str) -> ServiceManager:
 
 def driver_for(record: Mapping[str, Any], state_dir: str, program: str | None = None) -> ServiceDriver:
     """Return the driver for the deployed servers; one without servers if nothing is deployed."""
-    return find_manager(record["service_manager"] or list(MANAGERS)[-1]).driver(state_dir, program)
+    return find_manager(record["service_manager"] or WITHOUT_DEPLOYMENT).driver(state_dir, program)
 
 
 def retire_others(record: Mapping[str, Any], state_dir: str) -> None:

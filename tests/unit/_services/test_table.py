@@ -19,6 +19,7 @@ from ansible_collections.magi.llama.plugins.module_utils._launch.config_files im
 from ansible_collections.magi.llama.plugins.module_utils._plan.profile import validate
 from ansible_collections.magi.llama.plugins.module_utils._services import table
 from ansible_collections.magi.llama.plugins.module_utils._services.base import ServiceStatus, Stopped
+from ansible_collections.magi.llama.plugins.module_utils._services.host_facts import host_facts
 from ansible_collections.magi.llama.plugins.module_utils._services.manager import ServiceManager
 from ansible_collections.magi.llama.plugins.modules import (
     gguf_registry,
@@ -31,7 +32,8 @@ from ansible_collections.magi.llama.plugins.modules import (
 from support import gguf_files as make
 
 ROOT = Path(__file__).parents[3]
-NAMED = re.compile(r"['\"](systemd|supervisor)['\"]")
+NAMED = re.compile(rf"['\"]({'|'.join(table.MANAGERS)})['\"]")
+LISTED = re.compile(r"^ *choices: \[([a-z, ]+)\]$", re.MULTILINE)
 
 
 class Driver:
@@ -193,7 +195,9 @@ def test_previous_manager_is_retired(driver: Driver, tmp_path: Path) -> None:
 
 
 def test_unknown_manager_is_an_error_with_known_managers() -> None:
-    with pytest.raises(table.UnknownManagerError, match="'upstart'; this collection knows: systemd, supervisor"):
+    with pytest.raises(
+        table.UnknownManagerError, match=f"'upstart'; this collection knows: {', '.join(table.MANAGERS)}"
+    ):
         table.find_manager("upstart")
 
 
@@ -213,3 +217,52 @@ def test_manager_names_occur_only_in_table() -> None:
     files = [path for folder in ("plugins", "roles", "playbooks") for path in (ROOT / folder).rglob("*")]
     named = {path.name for path in files if path.suffix in (".py", ".yml", ".j2") and NAMED.search(path.read_text())}
     assert named <= own
+
+
+def lists_of_managers() -> dict[str, list[list[str]]]:
+    """The choices in static documentation that name a manager, by file."""
+    found = {}
+    for folder in ("plugins/modules", "plugins/doc_fragments", "roles", "meta"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in (".py", ".yml"):
+                listed = [match[1].split(", ") for match in LISTED.finditer(path.read_text())]
+                listed = [choices for choices in listed if set(choices) & set(table.MANAGERS)]
+                found.update({str(path.relative_to(ROOT)): listed} if listed else {})
+    return found
+
+
+@pytest.mark.parametrize("path", lists_of_managers())
+def test_documentation_lists_the_managers_of_the_table(path: str) -> None:
+    for choices in lists_of_managers()[path]:
+        expected = list(table.CHOICES if "auto" in choices else table.MANAGERS)
+        assert choices == expected, f"{path}: choices of the service manager must be [{', '.join(expected)}]"
+
+
+def test_contributing_names_the_files_that_list_the_managers() -> None:
+    [section] = re.findall(r"\n## A service manager\n(.*?)\n## ", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    named = re.findall(r"`((?:plugins/modules|roles)/[^`]+\.(?:py|yml))`", section)
+    assert sorted(named) == sorted(lists_of_managers())
+
+
+def test_third_manager_names_its_own_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Program(Pods):
+        program = "podd"
+
+        def facts(self, state_dir: str, candidates: Iterable[str | None]) -> dict[str, Any]:
+            return {"podd": list(candidates)}
+
+    monkeypatch.setattr(table, "MANAGERS", {"pods": lambda: Program(Driver())})
+    given = {
+        "state_dir": str(tmp_path),
+        "service_manager": "auto",
+        "user": "root",
+        "supervisord_path": "/x/supervisord",
+    }
+    assert host_facts(given, "/found/{}".format)["podd"] == [None, "/found/podd"]
+    assert host_facts({**given, "podd_path": "/given"}, "/found/{}".format)["podd"] == ["/given", "/found/podd"]
+
+
+def test_driver_of_a_host_without_deployment_does_not_depend_on_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = type(table.driver_for({"service_manager": None}, "/none"))
+    monkeypatch.setattr(table, "MANAGERS", {**table.MANAGERS, "pods": lambda: Pods(Driver())})
+    assert type(table.driver_for({"service_manager": None}, "/none")) is first

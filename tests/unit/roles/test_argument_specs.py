@@ -13,7 +13,7 @@ import pytest
 import yaml
 from ansible_collections.magi.llama.plugins.action.check_variables import variable_errors
 from ansible_collections.magi.llama.plugins.module_utils._arguments.runtime import ARGUMENTS as RUNTIME
-from ansible_collections.magi.llama.plugins.module_utils._services.table import MANAGERS
+from ansible_collections.magi.llama.plugins.module_utils._services.table import CHOICES
 
 ROOT = Path(__file__).parents[3]
 ROLES = sorted((ROOT / "roles").iterdir())
@@ -108,7 +108,7 @@ def test_option_of_several_entry_points_is_defined_once(role: Path) -> None:
 
 def test_choices_are_those_of_the_code() -> None:
     servers, runtime = (specs_of(ROOT / "roles" / role)["main"]["options"] for role in ("servers", "runtime"))
-    assert servers["servers_service_manager"]["choices"] == ["auto", *MANAGERS]
+    assert servers["servers_service_manager"]["choices"] == list(CHOICES)
     assert runtime["runtime_install_method"]["choices"] == RUNTIME.options["method"]["choices"]
 
 
@@ -126,7 +126,7 @@ def test_errors_name_variable_value_and_choices() -> None:
     wrong = variable_errors(options["servers"], given)
     weight, manager, groups = (next(error for error in wrong if name in error) for name in given)
     assert "abc" in weight and "int" in weight
-    assert manager == "Value of servers_service_manager must be one of: auto, systemd, supervisor, got: upstart."
+    assert manager == f"Value of servers_service_manager must be one of: {', '.join(CHOICES)}, got: upstart."
     assert "servers_user_groups" in groups and len(wrong) == 3
     assert "registry_force" in variable_errors(options["registry"], {"registry_force": "perhaps"})[0]
     assert variable_errors(options["runtime"], {"runtime_portable_mirror": None, "runtime_upgrade": "yes"}) == []
