@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""What the arguments of a module are: a constant in _arguments, read by the module and its action plugin."""
+"""The type of a module's arguments: a constant in _arguments, used by the module and its action plugin."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-# The option in which an action plugin passes what only it may fill in. It is not documented and not for users.
+# The option for values that only the action plugin sets. Internal, so it is not documented.
 FILLED_IN = "_filled_in"
 
 
@@ -19,7 +19,7 @@ class Arguments:
     """The arguments of a module.
 
     options are what users may set, as in AnsibleModule's argument_spec and in the module's documentation. filled_in
-    are those that its action plugin alone sets. rules are AnsibleModule's mutually_exclusive, required_by and so on.
+    are those that only its action plugin sets. rules are AnsibleModule's mutually_exclusive, required_by and so on.
     """
 
     options: Mapping[str, Any]
@@ -28,17 +28,17 @@ class Arguments:
 
 
 def fill_in(arguments: Mapping[str, Any], **values: Any) -> dict[str, Any]:
-    """Arguments for a module with what its action plugin fills in, added to what was filled in before."""
+    """Return a module's arguments with values from its action plugin, added to those that were filled in before."""
     return {**arguments, FILLED_IN: {**arguments.get(FILLED_IN, {}), **values}}
 
 
 def on_controller(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options as an action plugin checks them: a path of the host is text here, as its ~ is the home there."""
+    """Return the options as an action plugin checks them: host paths are text here, so that ~ is not expanded."""
     return {name: _on_controller(option) for name, option in options.items()}
 
 
 def _on_controller(option: Mapping[str, Any]) -> dict[str, Any]:
-    # Ansible guesses from an option's name that its text is secret; a path is not.
+    # Ansible guesses from an option's name whether it is secret; a path is not.
     no_log = {"no_log": False} if option.get("type") == "path" else {}
     as_text = {key: "str" for key in ("type", "elements") if option.get(key) == "path"}
     inner = {"options": on_controller(option["options"])} if "options" in option else {}

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""What every module does around its logic: read its arguments, turn errors into fail_json, return the result.
+"""The frame of every module: read the arguments, turn errors into fail_json, return the result.
 
 Uses ansible.module_utils.basic.
 """
@@ -20,7 +20,7 @@ from .errors import MagiError
 
 
 class Module(AnsibleModule):  # type: ignore[misc]
-    """An AnsibleModule that takes what its action plugin fills in apart from what users set; params has both."""
+    """An AnsibleModule that separates values from its action plugin from those that users set; params has both."""
 
     def __init__(self, arguments: Arguments) -> None:
         self._filled_in: dict[str, Any] = {}
@@ -28,8 +28,8 @@ class Module(AnsibleModule):  # type: ignore[misc]
         checked = ArgumentSpecValidator(dict(arguments.filled_in)).validate(self._filled_in)
         if checked.error_messages:
             self.fail_json(
-                msg=f"{'; '.join(checked.error_messages)}. This is filled in by the action plugin of this module: call "
-                "it from a playbook."
+                msg=f"{'; '.join(checked.error_messages)}. The action plugin of this module sets this: call the "
+                "module from a playbook."
             )
         self.params.update(checked.validated_parameters)
 
@@ -39,7 +39,7 @@ class Module(AnsibleModule):  # type: ignore[misc]
 
 
 def run_module(arguments: Arguments, run: Callable[[Module], dict[str, Any]]) -> None:
-    """Run a module: run returns its result, which is a failure where it has "failed"."""
+    """Run a module: run returns its result, which is a failure if its key "failed" is true."""
     module = Module(arguments)
     try:
         result = run(module)

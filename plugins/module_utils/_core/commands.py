@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""Run a command and wait for it: with exactly the environment that is given, and within a time limit."""
+"""Run a command and wait for it, with exactly the given environment and a time limit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import NamedTuple, Optional
 
 
 class Completed(NamedTuple):
-    """How a command ended; code is negative where a signal ended it."""
+    """How a command ended; code is negative if a signal ended it."""
 
     code: int
     stdout: str
@@ -27,7 +27,7 @@ class User(NamedTuple):
     groups: Sequence[int] = ()
 
 
-# run(argv, environment, seconds): raises OSError where the program cannot be started, TimeoutError where it hangs.
+# run(argv, environment, seconds): raises OSError if the program cannot be started, TimeoutError if it hangs.
 Run = Callable[[Sequence[str], Mapping[str, str], Optional[float]], Completed]
 
 
@@ -39,14 +39,14 @@ def run_command(
     user: User | None = None,
     before_exec: Callable[[], None] | None = None,
 ) -> Completed:
-    """Run argv in / with this environment alone, without standard input; by default without a time limit.
+    """Run argv in / with only this environment and no standard input; by default without a time limit.
 
-    before_exec is called in the child. Output that is not UTF-8 is replaced. Raises OSError where the program cannot be
-    started, TimeoutError where it does not end in time; it is killed then.
+    before_exec is called in the child. Output that is not UTF-8 is replaced. Raises OSError if the program cannot be
+    started, TimeoutError if it does not end in time; it is then killed.
     """
     ids = {} if user is None else {"user": user.uid, "group": user.gid, "extra_groups": list(user.groups)}
     try:
-        # ansible-test wants a module's run_command, but module_utils know no module.
+        # ansible-test prefers AnsibleModule.run_command, but module_utils do not have a module.
         done = subprocess.run(  # pylint: disable=ansible-bad-function
             list(argv),
             env=dict(environment),

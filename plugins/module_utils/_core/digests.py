@@ -14,12 +14,12 @@ BLOCK_BYTES = 1 << 20
 
 
 def digest_of(value: Any) -> str:
-    """The digest, in hexadecimal, of a value that JSON can hold; the order of keys does not count."""
+    """Return the hexadecimal digest of a JSON-able value; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def file_digest(path: str) -> str:
-    """The digest of a file's content. Raises OSError."""
+    """Return the digest of a file's content. Raises OSError."""
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
         while block := stream.read(BLOCK_BYTES):

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""Documents: what the stages hand each other. Each has a schema version, the collection's version and one loader.
+"""Documents: the data passed between stages. Each has a schema version, the collection's version and one loader.
 
 docs/schemas/ has the JSON Schema of each. A loader checks what the code relies on and accepts further keys.
 """
@@ -17,27 +17,27 @@ from typing import Any
 from .errors import MagiError
 from .version import COLLECTION_VERSION
 
-# Names of servers, which become names of files and units.
+# Server names, which become file and unit names.
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 ABSOLUTE_PATH = re.compile(r"/[^\x00]*")
 NUMBER = (int, float)
 NULL = type(None)
 
-# A type or several, a pattern of a whole text, [shape of each item], Fields or Map.
+# A type or a tuple of types, a pattern for the complete text, [shape of each item], Fields, Map or Maybe.
 Shape = Any
 
 
 class DocumentError(MagiError):
-    """A document with a value that it must not have."""
+    """Raised for a document with an invalid value."""
 
 
 class NewerDocumentError(DocumentError):
-    """A document that a newer version of the collection wrote."""
+    """Raised for a document that a newer version of the collection wrote."""
 
 
 @dataclass(frozen=True)
 class Fields:
-    """An object with these keys; those of optional may be missing. Other keys are accepted."""
+    """An object with these keys; the optional ones may be missing. Other keys are accepted."""
 
     required: Mapping[str, Shape]
     optional: Mapping[str, Shape] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Fields:
 
 @dataclass(frozen=True)
 class Map:
-    """An object from any key, or one that matches the pattern, to values of one shape."""
+    """An object with any keys, or keys that match the pattern, and values of one shape."""
 
     values: Shape
     keys: re.Pattern[str] | None = None
@@ -59,7 +59,7 @@ class Maybe:
 
 
 def check(value: Any, shape: Shape, where: str) -> None:
-    """Raise DocumentError, which names the key and shows the value, where a value does not have the shape."""
+    """Raise DocumentError, with the key and the value, if a value does not have the shape."""
     if isinstance(shape, (type, tuple)):
         kinds = shape if isinstance(shape, tuple) else (shape,)
         # In Python true is a number.
@@ -94,7 +94,7 @@ def check(value: Any, shape: Shape, where: str) -> None:
 
 
 def _is_plain(value: Any, shape: Shape) -> bool:
-    """Whether a value has just a type of the shape, as nearly all values of thousands of records do."""
+    """Whether the shape is just a type and the value has it, as nearly all values do."""
     kind = value.__class__
     return kind is shape or (shape.__class__ is tuple and kind in shape)
 
@@ -108,7 +108,7 @@ def _words(kinds: tuple[type, ...]) -> str:
 
 @dataclass(frozen=True)
 class Document:
-    """A kind of document: its name, its schema version, its shape, and what turns an older version into the next."""
+    """A kind of document: its name, schema version and shape, and migrations from each older version."""
 
     name: str
     version: int
@@ -116,13 +116,13 @@ class Document:
     migrations: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = field(default_factory=dict)
 
     def stamp(self, content: Mapping[str, Any]) -> dict[str, Any]:
-        """The content with both versions first."""
+        """Return the content with both versions in front."""
         return {"schema_version": self.version, "collection_version": COLLECTION_VERSION, **content}
 
     def migrated(self, content: dict[str, Any]) -> dict[str, Any]:
-        """The content in the current schema version, unchecked but for its version.
+        """Return the content in the current schema version; only the version is checked.
 
-        Raises DocumentError where it has none, NewerDocumentError where the version is a newer one.
+        Raises DocumentError if it has no version, NewerDocumentError if the version is newer.
         """
         check(content, Fields({"schema_version": int}), f"the {self.name}")
         if content["schema_version"] > self.version:
@@ -138,7 +138,7 @@ class Document:
         return content
 
     def load(self, content: dict[str, Any]) -> dict[str, Any]:
-        """The content in the current schema version, checked. Raises DocumentError."""
+        """Return the content in the current schema version, checked. Raises DocumentError."""
         content = self.migrated(content)
         check(content, self.shape, f"the {self.name}")
         return content

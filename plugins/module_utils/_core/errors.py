@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""Errors that every other part raises."""
+"""Base classes of the collection's errors."""
 
 from __future__ import annotations
 
@@ -12,4 +12,4 @@ class MagiError(Exception):
 
 
 class EstimateError(MagiError):
-    """A header or a setting that no estimate can be made of."""
+    """Raised for a header or setting from which memory cannot be estimated."""

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""Write files so that a reader sees the old content or the new one, never a part."""
+"""Write files so that a reader sees the old or the new content, never a mix."""
 
 from __future__ import annotations
 

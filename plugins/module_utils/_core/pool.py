@@ -2,10 +2,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""Spread many small pieces of work over all cores, if there is enough of it to pay for processes.
+"""Spread many small pieces of work over all cores, if there is enough work to make processes worthwhile.
 
 Plain fork and pipes: the standard pools need semaphores in /dev/shm, which a bare node may not have, and threads do
-not help a walk in pure Python.
+not speed up pure Python.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-# Work is done in this process for so long before others are started: starting them takes some 20 ms.
+# Seconds of work in this process before others are started: starting them takes about 20 ms.
 SERIAL_SECONDS = 0.08
 MAX_WORKERS = 32
 # A pipe holds 64 KiB, so this many claims of four bytes fit on every kernel.
@@ -29,14 +29,14 @@ _HEAD = struct.Struct("<II")
 
 
 class PoolResult(NamedTuple):
-    """results by index; lost are the indexes whose process died over them; the rest was not reached in time."""
+    """results by index; lost are the indexes that killed their process; the others were not reached in time."""
 
     results: dict[int, Any]
     lost: list[int]
 
 
 def cores() -> int:
-    """The processors that this process may use."""
+    """Return the number of processors that this process may use."""
     return min(MAX_WORKERS, len(os.sched_getaffinity(0)))
 
 
@@ -48,7 +48,7 @@ def run(
     deadline: float | None = None,
     serial_seconds: float = SERIAL_SECONDS,
 ) -> PoolResult:
-    """work(0) … work(count - 1), whose results are JSON-able, until the deadline (a time.monotonic()).
+    """Run work(0) … work(count - 1), whose results must be JSON-able, until the deadline (in time.monotonic()).
 
     At least one piece is done even after the deadline, so that repeated calls finish. work must not raise.
     """
@@ -68,7 +68,7 @@ def run(
         results.update(_forked(missing, work, workers, deadline))
     lost = []
     if not _is_over(deadline):
-        # A process died. Each piece that it left is tried in a process of its own, so that only the culprit is lost.
+        # A process died. Each remaining piece is tried in a separate process, so that only the culprit is lost.
         for index in [index for index in missing if index not in results]:
             results.update(_forked([index], work, 1, None))
             if index not in results:
@@ -93,12 +93,12 @@ def _forked(indexes: Sequence[int], work: Callable[[int], Any], workers: int, de
         try:
             child = os.fork()
         except OSError:
-            # Too many processes: those that are there do it all, or this one does.
+            # Too many processes: continue with those that were started, or in this one.
             os.close(results_out)
             os.close(results_in)
             break
         if child == 0:
-            # With these open it would never learn that the process which reads them has died.
+            # While these are open, it would not notice that the reading process has died.
             for descriptor in (results_out, *children):
                 os.close(descriptor)
             _serve(chunks, work, claims, results_in, deadline)
@@ -114,7 +114,7 @@ def _forked(indexes: Sequence[int], work: Callable[[int], Any], workers: int, de
 def _serve(
     chunks: Sequence[Sequence[int]], work: Callable[[int], Any], claims: int, results_in: int, deadline: float | None
 ) -> None:
-    """A child's whole life."""
+    """Run in a child: process chunks until none is left, then exit."""
     status = 1
     try:
         with os.fdopen(results_in, "wb") as stream:
@@ -130,7 +130,7 @@ def _serve(
                     stream.flush()
         status = 0
     finally:
-        # Not sys.exit: nothing of the parent's (buffers, handlers) is to be run twice.
+        # Not sys.exit: the parent's buffers and exit handlers must not run twice.
         os._exit(status)
 
 
@@ -155,7 +155,7 @@ def _collect(children: dict[int, int]) -> dict[int, Any]:
 
 
 def _parse(buffer: bytearray) -> dict[int, Any]:
-    """The results in a child's stream; one that was cut short by its death is left out."""
+    """Parse the results in a child's stream; an incomplete result of a dead child is omitted."""
     results: dict[int, Any] = {}
     at = 0
     while at + _HEAD.size <= len(buffer):

@@ -125,7 +125,7 @@ def renew(state_dir: str, run_id: str | None, lease: float = LEASE_SECONDS) -> N
         with contextlib.suppress(LockError):
             other = acquire(state_dir, mine.run, lease=lease)
     if other is not None and other.run.id != run_id:
-        raise LockError(f"Another run is changing this host: {other.run}. Run again when it is over.")
+        raise LockError(f"Another run is changing this host: {other.run}. Run again when it has ended.")
 
 
 @contextlib.contextmanager

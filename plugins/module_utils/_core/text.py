@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 import unicodedata
 
-# Characters of a text from outside that are kept.
+# Maximum length of untrusted text; the rest is cut off.
 MAX_TEXT = 256
 
 
 def format_bytes(size: float) -> str:
-    """A human-readable size: 1.5 GiB."""
+    """Return a human-readable size: 1.5 GiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(size) < 1024:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
@@ -23,18 +23,18 @@ def format_bytes(size: float) -> str:
 
 
 def redact(url: str) -> str:
-    """The address without the user and password that may stand in it."""
+    """Return a URL without user and password."""
     return re.sub(r"//[^/@\s]*@", "//", url)
 
 
 def clean_text(text: str, limit: int = MAX_TEXT) -> str:
-    """One printable line: no control, formatting (bidirectional overrides too), private or unassigned characters."""
+    """Return one line: no control, formatting (bidirectional overrides too), private or unassigned characters."""
     kept = "".join(" " if unicodedata.category(character)[0] in "CZ" else character for character in text[: 4 * limit])
     return " ".join(kept.split())[:limit].rstrip()
 
 
 def printable(text: str) -> str:
-    """A path or other text with escapes for what cannot be shown or is not UTF-8."""
+    """Return a path or other text with escapes for characters that are not printable or not UTF-8."""
     text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
@@ -42,5 +42,5 @@ def printable(text: str) -> str:
 
 
 def quoted(name: str) -> str:
-    """An untrusted name in quotes, with escapes, for one line of a message."""
+    """Return an untrusted name in quotes, with escapes, on one line."""
     return repr(name if len(name) <= 80 else name[:77] + "...")

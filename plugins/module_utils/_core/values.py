@@ -13,11 +13,11 @@ from .errors import MagiError
 
 
 class ValueTypeError(MagiError):
-    """A value that is not of the kind that its variable takes."""
+    """Raised for a value that its variable does not accept."""
 
 
 def parse_bool(name: str, value: Any) -> bool:
-    """The boolean that a variable holds, which also takes auto. Raises ValueTypeError, which names the variable."""
+    """Return the boolean of a variable that also accepts auto. Raises ValueTypeError, which names the variable."""
     words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
     try:
         return words[str(value).lower()]

@@ -129,6 +129,6 @@ def test_internal_argument_as_option_is_refused(tmp_path: Path, capsys: pytest.C
 
 
 def test_internal_arguments_are_validated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "call it from a playbook" in failure(capsys, run_lock, state_dir=str(tmp_path))
+    assert "call the module from a playbook" in failure(capsys, run_lock, state_dir=str(tmp_path))
     wrong = {"run": "no mapping"}
-    assert "call it from a playbook" in failure(capsys, run_lock, state_dir=str(tmp_path), _filled_in=wrong)
+    assert "call the module from a playbook" in failure(capsys, run_lock, state_dir=str(tmp_path), _filled_in=wrong)
