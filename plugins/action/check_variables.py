@@ -26,7 +26,7 @@ class ActionModule(HostAction):
         options: dict[str, Any] = {}
         for role, entry_point in check_arguments(self, ARGUMENTS)["entry_points"].items():
             options.update(self._options(role, entry_point))
-        # Only what is set: what is not has its role's default.
+        # Only variables that are set: the others have their role's default.
         given = self._templar.template({name: value for name, value in (task_vars or {}).items() if name in options})
         wrong = variable_errors(options, given)
         if wrong:
@@ -42,7 +42,7 @@ class ActionModule(HostAction):
 
 
 def variable_errors(options: dict[str, Any], given: dict[str, Any]) -> list[str]:
-    """What is wrong with variables by their argument specs, and between them, a sentence each."""
+    """Return an error for each variable that violates its argument spec or a rule between variables."""
     left = {name: option for name, option in options.items() if name not in EXPLAINED}
     checked = ArgumentSpecValidator(left).validate({name: value for name, value in given.items() if name in left})
     wrong = [f"{message[:1].upper()}{message[1:]}." for message in checked.error_messages]

@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Show how far a long scan is: calls of the module of a few seconds each, of which a quick scan needs one."""
+"""Show the progress of a long scan: calls the module for a few seconds at a time; a quick scan needs one call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ansible_collections.magi.llama.plugins.plugin_utils.this_run import this_ru
 display = Display()
 
 MODULE = "magi.llama.gguf_registry"
-# A quick scan is over within the first. Later ones are longer, so that connecting again costs little of the time.
+# A quick scan ends in the first call. Later calls are longer, so that reconnecting takes little of the time.
 FIRST_SECONDS = 4.0
 NEXT_SECONDS = 10.0
 # Slices in a row without a file more: one file is always read to its end.
@@ -38,7 +38,7 @@ class ActionModule(HostAction):
             arguments["manifest"] = self._manifest(arguments.pop("manifest_file"), task_vars or {})
         if arguments.get("state_dir"):
             arguments = fill_in(arguments, run_id=this_run()["id"])
-        # In check mode nothing may be kept between calls, and an async task is one call.
+        # In check mode nothing may be saved between calls, and an async task is a single call.
         if self._task.check_mode or self._task.async_val or arguments.get("time_limit") is not None:
             return self._call(arguments, task_vars)
         seconds = FIRST_SECONDS
@@ -56,7 +56,7 @@ class ActionModule(HostAction):
 
     def _call(self, arguments: dict[str, Any], task_vars: dict[str, Any] | None) -> dict[str, Any]:
         result = self.ask(MODULE, arguments, task_vars, wrap_async=self._task.async_val)
-        # As for setup: a registry on the screen only with -vvv.
+        # As for setup: show a registry only with -vvv.
         result["_ansible_verbose_override"] = True
         return result
 
@@ -65,7 +65,7 @@ class ActionModule(HostAction):
         path = os.path.abspath(sibling) if os.path.isfile(sibling) else self._find_needle("files", name)
         manifest = self._loader.load_from_file(path)
         if not isinstance(manifest, dict):
-            raise AnsibleActionFail(f"{path} is not a manifest: it holds no mapping. Write it with manifest.yml.")
+            raise AnsibleActionFail(f"{path} is not a manifest: it contains no mapping. Write it with manifest.yml.")
         return manifest
 
 
@@ -97,7 +97,7 @@ class Advance:
 
 
 def progress_line(progress: dict[str, int]) -> str:
-    """How far a scan is, in a few words."""
+    """Return a scan's progress as a short text."""
     if progress.get("checksums_total"):
         sizes = f"{_gigabytes(progress, 'checksums_bytes')} of {_gigabytes(progress, 'checksums_total_bytes')} GB"
         return f"checksums of {progress.get('checksums_done', 0)} of {progress['checksums_total']} files ({sizes})"

@@ -48,11 +48,11 @@ class ActionModule(HostAction):
 
     def _template(self, name: str) -> str:
         path = self._find_needle("templates", name)
-        # The role's own file: the one text here that may hold expressions. What is filled in is never templated again.
+        # The role's own file is the only text with expressions. Values filled in are never templated again.
         return trust_as_template(self._loader.get_text_file_contents(os.fspath(path)))
 
     def _render_all(self, template: str, servers: list[dict[str, Any]], variables: dict[str, Any]) -> list[str]:
-        """Render the template for each server, in one pass: to compile it takes longer than to fill it in."""
+        """Render the template for each server, in one pass, because compiling takes longer than rendering."""
         boundary = f"\n{uuid.uuid4()}\n"
         looped = trust_as_template(f"{{% for server in __servers %}}{template}{boundary}{{% endfor %}}")
         texts = self._render(looped, {**variables, "__servers": servers}).split(boundary)[: len(servers)]

@@ -34,7 +34,7 @@ class ActionModule(HostAction):
             wrong.update(dict.fromkeys(errors(options, {name: host_vars[name] for name in options if name in given})))
         if wrong:
             raise AnsibleActionFail(" ".join(wrong))
-        # Not a fact: Ansible gives all hosts of a task that runs once the very same facts, which later ones change.
+        # Not a fact: Ansible gives all hosts of a run_once task the same facts object, which later facts would change.
         return {
             **result,
             "changed": False,

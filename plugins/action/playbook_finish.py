@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Shows a playbook's result and fails the hosts that have failed; documented in the module of the same name."""
+"""Shows a playbook's result and fails the hosts that failed; documented in the module of the same name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ActionModule(HostAction):
         arguments = check_arguments(self, ARGUMENTS, paths_of_host=False)
         hosts = task_vars["ansible_play_hosts_all"]
         on_screen = arguments["format"] == "json"
-        # By now every host is through the tasks before, so the first one has all results.
+        # By now every host has finished the earlier tasks, so the first one has all results.
         if task_vars["inventory_hostname"] == hosts[0] and (on_screen or arguments["path"]):
             results = {name: host_result(arguments["playbook"], task_vars["hostvars"][name]) for name in hosts}
             publish(result_document(arguments["playbook"], results), on_screen, arguments["path"])
@@ -41,7 +41,7 @@ class ActionModule(HostAction):
 
 
 def _gates(names: list[str], status: dict[str, Any] | None, drift: dict[str, str]) -> list[str]:
-    """A sentence for each gate that the host does not pass."""
+    """Return a message for each gate that the host does not pass."""
     servers = (status or {}).get("servers", ())
     not_ready = [f"{server['name']} {server['state']}" for server in servers if not server["is_ready"]]
     lines = []

@@ -37,7 +37,7 @@ class ActionModule(HostAction):
                 f"{source} is not a profile: the collection has written it itself, as a manifest or a result. Move it "
                 "away, and look who has set registry_manifest_dest or output_file to this path."
             )
-        # The user's own vars file: it may use templates, as any vars file may.
+        # The user's own vars file: like any vars file it may use templates.
         content = self._loader.load_from_file(str(source), cache="none", trusted_as_template=True)
         try:
             profile = validate(name, str(source), self._templar.template(content))

@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Shows on the controller how far a run is; documented in the module of the same name."""
+"""Shows a run's progress on the controller; documented in the module of the same name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ActionModule(HostAction):
         result["changed"] = False
         steps = arguments["step"]
         if {"health", "summary"}.intersection(steps) and "ready" not in arguments["health"]:
-            # Where an unreachable host is ignored, as in a rollout, this is how it is seen.
+            # If unreachable hosts are ignored, as in a rollout, this detects them.
             raise AnsibleActionFail(arguments["health"].get("msg") or "The host did not report its servers' health.")
         for step in steps:
             warnings = _warnings(step, arguments, task_vars["ansible_facts"])
@@ -62,7 +62,7 @@ class ActionModule(HostAction):
 
 
 def _warnings(step: str, arguments: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """What modules warned of: Ansible hides it with a task that changed nothing."""
+    """Return the warnings of modules: Ansible hides those of tasks that changed nothing."""
     if step == "discovery":
         return [*found.get("llama_runtime", {}).get("warnings", []), *arguments["warnings"]]
     return found["llama_plan"]["warnings"] if step == "launch" else []

@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Says which run it is that returns to the deployment before; documented in the module of the same name."""
+"""Identifies the run that returns to the previous deployment; documented in the module of the same name."""
 
 from __future__ import annotations
 

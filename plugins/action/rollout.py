@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Records and reports what a rollout has done to each host; documented in the module of the same name."""
+"""Records and reports what a rollout did to each host; documented in the module of the same name."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class ActionModule(HostAction):
             )
             return host
         if not _is_check() and "servers" not in arguments["verified"]:
-            raise AnsibleActionFail("The host was lost before its servers had answered.")
+            raise AnsibleActionFail("The connection to the host was lost before its servers answered.")
         # Unreachable hosts are ignored, to be in the summary: a task that changes servers may not have reached one.
         others = rollout_summary.not_as_planned(plan, arguments["health"].get("running") or {})
         if others and not _is_check():
@@ -114,12 +114,12 @@ def _hosts(task_vars: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _is_check() -> bool:
-    """Whether the whole run is a check; a play or task of it may be one besides."""
+    """Whether the whole run is in check mode; single plays or tasks may be too."""
     return bool(context.CLIARGS.get("check"))
 
 
 def _rollback_command(task_vars: dict[str, Any]) -> str:
-    """As this run was started, for this host alone."""
+    """The command of this run, limited to this host."""
     given = context.CLIARGS
     playbook = Path(task_vars["playbook_dir"]) / "rollback.yml"
     by_name = "magi.llama.rollout" in sys.argv or not playbook.exists()
@@ -133,7 +133,7 @@ def _rollback_command(task_vars: dict[str, Any]) -> str:
 
 
 def _parts(text: str) -> list[Any]:
-    """One -e as key=value pairs, a file's name or a mapping."""
+    """Parse one -e option: key=value pairs, a file name or a mapping."""
     if text.startswith("@"):
         return [text]
     if text.startswith(("{", "[")):
@@ -151,7 +151,7 @@ def _option(value: Any, name: str, default: Any) -> list[str]:
 
 
 def _short(path: str) -> str:
-    """A path from the working directory, where that is shorter."""
+    """Return a path relative to the working directory if that is shorter."""
     if not os.path.isabs(path):
         return path
     return min(path, os.path.relpath(path), key=len)

@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Waits for other runs on a host, and says what this run is; the module of the same name documents it."""
+"""Waits for other runs on a host, and identifies this run; the module of the same name documents it."""
 
 from __future__ import annotations
 

@@ -21,14 +21,14 @@ class ActionModule(HostAction):
         profile = arguments.get("profile") or {}
         named = {entry["model"] for entry in profile.get("enabled_models", []) if entry["model"]}
         if self._task.check_mode:
-            # The scan before was a check too, so the file may be an old one, or none. Where it is as the scan found it,
-            # the fact may be short.
+            # The scan was in check mode too, so the file may be old or missing: use the fact, unless it is the short
+            # one, which means that the file is current.
             registry = task_vars["ansible_facts"]["llama_registry"]
             if all("memory" in model for model in registry["models"]):
                 arguments.setdefault("registry", registry)
         missing = named - _ids(task_vars)
         if missing:
-            # The other hosts' registries are facts here and nowhere else.
+            # Only the controller has the other hosts' registries, as facts.
             hosts = [task_vars["hostvars"][host] for host in task_vars.get("ansible_play_hosts_all", [])]
             elsewhere = {name for host_vars in hosts for name in _ids(host_vars)}
             arguments = fill_in(arguments, known_elsewhere=sorted(missing & elsewhere))

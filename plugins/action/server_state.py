@@ -41,7 +41,7 @@ class ActionModule(HostAction):
                 actions = {server["name"]: action for server in deployed["status"]["servers"]}
             result.update(self._one_by_one(actions, arguments, checked, task_vars))
         if checked["actions"] is not None and not self._task.check_mode:
-            # In a handler, whose result is not displayed.
+            # This runs in a handler, whose result is not displayed.
             show(task_vars, [f"      {line}" for line in stop_lines(result)])
         return result
 
@@ -52,7 +52,7 @@ class ActionModule(HostAction):
         checked: dict[str, Any],
         task_vars: dict[str, Any],
     ) -> dict[str, Any]:
-        """Stop what is to stop, then start each server and wait for it before the next."""
+        """Stop all servers to stop, then start the others one by one, waiting for each."""
         common = {key: value for key, value in arguments.items() if key in ("state_dir", "supervisord_path", FILLED_IN)}
         stops = {name: action for name, action in actions.items() if action == "stop"}
         rounds = [stops] if stops or not actions else []
@@ -78,7 +78,7 @@ class ActionModule(HostAction):
 
 
 def stop_lines(result: dict[str, Any]) -> list[str]:
-    """The lines of a result about servers that were stopped, or that only SIGKILL has ended."""
+    """Return the lines of a result about servers that were stopped, or that needed SIGKILL."""
     lines = str(result.get("msg", "")).splitlines()
     return [
         line

@@ -38,14 +38,14 @@ class ActionModule(HostAction):
         known: dict[str, Any] = self.ask(MODULE, {"state_dir": arguments["state_dir"]}, task_vars)
         servers = known.get("deployed") or []
         if not servers:
-            why = known.get("msg") or f"{arguments['state_dir']}/deployment.json names none. Run site.yml first."
+            why = known.get("msg") or f"{arguments['state_dir']}/deployment.json lists none. Run site.yml first."
             raise AnsibleActionFail(f"No servers are deployed here: {why}")
         local = self._connection.transport == "local"
         host = str(task_vars.get("ansible_host", task_vars["inventory_hostname"]))
         asked, behind = who_asks(servers, "127.0.0.1" if local else host, arguments["api_key"], local)
         answers = asyncio.run(_ask_all(asked, arguments["timeout"]))
         if behind:
-            # The host itself asks those that listen on its loopback address, or whose keys only it can read.
+            # The host itself probes servers that listen on its loopback address, or whose keys only it can read.
             answers += self._ask_from_host(behind, arguments, task_vars)
         result["servers"] = sorted(answers, key=lambda answer: int(answer["port"]))
         failed = [answer for answer in answers if not answer["ok"]]
@@ -59,7 +59,7 @@ class ActionModule(HostAction):
             "answered": [answer["name"] for answer in answers if answer["ok"] and answer["name"] in known["refused"]],
         }
         if any(note.values()):
-            # Reported even if this fails: which server did not answer.
+            # Recorded even if this task fails.
             self.ask(MODULE, fill_in({"state_dir": arguments["state_dir"]}, **note), task_vars)
         if failed:
             result["failed"] = True
@@ -90,7 +90,7 @@ class ActionModule(HostAction):
                 "via": "host",
                 "seconds": state["token_seconds"] or 0.0,
                 "error": None if state["is_ready"] else state.get("detail") or state["state"],
-                # Any other state is that of a process which does not run, is not ready yet, or is not the server's.
+                # In any other state the process is not running, not ready yet, or not the server's.
                 "own_fault": state["state"] in ("hung", "unhealthy"),
             }
             for state in answer["servers"]
@@ -100,9 +100,9 @@ class ActionModule(HostAction):
 def who_asks(
     servers: list[dict[str, Any]], host: str, key: str | None, local: bool
 ) -> tuple[list[tuple[dict[str, Any], str, str | None]], list[dict[str, Any]]]:
-    """The servers that can be asked from here, each with address and key, and those that the host has to ask.
+    """Return the servers to probe from here, each with address and key, and those that the host has to probe.
 
-    host is the host's address from here, key one that was given.
+    host is the host's address as seen from here; key is the key given by the user.
     """
     asked, behind = [], []
     for server in servers:
@@ -121,7 +121,7 @@ async def _ask_all(servers: list[tuple[dict[str, Any], str, str | None]], timeou
 
 
 async def _ask(client: Any, server: dict[str, Any], address: str, key: str | None) -> dict[str, Any]:
-    """One token, one embedding or one ranking, by the server's kind."""
+    """Request one token, embedding or ranking, depending on the server's kind."""
     host = f"[{address}]" if ":" in address else address
     base = f"http://{host}:{server['port']}"
     path, body, field = TOKEN_REQUESTS.get(server["kind"], TOKEN_REQUESTS["model"])
@@ -138,7 +138,7 @@ async def _ask(client: Any, server: dict[str, Any], address: str, key: str | Non
             answer.update(error=f"{path} answered without {field}: {response.text[:200]}", own_fault=True)
     except httpx.HTTPStatusError as error:
         code = error.response.status_code
-        # A key that it does not take may be the wrong one.
+        # A rejected key may be the user's mistake.
         answer.update(error=f"{path} answered {code}: {error.response.text[:200]}", own_fault=not key or code != 401)
     except httpx.ReadTimeout as error:
         answer.update(error=f"{base}{path}: {type(error).__name__} {error}", own_fault=True)

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this plugin_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""Check a task's arguments on the controller against the constant that its module has too."""
+"""Check a task's arguments on the controller, against the constant that its module uses too."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ansible_collections.magi.llama.plugins.module_utils._core.arguments import 
 
 
 def check_arguments(action: ActionBase, arguments: Arguments, *, paths_of_host: bool = True) -> dict[str, Any]:
-    """A task's arguments with the defaults of what it leaves out. Raises AnsibleError where one is wrong.
+    """Return a task's arguments, completed with defaults. Raises AnsibleError if one is invalid.
 
-    With paths_of_host paths are left as they are written; otherwise they are the controller's.
+    With paths_of_host, paths are not expanded; otherwise they are paths on the controller.
     """
     options = on_controller(arguments.options) if paths_of_host else dict(arguments.options)
     _result, checked = action.validate_argument_spec(argument_spec=options, **arguments.rules)

@@ -19,25 +19,23 @@ NUMBERS = {"int": check_type_int, "float": check_type_float}
 
 
 def load_spec() -> dict[str, Any]:
-    """{"playbooks": {name: {"variables": […]}}, "variables": {name: option}}, as the file has it."""
+    """{"playbooks": {name: {"variables": […]}}, "variables": {name: option}}, as in the file."""
     loaded: dict[str, Any] = yaml.load(SPEC.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     return loaded
 
 
 def errors(options: Mapping[str, Mapping[str, Any]], values: Mapping[str, Any]) -> list[str]:
-    """A sentence for each value that its option does not take; options and values are by the variable's name."""
+    """Return an error for each value that its option does not accept; options and values are by variable name."""
     found = ((name, values[name], _error(option, values[name])) for name, option in options.items() if name in values)
     return [
-        f"{name} has a value that it does not take: {error}."
-        if options[name].get("no_log")
-        else f"{name} is {value}: {error}."
+        f"{name} has an invalid value: {error}." if options[name].get("no_log") else f"{name} is {value}: {error}."
         for name, value, error in found
         if error
     ]
 
 
 def words(value: Any) -> list[str]:
-    """The elements of a list that may be given as text with commas or as YAML."""
+    """Return the elements of a list given as a list, as comma-separated text or as YAML."""
     value = yaml.safe_load(value) if isinstance(value, str) and value.lstrip().startswith("[") else value
     if isinstance(value, str):
         return [word.strip() for word in value.split(",") if word.strip()]
@@ -45,7 +43,7 @@ def words(value: Any) -> list[str]:
 
 
 def _error(option: Mapping[str, Any], value: Any) -> str | None:
-    """What is wrong with a value, as the end of a sentence."""
+    """Return what is wrong with a value, as the end of a sentence; None if it is valid."""
     kind = option["type"]
     if kind in NUMBERS:
         return _number_error(option, value)

@@ -26,9 +26,9 @@ def acquire_with_wait(
     wait: float,
     take_over: bool,
 ) -> dict[str, Any]:
-    """Call a module that takes the host's lock until it has it; its last answer, failed where it never did.
+    """Call a module that takes the host's lock until it succeeds; returns its last answer, failed if it never did.
 
-    wait are the seconds that another run is waited for, with take_over none.
+    wait is the number of seconds to wait for another run; with take_over there is no waiting.
     """
     filled_in: dict[str, Any] = {"run": this_run()}
     began = time.monotonic()
@@ -45,7 +45,7 @@ def acquire_with_wait(
         if waited >= wait:
             return {**answer, "failed": True, "msg": _refusal(holder, wait)}
         if not shown:
-            show(task_vars, [f"      waits for another run on this host: {holder['text']}"])
+            show(task_vars, [f"      waiting for another run on this host: {holder['text']}"])
             shown = True
         time.sleep(min(POLL_SECONDS, wait - waited))
 

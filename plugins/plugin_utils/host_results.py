@@ -13,35 +13,35 @@ from ansible_collections.magi.llama.plugins.module_utils._output import rollout_
 
 # Set by tasks/record_failure.yml.
 FAILURE = "__playbook_failure"
-# What the roles' tasks register begins so.
+# Prefixes of the variables that the roles' tasks register.
 REGISTERED = ("__servers_", "__runtime_", "__registry_")
 
 HostVars = Mapping[str, Any]
 
 
 def host_result(playbook: str, host_vars: HostVars) -> dict[str, Any]:
-    """The host's part of the document; with task and error where the playbook has failed there."""
+    """Return the host's part of the document; with task and error if the playbook failed there."""
     try:
         found = dict(RESULTS[playbook](host_vars))
     except KeyError:
-        # The tasks before it have failed, were skipped, or are left out by tags.
+        # Earlier tasks failed, were skipped, or are excluded by tags.
         found = {}
     failed = failure(host_vars)
     return {**found, "task": failed["task"], "error": failed["error"]} if failed else found
 
 
 def failure(host_vars: HostVars) -> dict[str, Any] | None:
-    """{"task", "error", "unreachable"} of a host on which a task has failed, or that was out of reach."""
+    """{"task", "error", "unreachable"} of a host on which a task failed, or that was unreachable."""
     lost = unreachable(host_vars)
     recorded = host_vars.get(FAILURE)
     if lost is not None:
-        # What the tasks after it have missed is not the reason.
+        # A later failure is only a consequence.
         return {"task": None, "error": lost, "unreachable": True}
     return {**recorded, "unreachable": False} if recorded else None
 
 
 def unreachable(host_vars: HostVars) -> str | None:
-    """Why a host was out of reach for one of the tasks."""
+    """Return why a host was unreachable for one of the tasks; None if it was not."""
     for name in host_vars:
         if str(name).startswith(REGISTERED):
             value = host_vars[name]
@@ -56,7 +56,7 @@ def _status(host_vars: HostVars) -> Mapping[str, Any]:
 
 
 def _plan(host_vars: HostVars) -> Mapping[str, Any]:
-    # Not the fact, which may be an earlier run's.
+    # Not the fact, which may be from an earlier run.
     plan: Mapping[str, Any] = host_vars["__servers_planned"]["ansible_facts"]["llama_plan"]
     return plan
 

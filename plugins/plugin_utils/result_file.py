@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this plugin_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""The document of a playbook on the screen and in a file on the controller."""
+"""Write a playbook's document to the screen and to a file on the controller."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ansible_collections.magi.llama.plugins.module_utils._output.result_document
 
 
 def publish(document: Mapping[str, Any], on_screen: bool, path: str | None) -> None:
-    """Print a document in one piece, and write the same to a file where there is a path."""
+    """Print a document in one piece, and write it to a file if a path is given."""
     text = to_text(document)
     if path:
         try:
@@ -25,5 +25,5 @@ def publish(document: Mapping[str, Any], on_screen: bool, path: str | None) -> N
         except OSError as error:
             raise AnsibleActionFail(f"output_file {path} cannot be written: {error.strerror}.") from error
     if on_screen:
-        # One call, so that no other line comes between its own.
+        # One call, so that no other output is printed in between.
         Display().display(text.rstrip("\n"))

@@ -10,14 +10,14 @@ from typing import Any
 
 from ansible.utils.display import Display
 
-# A variable of the collection's own plays, with their playbook's name.
+# Set by the collection's own plays: the name of their playbook.
 PLAYBOOK = "__llama_playbook"
 # What their first task, playbook_begin, has registered.
 BEGUN = "__llama_begun"
 
 
 def show(task_vars: dict[str, Any], lines: list[str], *, always_prefixed: bool = False) -> None:
-    """Print lines, each behind the host's name where the run has several hosts; none where a document is printed."""
+    """Print lines, with the host's name in front if the run has several hosts; nothing if a document is printed."""
     if prints_document(task_vars):
         return
     several = len(task_vars.get("ansible_play_hosts_all") or []) > 1
@@ -28,8 +28,8 @@ def show(task_vars: dict[str, Any], lines: list[str], *, always_prefixed: bool =
 
 
 def prints_document(task_vars: dict[str, Any]) -> bool:
-    """Whether a JSON document takes the place of the lines.
+    """Whether a JSON document is printed instead of the lines.
 
-    Only in the collection's own playbooks: elsewhere output may be anyone's variable.
+    Only in the collection's own playbooks: elsewhere `output` may be an unrelated variable.
     """
     return PLAYBOOK in task_vars and (task_vars.get(BEGUN) or {}).get("output") == "json"

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this plugin_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""Which run of Ansible this is, as the lock on a host names it."""
+"""Identify this run of Ansible, for the lock on a host."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ansible import context
 
 
 def this_run() -> dict[str, Any]:
-    """What this run of ansible is: the process that the worker of this task was forked from."""
+    """Describe this run: the main ansible process, from which this task's worker was forked."""
     pid = os.getppid()
     playbooks = context.CLIARGS.get("args") or ()
-    # The program ansible has a pattern of hosts there.
+    # For the program ansible this is a host pattern.
     names = [] if isinstance(playbooks, str) else [Path(playbook).name for playbook in playbooks]
     return {
         "id": f"{_kernel()}/{pid}/{_started(pid)}",
@@ -42,12 +42,12 @@ def has_ended(holder: dict[str, Any]) -> bool:
         return True
     except PermissionError:
         pass
-    # The number may have been given to another process since.
+    # The PID may have been reused since.
     return _started(int(process)) != holder["id"].rpartition("/")[2]
 
 
 def _kernel() -> str:
-    """This boot and its processes' numbers: two containers may bear one name, and each counts its own."""
+    """Identify this boot and PID namespace: two containers may have the same host name, and each has its own PIDs."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot}.{Path('/proc/self/ns/pid').stat().st_ino}"
@@ -56,10 +56,10 @@ def _kernel() -> str:
 
 
 def _started(pid: int) -> str:
-    """When a process started, in ticks since the boot; empty if it is dead or unknown."""
+    """Return when a process started, in ticks since boot; empty if it has ended or is unknown."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return ""
-    # In a container zombies may never be collected.
+    # In a container, zombies may never be reaped.
     return "" if stat[0] in "ZX" else stat[19]

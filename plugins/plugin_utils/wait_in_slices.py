@@ -16,7 +16,7 @@ from ansible_collections.magi.llama.plugins.plugin_utils.host_action import Host
 from ansible_collections.magi.llama.plugins.plugin_utils.show import show
 from ansible_collections.magi.llama.plugins.plugin_utils.this_run import this_run
 
-# Long enough that most servers are ready within the first call, short enough that the lines come while one looks.
+# Long enough for most servers to be ready within the first call, short enough to show progress regularly.
 SLICE_SECONDS = 2.5
 # A server is settled at its time-out at the latest. The host may take this much longer to say so; a day is the limit
 # where only the host knows the time-out.
@@ -25,7 +25,7 @@ LONGEST_SECONDS = 86400.0
 
 
 def wait_in_slices(action: HostAction, arguments: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
-    """Call the module until every server is settled, showing each that is; the module's answer for all of them."""
+    """Call the module until every server is settled, showing each one; returns the module's answer for all servers."""
     began = time.monotonic()
     timeout = arguments.get("timeout")
     limit = LONGEST_SECONDS if timeout is None else float(timeout) + GRACE_SECONDS

@@ -48,7 +48,7 @@ def test_second_run_waits_or_fails_without_disturbing_first(bed: Bed) -> None:
     waiting = bed.start("restart", "-e", "servers_lock_wait=60", "-e", "servers=tiny-llama-q3_k_m")
     assert waiting.stdout is not None
     for line in waiting.stdout:
-        if "waits for another run on this host: rollout.yml by anna" in line:
+        if "waiting for another run on this host: rollout.yml by anna" in line:
             break
     assert bed.pids() == pids
     release(state, other_run().id)

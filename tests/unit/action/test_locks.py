@@ -60,7 +60,7 @@ def test_lock_free_is_acquired_for_this_run(run_action, name, arguments):
 @pytest.mark.parametrize(("name", "arguments"), CALLS)
 def test_lock_held_is_waited_for_and_reported_once(run_action, clock, name, arguments):
     run = run_action(name, {**arguments, "wait": 10}, answers=[HELD, HELD, HELD, FREE])
-    assert run.lines == [f"      waits for another run on this host: {OTHER['text']}"]
+    assert run.lines == [f"      waiting for another run on this host: {OTHER['text']}"]
     assert clock == [hold.POLL_SECONDS] * 3 and not run.result.get("failed")
 
 

@@ -63,7 +63,7 @@ def test_valid_value_passes(name: str, value: Any) -> None:
         ("verify_timeout", "nan", "verify_timeout is nan: it is a number, 0.1 or more."),
         ("verify_timeout", None, "verify_timeout is None: it is a number."),
         ("rollback_keep_binary", "maybe", "rollback_keep_binary is maybe: it is true or false."),
-        ("verify_api_key", ["secret"], "verify_api_key has a value that it does not take: it is a text."),
+        ("verify_api_key", ["secret"], "verify_api_key has an invalid value: it is a text."),
     ],
 )
 def test_invalid_value_is_a_sentence(name: str, value: Any, says: str) -> None:
