@@ -27,6 +27,14 @@ options:
     description: Restore the launch configs only, and keep the installed llama-server.
     type: bool
     default: false
+  user:
+    description:
+      - User that the servers run as. As root, llama-server is asked what it is as this user; without one, or where that
+        user does not exist yet, as one without rights.
+    type: str
+  binary_owner:
+    description: User besides root who may own llama-server and the folders above it.
+    type: str
 attributes:
   check_mode:
     support: full
@@ -81,8 +89,11 @@ ansible_facts:
       type: dict
 """
 
+from functools import partial
+
 from ansible_collections.magi.llama.plugins.module_utils._arguments.rollback import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
+from ansible_collections.magi.llama.plugins.module_utils._core.commands import ids_of, run_command
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import processes
 from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import renew
@@ -119,7 +130,7 @@ def run(module: Module) -> dict:
     given = module.params
     state_dir = plain_path(given["state_dir"])
     before = read_previous(state_dir) if given["keep_binary"] else deployment_before(state_dir)
-    restored = prefixes_to_restore(before, _identity, given["keep_binary"])
+    restored = prefixes_to_restore(before, lambda path: _identity(path, given), given["keep_binary"])
     servers = planned(before, _deployed(state_dir), processes(state_dir))
     launch = files_to_write(before.files)
     stale = stale_files(managed_files(state_dir), [file.path for file in before.files])
@@ -153,9 +164,10 @@ def _deployed(state_dir: str) -> list:
         return empty_record()["servers"]
 
 
-def _identity(path: str) -> str | None:
+def _identity(path: str, given: dict) -> str | None:
+    ask = partial(run_command, user=ids_of(given["user"]))
     try:
-        return probe(path)["identity"]
+        return probe(path, ask, owner=given["binary_owner"])["identity"]
     except ProbeError:
         return None
 

@@ -81,6 +81,14 @@ options:
       - File on the host that caches the binary's output, so that only the version of an unchanged binary is queried.
       - If it cannot be written, nothing is cached.
     type: path
+  user:
+    description:
+      - User that the servers run as. As root, llama-server is asked what it is as this user; without one, or where that
+        user does not exist yet, as one without rights.
+    type: str
+  binary_owner:
+    description: User besides root who may own llama-server and the folders above it.
+    type: str
 attributes:
   check_mode:
     support: full
@@ -201,10 +209,11 @@ ansible_facts:
 """
 
 import os
+from functools import partial
 
 from ansible_collections.magi.llama.plugins.module_utils._arguments.runtime import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
-from ansible_collections.magi.llama.plugins.module_utils._core.commands import run_command
+from ansible_collections.magi.llama.plugins.module_utils._core.commands import ids_of, run_command
 from ansible_collections.magi.llama.plugins.module_utils._runtime.install import ensure
 from ansible_collections.magi.llama.plugins.module_utils._runtime.requests import Request
 
@@ -226,8 +235,10 @@ def run(module: Module) -> dict:
         stage=given["stage"],
         install_if_missing=given["install_if_missing"],
         check=module.check_mode,
+        owner=given["binary_owner"],
     )
-    outcome = ensure(request, given["method"], run_command, given["cache_path"])
+    ask = partial(run_command, user=ids_of(given["user"]))
+    outcome = ensure(request, given["method"], run_command, given["cache_path"], ask)
     for warning in outcome.fact["warnings"]:
         module.warn(warning)
     result = {

@@ -12,6 +12,8 @@ ARGUMENTS = Arguments(
     {
         "state_dir": {"type": "path", "required": True},
         "keep_binary": {"type": "bool", "default": False},
+        "user": {"type": "str"},
+        "binary_owner": {"type": "str"},
     },
     filled_in={"run_id": {"type": "str"}},
 )

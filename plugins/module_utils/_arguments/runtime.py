@@ -26,6 +26,8 @@ ARGUMENTS = Arguments(
         "stage": {"type": "bool", "default": False},
         "install_if_missing": {"type": "bool", "default": True},
         "cache_path": {"type": "path"},
+        "user": {"type": "str"},
+        "binary_owner": {"type": "str"},
     },
     rules={"required_by": {"release_url": ["release_sha256"]}},
 )

@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+import grp
+import os
+import pwd
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Optional
@@ -25,6 +28,22 @@ class User(NamedTuple):
     uid: int
     gid: int
     groups: Sequence[int] = ()
+
+
+# A uid that owns nothing, for a user who does not exist yet.
+UNPRIVILEGED = 65534
+
+
+def ids_of(name: str | None, groups: Sequence[str] = ()) -> User | None:
+    """Return a user's ids with further groups, unprivileged ids if it does not exist; None without root."""
+    if os.geteuid() != 0:
+        return None
+    further = [entry.gr_gid for entry in grp.getgrall() if entry.gr_name in groups] if groups else []
+    try:
+        entry = pwd.getpwnam(name or "")
+    except KeyError:
+        return User(UNPRIVILEGED, UNPRIVILEGED, further)
+    return User(entry.pw_uid, entry.pw_gid, [*further, *os.getgrouplist(entry.pw_name, entry.pw_gid)])
 
 
 # run(argv, environment, seconds): raises OSError if the program cannot be started, TimeoutError if it hangs.

@@ -22,6 +22,17 @@ def plain_path(path: str) -> str:
     return plain[1:] if plain.startswith("//") else plain
 
 
+def make_folders(folder: str) -> None:
+    """Make a folder and those above it that are missing, each 0755 under any usual umask. Raises OSError."""
+    if os.path.isdir(folder):
+        return
+    parent = os.path.dirname(folder)
+    if parent != folder:
+        make_folders(parent or ".")
+    # Another run may make it meanwhile.
+    os.makedirs(folder, mode=0o755, exist_ok=True)
+
+
 def leftovers(folder: str) -> list[str]:
     """Paths of the temporary files in a folder; empty if it cannot be read."""
     with contextlib.suppress(OSError):
@@ -75,7 +86,7 @@ def write_atomic(path: str, data: bytes, mode: int, owner: tuple[int, int] | Non
     mode and owner are those of write_temporary. Raises OSError.
     """
     folder = os.path.dirname(path) or "."
-    os.makedirs(folder, mode=0o755, exist_ok=True)
+    make_folders(folder)
     temporary = write_temporary(path, data, mode, owner)
     try:
         os.replace(temporary, path)

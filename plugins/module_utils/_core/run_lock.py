@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from .errors import MagiError
+from .files import make_folders
+from .ownership import OwnershipError, require_trusted
 
 # How long the lock of a killed run blocks runs from other controllers. A single module call, such as a slow download,
 # may take longer: the run then acquires the lock again, or fails at its next step if another run took it meanwhile.
@@ -65,7 +67,8 @@ def acquire(
     Raises LockError if the lock cannot be written.
     """
     try:
-        os.makedirs(state_dir, mode=0o755, exist_ok=True)
+        require_trusted(state_dir)
+        make_folders(state_dir)
         with _opened(state_dir, os.O_RDWR | os.O_CREAT) as descriptor:
             found = _read(descriptor, proc)
             if found is not None and found.run.id not in (run.id, dead):
@@ -87,7 +90,7 @@ def acquire(
 def release(state_dir: str, run_id: str) -> bool:
     """Release the lock; returns whether this run held it."""
     # A lock that cannot be released, for example on a read-only disk, expires.
-    with contextlib.suppress(OSError), _opened(state_dir, os.O_RDWR) as descriptor:
+    with contextlib.suppress(OSError, OwnershipError), _opened(state_dir, os.O_RDWR) as descriptor:
         found = _read(descriptor)
         if found is not None and found.run.id == run_id:
             # Truncated, not removed: another run may have the file open. This also works on a full disk.
@@ -130,6 +133,7 @@ def renew(state_dir: str, run_id: str | None, lease: float = LEASE_SECONDS) -> N
 
 @contextlib.contextmanager
 def _opened(state_dir: str, flags: int) -> Iterator[int]:
+    require_trusted(lock_path(state_dir))
     descriptor = os.open(lock_path(state_dir), flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     try:
         # Held briefly, to serialise the writes of concurrent modules.

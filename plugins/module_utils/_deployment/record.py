@@ -27,6 +27,7 @@ from .._core.documents import (
     check,
 )
 from .._core.errors import MagiError
+from .._core.ownership import open_trusted
 from .._launch.config_files import File
 
 _SERVER = Fields(
@@ -144,7 +145,7 @@ def read_file(path: str, document: Document) -> dict[str, Any] | None:
     Raises RecordError, and DamagedRecordError where it is not such a document.
     """
     try:
-        with open(path, encoding="utf-8") as stream:
+        with open_trusted(path) as stream:
             return document.migrated(json.load(stream))
     except FileNotFoundError:
         return None

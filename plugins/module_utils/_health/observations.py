@@ -20,6 +20,7 @@ from typing import Any
 from .._core.documents import NAME, NULL, NUMBER, Document, DocumentError, Fields, Map, NewerDocumentError, check
 from .._core.errors import MagiError
 from .._core.files import write_atomic
+from .._core.ownership import open_trusted
 from .._launch.config_files import File
 from .outcome import Outcome
 
@@ -158,12 +159,12 @@ def _read(state_dir: str) -> Known:
     servers: Any = {}
     with contextlib.suppress(OSError, ValueError, RecursionError, DocumentError):
         try:
-            with open(observed_path(state_dir), encoding="utf-8") as stream:
+            with open_trusted(observed_path(state_dir)) as stream:
                 servers = OBSERVED.migrated(json.load(stream)).get("servers")
         except NewerDocumentError as error:
             raise ObservedError(f"{observed_path(state_dir)}: {error}") from error
         except FileNotFoundError:
-            with open(old_path(state_dir), encoding="utf-8") as stream:
+            with open_trusted(old_path(state_dir)) as stream:
                 servers = migrated_version_1(json.load(stream))
     servers = servers if isinstance(servers, dict) else {}
     return {name: seen for name, seen in servers.items() if _is_valid(name, seen)}

@@ -6,14 +6,12 @@
 
 from __future__ import annotations
 
-import grp
 import os
-import pwd
 import stat
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .._core.commands import User, run_command
+from .._core.commands import ids_of, run_command
 from .._core.errors import MagiError
 
 MAX_BYTES = 1024 * 1024
@@ -144,20 +142,4 @@ def first_key(path: str | None) -> str | None:
 def _is_readable(path: str, user: str, groups: Sequence[str]) -> bool:
     if os.geteuid() != 0:
         return os.access(path, os.R_OK)
-    further = [entry.gr_gid for name in groups for entry in _group(name)]
-    try:
-        entry = pwd.getpwnam(user)
-        uid, gid = entry.pw_uid, entry.pw_gid
-        further += os.getgrouplist(user, gid)
-    except KeyError:
-        # Not created yet: an unprivileged uid, and only the groups that it will have.
-        uid, gid = 65534, 65534
-    done = run_command(["test", "-r", path], os.environ, user=User(uid, gid, further))
-    return done.code == 0
-
-
-def _group(name: str) -> list[grp.struct_group]:
-    try:
-        return [grp.getgrnam(name)]
-    except KeyError:
-        return []
+    return run_command(["test", "-r", path], os.environ, user=ids_of(user, groups)).code == 0

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .._core.errors import MagiError
-from .._core.files import discard, leftovers, sync_folder, write_temporary
+from .._core.files import discard, leftovers, make_folders, sync_folder, write_temporary
 
 
 class LaunchConfigError(MagiError):
@@ -112,7 +112,7 @@ def write_all(files: Sequence[File], remove: Sequence[str] = ()) -> None:
     try:
         for folder in sorted({os.path.dirname(file.path) for file in files}):
             path = folder
-            os.makedirs(folder, mode=0o755, exist_ok=True)
+            make_folders(folder)
             for path in leftovers(folder):
                 os.unlink(path)
         for file in files:

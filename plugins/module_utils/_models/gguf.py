@@ -271,10 +271,11 @@ def _opening(reader: BoundedReader) -> tuple[int, int, int]:
     return version, tensors, keys
 
 
-def open_regular(path: str | bytes) -> tuple[int, os.stat_result]:
+def open_regular(path: str | bytes, real: bytes = b"") -> tuple[int, os.stat_result]:
     """Open a regular file for reading; the caller closes the descriptor.
 
-    Without O_NONBLOCK, a FIFO named x.gguf would hang the scan. Raises GgufError.
+    Without O_NONBLOCK, a FIFO named x.gguf would hang the scan. real is where the path led when it was found: a link
+    that was put in its place since is not followed. Raises GgufError.
     """
     try:
         # Opening a device may already have an effect (rewind a tape, arm a watchdog): check first, and again when open.
@@ -287,10 +288,21 @@ def open_regular(path: str | bytes) -> tuple[int, os.stat_result]:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise GgufError("not a regular file")
+        if real and _path_of(descriptor) not in (real, None):
+            raise GgufError("it was replaced by a link while the folders were scanned: scan again")
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor, status
+
+
+def _path_of(descriptor: int) -> bytes | None:
+    """The path of an open file without links; None where the system does not say, or the file is removed already."""
+    try:
+        path = os.readlink(b"/proc/self/fd/%d" % descriptor)
+    except OSError:
+        return None
+    return None if path.endswith(b" (deleted)") else path
 
 
 def read_open_header(descriptor: int, size: int, budget: Budget) -> Header:

@@ -35,7 +35,7 @@ def read_group(files: Sequence[SourceFile]) -> dict[str, Any]:
         for number, file in enumerate(files):
             where = f"{os.path.basename(file.path)}: " if number else ""
             try:
-                descriptor, status = open_regular(encode(file.path))
+                descriptor, status = open_regular(encode(file.path), encode(file.real))
             except GgufError as error:
                 return _rejection(files, where + str(error), lasting=False)
             reason = None

@@ -26,6 +26,7 @@ from .._core.documents import (
 )
 from .._core.errors import MagiError
 from .._core.files import write_atomic
+from .._core.ownership import open_trusted
 from .._core.text import printable
 
 # Increase this whenever the same file gives a different record, so that old records are not reused.
@@ -144,7 +145,7 @@ def load(path: str, resume: str | None = None) -> Kept:
     resume is the id of an incomplete scan: progress in the file is used only if it belongs to this scan.
     """
     try:
-        with open(encode(path), "rb") as stream:
+        with open_trusted(path) as stream:
             content = REGISTRY.load(json.loads(stream.read()))
         _check_places(content)
         if resume is None or content.get("resume") != resume:

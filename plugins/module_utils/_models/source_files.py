@@ -11,13 +11,17 @@ from typing import Any, NamedTuple
 
 
 class SourceFile(NamedTuple):
-    """A file as the scan found it. alias is its name where a store names the file by its digest, else empty."""
+    """A file as the scan found it. alias is its name where a store names the file by its digest, else empty.
+
+    real is the path that it was found at without links, empty where that is not known.
+    """
 
     path: str
     size: int
     mtime_ns: int
     inode: int
     alias: str = ""
+    real: str = ""
 
 
 def fingerprint_of(files: Sequence[SourceFile]) -> dict[str, Any]:

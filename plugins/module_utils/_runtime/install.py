@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .._core.commands import Run
@@ -40,8 +40,12 @@ class Provision:
     after: Mapping[str, Any]
 
 
-def ensure(request: Request, method: str, run: Run, cache_path: str | None = None) -> Provision:
-    """Find or install llama-server by the method, or for "auto" by the first one that works. Raises MagiError."""
+def ensure(request: Request, method: str, run: Run, cache_path: str | None = None, ask: Run | None = None) -> Provision:
+    """Find or install llama-server by the method, or for "auto" by the first one that works. Raises MagiError.
+
+    ask runs a llama-server to find out its version and flags, as the servers' user if this is root; run is the default.
+    """
+    request = replace(request, ask=ask or run)
     if method != "auto":
         try:
             return _attempt(request, method, run, cache_path, [])
@@ -82,7 +86,13 @@ def _attempt(request: Request, method: str, run: Run, cache: str | None, tried: 
         fact = _probe_staged(request, provided, method, run)
     elif provided.installed:
         fact = probe(
-            provided.path, run, source=method, cache_path=cache, write_cache=not request.check, etc=request.etc
+            provided.path,
+            request.ask or run,
+            source=method,
+            cache_path=cache,
+            write_cache=not request.check,
+            etc=request.etc,
+            owner=request.owner,
         )
         if method in ("portable", "release") and not request.check:
             note_in_manifest(request.prefix, identity=fact["identity"])
@@ -104,7 +114,8 @@ def _probe_staged(request: Request, provided: Provided, method: str, run: Run) -
             os.path.join(staged_dir, "root"), program, os.path.join(staged_dir, "root/usr/bin/llama-server")
         )
     try:
-        return probe(provided.path, run, source=method, write_cache=False, etc=request.etc, file=program, argv=command)
+        ask = request.ask or run
+        return probe(provided.path, ask, source=method, write_cache=False, etc=request.etc, file=program, argv=command)
     finally:
         if provided.discard:
             shutil.rmtree(staged_dir, ignore_errors=True)

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from .._core.ownership import require_trusted
 from .prefix_manifest import (
     new_prefix,
     previous_prefix,
@@ -45,6 +46,7 @@ def provide(
     if is_current(prefix, wanted):
         return Provided(path, notes[0])
     _require_prefix(prefix)
+    require_trusted(prefix)
     require_own_prefixes(prefix)
     before = _summary(read_manifest(prefix))
     # A refused plan after a first installation does no harm, so check mode only builds replacements in advance.
@@ -55,6 +57,8 @@ def provide(
         try:
             write_manifest(folder, {})
             after = _summary(fill(folder))
+            # The servers' user is to run it.
+            _open_to_all(folder)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -87,6 +91,7 @@ def _put_staged(prefix: str) -> bool:
 
 def restore_previous(prefix: str) -> None:
     """Swap the prefix and the previous one. Raises ProviderError, OwnershipError where one of them is not ours."""
+    require_trusted(prefix)
     require_own_prefixes(prefix)
     previous, aside = previous_prefix(prefix), new_prefix(prefix)
     try:

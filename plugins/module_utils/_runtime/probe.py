@@ -23,6 +23,7 @@ from .._core.commands import Completed, Run, run_command
 from .._core.digests import file_digest
 from .._core.errors import MagiError
 from .._core.files import write_atomic
+from .._core.ownership import open_trusted, require_trusted
 from .flags import flags_to_fact
 from .help_text import Version, VersionError, parse_help, parse_version
 
@@ -72,12 +73,15 @@ def probe(
     etc: str = "/etc",
     file: str | None = None,
     argv: Sequence[str] | None = None,
+    owner: str | None = None,
 ) -> dict[str, Any]:
     """Run the binary at path and return the fact llama_runtime. Raises ProbeError.
 
     cache_path is a JSON file with the help text by identity, so that a known binary is run only once, with --version.
-    A staged binary, which is not at path yet, is at file and is started with argv.
+    A staged binary, which is not at path yet, is at file and is started with argv. owner is a user besides root who may
+    own it. Raises OwnershipError if root must not trust the binary or the cache.
     """
+    require_trusted(file or path, owner)
     command = list(argv or [path])
     cache = _read_cache(cache_path)
     text = _output(path, "--version", run, command)
@@ -192,7 +196,21 @@ def _explain_permission(path: str) -> str:
         return (
             "its file system is mounted noexec. Put it elsewhere (runtime_prefix, runtime_binary_path), or remount it."
         )
+    closed = _closed_folder(path) if mode & stat.S_IXOTH and os.geteuid() == 0 else None
+    if closed:
+        return f"the servers' user may not enter {closed}. Run: chmod a+x {closed}, or put the program elsewhere."
     return f"this user may not execute it (mode {stat.S_IMODE(mode):04o}). Run: chmod a+rx {path}"
+
+
+def _closed_folder(path: str) -> str | None:
+    """The first folder above a program that others may not enter; root sees it, and asks the program as another."""
+    folder = os.path.dirname(os.path.realpath(path))
+    above = ["/"]
+    for name in filter(None, folder.split("/")):
+        above.append(os.path.join(above[-1], name))
+    with contextlib.suppress(OSError):
+        return next((part for part in above if not os.stat(part).st_mode & stat.S_IXOTH), None)
+    return None
 
 
 def explain_exit(done: Completed) -> str:
@@ -231,7 +249,7 @@ def _sha256(path: str, cache: dict[str, Any]) -> str:
 def _read_cache(path: str | None) -> dict[str, Any]:
     """Return the cache file's content; an unreadable file counts as empty."""
     if path:
-        with contextlib.suppress(OSError, ValueError, TypeError, LookupError), open(path, encoding="utf-8") as stream:
+        with contextlib.suppress(OSError, ValueError, TypeError, LookupError), open_trusted(path) as stream:
             cache = json.load(stream)
             if cache["schema_version"] == _CACHE_SCHEMA and all(isinstance(cache[k], dict) for k in ("files", "help")):
                 return {**cache, "read": json.dumps(cache, sort_keys=True)}

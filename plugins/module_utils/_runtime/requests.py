@@ -40,7 +40,10 @@ class MissingError(ProviderError):
 
 @dataclass(frozen=True)
 class Request:
-    """The role's request. etc, keyrings and package_path are parameters for tests."""
+    """The role's request. etc, keyrings and package_path are parameters for tests.
+
+    owner is a user besides root who may own the binary at path; ask runs a llama-server to find out what it is.
+    """
 
     path: str
     prefix: str
@@ -52,6 +55,8 @@ class Request:
     stage: bool = False
     install_if_missing: bool = True
     check: bool = False
+    owner: str | None = None
+    ask: Run | None = None
     etc: str = "/etc"
     keyrings: Sequence[str] = KEYRINGS
     package_path: str = "/usr/bin/llama-server"

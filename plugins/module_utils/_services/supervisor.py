@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .._core.files import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, leftovers
+from .._core.ownership import open_trusted
 from .._core.processes import STATE_MARKER, Process
 from .._launch.config_files import Managed
 from .._launch.quoting import supervisor_environment
@@ -122,7 +123,7 @@ def check_socket_path(state_dir: str) -> None:
 def daemon_pid(state_dir: str) -> int | None:
     """Return the PID from the pid file of the state directory's supervisord; None without one."""
     try:
-        with open(os.path.join(folder_of(state_dir), "supervisord.pid"), encoding="ascii") as stream:
+        with open_trusted(os.path.join(folder_of(state_dir), "supervisord.pid")) as stream:
             return int(stream.read())
     except (OSError, ValueError):
         return None

@@ -21,6 +21,7 @@ from typing import Any
 
 from .._core.commands import run_command
 from .._core.files import write_atomic
+from .._core.ownership import open_trusted, require_trusted
 from .._core.processes import all_processes, processes
 from .base import STOP_MARGIN, ServiceError, ServiceStatus, Stopped, at_once, exit_text, terminate
 from .supervisor import check_socket_path, daemon_pid, folder_of
@@ -95,6 +96,7 @@ class SupervisorDriver:
     def start(self, names: Sequence[str], on_started: Callable[[str], None] = at_once) -> dict[str, str]:
         if not names:
             return {}
+        self._require_trusted()
         self._ensure_running()
         added, changed, _removed = self._reread()
         infos = self._infos() or {}
@@ -232,7 +234,7 @@ class SupervisorDriver:
     def _started(self) -> dict[str, int]:
         """The PIDs of servers after their last deliberate start, from which restarts are counted."""
         try:
-            with open(self._started_path, encoding="utf-8") as stream:
+            with open_trusted(self._started_path) as stream:
                 return {str(name): int(pid) for name, pid in json.load(stream).items()}
         except (OSError, ValueError, AttributeError):
             return {}
@@ -252,6 +254,13 @@ class SupervisorDriver:
     def _started_path(self) -> str:
         return os.path.join(self._folder, "started.json")
 
+    def _require_trusted(self) -> None:
+        """Raise OwnershipError where others could change what supervisord obeys, as root where it is root's."""
+        programs = os.path.join(self._folder, "conf.d")
+        names = sorted(os.listdir(programs)) if os.path.isdir(programs) else []
+        for path in (os.path.join(self._folder, "supervisord.conf"), *(os.path.join(programs, name) for name in names)):
+            require_trusted(path)
+
     def _ensure_running(self) -> None:
         if self._infos() is not None:
             return
@@ -264,6 +273,7 @@ class SupervisorDriver:
         except OSError as error:
             raise ServiceError(f"{logs} cannot be created: {error.strerror}.") from error
         program = self._supervisord or _find_supervisord(self._folder)
+        require_trusted(program)
         # The servers must not inherit the caller's environment: llama-server obeys LLAMA_ARG_* variables.
         environment = {
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",

@@ -205,6 +205,23 @@ def test_scan_paths_are_normalised(models: Path) -> None:
         assert content["models"][0]["path"] == str(models / "sub/a.gguf")
 
 
+@pytest.mark.parametrize("swapped", ["file", "folder"])
+def test_link_in_place_of_what_was_listed_is_not_followed(models: Path, tmp_path: Path, swapped: str) -> None:
+    folder, secret = models / "sub", tmp_path / "secret"
+    for place in (folder, secret):
+        make.small_model(place / "a-Q4_K_M.gguf")
+    [group] = list_files([str(models)]).groups
+    assert "models" in read_files.read_group(group)
+    if swapped == "file":
+        (folder / "a-Q4_K_M.gguf").unlink()
+        (folder / "a-Q4_K_M.gguf").symlink_to(secret / "a-Q4_K_M.gguf")
+    else:
+        folder.rename(models / "aside")
+        folder.symlink_to(secret)
+    rejected = read_files.read_group(group)["rejected"]
+    assert "replaced by a link" in rejected["reason"] and "fingerprint" not in rejected
+
+
 def test_links_inside_folder_resolve_to_target(models: Path, rescan: Scanner) -> None:
     make.small_model(models / "z.gguf")
     (models / "latest.gguf").symlink_to("z.gguf")
