@@ -6,15 +6,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible_collections.magi.llama.plugins.module_utils._arguments.verify import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
+from ansible_collections.magi.llama.plugins.module_utils._core.text import clean_text
 from ansible_collections.magi.llama.plugins.module_utils._core.values import is_loopback
 from ansible_collections.magi.llama.plugins.module_utils._health.probe import TOKEN_REQUESTS
-from ansible_collections.magi.llama.plugins.module_utils._launch.api_keys import first_key
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.magi.llama.plugins.plugin_utils.show import show
@@ -26,6 +28,8 @@ except ImportError:
 
 MODULE = "magi.llama.verify"
 ANY = ("0.0.0.0", "::", "")
+CONNECT_SECONDS = 5.0
+MAX_ANSWER_BYTES = 2**20
 
 
 class ActionModule(HostAction):
@@ -33,20 +37,20 @@ class ActionModule(HostAction):
         result = super().run(tmp, task_vars)
         task_vars = task_vars or {}
         arguments = check_arguments(self, ARGUMENTS)
-        if httpx is None:
-            raise AnsibleActionFail("verify needs httpx on the controller: pip install httpx.")
-        known: dict[str, Any] = self.ask(MODULE, {"state_dir": arguments["state_dir"]}, task_vars)
+        known = self.ask(MODULE, {"state_dir": arguments["state_dir"]}, task_vars)
         servers = known.get("deployed") or []
         if not servers:
             why = known.get("msg") or f"{arguments['state_dir']}/deployment.json lists none. Run site.yml first."
             raise AnsibleActionFail(f"No servers are deployed here: {why}")
-        local = self._connection.transport == "local"
-        host = str(task_vars.get("ansible_host", task_vars["inventory_hostname"]))
-        asked, behind = who_asks(servers, "127.0.0.1" if local else host, arguments["api_key"], local)
-        answers = asyncio.run(_ask_all(asked, arguments["timeout"]))
-        if behind:
-            # The host itself probes servers that listen on its loopback address, or whose keys only it can read.
-            answers += self._ask_from_host(behind, arguments, task_vars)
+        asking = Asking(
+            host=str(task_vars.get("ansible_host", task_vars["inventory_hostname"])),
+            bind=arguments["host"],
+            ports=range(arguments["port_range_start"], arguments["port_range_end"] + 1),
+            key=arguments["api_key"],
+            local=self._connection.transport == "local",
+            request_from=arguments["request_from"],
+        )
+        answers = self._answers(servers, asking, arguments, task_vars)
         result["servers"] = sorted(answers, key=lambda answer: int(answer["port"]))
         failed = [answer for answer in answers if not answer["ok"]]
         for answer in result["servers"]:
@@ -66,11 +70,34 @@ class ActionModule(HostAction):
             result["msg"] += "".join(f"; {answer['name']}: {answer['error']}" for answer in failed)
         return result
 
+    def _answers(
+        self, servers: list[dict[str, Any]], asking: Asking, arguments: dict[str, Any], task_vars: dict[str, Any]
+    ) -> list[dict[str, Any]]:
+        asked, behind = who_asks(servers, asking)
+        if asked and httpx is None:
+            if asking.request_from == "controller":
+                raise AnsibleActionFail(
+                    "verify_from=controller needs httpx on the controller: pip install httpx, or set verify_from=host."
+                )
+            asked, behind = [], servers
+        answers = asyncio.run(_ask_all(asked, asking.key, arguments["timeout"])) if asked else []
+        if asking.request_from == "controller":
+            answers += [_not_from_here(server, asking) for server in behind]
+            behind = []
+        elif asking.request_from == "auto":
+            # A firewall or a bastion may be between.
+            unreached = {answer["name"] for answer in answers if answer.get("unreached")}
+            behind += [server for server, _address in asked if server["name"] in unreached]
+            answers = [answer for answer in answers if answer["name"] not in unreached]
+        for answer in answers:
+            answer.pop("unreached", None)
+        return answers + (self._ask_from_host(behind, arguments, task_vars) if behind else [])
+
     def _ask_from_host(
         self, servers: list[dict[str, Any]], arguments: dict[str, Any], task_vars: dict[str, Any]
     ) -> list[dict[str, Any]]:
-        answer = self._execute_module(
-            "magi.llama.wait_for_health",
+        answer = self.ask(
+            "wait_for_health",
             {
                 "state_dir": arguments["state_dir"],
                 "servers": [server["name"] for server in servers],
@@ -78,7 +105,7 @@ class ActionModule(HostAction):
                 "deep": True,
                 "allow_degraded": True,
             },
-            task_vars=task_vars,
+            task_vars,
         )
         if "servers" not in answer:
             raise AnsibleActionFail(answer.get("msg", "the host did not answer"))
@@ -97,51 +124,103 @@ class ActionModule(HostAction):
         ]
 
 
-def who_asks(
-    servers: list[dict[str, Any]], host: str, key: str | None, local: bool
-) -> tuple[list[tuple[dict[str, Any], str, str | None]], list[dict[str, Any]]]:
-    """Return the servers to probe from here, each with address and key, and those that the host has to probe.
+@dataclass(frozen=True)
+class Asking:
+    """What the inventory says of how servers are asked: nothing of it comes from the host.
 
-    host is the host's address as seen from here; key is the key given by the user.
+    host is the host's address from here, bind the address that servers listen on, ports the role's range.
     """
+
+    host: str
+    bind: str
+    ports: range
+    key: str | None = None
+    local: bool = False
+    request_from: str = "auto"
+
+    def address(self, server: dict[str, Any]) -> str | None:
+        """The address of a server from here; None where the inventory has none, or its port is not of the range."""
+        if server["port"] not in self.ports:
+            return None
+        listens = server.get("host", "")
+        if is_loopback(listens) or listens in ANY:
+            here = "127.0.0.1" if self.local else self.host
+            return here if self.local or listens in ANY else None
+        return listens if listens in (self.bind, self.host) else None
+
+
+def who_asks(
+    servers: list[dict[str, Any]], asking: Asking
+) -> tuple[list[tuple[dict[str, Any], str]], list[dict[str, Any]]]:
+    """The servers that are asked from here, each with its address, and those that only the host can ask."""
     asked, behind = [], []
     for server in servers:
-        path = server.get("api_key_file")
-        found = key or (first_key(path) if local else None)
-        if (is_loopback(server["host"]) and not local) or (path and not found):
+        address = asking.address(server)
+        # The host has the file with the keys, and sends none of them here.
+        locked = server.get("api_key_file") and not asking.key
+        if address is None or locked or asking.request_from == "host":
             behind.append(server)
         else:
-            asked.append((server, host if server["host"] in ANY else server["host"], found))
+            asked.append((server, address))
     return asked, behind
 
 
-async def _ask_all(servers: list[tuple[dict[str, Any], str, str | None]], timeout: float) -> list[dict[str, Any]]:
-    async with httpx.AsyncClient(timeout=timeout, trust_env=False) as client:
-        return list(await asyncio.gather(*(_ask(client, *server) for server in servers)))
+def _not_from_here(server: dict[str, Any], asking: Asking) -> dict[str, Any]:
+    if server["port"] not in asking.ports:
+        why = f"its port is not one of {asking.ports.start} to {asking.ports.stop - 1}"
+    elif asking.address(server) is None:
+        why = f"it listens on {server.get('host')}, which is not an address of the inventory"
+    else:
+        why = "it wants an API key: set verify_api_key"
+    error = f"verify_from is controller, and only the host can ask this server: {why}"
+    return {**_unanswered(server), "seconds": 0.0, "error": error}
 
 
-async def _ask(client: Any, server: dict[str, Any], address: str, key: str | None) -> dict[str, Any]:
-    """Request one token, embedding or ranking, depending on the server's kind."""
+def _unanswered(server: dict[str, Any]) -> dict[str, Any]:
+    return {"name": server["name"], "port": server["port"], "via": "controller", "ok": False, "own_fault": False}
+
+
+async def _ask_all(servers: list[tuple[dict[str, Any], str]], key: str | None, timeout: float) -> list[dict[str, Any]]:
+    # Where a firewall drops packets, the host is to be asked while there is time.
+    timeouts = httpx.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS))
+    async with httpx.AsyncClient(timeout=timeouts, trust_env=False, follow_redirects=False) as client:
+        return list(await asyncio.gather(*(_ask(client, *server, key, timeout) for server in servers)))
+
+
+async def _ask(client: Any, server: dict[str, Any], address: str, key: str | None, timeout: float) -> dict[str, Any]:
+    """One token, one embedding or one ranking, by the server's kind; timeout is for the whole exchange."""
     host = f"[{address}]" if ":" in address else address
     base = f"http://{host}:{server['port']}"
-    path, body, field = TOKEN_REQUESTS.get(server["kind"], TOKEN_REQUESTS["model"])
-    answer: dict[str, Any] = {
-        **{"name": server["name"], "port": server["port"], "via": "controller"},
-        **{"ok": False, "own_fault": False},
-    }
+    path, body, field = TOKEN_REQUESTS.get(str(server.get("kind")), TOKEN_REQUESTS["model"])
+    answer = _unanswered(server)
+    headers = {"Accept-Encoding": "identity", **({"Authorization": f"Bearer {key}"} if key else {})}
     began = time.monotonic()
     try:
-        response = await client.post(base + path, json=body, headers={"Authorization": f"Bearer {key}"} if key else {})
-        response.raise_for_status()
-        answer.update(ok=field in response.json(), error=None)
-        if not answer["ok"]:
-            answer.update(error=f"{path} answered without {field}: {response.text[:200]}", own_fault=True)
-    except httpx.HTTPStatusError as error:
-        code = error.response.status_code
-        # A rejected key may be the user's mistake.
-        answer.update(error=f"{path} answered {code}: {error.response.text[:200]}", own_fault=not key or code != 401)
-    except httpx.ReadTimeout as error:
-        answer.update(error=f"{base}{path}: {type(error).__name__} {error}", own_fault=True)
-    except (httpx.HTTPError, ValueError) as error:
-        answer["error"] = f"{base}{path}: {type(error).__name__} {error}"
+        async with asyncio.timeout(timeout):
+            code, text = await _exchange(client, base + path, body, headers)
+        if code != 200:
+            # A key that it does not take may be the wrong one.
+            answer.update(error=f"{path} answered {code}: {clean_text(text, 200)}", own_fault=not key or code != 401)
+        else:
+            found = json.loads(text)
+            answer.update(ok=isinstance(found, dict) and field in found, error=None)
+            if not answer["ok"]:
+                answer.update(error=f"{path} answered without {field}: {clean_text(text, 200)}", own_fault=True)
+    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        answer.update(error=f"{base}: {type(error).__name__} {clean_text(str(error), 200)}", unreached=True)
+    except (TimeoutError, httpx.ReadTimeout):
+        answer.update(error=f"{base}{path}: no answer within {timeout:g} s", own_fault=True)
+    except (httpx.HTTPError, ValueError, RecursionError) as error:
+        answer["error"] = f"{base}{path}: {type(error).__name__} {clean_text(str(error), 200)}"
     return {**answer, "seconds": time.monotonic() - began}
+
+
+async def _exchange(client: Any, url: str, body: Any, headers: dict[str, str]) -> tuple[int, str]:
+    """Status code and text. Raises ValueError for an answer above MAX_ANSWER_BYTES."""
+    async with client.stream("POST", url, json=body, headers=headers) as response:
+        found = bytearray()
+        async for part in response.aiter_raw():
+            found += part
+            if len(found) > MAX_ANSWER_BYTES:
+                raise ValueError(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
+        return response.status_code, found.decode("utf-8", "replace")

@@ -14,7 +14,7 @@ description:
   - C(/health) only shows that a server's model is loaded. This module requests one token from each server, an embedding
     from an embedding server and a ranking from a reranker.
   - The controller sends the requests with httpx, as a client would. The host sends them for servers that listen on a
-    remote host's loopback address, and for servers whose API key the controller does not know.
+    remote host's loopback address, that the controller cannot reach, or whose API key it does not know.
   - M(magi.llama.rollback) does not return to a deployment with a server that failed here. If the failure is the
     server's own fault, this holds until that server answers here.
 author: The magi.llama developers (@magi-llama)
@@ -34,8 +34,30 @@ options:
       - API key for servers that require one.
       - Without it, the host sends the requests, with a key from the servers' key file.
     type: str
+  request_from:
+    description:
+      - V(controller) sends the requests as a client would, and fails for a server that only the host can ask.
+      - V(host) sends all requests from the host.
+      - V(auto) sends them from the controller where it can reach the server, otherwise from the host.
+    type: str
+    choices: [auto, controller, host]
+    default: auto
+  host:
+    description:
+      - Address that the servers listen on, C(servers_host). The controller sends requests only to it and to the host's
+        own address in the inventory, never to one that the host reports.
+    type: str
+    default: 127.0.0.1
+  port_range_start:
+    description: First port of the range that the controller sends requests to.
+    type: int
+    default: 8080
+  port_range_end:
+    description: Last port of that range.
+    type: int
+    default: 8099
 requirements:
-  - httpx (on the controller)
+  - httpx (on the controller, where it sends requests)
 attributes:
   check_mode:
     support: full

@@ -13,6 +13,10 @@ ARGUMENTS = Arguments(
         "state_dir": {"type": "path", "required": True},
         "timeout": {"type": "float", "default": 60.0},
         "api_key": {"type": "str", "no_log": True},
+        "request_from": {"type": "str", "choices": ["auto", "controller", "host"], "default": "auto"},
+        "host": {"type": "str", "default": "127.0.0.1"},
+        "port_range_start": {"type": "int", "default": 8080},
+        "port_range_end": {"type": "int", "default": 8099},
     },
     filled_in={
         # Names of the servers that gave no answer, those of them that run and took the question, and those that gave
