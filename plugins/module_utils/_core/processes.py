@@ -28,7 +28,8 @@ LOADER = re.compile(r"ld-(linux|musl)[^/]*$")
 class Listener:
     """A listening TCP port. pid and command are None if only root may see the process.
 
-    pids lists every process with a socket on the port: SO_REUSEPORT allows several.
+    pids lists every process with a socket on the port: SO_REUSEPORT allows several. uids are the users whose sockets
+    they are, which every user may see.
     """
 
     port: int
@@ -36,6 +37,7 @@ class Listener:
     pid: int | None
     command: str | None
     pids: tuple[int, ...] = ()
+    uids: tuple[int, ...] = ()
 
     @property
     def holder(self) -> str:
@@ -77,28 +79,29 @@ def listeners(ports: Iterable[int], proc: str = "/proc", first: Sequence[int] = 
     first lists the PIDs that probably hold them: checking these first avoids a scan of all processes.
     """
     wanted = set(ports)
-    sockets: dict[str, tuple[int, str]] = {}
+    sockets: dict[str, tuple[int, str, int]] = {}
     for table in ("tcp", "tcp6"):
-        for port, address, inode in _listening(_read(f"{proc}/net/{table}")):
+        for port, address, inode, uid in _listening(_read(f"{proc}/net/{table}")):
             if port in wanted:
-                sockets[inode] = (port, address)
+                sockets[inode] = (port, address, uid)
     holders = _socket_holders(set(sockets), proc, first)
 
     found = {}
-    for port in sorted({port for port, _bound in sockets.values()}):
-        inodes = [inode for inode, (other, _bound) in sockets.items() if other == port]
+    for port in sorted({port for port, _bound, _uid in sockets.values()}):
+        inodes = [inode for inode, (other, _bound, _uid) in sockets.items() if other == port]
         addresses = tuple(dict.fromkeys(sockets[inode][1] for inode in inodes))
         pids = tuple(sorted({pid for inode in inodes for pid in holders.get(inode, ())}))
         pid = pids[0] if pids else None
-        found[port] = Listener(port, addresses, pid, None if pid is None else command_of(pid, proc), pids)
+        uids = tuple(sorted({sockets[inode][2] for inode in inodes}))
+        found[port] = Listener(port, addresses, pid, None if pid is None else command_of(pid, proc), pids, uids)
     return found
 
 
-def _listening(table: str) -> list[tuple[int, str, str]]:
-    """Return (port, address, inode) of each listening socket in the text of /proc/net/tcp or tcp6."""
+def _listening(table: str) -> list[tuple[int, str, str, int]]:
+    """Return (port, address, inode, user id) of each listening socket in the text of /proc/net/tcp or tcp6."""
     rows = (line.split() for line in table.splitlines()[1:])
     return [
-        (int(local.rsplit(":", 1)[1], 16), _address(local.rsplit(":", 1)[0]), row[9])
+        (int(local.rsplit(":", 1)[1], 16), _address(local.rsplit(":", 1)[0]), row[9], int(row[7]))
         for row in rows
         if len(row) > 9 and row[3] == TCP_LISTEN
         for local in (row[1],)
@@ -141,6 +144,12 @@ def _socket_inodes(pid: int, proc: str) -> set[str]:
         if target.startswith("socket:["):
             inodes.add(target[len("socket:[") : -1])
     return inodes
+
+
+def owner_of(pid: int, proc: str = "/proc") -> int | None:
+    """Return the user id of a process; None if it has ended."""
+    match = re.search(r"^Uid:\s+(\d+)", _read(f"{proc}/{pid}/status"), re.MULTILINE)
+    return int(match.group(1)) if match else None
 
 
 def command_of(pid: int, proc: str = "/proc") -> str | None:

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .._core.argv import flag_value
-from .._core.processes import command_of, listeners
+from .._core.http import request
+from .._core.processes import command_of, listeners, owner_of
 from .._launch.api_keys import first_key
 
 Server = Mapping[str, Any]
@@ -25,6 +26,9 @@ Server = Mapping[str, Any]
 PROBE_TIMEOUT = 1.0
 DEEP_TIMEOUT = 30.0
 PROBES_AT_ONCE = 8
+# The longest answers that are read: of /health, and of other requests. /props has the chat template.
+MAX_HEALTH_BYTES = 64 * 1024
+MAX_ANSWER_BYTES = 2**20
 
 TOKEN_REQUESTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "embedding": ("/v1/embeddings", {"input": "hello"}, "data"),
@@ -72,16 +76,15 @@ def probe_all(
     token_timeout = deep_timeout if deep else None
     if not servers:
         return {}
-    with ThreadPoolExecutor(max_workers=min(PROBES_AT_ONCE, len(servers))) as pool:
-        found = dict(
-            zip((str(server["name"]) for server in servers), pool.map(lambda s: ask_health(s, timeout), servers))
-        )
-        answering = [
-            server for server in servers if found[str(server["name"])].state not in ("loading", "not_listening")
-        ]
-        # One lookup for all servers: listing sockets is slow.
-        found.update(_foreign(answering, pids))
-        ready = [server for server in answering if found[str(server["name"])].state == "ready"]
+    # Before anything is sent: another process on the port gets no request and no API key. One lookup for all servers,
+    # because listing sockets is slow.
+    found = _foreign(servers, pids)
+    own = [server for server in servers if str(server["name"]) not in found]
+    if not own:
+        return found
+    with ThreadPoolExecutor(max_workers=min(PROBES_AT_ONCE, len(own))) as pool:
+        found.update(zip((str(server["name"]) for server in own), pool.map(lambda s: ask_health(s, timeout), own)))
+        ready = [server for server in own if found[str(server["name"])].state == "ready"]
         found.update(
             zip((str(server["name"]) for server in ready), pool.map(lambda s: _works(s, token_timeout, timeout), ready))
         )
@@ -90,7 +93,7 @@ def probe_all(
 
 def ask_health(server: Server, timeout: float) -> Probe:
     try:
-        code, _body = _ask(server, "GET", "/health", timeout)
+        code, _body = _ask(server, "GET", "/health", timeout, with_key=False)
     except ConnectionRefusedError:
         return Probe("not_listening")
     except socket.timeout:
@@ -118,9 +121,16 @@ def _foreign(servers: Sequence[Server], pids: Mapping[str, int | None]) -> dict[
     found = {}
     for server in servers:
         listener = held.get(int(server["port"]))
-        if listener is None or listener.pid is None:
+        if listener is None:
             continue
         pid = ours[listener.port]
+        if listener.pid is None:
+            # Only root sees which process it is, but anyone sees whose.
+            uid = owner_of(pid)
+            if uid is not None and any(other not in (uid, 0) for other in listener.uids):
+                detail = f"port {listener.port} is held by a process of another user (uid {listener.uids[0]})"
+                found[str(server["name"])] = Probe("wrong_identity", detail)
+            continue
         # Children of a server may hold its socket.
         others = [other for other in listener.pids if other != pid and not _descends(other, pid)]
         if others:
@@ -178,21 +188,14 @@ def _ask(
 
     Returns the status code and the JSON body, None if it is not JSON.
     """
-    headers = {"Content-Type": "application/json", "Connection": "close"}
     key = first_key(server.get("api_key_file")) if with_key else None
-    if key:
-        headers["Authorization"] = f"Bearer {key}"
-    connection = http.client.HTTPConnection(asked_address(str(server["host"])), int(server["port"]), timeout=timeout)
+    limit = MAX_HEALTH_BYTES if path == "/health" else MAX_ANSWER_BYTES
+    address = (asked_address(str(server["host"])), int(server["port"]))
+    code, text = request(address, method, path, seconds=timeout, limit=limit, body=body, key=key)
     try:
-        connection.request(method, path, None if body is None else json.dumps(body), headers)
-        response = connection.getresponse()
-        text = response.read()
-    finally:
-        connection.close()
-    try:
-        return response.status, json.loads(text)
-    except ValueError:
-        return response.status, None
+        return code, json.loads(text)
+    except (ValueError, RecursionError):
+        return code, None
 
 
 def asked_address(host: str) -> str:

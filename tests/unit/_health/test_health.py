@@ -11,6 +11,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from ansible_collections.magi.llama.plugins.module_utils._core import processes as processes_module
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import Process
 from ansible_collections.magi.llama.plugins.module_utils._deployment import record as record_module
 from ansible_collections.magi.llama.plugins.module_utils._health import (
@@ -461,6 +462,18 @@ def test_probe_of_foreign_process_is_not_healthy():
         planned.wait()
     assert found.state == "wrong_identity"
     assert f"is held by pid {os.getpid()} (" in found.detail
+    # It is looked at before anything is sent.
+    assert answering.headers == []
+
+
+def test_listener_of_another_user_that_only_root_sees_is_foreign(monkeypatch):
+    hidden = processes_module.Listener(8080, ("127.0.0.1",), None, None, (), (4711,))
+    monkeypatch.setattr(probe_module, "listeners", lambda ports, first: {8080: hidden})
+    found = probe_module.probe(server(port=8080), os.getpid())
+    assert (found.state, found.detail) == (
+        "wrong_identity",
+        "port 8080 is held by a process of another user (uid 4711)",
+    )
 
 
 @pytest.mark.parametrize(
