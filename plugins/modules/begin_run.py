@@ -36,7 +36,9 @@ options:
     description: Path of C(supervisord), by default the one found in O(state_dir) or C(PATH).
     type: path
   api_key_file:
-    description: File with the servers' API keys, checked with O(validate_launch).
+    description:
+      - File with the servers' API keys, checked with O(validate_launch).
+      - V(auto) is the file C(api-keys) in O(state_dir). If it is missing, it is generated with one random key.
     type: path
   user_groups:
     description: Further groups of the servers' user, existing or planned.
@@ -134,6 +136,11 @@ ansible_facts:
           description: A text that changes when the file with the API keys does, empty where there is none.
           type: str
           sample: "65.1795322818849461308.2179077"
+        hands_over_keys:
+          description: >-
+            Whether the service manager reads the API key file for the servers, so that root alone must be able to read
+            it; false without such a file.
+          type: bool
         stray_variables:
           description: Names of variables that systemd sets for every service, and that llama-server would obey.
           type: list
@@ -146,7 +153,12 @@ from ansible_collections.magi.llama.plugins.module_utils._core.basic import Modu
 from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import Run, acquire, describe_holder
-from ansible_collections.magi.llama.plugins.module_utils._launch.api_keys import check_key_file
+from ansible_collections.magi.llama.plugins.module_utils._launch.api_keys import (
+    AUTO,
+    check_key_file,
+    generate_key_file,
+    key_file,
+)
 from ansible_collections.magi.llama.plugins.module_utils._services.host_facts import host_facts, refuse_user
 from ansible_collections.magi.llama.plugins.module_utils._services.table import find_manager
 
@@ -158,11 +170,16 @@ def main() -> None:
 def run(module: Module) -> dict:
     given = {**module.params, "state_dir": plain_path(module.params["state_dir"])}
     facts = host_facts(given, module.get_bin_path)
+    keys = key_file(given["api_key_file"], given["state_dir"]) if given["validate_launch"] else None
+    if keys:
+        # The servers' user need not read a file that the service manager reads for it.
+        facts["hands_over_keys"] = find_manager(facts["service_manager"]).key_path("a", keys) != keys
+    is_generated = given["api_key_file"] == AUTO
     if given["validate_launch"]:
         refuse_user(facts, given["allow_root"])
-        if given["api_key_file"]:
+        if keys and not is_generated:
             try:
-                facts["api_key_stamp"] = _check_keys(module, facts)
+                facts["api_key_stamp"] = _check_keys(module, facts, keys)
             except MagiError as error:
                 if not module.check_mode:
                     raise
@@ -173,15 +190,18 @@ def run(module: Module) -> dict:
     if not module.check_mode:
         this = Run(**given["run"])
         other = describe_holder(acquire(given["state_dir"], this, dead=given["dead"]), this.id)
-    return {"changed": False, "holder": other, "ansible_facts": {"llama_host": facts}}
+    has_generated = False
+    if keys and is_generated and other is None:
+        has_generated = generate_key_file(keys, dry_run=module.check_mode)
+        if not (has_generated and module.check_mode):
+            facts["api_key_stamp"] = check_key_file(keys, None).stamp
+    return {"changed": has_generated, "holder": other, "ansible_facts": {"llama_host": facts}}
 
 
-def _check_keys(module: Module, facts: dict) -> str:
+def _check_keys(module: Module, facts: dict, path: str) -> str:
     """Return the stamp of the key file, with warnings."""
-    path, user = module.params["api_key_file"], facts["user"]
-    # The servers' user need not read a file that the service manager reads for it.
-    handed_over = find_manager(facts["service_manager"]).key_path("a", path) != path
-    keys = check_key_file(path, None if handed_over else user, module.params["user_groups"])
+    user = None if facts["hands_over_keys"] else facts["user"]
+    keys = check_key_file(path, user, module.params["user_groups"])
     for warning in keys.warnings:
         module.warn(warning)
     return keys.stamp

@@ -103,6 +103,11 @@ ansible_facts:
           description: A text that changes with the API key file; empty if there is no such file.
           type: str
           sample: "65.1795322818849461308.2179077"
+        hands_over_keys:
+          description: >-
+            Whether the service manager reads the API key file for the servers, so that root alone must be able to read
+            it; false without such a file.
+          type: bool
         stray_variables:
           description: Names of variables that systemd sets for every service, and that llama-server would obey.
           type: list

@@ -61,8 +61,16 @@ options:
     type: str
     default: 127.0.0.1
   api_key_file:
-    description: File on the host with the servers' API keys, one per line.
+    description:
+      - File on the host with the servers' API keys, one per line.
+      - V(auto) is the file C(api-keys) in O(state_dir), which M(magi.llama.begin_run) generates.
     type: path
+  allow_powerful:
+    description:
+      - Allow parameters that give clients power over the host, such as C(tools), C(rpc) or C(media_path), for servers
+        with an API key.
+    type: bool
+    default: false
   stop_timeout:
     description: Seconds between SIGTERM and SIGKILL.
     type: int
@@ -174,6 +182,7 @@ from ansible_collections.magi.llama.plugins.module_utils._deployment.record impo
     read_record,
 )
 from ansible_collections.magi.llama.plugins.module_utils._deployment.state_files import deployed
+from ansible_collections.magi.llama.plugins.module_utils._launch.api_keys import key_file
 from ansible_collections.magi.llama.plugins.module_utils._models.registry_file import require
 from ansible_collections.magi.llama.plugins.module_utils._plan.differences import (
     drift,
@@ -198,6 +207,7 @@ def main() -> None:
 def run(module: Module) -> dict:
     given = module.params
     given["state_dir"] = plain_path(given["state_dir"])
+    given["api_key_file"] = key_file(given["api_key_file"], given["state_dir"])
     registry = given["registry"] or require(given["registry_path"])
     try:
         record = read_record(given["state_dir"])

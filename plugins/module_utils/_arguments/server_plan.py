@@ -21,6 +21,7 @@ ARGUMENTS = Arguments(
         "port_range_end": {"type": "int", "default": 8099},
         "host": {"type": "str", "default": "127.0.0.1"},
         "api_key_file": {"type": "path", "no_log": False},
+        "allow_powerful": {"type": "bool", "default": False},
         "stop_timeout": {"type": "int", "default": 30},
         "memory_overcommit": {"type": "bool", "default": False},
         "move_on_conflict": {"type": "bool", "default": False},

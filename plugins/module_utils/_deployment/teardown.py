@@ -20,6 +20,7 @@ from .._core.processes import all_processes, command_of
 from .._core.run_lock import lock_path
 from .._health.observations import ObservedError, observed_path, ready_revisions
 from .._health.observations import old_path as old_observations
+from .._launch.api_keys import generated_path
 from .._launch.config_files import stale_files
 from .._models.registry_file import partial_path
 from .._runtime.prefix_manifest import new_prefix, previous_prefix, read_manifest, staged_prefix
@@ -41,6 +42,8 @@ def owned_paths(
     """Paths of what we made and what is there, files and whole folders; prefixes without our manifest are not ours."""
     configs = stale_files(managed_files(state_dir), [])
     paths = [*configs, deployment_path(state_dir), observed_path(state_dir)]
+    # Only a generated one: any other key file belongs to the user.
+    paths.append(generated_path(state_dir))
     paths += [*old_paths(state_dir), old_observations(state_dir)]
     paths += [registry_path, partial_path(registry_path)]
     names = _server_names(state_dir)

@@ -41,6 +41,7 @@ class Settings:
     host: str = "127.0.0.1"
     api_key_file: str | None = None
     key_path: Callable[[str, str], str] = _unchanged
+    allow_powerful: bool = False
     stop_timeout: int = 30
     memory_overcommit: bool = False
     move_on_conflict: bool = False
@@ -63,6 +64,7 @@ def settings_of(
         host=given["host"],
         api_key_file=given["api_key_file"],
         key_path=key_path,
+        allow_powerful=given["allow_powerful"],
         stop_timeout=given["stop_timeout"],
         memory_overcommit=given["memory_overcommit"],
         move_on_conflict=given["move_on_conflict"],

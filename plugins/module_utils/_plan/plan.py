@@ -21,6 +21,7 @@ from .._runtime.flags import FlagError
 from .._runtime.render_flags import canonical_parameters, render_flags
 from .differences import stopped_server, with_action
 from .document import PLAN
+from .exposure import exposure_defaults, refuse_powerful
 from .gpu import vram_per_gpu
 from .inputs import Host, PlanError, Server, Settings
 from .memory import estimate, slot_context
@@ -233,7 +234,9 @@ def _server(
     flags = runtime.get("flags") or {}
     try:
         effective = effective_parameters(model, parameters)
+        effective.update(exposure_defaults(canonical_parameters(effective, flags), flags, bool(settings.api_key_file)))
         canonical = canonical_parameters(effective, flags)
+        refuse_powerful({**parameters, **canonical}, settings)
         batch = _whole_inputs(model, canonical, runtime)
         effective, canonical = {**effective, **batch}, {**canonical, **batch}
         rendered = render_flags(effective, flags)
@@ -248,7 +251,7 @@ def _server(
             companion_bytes=companions.get(str(canonical.get("mmproj")), 0),
         )
         memory["gpu_bytes"] = vram_per_gpu(memory["vram_bytes"], memory["gpu_fixed_bytes"], canonical, host.gpus)
-    except (FlagError, EstimateError) as error:
+    except (FlagError, EstimateError, PlanError) as error:
         raise PlanError(f'profile "{profile["name"]}" ({profile["source"]}), server {name}: {error}') from error
     argv = [str(runtime["path"]), "--model", str(model["path"]), "--alias", str(model["id"])]
     argv += ["--host", settings.host, "--port", str(port), *rendered]

@@ -65,6 +65,14 @@ def render_flags(parameters: Mapping[str, Any], flags: Flags) -> list[str]:
     return argv
 
 
+def has_flag(name: str, flags: Flags) -> bool:
+    """Return whether this binary accepts a parameter of this name; false without flags."""
+    if not flags:
+        return False
+    found = _index(flags_from_fact(flags)).get(name)
+    return found is not None and not found[0].removed
+
+
 def _refuse_managed(key: str) -> None:
     reason = MANAGED_FLAGS.get(key) or (DOWNLOAD_REASON if PRESET_FLAG.fullmatch(key) else None)
     if reason:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 _MODEL = "the model comes from the profile's enabled_models, found in the model folders of the host"
 _SECRET = "a key on a command line shows in ps; put the keys in a file on the host and set servers_api_key_file"
@@ -88,3 +89,23 @@ ON_OFF_FLAGS = ("flash_attn", "fit", "log_colors", "reasoning")
 
 # Presets that download a model.
 PRESET_FLAG = re.compile(r"(embd|fim|gpt_oss|tts|vision)_.+_(default|spec)")
+
+# Parameters that give clients power over the host: they run commands, read or write files, or send requests from it. By
+# family, since new builds bring new ones.
+_POWERFUL_WORDS = {
+    *("tool", "tools", "agent", "agents", "mcp", "proxy", "rpc"),
+    *("exec", "shell", "command", "commands", "plugin", "plugins", "script", "scripts"),
+}
+_POWERFUL_ENDS = ("path", "paths", "dir", "dirs", "folder", "directory")
+_POWERFUL_NAMES = ("props",)
+
+
+def is_powerful(name: str, value: Any) -> bool:
+    """Return whether a parameter with this value gives clients of a server power over its host."""
+    words = name.split("_")
+    if words[0] == "no":
+        # The opposite is the safe choice, and its own opposite is not.
+        words, value = words[1:], value is False
+    if value in (None, False, "off", "false", "none", ""):
+        return False
+    return bool(_POWERFUL_WORDS & set(words)) or words[-1] in _POWERFUL_ENDS or "_".join(words) in _POWERFUL_NAMES

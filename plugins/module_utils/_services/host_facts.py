@@ -41,6 +41,7 @@ def host_facts(given: Mapping[str, Any], find_program: Callable[[str], str | Non
         "service_manager_missing": manager.is_missing(found),
         "root": os.geteuid() == 0,
         "api_key_stamp": "",
+        "hands_over_keys": False,
         **found,
         **_account(given["user"]),
     }

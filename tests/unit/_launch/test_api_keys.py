@@ -20,7 +20,11 @@ from ansible_collections.magi.llama.plugins.module_utils._launch.api_keys import
     Keys,
     check_key_file,
     first_key,
+    generate_key_file,
     parse_keys,
+)
+from ansible_collections.magi.llama.plugins.module_utils._launch.api_keys import (
+    key_file as key_file_of,
 )
 from support.architectures import write_model
 
@@ -143,3 +147,16 @@ def test_file_that_others_may_change_is_refused_and_one_they_may_read_warned_of(
 def test_relative_path_is_refused() -> None:
     with pytest.raises(KeyFileError, match="servers_api_key_file is keys: set it to an absolute path"):
         check_key_file("keys", None)
+
+
+def test_generated_key_is_kept_and_for_its_owner_only(tmp_path: Path) -> None:
+    path = key_file_of("auto", str(tmp_path / "state"))
+    assert path == f"{tmp_path}/state/api-keys"
+    assert generate_key_file(path, dry_run=True) and not os.path.exists(path)
+    assert generate_key_file(path)
+    assert os.stat(path).st_mode & 0o777 == 0o600
+    key = first_key(path)
+    assert key is not None and len(key) >= 40
+    assert not generate_key_file(path) and first_key(path) == key
+    assert check_key_file(path, None).warnings == ()
+    assert [key_file_of(given, "/s") for given in (None, "", "/etc/keys")] == [None, None, "/etc/keys"]
