@@ -86,10 +86,22 @@ def prepare(root: Path, version: str) -> bool:
     if not list((root / "changelogs/fragments").glob("*.yml")):
         raise ReleaseError("changelogs/fragments has no fragment, so there is nothing to release.")
     set_version(galaxy, "version: ", version)
+    if not released:
+        fold_fixes(root / "changelogs/fragments")
     # What modules read on a host, where there is no galaxy.yml.
     set_version(root / "plugins/module_utils/_core/version.py", "COLLECTION_VERSION = ", f'"{version}"')
     run([BIN / "antsibull-changelog", "release", "--version", version], root)
     return True
+
+
+def fold_fixes(fragments: Path) -> None:
+    """Move bug fixes to the section that is not shown: before the first release no one has had the bugs."""
+    for path in fragments.glob("*.yml"):
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        fixes = content.pop("bugfixes", [])
+        if fixes:
+            content["trivial"] = [*content.get("trivial", []), *fixes]
+            path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
 
 def set_version(path: Path, key: str, version: str) -> None:

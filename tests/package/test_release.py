@@ -19,6 +19,7 @@ from support.pythons import ROOT
 from .conftest import REPOSITORY
 
 LATER = "7.8.9"
+BIN = ROOT / ".venv/bin"
 
 
 @pytest.fixture
@@ -56,7 +57,8 @@ def test_a_release_has_version_changelog_artifact_and_checksum(checkout: Path) -
     assert done.returncode == 0, done.stderr
     assert yaml.safe_load((checkout / "galaxy.yml").read_text())["version"] == LATER
     assert not list((checkout / "changelogs/fragments").glob("*.yml"))
-    assert f"v{LATER}" in (checkout / "CHANGELOG.md").read_text().replace("\\", "")
+    changelog = (checkout / "CHANGELOG.md").read_text().replace("\\", "")
+    assert f"v{LATER}" in changelog and "Bugfixes" not in changelog
     name = f"magi-llama-{LATER}.tar.gz"
     subprocess.run(["sha256sum", "--check", "--quiet", f"{name}.sha256"], cwd=checkout / "dist", check=True)
     with tarfile.open(checkout / "dist" / name) as archive:
@@ -69,6 +71,13 @@ def test_a_release_has_version_changelog_artifact_and_checksum(checkout: Path) -
     assert {about[key] for key in ("repository", "homepage")} == {REPOSITORY}
     assert about["issues"] == f"{REPOSITORY}/issues"
     assert about["documentation"] == f"{REPOSITORY}#readme"
+
+    # The released tree passes what lint checks of it, with this checkout's tools.
+    for command in (["yamllint", "--strict", "."], ["codespell"], ["antsibull-changelog", "lint"]):
+        lint = subprocess.run(
+            [BIN / command[0], *command[1:]], cwd=checkout, capture_output=True, text=True, check=False
+        )
+        assert lint.returncode == 0, lint.stdout + lint.stderr
 
     # At the tag, only the artifact is built again.
     commit(checkout)
@@ -99,6 +108,14 @@ def test_a_wrong_version_or_address_is_refused(
 ) -> None:
     assert release.main([version, repository]) == 1
     assert says in capsys.readouterr().err
+
+
+def test_first_release_does_not_show_fixes_of_what_was_never_released(tmp_path: Path) -> None:
+    (tmp_path / "a.yml").write_text("bugfixes: [b]\nminor_changes: [m]\ntrivial: [t]\n")
+    (tmp_path / "b.yml").write_text("minor_changes: [n]\n")
+    release.fold_fixes(tmp_path)
+    folded = {path.name: yaml.safe_load(path.read_text()) for path in tmp_path.iterdir()}
+    assert folded == {"a.yml": {"minor_changes": ["m"], "trivial": ["t", "b"]}, "b.yml": {"minor_changes": ["n"]}}
 
 
 def test_prereleases_come_before_their_release() -> None:
