@@ -14,7 +14,8 @@ description:
   - Renders one launch config for each server of a plan from a template of the calling role, and writes them and the
     record of what is deployed in one call for any number of servers.
   - Either all files are written or none. Launch configs of servers that are no longer in the plan are removed.
-  - A deployment whose servers were all ready is kept when it is replaced, for M(magi.llama.rollback).
+  - A deployment whose servers were all ready is kept when another takes its place, for M(magi.llama.rollback). Launch
+    configs that are written again for the same servers with the same revisions are no other deployment.
   - Does not start or stop servers; use M(magi.llama.server_state).
 author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:
@@ -124,7 +125,7 @@ def run(module: Module) -> dict:
     record = record_of(PLAN.load(given["plan"]), given["service_manager"])
     refuse_foreign(configs, managed)
     launch, stale = files_to_write(configs), stale_files(managed, [file.path for file in configs])
-    before = snapshot_if_good(given["state_dir"], record, launch, stale)
+    before = snapshot_if_good(given["state_dir"], record)
     state, old = state_files(given["state_dir"], record, before)
     # State files are written first, so that the next run detects an interrupted one.
     write, remove = [*state, *launch], [*stale, *old]

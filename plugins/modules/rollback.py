@@ -13,7 +13,7 @@ version_added: 0.1.0
 description:
   - Restores the launch configs, the record and the llama-server of the last earlier deployment whose servers were all
     ready, from the copies that M(magi.llama.launch_configs) and M(magi.llama.runtime) keep on the host.
-  - Changes nothing if that deployment is already in place.
+  - Fails if there is no such deployment, or if it is the one that runs already, as after a rollback.
   - Does not start or stop servers. The fact C(llama_plan) has the actions for M(magi.llama.server_state).
 author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:
@@ -41,7 +41,9 @@ attributes:
   diff_mode:
     support: full
   idempotent:
-    support: full
+    support: partial
+    details:
+      - Where the previous deployment runs already there is nothing to return to, which is an error.
   action:
     support: full
     description: Passes the id of the run to the host.
@@ -107,6 +109,7 @@ from ansible_collections.magi.llama.plugins.module_utils._deployment.rollback im
     planned,
     prefixes_to_restore,
     read_previous,
+    refuse_current,
     starting,
 )
 from ansible_collections.magi.llama.plugins.module_utils._deployment.state_files import state_files
@@ -131,10 +134,13 @@ def run(module: Module) -> dict:
     state_dir = plain_path(given["state_dir"])
     before = read_previous(state_dir) if given["keep_binary"] else deployment_before(state_dir)
     restored = prefixes_to_restore(before, lambda path: _identity(path, given), given["keep_binary"])
-    servers = planned(before, _deployed(state_dir), processes(state_dir))
+    now = _deployed(state_dir)
+    servers = planned(before, now, processes(state_dir))
+    if not restored:
+        refuse_current(state_dir, before, now, servers)
     launch = files_to_write(before.files)
     stale = stale_files(managed_files(state_dir), [file.path for file in before.files])
-    # It is also kept as the previous deployment, so that a second rollback changes nothing.
+    # It is also kept as the previous deployment, so that a second rollback never goes to the one that did not work.
     state, old = state_files(state_dir, before.record, before)
     write, remove = [*state, *launch], [*stale, *old]
     diff = [_diff(file.path, file.content.decode()) for file in launch] + [_diff(path, "") for path in stale]

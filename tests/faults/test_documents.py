@@ -71,9 +71,11 @@ def test_plan_is_valid(bed: Bed, tmp_path: Path) -> None:
 
 @pytest.fixture
 def old(bed: Bed) -> Bed:
-    """The host with the state of an older version, including a previous deployment."""
+    """The host with the state of an older version, including a previous deployment, and launch configs of its own."""
     bed.run("site", "-e", "profile=other")
     put_back(bed.state)
+    for config in (bed.state / "supervisor").glob("**/*.conf"):
+        config.write_text(f"; As an older template has it.\n{config.read_text()}")
     assert {path.name for path in bed.state.iterdir()} >= set(OLD)
     return bed
 
@@ -90,8 +92,13 @@ def test_state_of_older_version_is_migrated_without_restart(old: Bed) -> None:
     check_state(old)
     assert old.run("site", "-e", "profile=other").changed == 0
     assert old.pids() == pids
+    # The launch configs were written again, and the rollback still reaches the deployment before.
     old.run("rollback").expect("2 of 2 ready")
     assert set(old.pids()) == {Q3, Q4}
+    assert read(old.state / "deployment.json")["deployed"]["profile"] == "pair"
+    back = old.pids()
+    old.run("rollback", code=2).expect("There is nothing to roll back to", "profile pair")
+    assert old.pids() == back
     assert old.run("site").changed == 0
 
 

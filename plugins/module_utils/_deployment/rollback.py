@@ -73,20 +73,17 @@ def prefix_of(path: str) -> str:
     return os.path.dirname(os.path.dirname(path))
 
 
-def snapshot_if_good(
-    state_dir: str, record: Mapping[str, Any], launch: Sequence[File], remove: Sequence[str]
-) -> Deployment | None:
-    """What is deployed now, where it is good and the new record and configs differ from it.
+def snapshot_if_good(state_dir: str, record: Mapping[str, Any]) -> Deployment | None:
+    """What is deployed now, where it is good and the new record is of another deployment.
 
-    launch are the launch configs that are to be written, remove the paths of those that are to go.
+    The same servers with the same revisions are the same deployment, also where their launch configs are written again,
+    as after an update of the collection: what was deployed before them stays the one to return to.
     """
     try:
         now = read_record(state_dir)
     except DamagedRecordError:
         return None
-    if not is_good(state_dir, now):
-        return None
-    if not launch and not remove and revisions(now) == revisions(record):
+    if not is_good(state_dir, now) or revisions(now) == revisions(record):
         return None
     try:
         deployment = Deployment(now, _deployed_files(state_dir, now))
@@ -135,12 +132,12 @@ def read_previous(state_dir: str) -> Deployment:
     try:
         deployment = read_previous_deployment(state_dir)
     except DamagedRecordError as error:
-        raise RollbackError(f"{error} Until then there is nothing to return to.") from error
+        raise RollbackError(f"{error} Until then there is nothing to roll back to.") from error
     except RecordError as error:
         raise RollbackError(str(error)) from error
     if deployment is None:
         raise RollbackError(
-            f"There is nothing to return to: {deployment_path(state_dir)} keeps a deployment whose servers were all "
+            f"There is nothing to roll back to: {deployment_path(state_dir)} keeps a deployment whose servers were all "
             "ready when another replaces it, and has none. Fix the cause and run site.yml."
         )
     return deployment
@@ -197,6 +194,25 @@ def planned(
         for name, server in sorted(known.items())
         if name not in names
     ]
+
+
+def refuse_current(
+    state_dir: str, deployment: Deployment, now: Sequence[Mapping[str, Any]], servers: Sequence[Mapping[str, Any]]
+) -> None:
+    """Raise RollbackError where the deployment to return to is the one that is deployed and runs.
+
+    now are the deployed servers, servers those of the deployment with their actions.
+    """
+    if revisions(deployment.record) != revisions({"servers": now}):
+        return
+    if any(server["action"] != "keep" for server in servers):
+        # A rollback that was interrupted is completed.
+        return
+    raise RollbackError(
+        f"There is nothing to roll back to: the deployment that {deployment_path(state_dir)} keeps as the previous one "
+        f"(profile {deployment.record['profile']}) is the one that runs, as after a rollback. For another one set its "
+        "profile and models and run site.yml."
+    )
 
 
 def starting(deployment: Deployment) -> dict[str, Any]:

@@ -68,8 +68,7 @@ class Host:
 
     def snapshot_if_good(self, **revisions: str) -> Deployment | None:
         """The snapshot that would be kept if these replaced the current deployment."""
-        configs = [file for file in self.configs(**revisions) if not exists(file)]
-        found = rollback.snapshot_if_good(self.state_dir, self.record(**revisions), configs, [])
+        found = rollback.snapshot_if_good(self.state_dir, self.record(**revisions))
         if found is None:
             return None
         write_all(state_files(self.state_dir, self.record(**revisions), found)[0])
@@ -82,10 +81,6 @@ class Host:
         folder = Path(f"{self.prefix}{part}")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "manifest.json").write_text(json.dumps({**MARK, **entries} if entries else {}))
-
-
-def exists(file: File) -> bool:
-    return Path(file.path).exists() and Path(file.path).read_bytes() == file.content
 
 
 @pytest.fixture
@@ -133,11 +128,24 @@ def test_failed_attempts_keep_last_good_deployment(host: Host) -> None:
     assert rollback.revisions(rollback.read_previous(host.state_dir).record) == {"a": "r1"}
 
 
-def test_template_change_makes_new_deployment(host: Host) -> None:
+@pytest.mark.parametrize("leftover", [False, True])
+def test_configs_rewritten_for_the_same_revisions_keep_the_deployment_before(host: Host, leftover: bool) -> None:
+    """As in the first run after an update of the collection, which changes a comment of the templates."""
     host.deploy(a="r1")
     host.ready(a="r1")
-    other = [File(find_manager("supervisor").config_path(host.state_dir, "a"), b"another template")]
-    assert rollback.snapshot_if_good(host.state_dir, host.record(a="r1"), other, []) is not None
+    assert host.snapshot_if_good(a="r2") is not None
+    host.deploy(a="r2")
+    host.ready(a="r2")
+    for file in host.configs(a="r2"):
+        Path(file.path).write_bytes(b"; older\n" + file.content)
+    if leftover:
+        # A launch config that no server of the record has is removed by the next run.
+        write_all(host.configs(leftover="r0"))
+    before = rollback.read_previous(host.state_dir)
+    assert rollback.snapshot_if_good(host.state_dir, host.record(a="r2")) is None
+    write_all([*state_files(host.state_dir, host.record(a="r2"))[0], *host.configs(a="r2")])
+    assert rollback.read_previous(host.state_dir) == before
+    assert rollback.revisions(rollback.deployment_before(host.state_dir).record) == {"a": "r1"}
 
 
 @pytest.mark.parametrize("damage", ["record", "config", "nothing"])
@@ -149,16 +157,16 @@ def test_incomplete_deployment_is_not_kept(host: Host, damage: str) -> None:
         Path(deployment_path(host.state_dir)).write_text("{")
     if damage == "config":
         Path(host.state_dir, "supervisor", "supervisord.conf").unlink()
-    assert rollback.snapshot_if_good(host.state_dir, host.record(a="r2"), host.configs(a="r2"), []) is None
+    assert rollback.snapshot_if_good(host.state_dir, host.record(a="r2")) is None
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "nothing to return to.*deployment.json.*site.yml"),
+        (None, "nothing to roll back to.*deployment.json.*site.yml"),
         ("{", "is damaged"),
         ('{"schema_version": 1}', "is damaged"),
-        ('{"schema_version": 2}', "nothing to return to"),
+        ('{"schema_version": 2}', "nothing to roll back to"),
         ('{"schema_version": 2, "previous": {"deployed": {}}}', "is damaged"),
         ('{"schema_version": 99, "previous": null}', "newer magi.llama"),
     ],
@@ -280,6 +288,29 @@ def test_rollback_plan(host: Host) -> None:
     actions = {name: server["action"] for name, server in plan.items()}
     assert actions == {"a": "restart", "b": "keep", "c": "start", "d": "stop", "e": "stop"}
     assert plan["a"]["revision"] == "r1"
+
+
+@pytest.mark.parametrize(
+    ("now", "running", "refused"),
+    [
+        ({"a": "r1", "b": "r1"}, {"a": "r1", "b": "r1"}, True),
+        # A rollback that was interrupted after it had written the files.
+        ({"a": "r1", "b": "r1"}, {"a": "r1", "b": "r2"}, False),
+        ({"a": "r1", "b": "r1"}, {"a": "r1"}, False),
+        ({"a": "r1", "b": "r1"}, {"a": "r1", "b": "r1", "c": "r2"}, False),
+        # The deployed one is another, which has not been launched.
+        ({"a": "r1", "b": "r2"}, {"a": "r1", "b": "r1"}, False),
+        ({"a": "r1"}, {"a": "r1", "b": "r1"}, False),
+    ],
+)
+def test_rollback_to_what_runs_is_refused(host: Host, now: dict, running: dict, refused: bool) -> None:
+    before, deployed = Deployment(host.record(a="r1", b="r1"), ()), host.record(**now)["servers"]
+    servers = rollback.planned(before, deployed, {name: process(name, revision) for name, revision in running.items()})
+    if not refused:
+        rollback.refuse_current(host.state_dir, before, deployed, servers)
+        return
+    with pytest.raises(RollbackError, match=r"nothing to roll back to: .*deployment.json .*profile p.* is the one"):
+        rollback.refuse_current(host.state_dir, before, deployed, servers)
 
 
 def test_rollback_keeps_start_settings(host: Host) -> None:
