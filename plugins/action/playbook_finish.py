@@ -33,9 +33,10 @@ class ActionModule(HostAction):
         result["changed"] = False
         own = failure(task_vars)
         if own:
-            where = f'The playbook stopped here at the task "{own["task"]}": ' if own["task"] else ""
+            # That task has shown its error already; no task has shown why a host was out of reach.
+            where = f'The playbook stopped here at the task "{own["task"]}".' if own["task"] else None
             first = (str(own["error"]).splitlines() or [""])[0]
-            return {**result, "unreachable" if own["unreachable"] else "failed": True, "msg": f"{where}{first}"}
+            return {**result, "unreachable" if own["unreachable"] else "failed": True, "msg": where or first}
         behind = _gates(words(arguments["fail_on"]), arguments["status"], arguments["drift"])
         return {**result, "failed": bool(behind), "msg": "\n".join(behind)} if behind else result
 

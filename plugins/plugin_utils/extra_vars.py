@@ -7,12 +7,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from ansible.module_utils.common.validation import check_type_bool, check_type_float, check_type_int
+from ansible_collections.magi.llama.plugins.module_utils._plan.profile import near
 
 SPEC = Path(__file__).parents[2] / "meta/extra_vars.yml"
 NUMBERS = {"int": check_type_int, "float": check_type_float}
@@ -28,10 +29,17 @@ def errors(options: Mapping[str, Mapping[str, Any]], values: Mapping[str, Any]) 
     """Return an error for each value that its option does not accept; options and values are by variable name."""
     found = ((name, values[name], _error(option, values[name])) for name, option in options.items() if name in values)
     return [
-        f"{name} has an invalid value: {error}." if options[name].get("no_log") else f"{name} is {value}: {error}."
+        f"{name} has an invalid value: {error}."
+        if options[name].get("no_log")
+        else f"{name} is {_shown(value)}: {error}{'' if error.endswith('?') else '.'}"
         for name, value, error in found
         if error
     ]
+
+
+def _shown(value: Any) -> str:
+    """Return the value for an error; text is quoted, so that it does not read as part of the sentence."""
+    return f'"{value}"' if isinstance(value, str) else str(value)
 
 
 def words(value: Any) -> list[str]:
@@ -54,7 +62,7 @@ def _error(option: Mapping[str, Any], value: Any) -> str | None:
     if kind in ("str", "path") and not isinstance(value, (str, int, float)):
         return "it is a text"
     if "choices" in option and value not in option["choices"]:
-        return f"it is one of {', '.join(option['choices'])}"
+        return f"it is one of {', '.join(option['choices'])}{_suggestion([str(value)], option['choices'])}"
     return None
 
 
@@ -74,11 +82,19 @@ def _list_error(option: Mapping[str, Any], value: Any) -> str | None:
     except yaml.YAMLError:
         elements = [str(value)]
     if "choices" in option and not set(elements) <= set(option["choices"]):
-        return f"it takes {', '.join(option['choices'])}, or several of them separated by commas"
+        suggestion = _suggestion(elements, option["choices"])
+        return f"it takes {', '.join(option['choices'])}, or several of them separated by commas{suggestion}"
     pattern = option.get("pattern", "")
     if pattern and not (elements and all(re.fullmatch(pattern, element) for element in elements)):
         return f"it is a list such as {option['example']}"
     return None
+
+
+def _suggestion(values: Sequence[str], choices: Sequence[str]) -> str:
+    """Return the end of an error that suggests the nearest choices: ; did you mean "x"? Empty if none is near."""
+    close = [near(value, choices)[:1] for value in values if value not in choices]
+    names = list(dict.fromkeys(f'"{name}"' for found in close for name in found))
+    return f"; did you mean {' and '.join(names)}?" if names else ""
 
 
 def _converts(convert: Any, value: Any) -> bool:

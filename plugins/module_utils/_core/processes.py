@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 STATE_MARKER = "MAGI_LLAMA_STATE"
 NAME_MARKER = "MAGI_LLAMA_SERVER"
 MARKER_PREFIX = "MAGI_LLAMA_"
+# The reason for the restart of a process that another service manager has started begins with this.
+MANAGER_CHANGED = "service manager changed"
 # These variables override a server's command line. Only names are kept: a value may be an API key.
 STRAY_VARIABLE = re.compile(r"^(LLAMA_ARG_\w+|LLAMA_API_KEY|AIP_\w+)=", re.MULTILINE)
 

@@ -93,8 +93,12 @@ def release(state_dir: str, run_id: str) -> bool:
     with contextlib.suppress(OSError, OwnershipError), _opened(state_dir, os.O_RDWR) as descriptor:
         found = _read(descriptor)
         if found is not None and found.run.id == run_id:
-            # Truncated, not removed: another run may have the file open. This also works on a full disk.
+            # Truncated first: this also works on a full disk.
             os.ftruncate(descriptor, 0)
+            with contextlib.suppress(OSError):
+                if os.listdir(state_dir) == [os.path.basename(lock_path(state_dir))]:
+                    # Nothing is deployed, as after a refusal: leave no file behind.
+                    os.unlink(lock_path(state_dir))
             return True
     return False
 
@@ -134,12 +138,25 @@ def renew(state_dir: str, run_id: str | None, lease: float = LEASE_SECONDS) -> N
 @contextlib.contextmanager
 def _opened(state_dir: str, flags: int) -> Iterator[int]:
     require_trusted(lock_path(state_dir))
-    descriptor = os.open(lock_path(state_dir), flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    descriptor = _locked(lock_path(state_dir), flags)
     try:
-        # Held briefly, to serialise the writes of concurrent modules.
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield descriptor
     finally:
+        os.close(descriptor)
+
+
+def _locked(path: str, flags: int) -> int:
+    """Open the file with flock, held briefly to serialise the writes of concurrent modules."""
+    while True:
+        descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # A release may have removed the file between the two calls: then another run opens a new one.
+            if os.fstat(descriptor).st_nlink > 0:
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
         os.close(descriptor)
 
 

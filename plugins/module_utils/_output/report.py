@@ -70,7 +70,7 @@ def runtime_lines(runtime: Mapping[str, Any], tried: Sequence[Mapping[str, str]]
     lines = [f"llama-server {what}, {runtime['path']}, method {runtime['source']}"]
     # Only the reason: the advice after it is for hosts without any llama-server.
     return lines + [
-        f"      not {entry['method']}: {entry['result'].partition('. ')[0].rstrip('.')}"
+        f"      method {entry['method']}: not used, {entry['result'].partition('. ')[0].rstrip('.')}"
         for entry in tried
         if entry["method"] != runtime["source"]
     ]

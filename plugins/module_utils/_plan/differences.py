@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .._core.processes import Process
+from .._core.processes import MANAGER_CHANGED, Process
 from .inputs import Host, Server
 from .ports import port_of
+
+CONFIG = "its launch config changed"
 
 
 def with_action(server: Server, previous: Server | None, host: Host) -> Server:
@@ -21,7 +23,9 @@ def with_action(server: Server, previous: Server | None, host: Host) -> Server:
         return {**server, "action": "start", "reason": reason}
     reasons = launch_differences(server, process)
     if server["name"] in host.unsupervised:
-        reasons.insert(0, host.unsupervised[server["name"]])
+        why = host.unsupervised[server["name"]]
+        # Another manager's launch config always differs, so that is not a second reason.
+        reasons = [why, *(reason for reason in reasons if not (why.startswith(MANAGER_CHANGED) and reason == CONFIG))]
     if reasons:
         return {**server, "action": "restart", "reason": "; ".join(reasons)}
     return {**server, "action": "keep", "reason": "runs as planned"}
@@ -44,7 +48,7 @@ def launch_differences(server: Server, process: Process) -> list[str]:
     if process.stray:
         reasons.append(f"its environment has {', '.join(process.stray)}")
     if not reasons and env.get("MAGI_LLAMA_REVISION") != server["revision"]:
-        reasons.append("its launch config changed")
+        reasons.append(CONFIG)
     return reasons
 
 

@@ -9,6 +9,7 @@ Used by the module server_plan. Pure functions: the host's state is passed in as
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -178,7 +179,7 @@ def _missing(
             ids = [str(model["id"]) for model in registry["models"]]
             others = [name for name in ids if other_quantization(model_id, name)]
             if others:
-                why = f"it has {', '.join(others)}"
+                why = f"it has another quantization ({nearest(model_id, others)})"
             elif misspelled(model_id, ids):
                 raise PlanError(f'{where}: {key}: unknown model "{model_id}" on this host: {nearest(model_id, ids)}')
             else:
@@ -190,9 +191,14 @@ def _missing(
 
 def _nothing_left(profile: Mapping[str, Any], models: Sequence[Model], warnings: Sequence[str]) -> str:
     where = f'profile "{profile["name"]}" ({profile["source"]})'
-    have = ", ".join(f"{model['id']} ({model.get('tier')})" for model in models[:10]) or "none"
-    more = f" and {len(models) - 10} more" if len(models) > 10 else ""
-    return " ".join([*warnings, f"{where}: enables no model of this host, which has: {have}{more}."])
+    said = re.findall(r"[^\s\"(),?]+", " ".join(warnings))
+    unsaid = [model for model in models if model["id"] not in said]
+    if models and not unsaid:
+        return " ".join([*warnings, f"{where}: enables no model of this host."])
+    have = ", ".join(f"{model['id']} ({model.get('tier')})" for model in unsaid[:10]) or "none"
+    more = f" and {len(unsaid) - 10} more" if len(unsaid) > 10 else ""
+    also = "also " if len(unsaid) < len(models) else ""
+    return " ".join([*warnings, f"{where}: enables no model of this host, which {also}has: {have}{more}."])
 
 
 def _named(

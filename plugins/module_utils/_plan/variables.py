@@ -13,7 +13,13 @@ from typing import Any
 from .._core.values import ValueTypeError, address_error, is_loopback, parse_bool
 
 WHOLE_NUMBER = re.compile(r"[1-9][0-9]*")
-NUMBERS = ("servers_port_range_start", "servers_port_range_end", "servers_stop_timeout", "servers_max_startup_time")
+# Each with the environment variable that sets it on the controller.
+NUMBERS = {
+    "servers_port_range_start": "MODEL_PORT_RANGE_START",
+    "servers_port_range_end": "MODEL_PORT_RANGE_END",
+    "servers_stop_timeout": None,
+    "servers_max_startup_time": "MODEL_MAX_STARTUP_TIME",
+}
 # Also auto, or empty.
 BOOLEANS = ("servers_gpu_access", "servers_concurrent_starts")
 # What setting_errors explains better than an argument spec.
@@ -28,12 +34,13 @@ def setting_errors(settings: Mapping[str, Any]) -> list[str]:
     numbers = {name: str(settings[name]) for name in NUMBERS if name in settings}
     if not numbers.get("servers_max_startup_time"):
         numbers.pop("servers_max_startup_time", None)
-    wrong = [f"{name} is {text}" for name, text in numbers.items() if not WHOLE_NUMBER.fullmatch(text)]
+    wrong = [
+        f"{name} is {text}: set it to a whole number of at least 1{f' (or {NUMBERS[name]})' if NUMBERS[name] else ''}."
+        for name, text in numbers.items()
+        if not WHOLE_NUMBER.fullmatch(text)
+    ]
     if wrong:
-        return [
-            f"{', '.join(wrong)}: set it to a whole number of at least 1 (or MODEL_MAX_STARTUP_TIME, "
-            "MODEL_PORT_RANGE_START, MODEL_PORT_RANGE_END)."
-        ]
+        return wrong
     return [*_booleans(settings), *_port_range(settings), *(_address(settings) or _open_to_all(settings))]
 
 

@@ -87,7 +87,9 @@ def unsupervised(
     """Return {server: reason} for running servers that the service manager would not restart after a crash."""
     before = record["service_manager"]
     if before not in (None, service_manager):
-        return dict.fromkeys(running, f"service manager changed ({before} → {service_manager})")
+        from .._core.processes import MANAGER_CHANGED
+
+        return dict.fromkeys(running, f"{MANAGER_CHANGED} ({before} → {service_manager})")
     return find_manager(service_manager).unsupervised(running, state_dir)
 
 

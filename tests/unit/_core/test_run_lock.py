@@ -3,6 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from __future__ import annotations
 
+import fcntl
 import os
 import time
 
@@ -64,3 +65,29 @@ def test_lock_renewal_failure_does_not_stop_its_run(state, monkeypatch):
     run_lock.acquire(state, run("mine"))
     monkeypatch.setattr(os, "pwrite", lambda *arguments: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     run_lock.renew(state, run("mine").id)
+
+
+def test_lock_released_without_deployment_leaves_no_file(state):
+    run_lock.acquire(state, run("mine"))
+    assert run_lock.release(state, run("mine").id)
+    assert os.listdir(state) == []
+    # Next to a deployment the file stays, for runs that have it open.
+    run_lock.acquire(state, run("mine"))
+    open(os.path.join(state, "deployment.json"), "w").close()
+    assert run_lock.release(state, run("mine").id)
+    assert sorted(os.listdir(state)) == ["deployment.json", "run.lock"]
+
+
+def test_lock_of_run_that_waited_while_file_was_removed_is_found_by_others(state, monkeypatch):
+    run_lock.acquire(state, run("first"))
+    flock = fcntl.flock
+
+    def release_first(descriptor, operation):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        # It is opened, and then the file is removed before flock.
+        run_lock.release(state, run("first").id)
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", release_first)
+    assert run_lock.acquire(state, run("second")) is None
+    assert run_lock.holder(state).run.id == run("second").id

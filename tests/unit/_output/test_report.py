@@ -51,7 +51,7 @@ def test_runtime_lines_name_method_and_rejected_methods() -> None:
     ]
     assert runtime_lines(runtime, tried) == [
         "llama-server 0.7.0 (build 11669), /usr/bin/llama-server, method package",
-        "      not existing: there is none at /x/y",
+        "      method existing: not used, there is none at /x/y",
     ]
     absent = {**runtime, "installed": False, "version": None, "build": None}
     assert runtime_lines(absent, [])[0].startswith("llama-server not installed yet, /usr/bin/llama-server")

@@ -381,6 +381,16 @@ def test_unsupervised_server_is_restarted() -> None:
     assert second["servers"][0]["reason"] == "unsupervised"
 
 
+@pytest.mark.parametrize("lost", ["service manager changed (supervisor → pods)", "unsupervised"])
+def test_changed_manager_is_one_reason(lost: str) -> None:
+    first = plan([A], profile("a"))
+    server = first["servers"][0]
+    running = {"a": process(server, env={**server["env"], "MAGI_LLAMA_REVISION": "old"})}
+    second = plan([A], profile("a"), host(record=[server], running=running, unsupervised={"a": lost}))
+    more = "; its launch config changed" if lost == "unsupervised" else ""
+    assert second["servers"][0]["reason"] == f"{lost}{more}"
+
+
 def test_server_with_llama_variables_in_environment_is_restarted() -> None:
     first = plan([A], profile("a"))
     server = first["servers"][0]
@@ -421,7 +431,20 @@ def test_wrapper_adding_flags_is_kept() -> None:
 def test_other_quantization_of_model_is_reported_missing() -> None:
     made = plan([model("alpha-q4_k_m"), B], profile("alpha-q8_0", "b"))
     assert actions(made) == {"b": "start"}
-    assert '"alpha-q8_0" is missing on this host: it has alpha-q4_k_m' in made["warnings"][0]
+    assert (
+        '"alpha-q8_0" is missing on this host: it has another quantization (did you mean "alpha-q4_k_m"?)'
+        in made["warnings"][0]
+    )
+
+
+def test_error_lists_models_once() -> None:
+    with pytest.raises(PlanError) as refused:
+        plan([model("alpha-q4_k_m"), model("alpha-q5_k_m")], profile("alpha-q8_0"))
+    text = str(refused.value)
+    assert text.count("alpha-q4_k_m") == text.count("alpha-q5_k_m") == 1
+    assert text.endswith("enables no model of this host.")
+    with pytest.raises(PlanError, match=r'did you mean "alpha-q4_k_m".*which also has: b \(Q3\)\.$'):
+        plan([model("alpha-q4_k_m"), B], profile("alpha-q8_0"))
 
 
 def test_setting_without_estimate_names_profile_and_server(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,10 +43,6 @@ def test_variables_valid_have_no_error(changes):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        (
-            {"servers_port_range_start": "808O", "servers_stop_timeout": 0},
-            "servers_port_range_start is 808O, servers_stop_timeout is 0: set it to a whole number of at least 1",
-        ),
         ({"servers_max_startup_time": "2m"}, "servers_max_startup_time is 2m: set it to a whole number"),
         ({"servers_port_range_start": 9000}, "The port range 9000 to 8099 is empty or not within 1 to 65535"),
         ({"servers_port_range_end": 70000}, "The port range 8080 to 70000 is empty or not within 1 to 65535"),
@@ -77,7 +73,22 @@ def test_variables_invalid_error_names_variable_and_fix(changes, expected):
     assert error.startswith(expected)
 
 
+@pytest.mark.parametrize(
+    ("name", "variable"),
+    [
+        ("servers_port_range_start", " (or MODEL_PORT_RANGE_START)"),
+        ("servers_port_range_end", " (or MODEL_PORT_RANGE_END)"),
+        ("servers_max_startup_time", " (or MODEL_MAX_STARTUP_TIME)"),
+        ("servers_stop_timeout", ""),
+    ],
+)
+def test_variables_that_are_no_numbers_name_their_own_environment_variable(name, variable):
+    expected = f"{name} is abc: set it to a whole number of at least 1{variable}."
+    assert setting_errors({**GOOD, name: "abc"}) == [expected]
+
+
 def test_variables_errors_are_reported_together():
+    assert len(setting_errors({**GOOD, "servers_port_range_start": "808O", "servers_stop_timeout": 0})) == 2
     assert len(setting_errors({**GOOD, "servers_gpu_access": "maybe", "servers_host": "::"})) == 2
 
 

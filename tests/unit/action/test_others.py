@@ -187,6 +187,13 @@ def test_profile_with_an_error_names_the_key(run_action, tmp_path: Path):
         run_action("profile", {"name": "p", "search_paths": [str(tmp_path)]})
 
 
+def test_profile_with_a_syntax_error_names_file_and_line(run_action, tmp_path: Path):
+    (tmp_path / "p.yml").write_text("enabled_models:\n  - [a\n")
+    with pytest.raises(AnsibleError) as refused:
+        run_action("profile", {"name": "p", "search_paths": [str(tmp_path)]})
+    assert refused.value.message.startswith(f'profile "p" ({tmp_path}/p.yml, line 3): YAML parsing failed')
+
+
 # --- rollback ---------------------------------------------------------------------------------------------------------
 
 

@@ -46,30 +46,37 @@ def test_valid_value_passes(name: str, value: Any) -> None:
     ("name", "value", "says"),
     [
         ("profile", ["a"], "profile is ['a']: it is a text."),
-        ("output", "yaml", "output is yaml: it is one of table, json."),
-        ("output", "", "output is : it is one of table, json."),
-        ("fail_on", "degrade", "fail_on is degrade: it takes degraded, drift, or several of them separated by commas."),
+        ("output", "yaml", 'output is "yaml": it is one of table, json.'),
+        ("output", "", 'output is "": it is one of table, json.'),
+        ("output", "jsn", 'output is "jsn": it is one of table, json; did you mean "json"?'),
+        (
+            "fail_on",
+            "degarded, drift",
+            'fail_on is "degarded, drift": it takes degraded, drift, or several of them separated by commas; '
+            'did you mean "degraded"?',
+        ),
+        ("fail_on", "x", 'fail_on is "x": it takes degraded, drift, or several of them separated by commas.'),
         ("fail_on", ["drift", "x"], "fail_on is ['drift', 'x']: it takes degraded, drift, or several of them"),
-        ("rollout_serial", "abc", 'rollout_serial is abc: it is a list such as [1, "25%"].'),
-        ("rollout_serial", "[1", 'rollout_serial is [1: it is a list such as [1, "25%"].'),
+        ("rollout_serial", "abc", 'rollout_serial is "abc": it is a list such as [1, "25%"].'),
+        ("rollout_serial", "[1", 'rollout_serial is "[1": it is a list such as [1, "25%"].'),
         ("rollout_serial", 0, 'rollout_serial is 0: it is a list such as [1, "25%"].'),
-        ("rollout_serial", "0%", 'rollout_serial is 0%: it is a list such as [1, "25%"].'),
-        ("rollout_serial", "200%", 'rollout_serial is 200%: it is a list such as [1, "25%"].'),
+        ("rollout_serial", "0%", 'rollout_serial is "0%": it is a list such as [1, "25%"].'),
+        ("rollout_serial", "200%", 'rollout_serial is "200%": it is a list such as [1, "25%"].'),
         ("rollout_serial", [], 'rollout_serial is []: it is a list such as [1, "25%"].'),
-        ("rollout_connection_timeout", "soon", "rollout_connection_timeout is soon: it is a whole number."),
-        ("rollout_connection_timeout", "2.5", "rollout_connection_timeout is 2.5: it is a whole number."),
+        ("rollout_connection_timeout", "soon", 'rollout_connection_timeout is "soon": it is a whole number.'),
+        ("rollout_connection_timeout", "2.5", 'rollout_connection_timeout is "2.5": it is a whole number.'),
         ("rollout_connection_timeout", True, "rollout_connection_timeout is True: it is a whole number."),
         ("rollout_connection_timeout", 0, "rollout_connection_timeout is 0: it is a whole number, 1 or more."),
-        ("verify_timeout", "nan", "verify_timeout is nan: it is a number, 0.1 or more."),
+        ("verify_timeout", "nan", 'verify_timeout is "nan": it is a number, 0.1 or more.'),
         ("verify_timeout", None, "verify_timeout is None: it is a number."),
-        ("rollback_keep_binary", "maybe", "rollback_keep_binary is maybe: it is true or false."),
+        ("rollback_keep_binary", "maybe", 'rollback_keep_binary is "maybe": it is true or false.'),
         ("verify_api_key", ["secret"], "verify_api_key has an invalid value: it is a text."),
     ],
 )
 def test_invalid_value_is_a_sentence(name: str, value: Any, says: str) -> None:
     (found,) = errors(OPTIONS, {name: value})
     assert found.startswith(says)
-    assert found.endswith(".")
+    assert found.endswith((".", "?"))
 
 
 def test_variables_of_other_playbooks_are_ignored() -> None:

@@ -159,6 +159,15 @@ def test_facts_of_hosts_are_apart(fleet: Fleet) -> None:
         assert f"{name} | [1/5] discovery       1 models in {fleet.folder}/{name}\n" in output
 
 
+def test_last_task_names_the_task_that_failed_and_not_its_error_again(fleet: Fleet) -> None:
+    fleet.add("broken")
+    (fleet.folder / "broken/deployment.json").write_text("{")
+    output = fleet.run("status", code=2)
+    first, _, last = output.partition("TASK [Show every host")
+    assert "deployment.json is damaged" in first and "deployment.json is damaged" not in last
+    assert 'The playbook stopped here at the task "Read the status of the servers".' in last.replace("\\", "")
+
+
 def test_verify_without_servers_fails_with_document(fleet: Fleet) -> None:
     fleet.add("one")
     document = documents(fleet.run("verify", "-e", "output=json", code=2))[0]
@@ -169,8 +178,8 @@ def test_verify_without_servers_fails_with_document(fleet: Fleet) -> None:
 @pytest.mark.parametrize(
     ("playbook", "given", "says"),
     [
-        ("status", "fail_on=degrade", "fail_on is degrade: it takes degraded, drift, or several of them"),
-        ("rollout", "rollout_serial=abc", "rollout_serial is abc: it is a list such as"),
+        ("status", "fail_on=degrade", 'fail_on is "degrade": it takes degraded, drift, or several of them'),
+        ("rollout", "rollout_serial=abc", 'rollout_serial is "abc": it is a list such as'),
     ],
 )
 def test_invalid_variable_fails_before_a_host_is_reached(fleet: Fleet, playbook: str, given: str, says: str) -> None:
@@ -185,7 +194,7 @@ def test_invalid_variable_of_one_host_fails_all(fleet: Fleet) -> None:
     fleet.add("one", **UNREACHABLE)
     fleet.add("two", verify_timeout="later", **UNREACHABLE)
     output = fleet.run("verify", code=2)
-    assert "verify_timeout is later: it is a number" in output
+    assert 'verify_timeout is "later": it is a number' in output
     assert "UNREACHABLE" not in output
 
 
