@@ -286,10 +286,10 @@ ansible_facts:
                   elements: int
             fingerprint:
               description:
-                - Size, modification time and inode.
+                - Size, modification time, inode and time of the last change of the file or its attributes.
                 - For shards the total, the newest and the first, and the values of each shard under C(shards).
               type: dict
-              sample: {size: 5027783488, mtime_ns: 1795322818849461308, inode: 2179077}
+              sample: {size: 5027783488, mtime_ns: 1795322818849461308, inode: 2179077, ctime_ns: 1795322818849461308}
             warnings:
               description: Inconsistencies. Each begins with its topic.
               type: list

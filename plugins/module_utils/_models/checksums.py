@@ -18,6 +18,7 @@ from .._core import pool
 from .._core.errors import MagiError
 from .bounded_reader import GgufError
 from .gguf import open_regular
+from .source_files import content_keys
 
 MANIFEST_VERSION = 1
 _BLOCK = 1 << 20
@@ -27,11 +28,12 @@ class ManifestError(MagiError):
     """Raised for an invalid manifest."""
 
 
-Fingerprint = tuple[int, int, int]
+# Size, modification time and change time of a file.
+ContentKey = tuple[int, int, int]
 
 
-def sha256_of(path: str, fingerprint: Fingerprint) -> str | None:
-    """Return the file's checksum; None if it cannot be read or does not match the fingerprint."""
+def sha256_of(path: str, key: ContentKey) -> str | None:
+    """Return the file's checksum; None if it cannot be read or is no longer the file of this key."""
     try:
         descriptor, status = open_regular(path.encode("utf-8", "surrogateescape"))
     except GgufError:
@@ -45,9 +47,8 @@ def sha256_of(path: str, fingerprint: Fingerprint) -> str | None:
         return None
     finally:
         os.close(descriptor)
-    unchanged = (status.st_size, status.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
-    same = (status.st_size, status.st_mtime_ns, status.st_ino) == tuple(fingerprint)
-    return digest.hexdigest() if unchanged and same else None
+    keys = [(found.st_size, found.st_mtime_ns, found.st_ctime_ns) for found in (status, after)]
+    return digest.hexdigest() if keys == [tuple(key)] * 2 else None
 
 
 @dataclass(frozen=True)
@@ -64,15 +65,16 @@ class Progress:
         return self.files == self.total_files
 
 
-def _fingerprints(record: Mapping[str, Any]) -> list[Fingerprint]:
-    """Return size, modification time and inode of each of a record's files."""
-    whole = record["fingerprint"]
-    return [tuple(shard) for shard in whole.get("shards") or [(whole["size"], whole["mtime_ns"], whole["inode"])]]
+def _keys(record: Mapping[str, Any]) -> list[ContentKey]:
+    """Return the key of each of a record's files; without change times none of them matches a file."""
+    fingerprint = record["fingerprint"]
+    files = fingerprint.get("shards") or [(fingerprint["size"], fingerprint["mtime_ns"])]
+    return content_keys(fingerprint) or [(file[0], file[1], -1) for file in files]
 
 
 def _sizes(record: Mapping[str, Any]) -> list[int]:
     """Return the size of each of a record's files."""
-    return [size for size, _mtime, _inode in _fingerprints(record)]
+    return [size for size, _mtime, _ctime in _keys(record)]
 
 
 def add_checksums(
@@ -99,7 +101,7 @@ def add_checksums(
 
     def work(index: int) -> str | None:
         record, number, _size = pending[index]
-        return sha256_of(record["files"][number], _fingerprints(record)[number])
+        return sha256_of(record["files"][number], _keys(record)[number])
 
     outcome = pool.run(len(pending), work, workers=workers, deadline=deadline, serial_seconds=0.0)
     for index, digest in outcome.results.items():

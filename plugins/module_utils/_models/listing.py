@@ -194,7 +194,7 @@ class _Walk:
         if reason:
             self._reject(path, reason)
             return
-        source = SourceFile(_decode(path), status.st_size, status.st_mtime_ns, status.st_ino, alias, _decode(real))
+        source = SourceFile.of(_decode(path), status, alias, _decode(real))
         self._entries.append(_Entry(source, _decode(real), is_link or folder.is_linked))
 
     def _reject(self, path: bytes, reason: str) -> None:

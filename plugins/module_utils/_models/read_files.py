@@ -49,7 +49,7 @@ def read_group(files: Sequence[SourceFile]) -> dict[str, Any]:
             finally:
                 after = _changed_at(descriptor)
                 os.close(descriptor)
-            current.append(SourceFile(file.path, status.st_size, status.st_mtime_ns, status.st_ino, file.alias))
+            current.append(SourceFile.of(file.path, status, file.alias))
             if after != (status.st_size, status.st_mtime_ns):
                 return _rejection(files, f"{where}it changed while it was read: scan again later", lasting=False)
             if reason:

@@ -33,7 +33,7 @@ from .._core.text import printable
 READER_VERSION = 3
 _TEXT = (str, NULL)
 _COUNT = (int, NULL)
-_FINGERPRINT = Fields({"size": int, "mtime_ns": int, "inode": int})
+_FINGERPRINT = Fields({"size": int, "mtime_ns": int, "inode": int}, {"ctime_ns": int, "shards": [[int]]})
 _FILE = {
     "source": _TEXT,
     "alias": str,
@@ -197,12 +197,15 @@ def changes_between(before: Mapping[str, Any] | None, after: Mapping[str, Any]) 
     return {
         "added": sorted(new.keys() - old.keys()),
         "removed": sorted(old.keys() - new.keys()),
-        "replaced": sorted(
-            name
-            for name in new.keys() & old.keys()
-            if (new[name]["path"], new[name]["fingerprint"]) != (old[name]["path"], old[name]["fingerprint"])
-        ),
+        "replaced": sorted(name for name in new.keys() & old.keys() if _identity(new[name]) != _identity(old[name])),
     }
+
+
+def _identity(record: Mapping[str, Any]) -> list[Any]:
+    """Return what differs if a file was replaced, and not if only its owner or mode was changed."""
+    fingerprint = record["fingerprint"]
+    shards = [shard[:3] for shard in fingerprint.get("shards", ())]
+    return [record["path"], fingerprint["size"], fingerprint["mtime_ns"], fingerprint["inode"], shards]
 
 
 # The keys of each model in the short fact, which are those that selectors use: every task of a run copies all facts

@@ -18,7 +18,7 @@ from .listing import list_files, normal_paths
 from .names import assign_ids
 from .projectors import pair_projectors
 from .registry_file import READER_VERSION, REGISTRY, Kept, RegistryError, changes_between
-from .source_files import SourceFile, fingerprint_of
+from .source_files import SourceFile, content_keys, fingerprint_of
 from .stores import earlier_path, stable_path
 
 if TYPE_CHECKING:
@@ -92,7 +92,9 @@ def scan(
     for files in listing.groups:
         part, record = records.get(tuple(file.path for file in files), ("", {}))
         is_same = bool(part) and record.get("alias", "") == files[0].alias
-        if is_same and (files[0].path in tried or record["fingerprint"] == fingerprint_of(files)):
+        if is_same and files[0].path not in tried:
+            is_same = content_keys(record["fingerprint"]) == content_keys(fingerprint_of(files))
+        if is_same:
             parts[part].append(dict(record))
         else:
             pending.append(files)
@@ -102,7 +104,7 @@ def scan(
     for result in outcome.results.values():
         for part, record in result.items():
             known, digests = sums.get(tuple(record.get("files", ())), (None, None))
-            if digests and known == record.get("fingerprint"):
+            if digests and known is not None and known == content_keys(record.get("fingerprint") or {}):
                 record["sha256"] = digests
             parts[part].append(record)
     for index in outcome.lost:
@@ -152,11 +154,11 @@ def _read(pending: Sequence[tuple[SourceFile, ...]], workers: int | None, deadli
     return pool.run(len(pending), lambda index: read_group(pending[index]), workers=workers, deadline=deadline)
 
 
-def _known_sums(kept: Kept) -> dict[tuple[str, ...], tuple[dict[str, Any], list[str | None]]]:
+def _known_sums(kept: Kept) -> dict[tuple[str, ...], tuple[list[tuple[int, int, int]] | None, list[str | None]]]:
     """Return the fingerprint and checksums of completely read files, by any reader version."""
     content = kept.content or {}
     return {
-        tuple(record["files"]): (record["fingerprint"], record["sha256"])
+        tuple(record["files"]): (content_keys(record["fingerprint"]), record["sha256"])
         for record in (*content.get("models", ()), *content.get("companions", ()))
         if isinstance(record.get("sha256"), list)
     }

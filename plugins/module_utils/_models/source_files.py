@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 
@@ -20,8 +21,14 @@ class SourceFile(NamedTuple):
     size: int
     mtime_ns: int
     inode: int
+    ctime_ns: int = 0
     alias: str = ""
     real: str = ""
+
+    @classmethod
+    def of(cls, path: str, status: os.stat_result, alias: str = "", real: str = "") -> SourceFile:
+        """Return the file at path with this status."""
+        return cls(path, status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns, alias, real)
 
 
 def fingerprint_of(files: Sequence[SourceFile]) -> dict[str, Any]:
@@ -30,7 +37,20 @@ def fingerprint_of(files: Sequence[SourceFile]) -> dict[str, Any]:
         "size": sum(file.size for file in files),
         "mtime_ns": max(file.mtime_ns for file in files),
         "inode": files[0].inode,
+        "ctime_ns": max(file.ctime_ns for file in files),
     }
     if len(files) > 1:
-        fingerprint["shards"] = [[file.size, file.mtime_ns, file.inode] for file in files]
+        fingerprint["shards"] = [[file.size, file.mtime_ns, file.inode, file.ctime_ns] for file in files]
     return fingerprint
+
+
+def content_keys(fingerprint: Mapping[str, Any]) -> list[tuple[int, int, int]] | None:
+    """Return size, modification time and change time of each file; None in a registry without change times.
+
+    They are equal while no one has written to the files, even if the modification time was set back afterwards. Inodes
+    are left out: a file system that is mounted again may give its files other numbers.
+    """
+    if "ctime_ns" not in fingerprint:
+        return None
+    whole = [fingerprint["size"], fingerprint["mtime_ns"], fingerprint["inode"], fingerprint["ctime_ns"]]
+    return [(size, mtime, ctime) for size, mtime, _inode, ctime in fingerprint.get("shards") or [whole]]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from ansible_collections.magi.llama.plugins.module_utils._models import checksums
 from ansible_collections.magi.llama.plugins.module_utils._models.checksums import (
-    Fingerprint,
+    ContentKey,
     ManifestError,
     check_manifest,
     differences,
@@ -60,9 +60,9 @@ def test_checksums_are_kept_while_file_is_unchanged(
     save(path, content)
     hashed = []
 
-    def counting(name: str, fingerprint: Fingerprint) -> str | None:
+    def counting(name: str, key: ContentKey) -> str | None:
         hashed.append(Path(name).name)
-        return sha256_of(name, fingerprint)
+        return sha256_of(name, key)
 
     monkeypatch.setattr(checksums, "sha256_of", counting)
     assert scan([str(models)], load(path), checksums=True, workers=1).content == content
@@ -99,21 +99,21 @@ def test_checksums_in_slices_are_complete(models: Path, tmp_path: Path, content:
     assert {**result.content, "updated_at": ""} == {**content, "updated_at": ""}
 
 
-def fingerprint(path: Path) -> Fingerprint:
+def key_of(path: Path) -> ContentKey:
     status = path.stat()
-    return status.st_size, status.st_mtime_ns, status.st_ino
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def test_file_differing_from_record_has_no_checksum(models: Path) -> None:
     path = models / "sub/a.gguf"
-    found = fingerprint(path)
+    found = key_of(path)
     assert sha256_of(str(path), found) == digest(path)
     for place in range(3):
         changed = [*found]
         changed[place] += 1
         assert sha256_of(str(path), (changed[0], changed[1], changed[2])) is None
     assert sha256_of(str(models / "none"), found) is None
-    assert sha256_of(str(models), fingerprint(models)) is None
+    assert sha256_of(str(models), key_of(models)) is None
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -123,7 +123,7 @@ def test_file_unreadable_does_not_stop_scan_in_slices(
     (models / "bad.gguf").write_bytes((models / "sub/a.gguf").read_bytes() + bytes(1 << 20))
     tried = []
 
-    def failing(name: str, found: Fingerprint) -> str | None:
+    def failing(name: str, found: ContentKey) -> str | None:
         if not name.endswith("bad.gguf"):
             return sha256_of(name, found)
         tried.append(name)

@@ -160,7 +160,7 @@ def test_record() -> None:
         "base_model": "https://example.org/base",
         "license": "apache-2.0",
         "mmproj": None,
-        "fingerprint": {"size": 1000, "mtime_ns": 2, "inode": 3},
+        "fingerprint": {"size": 1000, "mtime_ns": 2, "inode": 3, "ctime_ns": 0},
         "warnings": [],
     }
 
@@ -249,7 +249,8 @@ def test_shards_become_one_model() -> None:
         "size": 303,
         "mtime_ns": 10,
         "inode": 20,
-        "shards": [[100, 10, 20], [101, 9, 21], [102, 8, 22]],
+        "ctime_ns": 0,
+        "shards": [[100, 10, 20, 0], [101, 9, 21, 0], [102, 8, 22, 0]],
     }
     assert slug(record["path"]) == "x-q4_k"
 

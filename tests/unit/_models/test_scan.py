@@ -522,6 +522,50 @@ def test_files_changed_are_read_again(models: Path, tmp_path: Path, rescan: Scan
     assert len(changed) == 1
 
 
+def test_file_system_mounted_again_with_other_inodes_changes_nothing(
+    models: Path, tmp_path: Path, rescan: Scanner
+) -> None:
+    make.small_model(models / "a.gguf")
+    make.write_tiny_llama(models / "tiny-F16.gguf", split_max_tensors=8)
+    first = rescan(checksums=True)
+    path = tmp_path / "registry.json"
+    # As if the inodes had been others in the first scan.
+    content = json.loads(path.read_text())
+    for model in content["models"]:
+        model["fingerprint"]["inode"] += 1_000_000
+        for shard in model["fingerprint"].get("shards", ()):
+            shard[2] += 1_000_000
+    save(str(path), content)
+    again = rescan(checksums=True)
+    assert (again.read, again.changes["replaced"]) == (0, [])
+    # What servers are identified by is what it was.
+    kept = {model["id"]: model["fingerprint"]["inode"] for model in again.content["models"]}
+    assert kept == {model["id"]: model["fingerprint"]["inode"] + 1_000_000 for model in first.content["models"]}
+    assert [model["sha256"] for model in again.content["models"]] == [
+        model["sha256"] for model in first.content["models"]
+    ]
+
+
+def test_edit_in_place_with_the_old_time_is_found(models: Path, rescan: Scanner) -> None:
+    path = make.small_model(models / "a.gguf")
+    before = rescan(checksums=True)
+    status = path.stat()
+    with path.open("r+b") as stream:
+        stream.seek(-1, os.SEEK_END)
+        stream.write(b"!")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    after = rescan(checksums=True)
+    assert after.content["models"][0]["sha256"] != before.content["models"][0]["sha256"]
+    assert after.content["models"][0]["sha256"] == [hashlib.sha256(path.read_bytes()).hexdigest()]
+
+
+def test_other_mode_is_no_other_model(models: Path, rescan: Scanner) -> None:
+    path = make.small_model(models / "a.gguf")
+    rescan()
+    path.chmod(0o640)
+    assert rescan().changes["replaced"] == []
+
+
 def test_reader_version_change_reads_again(models: Path, tmp_path: Path, rescan: Scanner) -> None:
     make.small_model(models / "a.gguf")
     rescan()
