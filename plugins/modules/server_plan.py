@@ -174,6 +174,7 @@ ansible_facts:
 
 from ansible_collections.magi.llama.plugins.module_utils._arguments.server_plan import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
+from ansible_collections.magi.llama.plugins.module_utils._core.commands import output_of
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import listeners, memory, processes
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import (
@@ -198,6 +199,9 @@ from ansible_collections.magi.llama.plugins.module_utils._services.table import 
     find_manager,
     unsupervised,
 )
+
+# A healthy driver answers within 5 s, even where it has to initialize 8 GPUs first.
+GPU_SECONDS = 30.0
 
 
 def main() -> None:
@@ -242,12 +246,14 @@ def run(module: Module) -> dict:
 
 
 def _output(module: Module, command: list) -> str | None:
-    """Return a program's output; None if it is missing (as on a host without GPUs) or fails."""
+    """Return a program's output; None if it is missing (as on a host without GPUs) or fails.
+
+    A GPU that does not answer is an error: without it, the plan would move its servers to the CPU.
+    """
     path = module.get_bin_path(command[0])
     if path is None:
         return None
-    status, stdout, _stderr = module.run_command([path, *command[1:]])
-    return stdout if status == 0 else None
+    return output_of(path, *command[1:], seconds=GPU_SECONDS)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ not speed up pure Python.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import selectors
@@ -21,8 +22,9 @@ from typing import Any, NamedTuple
 # Seconds of work in this process before others are started: starting them takes about 20 ms.
 SERIAL_SECONDS = 0.08
 MAX_WORKERS = 32
-# A pipe holds 64 KiB, so this many claims of four bytes fit on every kernel.
 _MAX_CLAIMS = 8192
+# fcntl.F_GETPIPE_SZ, which Python has from 3.10 on.
+_F_GETPIPE_SZ = 1032
 
 _INDEX = struct.Struct("<I")
 _HEAD = struct.Struct("<II")
@@ -81,10 +83,11 @@ def _is_over(deadline: float | None, now: float | None = None) -> bool:
 
 
 def _forked(indexes: Sequence[int], work: Callable[[int], Any], workers: int, deadline: float | None) -> dict[int, Any]:
-    size = -(-len(indexes) // _MAX_CLAIMS)
-    chunks = [indexes[start : start + size] for start in range(0, len(indexes), size)]
     # Every process claims its next chunk from one pipe; reads of four bytes do not interleave.
     claims, claims_in = os.pipe()
+    # All claims are written before anyone reads. A pipe has 64 KiB, but one page only where its user has many.
+    size = -(-len(indexes) // min(_MAX_CLAIMS, fcntl.fcntl(claims_in, _F_GETPIPE_SZ) // _INDEX.size))
+    chunks = [indexes[start : start + size] for start in range(0, len(indexes), size)]
     os.write(claims_in, b"".join(_INDEX.pack(number) for number in range(len(chunks))))
     os.close(claims_in)
     children: dict[int, int] = {}

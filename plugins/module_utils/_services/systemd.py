@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from .base import ServiceDriver, Stopped
 
 
+BOOTED = "/run/systemd/system"
+
+
 class Systemd(ServiceManager):
     name = "systemd"
     template = "systemd.service.j2"
@@ -36,8 +39,12 @@ class Systemd(ServiceManager):
     needs_root = True
 
     def runs_here(self) -> bool:
-        with open("/proc/1/comm", encoding="utf-8") as stream:
-            return stream.read().strip() == self.name
+        try:
+            with open("/proc/1/comm", encoding="utf-8") as stream:
+                return stream.read().strip() == self.name
+        except OSError:
+            # /proc is mounted with hidepid, and this is not root: sd_booted(3) looks at this folder.
+            return os.path.isdir(BOOTED)
 
     def config_path(self, state_dir: str, server: str) -> str:
         return os.path.join(UNIT_FOLDER, unit_name(server))

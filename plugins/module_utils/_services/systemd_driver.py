@@ -10,11 +10,12 @@ import contextlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
-from .._core.commands import Completed, run_command
+from .._core.commands import SECONDS, CommandTimeoutError, Completed, run_command
 from .._core.processes import STRAY_VARIABLE
 from .._launch.units import TARGET, UNIT_FOLDER, UNIT_PREFIX, unit_name
-from .base import ServiceError, ServiceStatus, Stopped, at_once, exit_text, signal_name
+from .base import STOP_MARGIN, ServiceError, ServiceStatus, Stopped, at_once, exit_text, signal_name
 
 PROPERTIES = (
     "Id",
@@ -50,14 +51,24 @@ SETUP_FAILURES = {
 }
 RESULTS = {"start-limit-hit": "crashed too often", "oom-kill": "ran out of memory", "watchdog": "hung"}
 
-# Runs a command line.
-Run = Callable[[Sequence[str]], Completed]
+# A start ends when the process is created; before that it may wait for mounts and devices, systemd's own limit is 90 s.
+START_SECONDS = 180.0
+# Longer than systemd's own time-out for a stop: a unit may still have that of an earlier deployment.
+LONGEST_STOP_SECONDS = 120.0
+LOG_SECONDS = 20.0
 
 
-def run_in_english(command: Sequence[str]) -> Completed:
-    """Run a systemd program without a pager and with English output. Raises ServiceError."""
+class Run(Protocol):
+    """Runs a command line. Raises ServiceError, and CommandTimeoutError after these seconds."""
+
+    def __call__(self, command: Sequence[str], seconds: float = SECONDS) -> Completed: ...
+
+
+def run_in_english(command: Sequence[str], seconds: float = SECONDS) -> Completed:
+    """Run a systemd program without a pager and with English output. Raises ServiceError, CommandTimeoutError."""
+    environment = {**os.environ, "LC_ALL": "C", "SYSTEMD_PAGER": "", "SYSTEMD_COLORS": "0"}
     try:
-        return run_command(command, {**os.environ, "LC_ALL": "C", "SYSTEMD_PAGER": "", "SYSTEMD_COLORS": "0"})
+        return run_command(command, environment, seconds)
     except FileNotFoundError as error:
         raise ServiceError(
             f"{command[0]} is missing on this host: set servers_service_manager to supervisor."
@@ -98,9 +109,13 @@ class SystemdDriver:
         units = [unit_name(name) for name in names]
         # Deliberate starts count towards the start limit too: reset it.
         self._run(["systemctl", "reset-failed", *units])
-        complaints = {}
+        complaints, hanging = {}, {}
         for name, unit in zip(names, units):
-            code, _output, complaint = self._run(["systemctl", "start", unit])
+            try:
+                code, _output, complaint = self._run(["systemctl", "start", unit], START_SECONDS)
+            except CommandTimeoutError as error:
+                hanging[name] = str(error)
+                continue
             if code != 0:
                 complaints[name] = complaint.strip()
             on_started(name)
@@ -108,9 +123,9 @@ class SystemdDriver:
             # The target alone: it would start every other server too.
             self._run(["systemctl", "start", "--job-mode=ignore-dependencies", TARGET])
         if not complaints:
-            return {}
+            return hanging
         shown = self._show(units)
-        return {
+        return hanging | {
             name: f"{unit_name(name)} cannot be loaded: {complaint}"
             for name, complaint in complaints.items()
             if shown.get(unit_name(name), {}).get("LoadState") != "loaded"
@@ -124,7 +139,9 @@ class SystemdDriver:
         # systemd does not know units without a file and a process; there is nothing to stop.
         known = [unit for unit in units if before.get(unit, {}).get("ActiveState", "inactive") != "inactive"]
         if known:
-            self._checked(["systemctl", "stop", *known])
+            # systemd waits for the time-out after SIGKILL as well.
+            seconds = 2 * max(timeout, LONGEST_STOP_SECONDS) + STOP_MARGIN
+            self._checked(["systemctl", "stop", *known], seconds)
         after = self._show(units)
         failed = [unit for unit in known if after.get(unit, {}).get("ActiveState") == "failed"]
         if failed:
@@ -174,7 +191,8 @@ class SystemdDriver:
 
     def log_tail(self, name: str, lines: int) -> list[str]:
         # The last output of a process may not have reached the journal yet.
-        self._run(["journalctl", "--sync"])
+        with contextlib.suppress(CommandTimeoutError):
+            self._run(["journalctl", "--sync"], LOG_SECONDS)
         command = [
             "journalctl",
             "--quiet",
@@ -188,7 +206,11 @@ class SystemdDriver:
             "-n",
             str(lines),
         ]
-        return self._run(command)[1].splitlines()[-lines:]
+        try:
+            return self._run(command, LOG_SECONDS)[1].splitlines()[-lines:]
+        except CommandTimeoutError as error:
+            # The log explains a result; it is not worth losing the result for it.
+            return [str(error)]
 
     def _show(self, units: Sequence[str]) -> dict[str, dict[str, str]]:
         code, output, complaint = self._run(["systemctl", "show", "-p", ",".join(PROPERTIES), "--", *units])
@@ -196,8 +218,8 @@ class SystemdDriver:
             raise ServiceError(f"systemctl show failed: {complaint.strip()}")
         return parse_show(output)
 
-    def _checked(self, command: Sequence[str]) -> None:
-        code, _output, complaint = self._run(command)
+    def _checked(self, command: Sequence[str], seconds: float = SECONDS) -> None:
+        code, _output, complaint = self._run(command, seconds)
         if code != 0:
             raise ServiceError(f"{' '.join(command)} failed: {complaint.strip()}")
 

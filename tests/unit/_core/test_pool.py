@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -26,6 +27,30 @@ def test_work_items_are_each_done_once(workers: int, count: int) -> None:
     processes = {result[1] for result in outcome.results.values()}
     assert len(processes) <= max(1, workers)
     assert (os.getpid() in processes) == (workers == 1 or count == 1)
+
+
+def test_one_page_pipe_does_not_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The kernel makes pipes this small for users who have many.
+    real = os.pipe
+
+    def small() -> tuple[int, int]:
+        ends = real()
+        fcntl.fcntl(ends[1], 1031, 4096)
+        return ends
+
+    monkeypatch.setattr(os, "pipe", small)
+
+    def too_late(*_frame: object) -> None:
+        raise TimeoutError("the pool waits for itself")
+
+    signal.signal(signal.SIGALRM, too_late)
+    signal.alarm(10)
+    try:
+        outcome = pool.run(3000, lambda index: index, workers=2, serial_seconds=0.0)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    assert len(outcome.results) == 3000
 
 
 def test_small_work_runs_without_processes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pytest
+from ansible_collections.magi.llama.plugins.module_utils._core.commands import CommandTimeoutError
 from ansible_collections.magi.llama.plugins.module_utils._services import systemd, systemd_driver, table
 from ansible_collections.magi.llama.plugins.module_utils._services.base import ServiceError, ServiceStatus, Stopped
 
@@ -122,10 +123,12 @@ def test_unit_stop_result(before, after, expected):
 class FakeSystemctl:
     """Answers systemctl show from properties by unit, and records its calls."""
 
-    def __init__(self, units, failing=()):
-        self.units, self.failing, self.calls = units, failing, []
+    def __init__(self, units, failing=(), hanging=()):
+        self.units, self.failing, self.hanging, self.calls = units, failing, hanging, []
 
-    def __call__(self, command):
+    def __call__(self, command, seconds=60.0):
+        if set(command) & set(self.hanging):
+            raise CommandTimeoutError(f"{command[1]} did not end within {seconds:g} s.")
         self.calls.append(list(command))
         if command[1] == "show":
             names = command[command.index("--") + 1 :]
@@ -190,6 +193,30 @@ def test_systemctl_failing_is_reported():
     systemctl = FakeSystemctl({A: {"LoadState": "loaded"}}, failing=("enable",))
     with pytest.raises(ServiceError, match=r"systemctl enable .* failed: Failed\."):
         systemd_driver.SystemdDriver(systemctl).reload(["a"])
+
+
+def test_hanging_start_is_that_servers_error():
+    systemctl = FakeSystemctl({A: ENABLED, B: ENABLED, TARGET: ENABLED}, hanging=(A,))
+    systemctl_start = systemd_driver.SystemdDriver(
+        lambda command, seconds=60.0: (0, "", "") if command[1] == "reset-failed" else systemctl(command, seconds)
+    )
+    assert systemctl_start.start(["a", "b"]) == {"a": "start did not end within 180 s."}
+    assert ["start", B] in systemctl.acts()
+
+
+def test_hanging_journal_does_not_lose_the_result():
+    driver = systemd_driver.SystemdDriver(FakeSystemctl({}, hanging=("journalctl",)))
+    assert driver.log_tail("a", 5) == ["--quiet did not end within 20 s."]
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_hidden_processes_leave_the_folder_of_systemd(tmp_path, monkeypatch, folder):
+    def hidden(path, *_arguments, **_options):
+        raise FileNotFoundError(2, "No such file or directory", path)
+
+    monkeypatch.setattr("builtins.open", hidden)
+    monkeypatch.setattr(systemd, "BOOTED", str(tmp_path if folder else tmp_path / "none"))
+    assert systemd.Systemd().runs_here() is folder
 
 
 @pytest.mark.parametrize(
