@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ansible_collections.magi.llama.plugins.module_utils._arguments.playbook_finish import ARGUMENTS
+from ansible_collections.magi.llama.plugins.module_utils._core.text import visible_text
 from ansible_collections.magi.llama.plugins.module_utils._output.result_document import result_document
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
 from ansible_collections.magi.llama.plugins.plugin_utils.extra_vars import words
@@ -36,9 +37,13 @@ class ActionModule(HostAction):
             # That task has shown its error already; no task has shown why a host was out of reach.
             where = f'The playbook stopped here at the task "{own["task"]}".' if own["task"] else None
             first = (str(own["error"]).splitlines() or [""])[0]
-            return {**result, "unreachable" if own["unreachable"] else "failed": True, "msg": where or first}
+            return {
+                **result,
+                "unreachable" if own["unreachable"] else "failed": True,
+                "msg": visible_text(where or first),
+            }
         behind = _gates(words(arguments["fail_on"]), arguments["status"], arguments["drift"])
-        return {**result, "failed": bool(behind), "msg": "\n".join(behind)} if behind else result
+        return {**result, "failed": bool(behind), "msg": visible_text("\n".join(behind))} if behind else result
 
 
 def _gates(names: list[str], status: dict[str, Any] | None, drift: dict[str, str]) -> list[str]:

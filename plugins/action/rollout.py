@@ -17,6 +17,7 @@ from ansible.parsing.splitter import split_args
 from ansible.parsing.utils.yaml import from_yaml
 from ansible.utils.display import Display
 from ansible_collections.magi.llama.plugins.module_utils._arguments.rollout import ARGUMENTS
+from ansible_collections.magi.llama.plugins.module_utils._core.text import visible_line
 from ansible_collections.magi.llama.plugins.module_utils._output import rollout_summary
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
@@ -93,7 +94,7 @@ class ActionModule(HostAction):
         on_screen = arguments["format"] == "json"
         if not on_screen:
             for line in rollout_summary.summary_lines(answer):
-                Display().display(line)
+                Display().display(visible_line(line))
         if on_screen or arguments["path"]:
             publish(answer, on_screen, arguments["path"])
         failures = {

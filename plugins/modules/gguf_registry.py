@@ -409,6 +409,7 @@ from ansible_collections.magi.llama.plugins.module_utils._arguments.gguf_registr
 from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
 from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
 from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import renew
+from ansible_collections.magi.llama.plugins.module_utils._core.text import bounded
 from ansible_collections.magi.llama.plugins.module_utils._models.registry_file import (
     diff_lines,
     load,
@@ -422,6 +423,9 @@ if TYPE_CHECKING:
     from ansible_collections.magi.llama.plugins.module_utils._models.checksums import Differences
 
 SHORT_FROM = 501
+# Of the scan, and rejected files in the fact: the registry file has all of them.
+MAX_WARNINGS = 50
+MAX_REJECTED = 100
 
 
 def main() -> None:
@@ -464,7 +468,7 @@ def run(module: Module) -> dict[str, Any]:
         resume = params["resume"] or uuid.uuid4().hex
         save(unfinished, result.unfinished(resume))
         return unfinished_answer(result, resume)
-    warned = [warning for warning in (kept.warning, *result.warnings) if warning]
+    warned = bounded([warning for warning in (kept.warning, *result.warnings) if warning], MAX_WARNINGS)
     for warning in warned:
         module.warn(warning)
     changed = kept.content != result.content
@@ -540,7 +544,10 @@ def finish(
         report(module, found, returned)
         if returned.get("failed"):
             return returned
-    return {"ansible_facts": {"llama_registry": short_content(content) if short else content}, **returned}
+    fact = short_content(content) if short else content
+    if is_written and len(content["rejected"]) > MAX_REJECTED:
+        fact = {**fact, "rejected": content["rejected"][:MAX_REJECTED], "rejected_total": len(content["rejected"])}
+    return {"ansible_facts": {"llama_registry": fact}, **returned}
 
 
 def report(module: Module, found: Differences, returned: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ansible.utils.display import Display
+from ansible_collections.magi.llama.plugins.module_utils._core.text import visible_lines
 
 # Set by the collection's own plays: the name of their playbook.
 PLAYBOOK = "__llama_playbook"
@@ -23,8 +24,9 @@ def show(task_vars: dict[str, Any], lines: list[str], *, always_prefixed: bool =
     several = len(task_vars.get("ansible_play_hosts_all") or []) > 1
     prefix = f"{task_vars['inventory_hostname']} | " if several or always_prefixed else ""
     display = Display()
-    for line in "\n".join(lines).splitlines():
-        display.display(f"{prefix}{line}")
+    for text in lines:
+        for line in visible_lines(text):
+            display.display(f"{prefix}{line}")
 
 
 def prints_document(task_vars: dict[str, Any]) -> bool:

@@ -22,6 +22,7 @@ from .._core.documents import (
     Shape,
     check,
 )
+from .._core.text import visible_text
 from .._deployment.record import RECORD
 from .._health.status import STATUS
 from .._models.registry_file import REGISTRY
@@ -150,6 +151,9 @@ _COMMON = {
     *("diff", "module_stdout", "module_stderr", "stdout", "stderr"),
     *("ansible_job_id", "started", "finished", "results_file"),
 }
+# Texts that Ansible shows as they are.
+_SHOWN = {"msg", "module_stdout", "module_stderr", "stdout", "stderr"}
+MAX_WARNINGS = 100
 # Ansible adds it itself.
 _INTERPRETER = re.compile(r"(ansible_)?discovered_interpreter_\w+")
 
@@ -177,4 +181,9 @@ def held_answer(module: str, answer: Mapping[str, Any]) -> dict[str, Any]:
         shape = Fields({}, {**shape.required, **shape.optional})
     check(kept, shape, where)
     check(kept, Fields({}, {"changed": bool, "failed": bool, "unreachable": bool, "msg": str}), where)
+    for key in _SHOWN & kept.keys():
+        kept[key] = visible_text(kept[key]) if isinstance(kept[key], str) else kept[key]
+    if isinstance(kept.get("warnings"), list):
+        texts = [visible_text(item) if isinstance(item, str) else item for item in kept["warnings"]]
+        kept["warnings"] = texts[:MAX_WARNINGS]
     return {**kept, "ansible_facts": dict(facts)} if facts else kept

@@ -13,6 +13,8 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from .text import visible_line
+
 STATE_MARKER = "MAGI_LLAMA_STATE"
 NAME_MARKER = "MAGI_LLAMA_SERVER"
 MARKER_PREFIX = "MAGI_LLAMA_"
@@ -157,8 +159,7 @@ def owner_of(pid: int, proc: str = "/proc") -> int | None:
 def command_of(pid: int, proc: str = "/proc") -> str | None:
     """Return a process's command line on one line, truncated; None if the process has ended."""
     argv = _nul_separated(_read(f"{proc}/{pid}/cmdline")) or _read(f"{proc}/{pid}/comm").split("\n")[:1]
-    text = "".join(letter if letter.isprintable() else "?" for letter in " ".join(argv))
-    return text[:COMMAND_LENGTH] or None
+    return visible_line(" ".join(argv), COMMAND_LENGTH) or None
 
 
 def processes(state_dir: str, proc: str = "/proc") -> dict[str, Process]:

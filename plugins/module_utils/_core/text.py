@@ -8,9 +8,16 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 # Maximum length of untrusted text; the rest is cut off.
 MAX_TEXT = 256
+# Untrusted text in messages: characters of a line, and lines of a text.
+MAX_LINE = 500
+MAX_LINES = 1000
+# Letters and marks that have no width, which Python counts as printable.
+_INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 
 
 def format_bytes(size: float) -> str:
@@ -34,11 +41,49 @@ def clean_text(text: str, limit: int = MAX_TEXT) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a path or other text with escapes for characters that are not printable or not UTF-8."""
+    """Return a path or other text with escapes for characters that are invisible, not printable or not UTF-8."""
+    if text.isascii() and text.isprintable():
+        return text
     text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+        character
+        if character.isprintable() and not _INVISIBLE.match(character)
+        else character.encode("unicode_escape", "backslashreplace").decode()
+        for character in text
     )
+
+
+def visible_line(text: str, limit: int = MAX_LINE) -> str:
+    """Return untrusted text as one line that changes nothing on a terminal: cut, then with escapes."""
+    cut = text if len(text) <= limit else text[: limit - 1] + "…"
+    return printable(cut.replace("\t", "    "))[: 4 * limit]
+
+
+def visible_lines(text: str, most: int = MAX_LINES) -> list[str]:
+    """Return the lines of an untrusted text, each as visible_line; the last says how many were left out."""
+    lines = text.split("\n")
+    kept = [visible_line(line.rstrip("\r")) for line in lines[:most]]
+    return [*kept, f"… and {len(lines) - most} more lines"] if len(lines) > most else kept
+
+
+def visible_text(text: str) -> str:
+    """Return an untrusted text of several lines in a form that changes nothing on a terminal."""
+    return "\n".join(visible_lines(text))
+
+
+def visible_value(value: Any) -> Any:
+    """Return a JSON value with escapes for what is not printable in its keys and texts. Line ends are kept."""
+    if isinstance(value, str):
+        return value if value.isascii() and value.isprintable() else "\n".join(map(printable, value.split("\n")))
+    if isinstance(value, Mapping):
+        return {visible_value(key): visible_value(item) for key, item in value.items()}
+    return [visible_value(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def bounded(items: Sequence[str], most: int, total: int | None = None) -> list[str]:
+    """Return the first items, and how many there are besides; total is their number where items is already cut."""
+    count = len(items) if total is None else total
+    return [*items[:most], f"      … and {count - most} more"] if count > most else list(items)
 
 
 def quoted(name: str) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 from .._core.argv import flag_value
 from .._core.http import request
 from .._core.processes import command_of, listeners, owner_of
+from .._core.text import clean_text, visible_line
 from .._launch.api_keys import first_key
 
 Server = Mapping[str, Any]
@@ -99,7 +100,7 @@ def ask_health(server: Server, timeout: float) -> Probe:
     except socket.timeout:
         return Probe("hung", f"no answer within {timeout:g} s")
     except (OSError, http.client.HTTPException, ValueError) as error:
-        return Probe("hung", f"{type(error).__name__}: {error}")
+        return Probe("hung", f"{type(error).__name__}: {clean_text(str(error))}")
     return {200: Probe("ready"), 503: Probe("loading")}.get(code, Probe("unhealthy", f"/health answered {code}"))
 
 
@@ -111,7 +112,9 @@ def _works(server: Server, token_timeout: float | None, timeout: float) -> Probe
         began = time.monotonic()
         return _no_token(server, token_timeout) or Probe("ready", seconds=round(time.monotonic() - began, 3))
     except (OSError, http.client.HTTPException, ValueError) as error:
-        return Probe("hung", f"/health is 200, but a further request failed: {type(error).__name__} {error}")
+        return Probe(
+            "hung", f"/health is 200, but a further request failed: {type(error).__name__} {clean_text(str(error))}"
+        )
 
 
 def _foreign(servers: Sequence[Server], pids: Mapping[str, int | None]) -> dict[str, Probe]:
@@ -155,9 +158,16 @@ def _other_model(server: Server, timeout: float) -> Probe | None:
     code, body = _ask(server, "GET", "/props", timeout)
     answered = body.get("model_path") if code == 200 and isinstance(body, dict) else None
     # Without a readable key, or with a build that does not report model_path, rely on the process check.
-    if not answered or not planned or answered == planned or os.path.realpath(answered) == os.path.realpath(planned):
+    if (
+        not isinstance(answered, str)
+        or not planned
+        or answered == planned
+        or os.path.realpath(answered.replace("\0", "")) == os.path.realpath(planned)
+    ):
         return None
-    return Probe("wrong_identity", f"the server on port {server['port']} serves {answered}, planned is {planned}")
+    return Probe(
+        "wrong_identity", f"the server on port {server['port']} serves {visible_line(answered)}, planned is {planned}"
+    )
 
 
 def _unprotected(server: Server, timeout: float) -> Probe | None:
@@ -178,7 +188,7 @@ def _no_token(server: Server, timeout: float) -> Probe | None:
         return Probe("hung", f"/health is 200, but {path} gave no answer within {timeout:g} s")
     if code == 200 and isinstance(answer, dict) and wanted in answer:
         return None
-    return Probe("unhealthy", f"/health is 200, but {path} answered {code}: {json.dumps(answer)[:200]}")
+    return Probe("unhealthy", f"/health is 200, but {path} answered {code}: {clean_text(json.dumps(answer), 200)}")
 
 
 def _ask(

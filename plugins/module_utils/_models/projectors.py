@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from .names import QUANT_TOKEN, stem_of
@@ -42,6 +42,7 @@ def pair_projectors(models: Sequence[dict[str, Any]], companions: Sequence[dict[
         folder = folders.get(os.path.dirname(model["path"]))
         if folder:
             folder.models.append(_Named(model))
+            folder.widths.add(model["embedding_length"])
         model["mmproj"] = None
         model["warnings"] = [warning for warning in model["warnings"] if not warning.startswith(_PAIRING)]
     unfit = []
@@ -58,6 +59,9 @@ class _Named:
         stem = QUANT_TOKEN.sub("", stem_of(record.get("alias") or record["path"])).lower()
         purposes = {"mmproj", "model", "ggml", "vision", "audio", "projector"}
         self.words = frozenset(re.findall(r"[a-z0-9]+", stem)) - purposes
+        # Architectures that a projector of this type is not made for.
+        made_for = str(record.get("projector_type") or "")
+        self._excludes = frozenset(name for types, names in _NOT_FOR if made_for.startswith(types) for name in names)
         # The same for all quantizations of one model.
         self.family = (record.get("architecture"), record.get("block_count"), record["embedding_length"], self.words)
 
@@ -69,13 +73,16 @@ class _Named:
     def precision(self) -> str:
         return str(self.record["quantization"])
 
+    @property
+    def made_for(self) -> tuple[Any, ...]:
+        """What decides which models a projector fits: the same for all precisions of it."""
+        return (self.words, self.record["embedding_length"], self._excludes)
+
     def fits(self, model: _Named) -> bool:
         """Whether a projector is made for models of this width and architecture, as far as it is known."""
         if self.record["embedding_length"] not in (None, model.record["embedding_length"]):
             return False
-        made_for = str(self.record.get("projector_type") or "")
-        architecture = model.record.get("architecture")
-        return not any(made_for.startswith(types) and architecture in others for types, others in _NOT_FOR)
+        return model.record.get("architecture") not in self._excludes
 
 
 class _Folder:
@@ -83,74 +90,106 @@ class _Folder:
 
     def __init__(self) -> None:
         self.models: list[_Named] = []
+        self.widths: set[Any] = set()
         self.projectors: list[_Named] = []
 
     def pair(self) -> list[str]:
-        if not self.models:
-            return []
-        named: dict[_Named, list[_Named]] = {}
-        nameless: dict[tuple[Any, ...], list[_Named]] = {}
-        unused = []
+        """Pair by groups of like files: a folder may have thousands of each. Returns messages for unused projectors."""
+        families: dict[tuple[Any, ...], list[_Named]] = {}
+        for model in self.models:
+            families.setdefault(model.family, []).append(model)
+        kinds = list(families.values())
+        groups: dict[tuple[Any, ...], list[_Named]] = {}
+        for item in self.projectors if kinds else ():
+            groups.setdefault(item.made_for, []).append(item)
+        # The one whose name has most of the model's words is closest.
+        ordered = sorted(groups.values(), key=lambda items: -len(items[0].words))
+        chosen, unused = self._by_name(kinds, [items for items in ordered if items[0].words])
+        unused += self._by_width(kinds, [items for items in ordered if not items[0].words], chosen)
+        choices: dict[tuple[int, ...], tuple[_Named | None, str]] = {}
+        for number, found in chosen.items():
+            key = tuple(id(items) for items in found)
+            if key not in choices:
+                choices[key] = _choose(found)
+            best, warning = choices[key]
+            for model in kinds[number]:
+                model.record["mmproj"] = best.record["path"] if best else None
+                if warning:
+                    _warn(model, warning)
+        return unused
+
+    def _by_name(
+        self, kinds: Sequence[Sequence[_Named]], groups: Sequence[list[_Named]]
+    ) -> tuple[dict[int, list[list[_Named]]], list[str]]:
+        """Return the groups that are closest by name to each kind of model, and messages for those of no model."""
         with_word: dict[str, set[int]] = {}
-        for number, model in enumerate(self.models):
-            for word in model.words:
+        for number, models in enumerate(kinds):
+            for word in models[0].words:
                 with_word.setdefault(word, set()).add(number)
-        for item in self.projectors:
-            if item.words:
-                numbers = set.intersection(*(with_word.get(word, set()) for word in item.words))
-                owners = [self.models[number] for number in sorted(numbers) if item.fits(self.models[number])]
-                for model in owners:
-                    named.setdefault(model, []).append(item)
-                if not owners:
-                    unused.append(self._unused(item))
-            else:
-                made_for = (item.record["embedding_length"], item.record.get("projector_type"))
-                nameless.setdefault(made_for, []).append(item)
-        others = {key: [model for model in self.models if items[0].fits(model)] for key, items in nameless.items()}
-        families = {key: {model.family for model in models} for key, models in others.items()}
-        unused += [self._unused(item) for key, items in nameless.items() if not others[key] for item in items]
-        for key, models in others.items():
-            for model in models:
-                if model in named:
+        chosen: dict[int, list[list[_Named]]] = {}
+        unused = []
+        for items in groups:
+            first = items[0]
+            numbers = set.intersection(*(with_word.get(word, set()) for word in first.words))
+            if not any(first.fits(kinds[number][0]) for number in numbers):
+                unused += [self._unused(item) for item in items]
+                continue
+            for number in numbers:
+                closer = number in chosen and len(chosen[number][0][0].words) > len(first.words)
+                if not closer and first.fits(kinds[number][0]):
+                    chosen.setdefault(number, []).append(items)
+        return chosen, unused
+
+    def _by_width(
+        self,
+        kinds: Sequence[Sequence[_Named]],
+        groups: Sequence[list[_Named]],
+        chosen: dict[int, list[list[_Named]]],
+    ) -> list[str]:
+        """Add groups without words in their names, where they fit the models of one kind; messages for unused ones."""
+        of_width: dict[Any, list[int]] = {}
+        for number, models in enumerate(kinds):
+            of_width.setdefault(models[0].record["embedding_length"], []).append(number)
+        unused, named = [], set(chosen)
+        for items in groups:
+            width = items[0].record["embedding_length"]
+            numbers = range(len(kinds)) if width is None else of_width.get(width, [])
+            fitting = [number for number in numbers if items[0].fits(kinds[number][0])]
+            if not fitting:
+                unused += [self._unused(item) for item in items]
+            text = f"{_listed(items)} fits several models in this folder, so none is used: {_REMEDY}"
+            for number in fitting:
+                if number in named:
                     continue
-                if len(families[key]) > 1:
-                    fitting = _listed(nameless[key])
-                    _warn(model, f"{fitting} fits several models in this folder, so none is used: {_REMEDY}")
-                else:
-                    named[model] = nameless[key]
-        for model, items in named.items():
-            _choose(model, items)
+                if len(fitting) == 1:
+                    chosen.setdefault(number, [items])
+                    continue
+                for model in kinds[number]:
+                    _warn(model, text)
         return unused
 
     def _unused(self, item: _Named) -> str:
         path, width = item.record["path"], item.record["embedding_length"]
-        if width is not None and all(model.record["embedding_length"] != width for model in self.models):
+        if width is not None and width not in self.widths:
             return f"{path} is for models of width {width}, but its folder has no such model: it is not used"
         return f"{path} is named after a model that is not in its folder: it is not used. Rename it, or {_REMEDY}"
 
 
-def _choose(model: _Named, items: Sequence[_Named]) -> None:
-    """Give a model the one projector that belongs to it, or none where that is not clear."""
+def _choose(groups: Sequence[Sequence[_Named]]) -> tuple[_Named | None, str]:
+    """Return the projector of equally close groups, None if that is unclear; and a warning or an empty text."""
+    items = [item for group in groups for item in group]
     if len({item.words for item in items}) > 1:
-        # The one whose name has most of the model's words is closest.
-        most = max(len(item.words) for item in items)
-        items = [item for item in items if len(item.words) == most]
-    if len({item.words for item in items}) > 1:
-        _warn(model, f"{_listed(items)} fit, so none is used: {_REMEDY}")
-        return
+        return None, f"{_listed(items)} fit, so none is used: {_REMEDY}"
     # The same projector in several precisions.
     order = ("F16", "BF16", "Q8_0", "F32")
     best = min(items, key=lambda item: order.index(item.precision) if item.precision in order else 9)
-    model.record["mmproj"] = best.record["path"]
-    if len(items) > 1:
-        _warn(model, f"{_listed(items)} fit, {best.name} is used: {_REMEDY} if this is wrong")
+    return best, f"{_listed(items)} fit, {best.name} is used: {_REMEDY} if this is wrong" if len(items) > 1 else ""
 
 
 def _warn(model: _Named, text: str) -> None:
     model.record["warnings"].append(_PAIRING + text)
 
 
-def _listed(items: Iterable[_Named]) -> str:
-    names = [item.name for item in items]
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+def _listed(items: Sequence[_Named]) -> str:
+    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return ", ".join(item.name for item in items[:_SHOWN]) + more

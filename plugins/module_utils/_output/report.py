@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .._core.errors import EstimateError
-from .._core.text import format_bytes
+from .._core.text import bounded, format_bytes
 from .._plan.memory import estimate
 from .._plan.plan import companion_sizes, effective_parameters, plan_lines
 from .._plan.profile import select
@@ -19,6 +19,7 @@ from .._plan.profile import select
 STEPS = ("discovery", "profile", "enabled models", "launch", "health")
 # The registry lists all of them.
 MAX_LISTED = 20
+MAX_WARNINGS = 200
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
@@ -80,11 +81,14 @@ def discovery_lines(registry: Mapping[str, Any], changes: Mapping[str, Sequence[
     """What a scan found, and what was added and removed since the last one."""
     rejected, companions = registry["rejected"], registry["companions"]
     extra = [f"{len(companions)} companion files"] if companions else []
-    extra += [f"{len(rejected)} rejected"] if rejected else []
+    count = registry.get("rejected_total", len(rejected))
+    extra += [f"{count} rejected"] if rejected else []
     text = f"{registry['total']} models in {', '.join(registry['scan_paths'])}"
     lines = [step_line("discovery", text + (f" ({', '.join(extra)})" if extra else ""))]
     lines += [f"      {what:<9}{_listed(ids)}" for what, ids in changes.items() if ids]
-    return lines + [f"      rejected {entry['path']}: {entry['reason']}" for entry in rejected]
+    return lines + bounded(
+        [f"      rejected {entry['path']}: {entry['reason']}" for entry in rejected], MAX_LISTED, count
+    )
 
 
 def _listed(ids: Sequence[str]) -> str:
@@ -197,7 +201,11 @@ def registry_lines(registry: Mapping[str, Any], profile: Mapping[str, Any]) -> l
     ]
     lines = table(("ID", "TIER", "SIZE", "PARAMETERS", "CONTEXT", "MEMORY", "KIND"), rows)
     warnings = [f"{model['id']}: {warning}" for model in registry["models"] for warning in model.get("warnings", ())]
-    return lines + warnings + [f'profile "{profile["name"]}" ({profile["source"]}): {reason}' for reason in wrong]
+    return (
+        lines
+        + bounded(warnings, MAX_WARNINGS)
+        + [f'profile "{profile["name"]}" ({profile["source"]}): {reason}' for reason in wrong]
+    )
 
 
 def _memory(

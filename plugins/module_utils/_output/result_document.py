@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .._core.documents import Document, Fields, Map
+from .._core.text import visible_value
 
 # A rollout's result contains more than hosts, so it is a separate document.
 KINDS = ("site", "plan", "scan", "status", "verify")
@@ -29,4 +30,4 @@ def result_document(kind: str, hosts: Mapping[str, Mapping[str, Any]]) -> dict[s
 
 def to_text(document: Mapping[str, Any]) -> str:
     """The document as printed and written: ASCII only, the first line is { and the last line is }."""
-    return json.dumps(document, indent=2) + "\n"
+    return json.dumps(visible_value(document), indent=2) + "\n"

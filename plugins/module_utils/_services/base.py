@@ -15,6 +15,7 @@ from typing import Protocol
 
 from .._core.errors import MagiError
 from .._core.processes import Process, all_processes
+from .._core.text import visible_line
 
 # Seconds after the stop time-out, when SIGKILL is sent. A process that takes longer hangs in the kernel.
 STOP_MARGIN = 15.0
@@ -86,6 +87,11 @@ class ServiceDriver(Protocol):
 
     def log_tail(self, name: str, lines: int) -> list[str]:
         """Return the last lines of a server's log."""
+
+
+def log_lines(text: str, count: int) -> list[str]:
+    """Return the last lines of a log, each cut and visible: servers and their models decide what is in it."""
+    return [visible_line(line) for line in text.rstrip("\n").split("\n")[-count:]] if text.strip() else []
 
 
 def exit_text(code: int | None) -> str | None:

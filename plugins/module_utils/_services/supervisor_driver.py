@@ -23,7 +23,7 @@ from .._core.commands import run_command
 from .._core.files import write_atomic
 from .._core.ownership import open_trusted, require_trusted
 from .._core.processes import all_processes, processes
-from .base import STOP_MARGIN, ServiceError, ServiceStatus, Stopped, at_once, exit_text, terminate
+from .base import STOP_MARGIN, ServiceError, ServiceStatus, Stopped, at_once, exit_text, log_lines, terminate
 from .supervisor import check_socket_path, daemon_pid, folder_of
 from .supervisor_log import History, parse_log
 
@@ -159,7 +159,7 @@ class SupervisorDriver:
         try:
             with open(os.path.join(self._state_dir, "log", f"{name}.log"), "rb") as stream:
                 stream.seek(max(0, os.fstat(stream.fileno()).st_size - TAIL_BYTES))
-                return stream.read().decode("utf-8", "replace").splitlines()[-lines:]
+                return log_lines(stream.read().decode("utf-8", "replace"), lines)
         except OSError:
             return []
 

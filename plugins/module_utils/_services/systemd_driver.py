@@ -15,7 +15,7 @@ from typing import Protocol
 from .._core.commands import SECONDS, CommandTimeoutError, Completed, run_command
 from .._core.processes import STRAY_VARIABLE
 from .._launch.units import TARGET, UNIT_FOLDER, UNIT_PREFIX, unit_name
-from .base import STOP_MARGIN, ServiceError, ServiceStatus, Stopped, at_once, exit_text, signal_name
+from .base import STOP_MARGIN, ServiceError, ServiceStatus, Stopped, at_once, exit_text, log_lines, signal_name
 
 PROPERTIES = (
     "Id",
@@ -207,7 +207,7 @@ class SystemdDriver:
             str(lines),
         ]
         try:
-            return self._run(command, LOG_SECONDS)[1].splitlines()[-lines:]
+            return log_lines(self._run(command, LOG_SECONDS)[1], lines)
         except CommandTimeoutError as error:
             # The log explains a result; it is not worth losing the result for it.
             return [str(error)]

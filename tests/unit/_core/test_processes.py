@@ -71,7 +71,7 @@ def test_listeners_return_the_holder(fake):
     fake.add(40, ["/usr/bin/nginx", "-g", "daemon\noff"], sockets=["99", "11"])
     found = processes.listeners([8080, 8081, 8082], str(fake.root))
     assert found == {
-        8080: processes.Listener(8080, ("127.0.0.1",), 40, "/usr/bin/nginx -g daemon?off", (40,), (0,)),
+        8080: processes.Listener(8080, ("127.0.0.1",), 40, "/usr/bin/nginx -g daemon\\noff", (40,), (0,)),
         8081: processes.Listener(8081, ("0.0.0.0", "::1"), None, None, (), (0,)),
     }
 
