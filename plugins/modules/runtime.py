@@ -12,7 +12,8 @@ short_description: Find or install llama-server and return its version and flags
 version_added: 0.1.0
 description:
   - Finds llama-server on a host, or installs it, and reads its version and flags from the binary.
-  - Warns of builds with known remote vulnerabilities, and of settings on the host that change every llama-server.
+  - Warns of builds with known remotely exploitable vulnerabilities, and of settings on the host that change every
+    llama-server.
   - No repository is added to the host's package manager and nothing is compiled.
 author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:

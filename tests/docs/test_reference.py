@@ -54,6 +54,8 @@ def test_playbooks_are_all_described() -> None:
 def test_playbook_variables_are_those_that_it_reads(playbook: str) -> None:
     text = "\n".join(path.read_text() for path in files(ROOT / f"playbooks/{playbook}.yml"))
     own = {name for name in READ.findall(text) if not name.startswith(OTHERS)}
+    # What playbook_begin has read.
+    own |= set(re.findall(r"\b__llama_begun\.(\w+)", text)) & set(REFERENCE["variables"])
     # Read by a default of the role servers.
     own |= {"profile"} if "servers_profile }}" in text else set()
     assert set(REFERENCE["playbooks"][playbook]["variables"]) == own
@@ -98,7 +100,7 @@ def test_variables_of_roles_are_described_as_for_roles() -> None:
     specs = yaml.safe_load((ROOT / "roles/servers/meta/argument_specs.yml").read_text())["argument_specs"]
     roles = {name: option for spec in specs.values() for name, option in spec["options"].items()}
     shared = set(roles) & set(REFERENCE["variables"])
-    assert shared == {"servers", "verify_api_key", "verify_timeout", "rollback_keep_binary"}
+    assert shared == {"servers", "verify_api_key", "verify_from", "verify_timeout", "rollback_keep_binary"}
     for name in shared:
         both = [
             {key: option.get(key) for key in ("type", "default")}
@@ -106,7 +108,7 @@ def test_variables_of_roles_are_described_as_for_roles() -> None:
         ]
         assert both[0] == both[1], name
         texts_of = [
-            re.sub(r"C\(([^)]*)\)", r"`\1`", option["description"])
+            re.sub(r"[CV]\(([^)]*)\)", r"`\1`", option["description"])
             for option in (roles[name], REFERENCE["variables"][name])
         ]
         assert texts_of[0] == texts_of[1], name
