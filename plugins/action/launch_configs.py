@@ -13,8 +13,9 @@ from ansible.template import trust_as_template
 from ansible_collections.magi.llama.plugins.module_utils._arguments.launch_configs import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
+from ansible_collections.magi.llama.plugins.module_utils._deployment.config_drift import planned_drift
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import record_of
-from ansible_collections.magi.llama.plugins.module_utils._deployment.state_files import planned
+from ansible_collections.magi.llama.plugins.module_utils._deployment.state_files import of_configs, planned
 from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import File
 from ansible_collections.magi.llama.plugins.module_utils._services.table import find_manager
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
@@ -39,11 +40,16 @@ class ActionModule(HostAction):
         paths.append(manager.common_config_path(state_dir))
         contents.append(self._render(common, task_vars))
         wanted = [File(path, content.encode()) for path, content in zip(paths, contents, strict=True)]
-        if arguments["deployed"] == planned(state_dir, record_of(arguments["plan"], manager.name), wanted):
-            return {**result, "changed": False, "written": [], "removed": []}
+        deployed = arguments["deployed"]
+        digests = planned(state_dir, record_of(arguments["plan"], manager.name), wanted)
+        if deployed == digests:
+            return {**result, "changed": False, "written": [], "removed": [], "drift": {}}
         configs = [{"path": path, "content": content} for path, content in zip(paths, contents, strict=True)]
         module_args = fill_in({**self._task.args, "deployed": None}, configs=configs, run_id=this_run()["id"])
         result.update(self.ask("launch_configs", module_args, task_vars))
+        if deployed is not None:
+            parts = (of_configs(state_dir, deployed), of_configs(state_dir, digests))
+            result["drift"] = planned_drift(state_dir, manager.name, arguments["plan"]["servers"], *parts)
         return result
 
     def _template(self, name: str) -> str:

@@ -92,6 +92,12 @@ removed:
   type: list
   elements: str
   sample: []
+drift:
+  description: >-
+    What is to be written or removed, by the name of the server, or by path for the shared one. Needs O(deployed).
+  returned: success
+  type: dict
+  sample: {"qwen3-8b-q4_k_m": "to write the launch config /etc/systemd/system/magi-llama-qwen3-8b-q4_k_m.service"}
 """
 
 from ansible_collections.magi.llama.plugins.module_utils._arguments.launch_configs import ARGUMENTS
@@ -126,7 +132,7 @@ def run(module: Module) -> dict:
     refuse_foreign(configs, managed)
     launch, stale = files_to_write(configs), stale_files(managed, [file.path for file in configs])
     before = snapshot_if_good(given["state_dir"], record)
-    state, old = state_files(given["state_dir"], record, before)
+    state, old = state_files(given["state_dir"], record, before, configs=configs)
     # State files are written first, so that the next run detects an interrupted one.
     write, remove = [*state, *launch], [*stale, *old]
     diff = [_diff(file.path, file.content.decode()) for file in launch] + [_diff(path, "") for path in stale]

@@ -141,7 +141,7 @@ def run(module: Module) -> dict:
     launch = files_to_write(before.files)
     stale = stale_files(managed_files(state_dir), [file.path for file in before.files])
     # It is also kept as the previous deployment, so that a second rollback never goes to the one that did not work.
-    state, old = state_files(state_dir, before.record, before)
+    state, old = state_files(state_dir, before.record, before, configs=before.files)
     write, remove = [*state, *launch], [*stale, *old]
     diff = [_diff(file.path, file.content.decode()) for file in launch] + [_diff(path, "") for path in stale]
     if not module.check_mode and (restored or write or remove):

@@ -56,7 +56,8 @@ start:
   sample: {"concurrent": true, "max_startup_time": 120, "readiness_check_interval": 2}
 drift:
   description: >-
-    The reason for each server, by name, that does not run as it is deployed, or runs without being deployed.
+    The reason for each server, by name, that does not run as it is deployed, or runs without being deployed, and for
+    each launch config, by path for the shared one, that was edited or removed since.
   returned: success
   type: dict
   sample: {"qwen3-8b-q4_k_m": "not running"}
@@ -139,6 +140,7 @@ from ansible_collections.magi.llama.plugins.module_utils._arguments.server_info 
 from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import processes
+from ansible_collections.magi.llama.plugins.module_utils._deployment.config_drift import config_drift
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import chosen, read_record
 from ansible_collections.magi.llama.plugins.module_utils._deployment.rollback import Deployment, starting
 from ansible_collections.magi.llama.plugins.module_utils._health.drift import drift
@@ -160,12 +162,18 @@ def run(module: Module) -> dict:
     pids = {name: status.pid for name, status in statuses.items()}
     probes = probe_all(running, pids, deep=module.params["deep"])
     wanted, found = module.params["servers"], processes(state_dir)
+    configs = config_drift(state_dir, record)
     return {
         "changed": False,
         "status": status_json(servers, statuses, probes, found),
-        "drift": drift(servers, pids, {name: found[name] for name in found if not wanted or name in wanted}),
+        "drift": drift(servers, pids, *(_only(wanted, part) for part in (found, configs))),
         "start": starting(Deployment(record, ())),
     }
+
+
+def _only(names: list, by_name: dict) -> dict:
+    """The part of a mapping that is about the named servers, all of it where no name is given."""
+    return {name: value for name, value in by_name.items() if not names or name in names}
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import pytest
 from support.bed import Bed, Outcome
 from support.schemas import errors
 
-STOPPED = "tiny-llama-q4_k_m"
+STOPPED, OTHER = "tiny-llama-q4_k_m", "tiny-llama-q3_k_m"
 
 
 def result(bed: Bed, tmp_path: Path, playbook: str, *arguments: str, code: int = 0) -> tuple[Outcome, dict[str, Any]]:
@@ -77,6 +77,26 @@ def test_hung_server_is_degraded_and_no_drift(bed: Bed, tmp_path: Path) -> None:
     bed.wait_ready()
     _run, host = result(bed, tmp_path, "verify")
     assert host["answered_servers"] == 2
+
+
+def test_edited_and_removed_launch_configs_are_drift(bed: Bed, tmp_path: Path) -> None:
+    configs = bed.state / "supervisor"
+    edited, removed = (next(configs.glob(f"**/*{name}.conf")) for name in (STOPPED, OTHER))
+    edited.write_text(edited.read_text() + "; by hand\n")
+    removed.unlink()
+    # The processes are as they were.
+    for playbook, says in [
+        ("status", ["was edited since it was deployed", "was removed since it was deployed"]),
+        ("plan", [f"to write the launch config {edited}", f"to write the launch config {removed}"]),
+    ]:
+        run, _host = result(bed, tmp_path, playbook, "-e", "fail_on=drift", code=2)
+        run.expect(*says)
+        result(bed, tmp_path, playbook, "-e", "fail_on=degraded")
+    pids = bed.pids()
+    bed.run("site")
+    assert bed.pids() == pids
+    for playbook in ("status", "plan"):
+        result(bed, tmp_path, playbook, "-e", "fail_on=drift")
 
 
 def test_other_profile_is_drift_of_plan_alone(bed: Bed, tmp_path: Path) -> None:

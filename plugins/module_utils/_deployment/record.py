@@ -54,12 +54,16 @@ RECORD = Fields(
     {"start": (dict, NULL)},
 )
 INTENDED = Map(re.compile("started|stopped"), NAME)
+CONFIGS = Map(re.compile("[0-9a-f]{64}"), ABSOLUTE_PATH)
 PREVIOUS = Fields({"deployed": RECORD, "files": [Fields({"path": ABSOLUTE_PATH, "content": str, "mode": int})]})
 # Version 1 were the files that version_1.py reads.
 DEPLOYMENT = Document(
     "deployment",
     2,
-    Fields({"collection_version": str, "deployed": RECORD, "intended": INTENDED, "previous": Maybe(PREVIOUS)}),
+    Fields(
+        {"collection_version": str, "deployed": RECORD, "intended": INTENDED, "previous": Maybe(PREVIOUS)},
+        {"configs": CONFIGS},
+    ),
 )
 
 
@@ -118,6 +122,13 @@ def read_intended(state_dir: str) -> dict[str, str]:
     if content is None:
         return intended_of(read_record(state_dir))
     return dict(checked(content.get("intended"), INTENDED, path))
+
+
+def read_configs(state_dir: str) -> dict[str, str]:
+    """The digest of each launch config as it was written, by path; empty if missing. Raises RecordError."""
+    path = deployment_path(state_dir)
+    content = read_file(path, DEPLOYMENT)
+    return dict(checked((content or {}).get("configs", {}), CONFIGS, path))
 
 
 def read_previous_deployment(state_dir: str) -> Deployment | None:

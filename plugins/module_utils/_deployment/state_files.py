@@ -24,6 +24,7 @@ from .record import (
     Deployment,
     deployment_path,
     intended_of,
+    read_configs,
     read_intended,
     read_previous_deployment,
     read_record,
@@ -38,26 +39,39 @@ def state_files(
     record: Mapping[str, Any],
     previous: Deployment | None = None,
     intended: Mapping[str, str] | None = None,
+    configs: Sequence[File] | None = None,
 ) -> tuple[list[File], list[str]]:
     """The state files to write for a record, and the paths of those of older versions to remove afterwards.
 
     Both are empty where the state says so already. previous is the deployment before, by default the one that is there;
-    intended is by default that all servers of the record run. Raises RecordError.
+    intended is by default that all servers of the record run. configs are all launch configs of the record, by default
+    those that are recorded. Raises RecordError.
     """
     if previous is None:
         with contextlib.suppress(DamagedRecordError):
             previous = read_previous_deployment(state_dir)
     content = {"deployed": dict(record), "intended": dict(intended if intended is not None else intended_of(record))}
-    file = deployment_file(state_dir, {**content, "previous": _previous_part(previous)})
+    digests = _recorded_configs(state_dir) if configs is None else _digests(configs)
+    file = deployment_file(state_dir, {**content, "configs": digests, "previous": _previous_part(previous)})
     observed = migrate_observations(state_dir)
     files = [*([] if _is_current(file) else [file]), *([observed] if observed else [])]
     return files, [path for path in _old_paths(state_dir) if os.path.lexists(path)]
 
 
 def deployment_file(state_dir: str, content: Mapping[str, Any]) -> File:
-    """The file with the parts deployed, intended and previous. Raises DocumentError where a part is not allowed."""
+    """The file with its parts deployed, intended, configs and previous. Raises DocumentError if one is not allowed."""
     text = json.dumps(DEPLOYMENT.load(DEPLOYMENT.stamp(content)), indent=2) + "\n"
     return File(deployment_path(state_dir), text.encode(), MODE)
+
+
+def _digests(configs: Sequence[File]) -> dict[str, str]:
+    return {file.path: digest(file) for file in sorted(configs, key=lambda file: file.path)}
+
+
+def _recorded_configs(state_dir: str) -> dict[str, str]:
+    with contextlib.suppress(DamagedRecordError):
+        return read_configs(state_dir)
+    return {}
 
 
 def _previous_part(deployment: Deployment | None) -> dict[str, Any] | None:
@@ -109,14 +123,20 @@ def deployed(state_dir: str, service_manager: str) -> dict[str, str]:
     if state is not None and state.mode == MODE:
         content = _json(state)
         if content.get("schema_version") == DEPLOYMENT.version and {"collection_version", "previous"} <= content.keys():
-            digests[state.path] = digest_of([content.get("deployed"), content.get("intended")])
+            digests[state.path] = digest_of([content.get(part) for part in ("deployed", "intended", "configs")])
     return digests
 
 
 def planned(state_dir: str, record: Mapping[str, Any], configs: Sequence[File]) -> dict[str, str]:
     """What deployed returns where a plan's record and launch configs are on the host already."""
-    state = {deployment_path(state_dir): digest_of([record, intended_of(record)])}
-    return {**state, **{file.path: digest(file) for file in configs}}
+    digests = _digests(configs)
+    return {deployment_path(state_dir): digest_of([record, intended_of(record), digests]), **digests}
+
+
+def of_configs(state_dir: str, digests: Mapping[str, str]) -> dict[str, str]:
+    """The part of what deployed or planned returns that is about launch configs."""
+    state = {deployment_path(state_dir), *_old_paths(state_dir)}
+    return {path: value for path, value in digests.items() if path not in state}
 
 
 def _old_paths(state_dir: str) -> list[str]:

@@ -13,10 +13,16 @@ from .._plan.differences import launch_differences
 from .probe import Server
 
 
-def drift(servers: Sequence[Server], pids: Mapping[str, int | None], running: Mapping[str, Process]) -> dict[str, str]:
+def drift(
+    servers: Sequence[Server],
+    pids: Mapping[str, int | None],
+    running: Mapping[str, Process],
+    configs: Mapping[str, str],
+) -> dict[str, str]:
     """The reasons, by server name, for servers that do not run as deployed, or run without being deployed.
 
     pids are the processes that the service manager reports. Processes that this user may not inspect are left out.
+    configs are the reasons that the launch configs give, by server name, or by path for the others.
     """
     found = {}
     for server in servers:
@@ -27,4 +33,5 @@ def drift(servers: Sequence[Server], pids: Mapping[str, int | None], running: Ma
             found[name] = "not running"
     deployed = {server["name"] for server in servers}
     found.update({name: "runs and is not deployed" for name in running if name not in deployed})
-    return {name: reason for name, reason in found.items() if reason}
+    together = {name: [found.get(name, ""), configs.get(name, "")] for name in {**found, **configs}}
+    return {name: "; ".join(filter(None, reasons)) for name, reasons in together.items() if any(reasons)}

@@ -10,7 +10,7 @@ import contextlib
 import fnmatch
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .._core.errors import MagiError
@@ -47,6 +47,23 @@ def files_to_write(files: Sequence[File]) -> list[File]:
 def digest(file: File) -> str:
     """Return a digest that changes with a file's content or mode."""
     return hashlib.sha256(b"%o\n%b" % (file.mode, file.content)).hexdigest()
+
+
+def changed_files(recorded: Mapping[str, str]) -> dict[str, str]:
+    """What happened to files since their digests were recorded, by path: "edited" or "removed".
+
+    A file that this user cannot read is left out.
+    """
+    found = {}
+    for path, before in recorded.items():
+        try:
+            if digest(read_file(path)) != before:
+                found[path] = "edited"
+        except FileNotFoundError:
+            found[path] = "removed"
+        except OSError:
+            continue
+    return found
 
 
 def read_file(path: str) -> File:
