@@ -176,7 +176,13 @@ from ansible_collections.magi.llama.plugins.module_utils._arguments.server_plan 
 from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
 from ansible_collections.magi.llama.plugins.module_utils._core.commands import output_of
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
-from ansible_collections.magi.llama.plugins.module_utils._core.processes import listeners, memory, processes
+from ansible_collections.magi.llama.plugins.module_utils._core.processes import (
+    foreign_marks,
+    listeners,
+    memory,
+    processes,
+)
+from ansible_collections.magi.llama.plugins.module_utils._core.text import bounded
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import (
     DamagedRecordError,
     empty_record,
@@ -202,6 +208,10 @@ from ansible_collections.magi.llama.plugins.module_utils._services.table import 
 
 # A healthy driver answers within 5 s, even where it has to initialize 8 GPUs first.
 GPU_SECONDS = 30.0
+
+
+MAX_FOREIGN = 10
+MAX_USERS = 4
 
 
 def main() -> None:
@@ -233,6 +243,11 @@ def run(module: Module) -> dict:
     plan = make_plan(registry, given["profile"], given["runtime"], settings, host, given["known_elsewhere"])
     off = disabled(record, manager.name)
     plan["warnings"] += extra_warnings(plan, given["stray_variables"], off)
+    plan["warnings"] += bounded(foreign_marks(given["state_dir"]), MAX_FOREIGN)
+    # Servers of the user before still have to be recognised, to be stopped.
+    user = given["restart_triggers"].get("user")
+    if user:
+        plan["users"] = list(dict.fromkeys([user, *record.get("users", [])]))[:MAX_USERS]
     for warning in [*warnings, *plan["warnings"]]:
         module.warn(warning)
     return {

@@ -6,18 +6,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import json
 import os
+import pwd
 import re
 import socket
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from .documents import NAME
 from .text import visible_line
 
 STATE_MARKER = "MAGI_LLAMA_STATE"
 NAME_MARKER = "MAGI_LLAMA_SERVER"
 MARKER_PREFIX = "MAGI_LLAMA_"
+# In the state directory; it has the users that servers run as.
+RECORD_FILE = "deployment.json"
 # The reason for the restart of a process that another service manager has started begins with this.
 MANAGER_CHANGED = "service manager changed"
 # These variables override a server's command line. Only names are kept: a value may be an API key.
@@ -171,10 +178,74 @@ def processes(state_dir: str, proc: str = "/proc") -> dict[str, Process]:
 
 
 def all_processes(state_dir: str, proc: str = "/proc", pids: Iterable[int] | None = None) -> list[Process]:
-    """Return every process with this state directory's markers, children merged; pids limits the search."""
+    """Return every process of this state directory's servers, children merged; pids limits the search.
+
+    It has the directory's mark, a valid name, and the servers' user or root: any user can set the variables.
+    """
+    uids = servers_uids(state_dir)
+    marked = {
+        process.pid: process
+        for process in _marked(state_dir, proc, pids)
+        if NAME.fullmatch(process.name) and (uids is None or process.uid in uids)
+    }
+    families: dict[int, list[int]] = {}
+    for pid in marked:
+        families.setdefault(_eldest(pid, marked), []).append(pid)
+    return [
+        replace(marked[pid], children=tuple(sorted(set(members) - {pid}))) if len(members) > 1 else marked[pid]
+        for pid, members in families.items()
+    ]
+
+
+def foreign_marks(state_dir: str, proc: str = "/proc") -> list[str]:
+    """Return a message for each process that has the mark of this state directory and is not one of its servers."""
+    uids = servers_uids(state_dir)
+    found = []
+    for process in _marked(state_dir, proc, None):
+        if not NAME.fullmatch(process.name):
+            why = f"its name {visible_line(process.name, 80)} is not one of a server"
+        elif uids is not None and process.uid not in uids:
+            why = f"it runs as another user (uid {process.uid})"
+        else:
+            continue
+        found.append(
+            f"pid {process.pid} ({command_of(process.pid, proc)}) has the mark of this deployment, but {why}: it is "
+            "not counted as a server. Find out who has started it."
+        )
+    return found
+
+
+def servers_uids(state_dir: str) -> frozenset[int] | None:
+    """Return the ids of root, this user and the users that servers run as; None if no deployment names them yet."""
+    path = os.path.join(state_dir, RECORD_FILE)
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    users = _recorded_users(path, stat.st_mtime_ns, stat.st_ino)
+    if users is None:
+        return None
+    uids = {0, os.geteuid()}
+    for user in users:
+        with contextlib.suppress(KeyError):
+            uids.add(pwd.getpwnam(user).pw_uid)
+    return frozenset(uids)
+
+
+@functools.lru_cache(maxsize=4)
+def _recorded_users(path: str, _mtime_ns: int, _inode: int) -> tuple[str, ...] | None:
+    try:
+        users = json.loads(_read(path))["deployed"]["users"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return tuple(user for user in users if isinstance(user, str)) if isinstance(users, list) else None
+
+
+def _marked(state_dir: str, proc: str, pids: Iterable[int] | None) -> list[Process]:
+    """Return every process with the state directory's mark on this machine or in this container, from any user."""
     marker = f"{STATE_MARKER}={state_dir}"
     own = _pid_namespace("self", proc)
-    marked: dict[int, Process] = {}
+    marked = []
     for pid in _pids(proc) if pids is None else pids:
         # Unreadable for other users' processes, which are skipped.
         environment = _nul_separated(_read(f"{proc}/{pid}/environ"))
@@ -183,14 +254,8 @@ def all_processes(state_dir: str, proc: str = "/proc", pids: Iterable[int] | Non
         process = _process(pid, environment, proc)
         # Processes in containers are visible too, and may have the same state directory path in their own file system.
         if process is not None and _pid_namespace(str(pid), proc) == own:
-            marked[pid] = process
-    families: dict[int, list[int]] = {}
-    for pid in marked:
-        families.setdefault(_eldest(pid, marked), []).append(pid)
-    return [
-        replace(marked[pid], children=tuple(sorted(set(members) - {pid}))) if len(members) > 1 else marked[pid]
-        for pid, members in families.items()
-    ]
+            marked.append(process)
+    return marked
 
 
 def _eldest(pid: int, marked: Mapping[int, Process]) -> int:
@@ -208,12 +273,15 @@ def _pid_namespace(pid: str, proc: str) -> str | None:
 
 
 def _process(pid: int, environment: Sequence[str], proc: str) -> Process | None:
-    env = dict(entry.split("=", 1) for entry in environment if entry.startswith(MARKER_PREFIX) and "=" in entry)
+    entries = [entry for entry in environment if entry.startswith(MARKER_PREFIX) and "=" in entry]
+    # Bytes that are not UTF-8 cannot be in a result, and no value of ours has them.
+    env = {key: value for key, _equals, value in (entry.partition("=") for entry in entries) if is_utf8(value)}
+    name = next((entry.partition("=")[2] for entry in entries if entry.startswith(f"{NAME_MARKER}=")), None)
     argv = _nul_separated(_read(f"{proc}/{pid}/cmdline"))
     status = dict(re.findall(r"^(\w+):\s+(\d+)", _read(f"{proc}/{pid}/status"), re.MULTILINE))
     # The command name, in parentheses, may contain any character; the fields after the last ")" are numbers.
     stat = _read(f"{proc}/{pid}/stat").rpartition(")")[2].split()
-    if NAME_MARKER not in env or not argv or len(stat) < 20 or "PPid" not in status:
+    if name is None or not argv or len(stat) < 20 or "PPid" not in status:
         # The process is a zombie, or ended while it was read.
         return None
     started_after_boot = int(stat[19]) / os.sysconf("SC_CLK_TCK")
@@ -222,7 +290,7 @@ def _process(pid: int, environment: Sequence[str], proc: str) -> Process | None:
     return Process(
         pid=pid,
         ppid=int(status["PPid"]),
-        name=env[NAME_MARKER],
+        name=name,
         argv=_without_loader(argv),
         env=env,
         uid=int(status.get("Uid", 0)),
@@ -232,6 +300,11 @@ def _process(pid: int, environment: Sequence[str], proc: str) -> Process | None:
         rss_bytes=int(status.get("VmRSS", 0)) * 1024,
         stray=tuple(sorted(entry.split("=", 1)[0] for entry in environment if STRAY_VARIABLE.match(entry))),
     )
+
+
+def is_utf8(text: str) -> bool:
+    """Whether text that was read with surrogateescape has no bytes that are not UTF-8."""
+    return not any("\udc80" <= letter <= "\udcff" for letter in text)
 
 
 def _without_loader(argv: Sequence[str]) -> tuple[str, ...]:

@@ -51,7 +51,8 @@ _SERVER = Fields(
 )
 RECORD = Fields(
     {"profile": (str, NULL), "service_manager": (str, NULL), "servers": [_SERVER]},
-    {"start": (dict, NULL)},
+    # Users that the servers run as, or ran as before.
+    {"start": (dict, NULL), "users": [str]},
 )
 INTENDED = Map(re.compile("started|stopped"), NAME)
 CONFIGS = Map(re.compile("[0-9a-f]{64}"), ABSOLUTE_PATH)
@@ -195,6 +196,7 @@ def record_of(plan: Mapping[str, Any], service_manager: str) -> dict[str, Any]:
         "service_manager": service_manager,
         "start": plan.get("start"),
         "servers": servers,
+        **({"users": plan["users"]} if "users" in plan else {}),
     }
 
 

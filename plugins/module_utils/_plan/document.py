@@ -33,6 +33,7 @@ PLAN = Document(
             "servers": [_SERVER],
             "memory": dict,
             "warnings": [str],
-        }
+        },
+        {"users": [str]},
     ),
 )

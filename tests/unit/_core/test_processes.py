@@ -3,7 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from __future__ import annotations
 
+import json
 import os
+import pwd
 import socket
 import subprocess
 import sys
@@ -210,3 +212,47 @@ def test_started_server_is_found_in_real_proc(tmp_path):
             child.wait()
     assert processes.processes(str(tmp_path)) == {}
     assert processes.memory().total_bytes >= processes.memory().available_bytes > 0
+
+
+@pytest.fixture
+def deployed(tmp_path_factory):
+    """A state directory whose servers run as the user daemon."""
+    folder = tmp_path_factory.mktemp("state")
+    (folder / "deployment.json").write_text(json.dumps({"deployed": {"users": ["daemon"]}}))
+    return str(folder)
+
+
+def test_processes_are_ours_by_mark_user_and_name(fake, deployed):
+    daemon = pwd.getpwnam("daemon").pw_uid
+    mark = f"MAGI_LLAMA_STATE={deployed}"
+    for pid, uid, name in [
+        (10, daemon, "a"),
+        (11, 0, "b"),
+        (12, 4711, "c"),
+        (13, daemon, "\x1b[2Jd"),
+        (14, daemon, "../e"),
+    ]:
+        fake.add(pid, ["llama-server", "--port", "²"], [mark, f"MAGI_LLAMA_SERVER={name}"], uid=uid)
+    assert sorted(processes.processes(deployed, str(fake.root))) == ["a", "b"]
+    reported = processes.foreign_marks(deployed, str(fake.root))
+    assert [text.split(" (")[0] for text in reported] == ["pid 12", "pid 13", "pid 14"]
+    assert "runs as another user (uid 4711)" in reported[0]
+    assert r"its name \x1b[2Jd is not one of a server" in reported[1]
+
+
+def test_another_users_process_does_not_replace_a_server(fake, deployed):
+    """It is older, but not ours."""
+    env = [f"MAGI_LLAMA_STATE={deployed}", "MAGI_LLAMA_SERVER=a"]
+    fake.add(10, ["x"], env, uid=4711, start=1)
+    fake.add(11, ["llama-server"], env, uid=pwd.getpwnam("daemon").pw_uid, start=2)
+    assert processes.processes(deployed, str(fake.root))["a"].pid == 11
+
+
+def test_bytes_that_are_not_utf8_are_left_out(fake, deployed):
+    env = [f"MAGI_LLAMA_STATE={deployed}", b"MAGI_LLAMA_REVISION=\xff", "MAGI_LLAMA_SERVER=a"]
+    fake.add(10, ["llama-server"], env)
+    fake.add(11, ["llama-server"], [env[0], b"MAGI_LLAMA_SERVER=\xff"])
+    found = processes.processes(deployed, str(fake.root))
+    assert sorted(found) == ["a"] and "MAGI_LLAMA_REVISION" not in found["a"].env
+    assert json.dumps(processes.foreign_marks(deployed, str(fake.root))).isascii()
+    assert r"its name \xff" in processes.foreign_marks(deployed, str(fake.root))[0]
