@@ -37,7 +37,7 @@ class ActionModule(HostAction):
         if arguments.get("manifest_file") and not arguments.get("manifest"):
             arguments["manifest"] = self._manifest(arguments.pop("manifest_file"), task_vars or {})
         if arguments.get("state_dir"):
-            arguments = fill_in(arguments, run_id=this_run()["id"])
+            arguments = fill_in(arguments, run_id=this_run((task_vars or {}).get("inventory_hostname", ""))["id"])
         # In check mode nothing may be saved between calls, and an async task is a single call.
         if self._task.check_mode or self._task.async_val or arguments.get("time_limit") is not None:
             return self._call(arguments, task_vars)

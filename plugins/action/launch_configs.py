@@ -45,7 +45,11 @@ class ActionModule(HostAction):
         if deployed == digests:
             return {**result, "changed": False, "written": [], "removed": [], "drift": {}}
         configs = [{"path": path, "content": content} for path, content in zip(paths, contents, strict=True)]
-        module_args = fill_in({**self._task.args, "deployed": None}, configs=configs, run_id=this_run()["id"])
+        module_args = fill_in(
+            {**self._task.args, "deployed": None},
+            configs=configs,
+            run_id=this_run(task_vars["inventory_hostname"])["id"],
+        )
         result.update(self.ask("launch_configs", module_args, task_vars))
         if deployed is not None:
             parts = (of_configs(state_dir, deployed), of_configs(state_dir, digests))

@@ -15,6 +15,7 @@ from ansible_collections.magi.llama.plugins.plugin_utils.this_run import this_ru
 class ActionModule(HostAction):
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
-        arguments = fill_in(self._task.args, run_id=this_run()["id"])
+        task_vars = task_vars or {}
+        arguments = fill_in(self._task.args, run_id=this_run(task_vars["inventory_hostname"])["id"])
         result.update(self.ask("rollback", arguments, task_vars))
         return result

@@ -22,7 +22,7 @@ class ActionModule(HostAction):
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
         task_vars = task_vars or {}
-        arguments = fill_in(self._task.args, run_id=this_run()["id"])
+        arguments = fill_in(self._task.args, run_id=this_run(task_vars["inventory_hostname"])["id"])
         checked = check_arguments(self, ARGUMENTS)
         at_once = checked["concurrent"] or self._task.check_mode or checked["state"] == "stopped"
         deployed: dict[str, Any] = {}

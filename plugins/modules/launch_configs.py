@@ -106,6 +106,7 @@ from ansible_collections.magi.llama.plugins.module_utils._core.files import plai
 from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import renew
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import record_of
 from ansible_collections.magi.llama.plugins.module_utils._deployment.rollback import snapshot_if_good
+from ansible_collections.magi.llama.plugins.module_utils._deployment.shared import note_use
 from ansible_collections.magi.llama.plugins.module_utils._deployment.state_files import state_files
 from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import (
     File,
@@ -139,6 +140,7 @@ def run(module: Module) -> dict:
     if not module.check_mode and (write or remove):
         renew(given["state_dir"], given["run_id"])
         write_all(write, remove)
+        note_use(given["state_dir"], record)
     return {
         "changed": bool(write or remove),
         "written": [file.path for file in write],

@@ -77,6 +77,11 @@ user_kept_for:
   type: list
   elements: str
   sample: [magi-llama-staging-q4_k_m.service]
+kept:
+  description: Paths that stay because other deployments use them, with the state directories of those.
+  returned: success
+  type: dict
+  sample: {/opt/magi-llama/runtime: [/srv/staging]}
 removed:
   description: Paths that were removed, or would be removed in check mode.
   returned: success
@@ -90,8 +95,10 @@ from ansible_collections.magi.llama.plugins.module_utils._arguments.teardown imp
 from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import all_processes
+from ansible_collections.magi.llama.plugins.module_utils._deployment.shared import kept_for_others
 from ansible_collections.magi.llama.plugins.module_utils._deployment.teardown import (
     owned_paths,
+    require_removable,
     take_down,
     users_of,
 )
@@ -108,7 +115,10 @@ def run(module: Module) -> dict:
     # The expected signal by server; replaced by the actual one below.
     ended = {process.name: "SIGTERM" for process in all_processes(state_dir)}
     more = {}
-    removed = owned_paths(state_dir, given["registry_path"], given["runtime_prefix"], given["runtime_cache_path"])
+    shared = [given[key] for key in ("registry_path", "runtime_prefix", "runtime_cache_path")]
+    kept = kept_for_others(state_dir, *shared)
+    removed = owned_paths(state_dir, *(None if path in kept else path for path in shared))
+    require_removable(removed, state_dir)
     if not module.check_mode:
         signals, removed = take_down(state_dir, removed, given["stop_timeout"])
         ended.update(signals)
@@ -117,7 +127,13 @@ def run(module: Module) -> dict:
         more["user_kept_for"] = users_of(given["user"], state_dir)
     return {
         "changed": bool(ended or removed),
-        "msg": f"{ended_text(ended) or 'no server stopped'}, {len(removed)} paths removed",
+        "msg": "\n".join(
+            [
+                f"{ended_text(ended) or 'no server stopped'}, {len(removed)} paths removed",
+                *(f"{path} stays, as another deployment uses it: {', '.join(users)}" for path, users in kept.items()),
+            ]
+        ),
+        "kept": kept,
         "stopped": sorted(ended),
         "removed": removed,
         **more,

@@ -206,6 +206,7 @@ from ansible_collections.magi.llama.plugins.module_utils._deployment.record impo
     read_record,
 )
 from ansible_collections.magi.llama.plugins.module_utils._deployment.rollback import note_good
+from ansible_collections.magi.llama.plugins.module_utils._deployment.shared import note_use
 from ansible_collections.magi.llama.plugins.module_utils._health.machine import Machine
 from ansible_collections.magi.llama.plugins.module_utils._health.observations import (
     ready_revisions,
@@ -240,6 +241,7 @@ def run(module: Module) -> dict:
         outcomes = _stop_bad(state_dir, record, driver, outcomes)
     result = update_observations(state_dir, outcomes, _launched(state_dir, outcomes), write=not module.check_mode)
     if not module.check_mode:
+        note_use(state_dir, record)
         note_good(state_dir, record)
     answer = {"changed": False, "servers": result, **summary(result)}
     if answer["complete"]:

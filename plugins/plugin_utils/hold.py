@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
+from ansible_collections.magi.llama.plugins.module_utils._core.text import clean_text
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.magi.llama.plugins.plugin_utils.show import show
-from ansible_collections.magi.llama.plugins.plugin_utils.this_run import has_ended, this_run
+from ansible_collections.magi.llama.plugins.plugin_utils.this_run import has_ended, other_name, this_run
 
 POLL_SECONDS = 2.0
 
@@ -30,7 +31,7 @@ def acquire_with_wait(
 
     wait is the number of seconds to wait for another run; with take_over there is no waiting.
     """
-    filled_in: dict[str, Any] = {"run": this_run()}
+    filled_in: dict[str, Any] = {"run": this_run(task_vars["inventory_hostname"])}
     began = time.monotonic()
     shown = False
     while True:
@@ -38,6 +39,9 @@ def acquire_with_wait(
         holder = answer.get("holder")
         if not holder or action._task.check_mode:
             return answer
+        twin = other_name(holder, filled_in["run"])
+        if twin is not None:
+            return {**answer, "failed": True, "msg": _refusal_of_twin(task_vars["inventory_hostname"], twin)}
         if filled_in.get("dead") != holder["id"] and (take_over or has_ended(holder)):
             filled_in["dead"] = holder["id"]
             continue
@@ -48,6 +52,14 @@ def acquire_with_wait(
             show(task_vars, [f"      waiting for another run on this host: {holder['text']}"])
             shown = True
         time.sleep(min(POLL_SECONDS, wait - waited))
+
+
+def _refusal_of_twin(name: str, twin: str) -> str:
+    return (
+        f"{name} and {clean_text(twin)} are one machine with one state directory, which this run is changing under the "
+        f"other name. Nothing was changed as {name}. Keep one of the two names in the inventory, or give {name} a "
+        "servers_state_dir of its own."
+    )
 
 
 def _refusal(holder: dict[str, Any], waited: float) -> str:

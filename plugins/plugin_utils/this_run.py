@@ -16,14 +16,17 @@ from typing import Any
 from ansible import context
 
 
-def this_run() -> dict[str, Any]:
-    """Describe this run: the main ansible process, from which this task's worker was forked."""
+def this_run(host: str) -> dict[str, Any]:
+    """Describe this run on a host: the main ansible process, from which this task's worker was forked.
+
+    host is the inventory's name for it: two names may lead to one machine, which then has two runs.
+    """
     pid = os.getppid()
     playbooks = context.CLIARGS.get("args") or ()
     # For the program ansible this is a host pattern.
     names = [] if isinstance(playbooks, str) else [Path(playbook).name for playbook in playbooks]
     return {
-        "id": f"{_kernel()}/{pid}/{_started(pid)}",
+        "id": f"{_kernel()}/{pid}/{_started(pid)} {host}",
         "controller": socket.gethostname(),
         "user": getpass.getuser(),
         "pid": pid,
@@ -31,9 +34,16 @@ def this_run() -> dict[str, Any]:
     }
 
 
+def other_name(holder: dict[str, Any], run: dict[str, Any]) -> str | None:
+    """Return the inventory's other name for this machine if the holder of its lock is the same run; else None."""
+    process, _space, name = holder["id"].partition(" ")
+    return name if name and holder["id"] != run["id"] and process == run["id"].partition(" ")[0] else None
+
+
 def has_ended(holder: dict[str, Any]) -> bool:
     """Whether the run was on this controller and its process is gone; unknown on another controller."""
-    kernel, _slash, process = holder["id"].rpartition("/")[0].rpartition("/")
+    process_id = holder["id"].partition(" ")[0]
+    kernel, _slash, process = process_id.rpartition("/")[0].rpartition("/")
     if kernel != _kernel():
         return False
     try:
@@ -43,7 +53,7 @@ def has_ended(holder: dict[str, Any]) -> bool:
     except PermissionError:
         pass
     # The PID may have been reused since.
-    return _started(int(process)) != holder["id"].rpartition("/")[2]
+    return _started(int(process)) != process_id.rpartition("/")[2]
 
 
 def _kernel() -> str:

@@ -35,7 +35,7 @@ def wait_in_slices(action: HostAction, arguments: dict[str, Any], task_vars: dic
     while True:
         slice_arguments = fill_in(
             {**arguments, "allow_degraded": True},
-            run_id=this_run()["id"],
+            run_id=this_run(task_vars["inventory_hostname"])["id"],
             slice=SLICE_SECONDS,
             elapsed=time.monotonic() - began,
             baseline=baseline,

@@ -84,7 +84,7 @@ def test_failed_run_releases_lock(bed: Bed) -> None:
 
 def test_lock_of_other_controller_is_held_until_expiry_or_takeover(tmp_path: Path) -> None:
     state = str(tmp_path)
-    mine = Run(**this_run())
+    mine = Run(**this_run("h"))
     assert acquire(state, other_run(), lease=0.05) is None
     time.sleep(0.06)
     assert acquire(state, mine) is None

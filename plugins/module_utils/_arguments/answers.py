@@ -33,7 +33,9 @@ _TEXT = (str, NULL)
 _COUNT = (int, NULL)
 _SECONDS = (*NUMBER, NULL)
 _START = Fields({"concurrent": bool, "max_startup_time": NUMBER, "readiness_check_interval": NUMBER})
-_HOLDER = Fields({"id": re.compile(r"[^/]*/[0-9]{1,7}/[0-9]*"), "text": str, "seconds_left": NUMBER})
+_HOLDER = Fields(
+    {"id": re.compile(r"[^/ ]*/[0-9]{1,7}/[0-9]*( [^\x00-\x1f]{0,255})?"), "text": str, "seconds_left": NUMBER}
+)
 _HOST = Fields(
     {
         "service_manager": re.compile("|".join(map(re.escape, MANAGERS))),
@@ -118,7 +120,9 @@ ANSWERS: dict[str, Fields] = {
     ),
     "server_info": Fields({"status": STATUS.shape, "drift": Map(str), "start": _START}),
     "verify": Fields({"deployed": RECORD.required["servers"], "refused": [str]}),
-    "teardown": Fields({"stopped": [str], "removed": [str]}, {"ended": Map(str), "user_kept_for": [str]}),
+    "teardown": Fields(
+        {"stopped": [str], "removed": [str]}, {"ended": Map(str), "user_kept_for": [str], "kept": Map([str])}
+    ),
 }
 # By module: the facts that it sets unless it fails. A registry of many models is a short one.
 FACTS: dict[str, dict[str, Shape]] = {

@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import tempfile
+from typing import NamedTuple
 
 # Marks leftovers of an interrupted write.
 TEMPORARY_PREFIX = ".magi-llama-"
@@ -33,26 +35,62 @@ def make_folders(folder: str) -> None:
     os.makedirs(folder, mode=0o755, exist_ok=True)
 
 
+class Temporary(NamedTuple):
+    """A temporary file. While its descriptor is open it is locked, which shows that its writer is alive."""
+
+    path: str
+    descriptor: int
+
+
 def leftovers(folder: str) -> list[str]:
-    """Paths of the temporary files in a folder; empty if it cannot be read."""
-    with contextlib.suppress(OSError):
-        return [
-            os.path.join(folder, name)
-            for name in sorted(os.listdir(folder))
-            if name.startswith(TEMPORARY_PREFIX) and name.endswith(TEMPORARY_SUFFIX)
-        ]
-    return []
+    """Return the temporary files in a folder whose writers have ended; empty if it cannot be read."""
+    return [path for path in _temporaries(folder) if _is_left_over(path)]
 
 
-def write_temporary(path: str, data: bytes, mode: int, owner: tuple[int, int] | None = None) -> str:
-    """Write data to a temporary file next to path and sync it, for a rename to path; returns the temporary file's path.
+def remove_leftovers(folder: str) -> None:
+    """Remove the temporary files in a folder whose writers have ended."""
+    for path in _temporaries(folder):
+        _is_left_over(path, remove=True)
 
-    mode is the file's permission bits; owner is (uid, gid), by default the caller's. Raises OSError, leaving nothing.
-    """
-    folder = os.path.dirname(path) or "."
-    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=TEMPORARY_PREFIX, suffix=TEMPORARY_SUFFIX)
+
+def _temporaries(folder: str) -> list[str]:
     try:
-        with os.fdopen(descriptor, "wb") as stream:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return []
+    return [
+        os.path.join(folder, name)
+        for name in names
+        if name.startswith(TEMPORARY_PREFIX) and name.endswith(TEMPORARY_SUFFIX)
+    ]
+
+
+def _is_left_over(path: str, remove: bool = False) -> bool:
+    """Whether no writer has the lock of a temporary file; remove also removes such a file, while it is locked here."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        # It was renamed, or is another user's.
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if remove:
+            os.unlink(path)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def write_temporary(path: str, data: bytes, mode: int, owner: tuple[int, int] | None = None) -> Temporary:
+    """Write data to a temporary file next to path and sync it, for a rename to path; the caller discards it afterwards.
+
+    mode is the file's permission bits; owner is (uid, gid), by default the caller's. Raises OSError.
+    """
+    temporary = _new_temporary(os.path.dirname(path) or ".")
+    try:
+        with os.fdopen(temporary.descriptor, "wb", closefd=False) as stream:
             stream.write(data)
             stream.flush()
             os.fchmod(stream.fileno(), mode)
@@ -65,10 +103,26 @@ def write_temporary(path: str, data: bytes, mode: int, owner: tuple[int, int] | 
     return temporary
 
 
-def discard(temporary: str) -> None:
-    """Remove a temporary file if it was not renamed."""
+def _new_temporary(folder: str) -> Temporary:
+    while True:
+        descriptor, path = tempfile.mkstemp(dir=folder, prefix=TEMPORARY_PREFIX, suffix=TEMPORARY_SUFFIX)
+        # Some network file systems have no locks.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):
+            if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
+                return Temporary(path, descriptor)
+        # Another run took it for a leftover before it was locked.
+        os.close(descriptor)
+
+
+def discard(temporary: Temporary) -> None:
+    """Remove a temporary file if it was not renamed, and end its lock."""
     with contextlib.suppress(OSError):
-        os.unlink(temporary)
+        if os.stat(temporary.path).st_ino == os.fstat(temporary.descriptor).st_ino:
+            os.unlink(temporary.path)
+    with contextlib.suppress(OSError):
+        os.close(temporary.descriptor)
 
 
 def sync_folder(folder: str) -> None:
@@ -89,7 +143,7 @@ def write_atomic(path: str, data: bytes, mode: int, owner: tuple[int, int] | Non
     make_folders(folder)
     temporary = write_temporary(path, data, mode, owner)
     try:
-        os.replace(temporary, path)
+        os.replace(temporary.path, path)
     finally:
         discard(temporary)
     sync_folder(folder)

@@ -258,6 +258,19 @@ def _marked(state_dir: str, proc: str, pids: Iterable[int] | None) -> list[Proce
     return marked
 
 
+def programs_by_state(proc: str = "/proc") -> dict[str, set[str]]:
+    """Return the programs of all running servers on this host, by the state directory that they belong to."""
+    found: dict[str, set[str]] = {}
+    own = _pid_namespace("self", proc)
+    for pid in _pids(proc):
+        environment = _nul_separated(_read(f"{proc}/{pid}/environ"))
+        states = [entry.partition("=")[2] for entry in environment if entry.startswith(f"{STATE_MARKER}=")]
+        argv = _nul_separated(_read(f"{proc}/{pid}/cmdline"))
+        if states and argv and _pid_namespace(str(pid), proc) == own:
+            found.setdefault(states[0], set()).add(_without_loader(argv)[0])
+    return found
+
+
 def _eldest(pid: int, marked: Mapping[int, Process]) -> int:
     """Return the PID of the topmost ancestor with the same server name."""
     while (parent := marked.get(marked[pid].ppid)) is not None and parent.name == marked[pid].name:

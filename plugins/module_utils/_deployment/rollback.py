@@ -10,7 +10,6 @@ any number of failed attempts the way back leads to what worked.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from .._launch.config_files import File, read_file
 from .._runtime.prefix_manifest import note_in_manifest, previous_prefix, read_manifest
 from .._services.table import deployed_paths
 from .record import DamagedRecordError, Deployment, RecordError, deployment_path, read_previous_deployment, read_record
+from .shared import prefix_of
 
 
 class RollbackError(MagiError):
@@ -66,11 +66,6 @@ def note_answered(state_dir: str, names: Sequence[str]) -> None:
     record = read_record(state_dir)
     record_verdicts(state_dir, revisions(record), answered=names)
     note_good(state_dir, record)
-
-
-def prefix_of(path: str) -> str:
-    """The prefix that a llama-server in it belongs to."""
-    return os.path.dirname(os.path.dirname(path))
 
 
 def snapshot_if_good(state_dir: str, record: Mapping[str, Any]) -> Deployment | None:

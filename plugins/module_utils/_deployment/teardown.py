@@ -11,6 +11,7 @@ import glob
 import os
 import pwd
 import shutil
+import stat
 from collections.abc import Sequence
 
 from .._core.errors import MagiError
@@ -37,7 +38,7 @@ class TeardownError(MagiError):
 
 
 def owned_paths(
-    state_dir: str, registry_path: str, runtime_prefix: str | None, runtime_cache_path: str | None
+    state_dir: str, registry_path: str | None, runtime_prefix: str | None, runtime_cache_path: str | None
 ) -> list[str]:
     """Paths of what we made and what is there, files and whole folders; prefixes without our manifest are not ours."""
     configs = stale_files(managed_files(state_dir), [])
@@ -45,10 +46,12 @@ def owned_paths(
     # Only a generated one: any other key file belongs to the user.
     paths.append(generated_path(state_dir))
     paths += [*old_paths(state_dir), old_observations(state_dir)]
-    paths += [registry_path, partial_path(registry_path)]
     names = _server_names(state_dir)
     paths += [path for manager in all_managers() for path in manager.owned_paths(state_dir, names, configs)]
-    folders = [state_dir, os.path.dirname(registry_path)]
+    folders = [state_dir]
+    if registry_path is not None:
+        paths += [registry_path, partial_path(registry_path)]
+        folders.append(os.path.dirname(registry_path))
     if runtime_prefix is not None:
         candidates = (runtime_prefix, previous_prefix(runtime_prefix), staged_prefix(runtime_prefix))
         paths += [path for path in candidates if read_manifest(path) and is_own_folder(path)]
@@ -107,6 +110,35 @@ def take_down(state_dir: str, paths: Sequence[str], timeout: float) -> tuple[dic
     return {one.name: one.signal for one in stopped if one.signal is not None}, removed
 
 
+def require_removable(paths: Sequence[str], state_dir: str) -> None:
+    """Raise TeardownError where this user cannot end a server or remove a path; nothing has been touched then."""
+    uid = os.geteuid()
+    fault = next(
+        (f"process {one.pid} of {one.name}" for one in all_processes(state_dir) if uid not in (0, one.uid)), None
+    )
+    fault = fault or next((path for path in paths if not _is_removable(path)), None)
+    if fault:
+        raise TeardownError(
+            f"This user cannot remove {fault}. Nothing was stopped or removed. Run as the user who deployed, or with "
+            "--become."
+        )
+
+
+def _is_removable(path: str) -> bool:
+    folder, uid = os.path.dirname(path), os.geteuid()
+    try:
+        above = os.stat(folder)
+        if above.st_mode & stat.S_ISVTX and uid not in (0, above.st_uid, os.lstat(path).st_uid):
+            return False
+    except FileNotFoundError:
+        # It went by itself meanwhile.
+        return True
+    below = [] if os.path.islink(path) else [inner for inner, folders, files in os.walk(path) if folders or files]
+    return os.access(folder, os.W_OK | os.X_OK) and all(
+        os.access(inner, os.R_OK | os.W_OK | os.X_OK) for inner in below
+    )
+
+
 def remove(paths: Sequence[str], state_dir: str) -> list[str]:
     """Remove them, and then the folders of ours that this leaves empty; returns all that was removed."""
     removed = list(paths)
@@ -116,11 +148,10 @@ def remove(paths: Sequence[str], state_dir: str) -> list[str]:
         mine.update(manager.folders(state_dir))
         if manager.is_present(state_dir):
             folders |= {state_dir, *manager.folders(state_dir)}
-    with contextlib.suppress(OSError):
-        # This run's own.
-        os.unlink(lock_path(state_dir))
+    # The state goes last, so that a teardown that fails can be repeated.
+    state = {deployment_path(state_dir), observed_path(state_dir), *old_paths(state_dir)}
     try:
-        for path in paths:
+        for path in sorted(paths, key=lambda path: path in state):
             if os.path.isdir(path) and not os.path.islink(path):
                 shutil.rmtree(path)
             else:
@@ -129,6 +160,9 @@ def remove(paths: Sequence[str], state_dir: str) -> list[str]:
                     os.unlink(path)
     except OSError as error:
         raise TeardownError(f"{error.filename} could not be removed: {error.strerror}.") from error
+    with contextlib.suppress(OSError):
+        # This run's own.
+        os.unlink(lock_path(state_dir))
     for folder in sorted(folders, key=len, reverse=True):
         if folder in mine or os.path.basename(folder) == OUR_FOLDER:
             # One with something of others in it stays, and one that a disk is mounted on.

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .._core.errors import MagiError
-from .._core.files import discard, leftovers, make_folders, sync_folder, write_temporary
+from .._core.files import Temporary, discard, make_folders, remove_leftovers, sync_folder, write_temporary
 
 
 class LaunchConfigError(MagiError):
@@ -124,20 +124,19 @@ def write_all(files: Sequence[File], remove: Sequence[str] = ()) -> None:
 
     Raises LaunchConfigError.
     """
-    staged: list[tuple[str, File]] = []
+    staged: list[tuple[Temporary, File]] = []
     path = ""
     try:
         for folder in sorted({os.path.dirname(file.path) for file in files}):
             path = folder
             make_folders(folder)
-            for path in leftovers(folder):
-                os.unlink(path)
+            remove_leftovers(folder)
         for file in files:
             path = file.path
             staged.append((write_temporary(path, file.content, file.mode), file))
         for temporary, file in staged:
             path = file.path
-            os.replace(temporary, path)
+            os.replace(temporary.path, path)
         for path in remove:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)

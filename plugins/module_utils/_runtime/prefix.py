@@ -19,6 +19,7 @@ from typing import Any
 from .._core.ownership import require_trusted
 from .prefix_manifest import (
     new_prefix,
+    note_in_manifest,
     previous_prefix,
     read_manifest,
     require_own_prefixes,
@@ -97,6 +98,7 @@ def restore_previous(prefix: str) -> None:
     try:
         with _locked(os.path.dirname(prefix)):
             shutil.rmtree(aside, ignore_errors=True)
+            _carry_users(prefix, previous)
             if os.path.lexists(prefix):
                 os.rename(prefix, aside)
             os.rename(previous, prefix)
@@ -185,8 +187,16 @@ def _locked(folder: str) -> Iterator[None]:
         os.close(lock)
 
 
+def _carry_users(prefix: str, new: str) -> None:
+    """Note in a prefix that takes another's place which deployments use that one."""
+    users = read_manifest(prefix).get("used_by")
+    if users:
+        note_in_manifest(new, used_by=users)
+
+
 def _put_in_place(new: str, prefix: str) -> None:
     """Rename new to prefix. The old prefix becomes the previous one, unless only the existing previous one worked."""
+    _carry_users(prefix, new)
     previous = previous_prefix(prefix)
     if os.path.lexists(prefix):
         if read_manifest(previous).get("good") and not read_manifest(prefix).get("good"):

@@ -88,6 +88,10 @@ class ServiceManager(ABC):
         """Return the names of servers that have a launch config in this state directory."""
         return []
 
+    def states(self) -> set[str]:
+        """Return the state directories of all deployments on this host, as far as its launch configs show them."""
+        return set()
+
     def owned_paths(self, state_dir: str, names: Iterable[str], configs: Sequence[str]) -> list[str]:
         """Return the paths of files, other than launch configs, that it or the collection created.
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .._core.files import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, leftovers
 from .._core.ownership import open_trusted
 from .._core.processes import STATE_MARKER, Process
-from .._launch.config_files import Managed
+from .._launch.config_files import Managed, current_text, stale_files
 from .._launch.quoting import supervisor_environment
 from .manager import ServiceManager
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # The identifier in our supervisord.conf.
 IDENTIFIER = "magi-llama"
+# What pyvenv.cfg of our virtual environment contains: its prompt in tasks/install_supervisor.yml.
+VENV_MARK = "magi.llama"
 # supervisor binds a temporary socket, named after the final one plus its PID, before it links the final name.
 SOCKET_PATH_LIMIT = 107 - len(".4194304")
 # Files next to our supervisord.conf.
@@ -139,7 +141,22 @@ def is_ours(state_dir: str) -> bool:
         with open(config, encoding="utf-8", errors="replace") as stream:
             return f"\nidentifier={IDENTIFIER}\n" in stream.read()
     except OSError:
-        return os.path.isdir(os.path.dirname(config)) and not os.path.lexists(config)
+        return not os.path.lexists(config) and _is_unfinished(state_dir)
+
+
+def _is_unfinished(state_dir: str) -> bool:
+    """Whether supervisor's folder has only what an interrupted run leaves there before it writes supervisord.conf."""
+    folder = folder_of(state_dir)
+    configs = Supervisor().managed(state_dir)
+    allowed = {*leftovers(folder), *leftovers(configs.folder), *stale_files([configs], [])}
+    allowed |= {path for path in [os.path.join(folder, "venv")] if VENV_MARK in current_text(f"{path}/pyvenv.cfg")}
+    try:
+        found = {os.path.join(folder, name) for name in os.listdir(folder)} - {configs.folder}
+        if os.path.isdir(configs.folder):
+            found |= {os.path.join(configs.folder, name) for name in os.listdir(configs.folder)}
+    except OSError:
+        return False
+    return found <= allowed
 
 
 def own_files(state_dir: str) -> list[str]:

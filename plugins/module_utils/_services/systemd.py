@@ -96,6 +96,11 @@ class Systemd(ServiceManager):
         units = stale_files([self.managed(state_dir)], [])
         return [os.path.basename(path)[len(UNIT_PREFIX) : -len(".service")] for path in units]
 
+    def states(self) -> set[str]:
+        marked = stale_files([Managed(UNIT_FOLDER, f"{UNIT_PREFIX}*.service", f"{STATE_MARKER}=")], [])
+        pattern = re.compile(rf"^Environment=\"?{STATE_MARKER}=([^\"\n]*)", re.MULTILINE)
+        return {state for path in marked for state in pattern.findall(current_text(path))}
+
     def owned_paths(self, state_dir: str, names: Iterable[str], configs: Sequence[str]) -> list[str]:
         halves = leftovers(UNIT_FOLDER)
         if stale_files([Managed(UNIT_FOLDER, f"{UNIT_PREFIX}*.service", f"{STATE_MARKER}=")], configs):

@@ -7,11 +7,12 @@ import errno
 import getpass
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 from ansible_collections.magi.llama.plugins.module_utils._core.ownership import MARK
-from ansible_collections.magi.llama.plugins.module_utils._deployment import teardown
+from ansible_collections.magi.llama.plugins.module_utils._deployment import shared, teardown
 from ansible_collections.magi.llama.plugins.module_utils._launch import quoting
 from ansible_collections.magi.llama.plugins.module_utils._services import base, supervisor, systemd
 
@@ -82,6 +83,24 @@ def test_unmanaged_files_in_state_directory_stay(host):
     assert not supervisor.is_ours(str(host.state))
     host.take_down()
     assert [path for path in host.left() if (host.root / path).is_file()] == sorted(unmanaged)
+
+
+def test_unmanaged_supervisor_folder_without_config_stays(host):
+    unmanaged = ["app/supervisor/supervisord.log", "app/supervisor/venv/bin/python", "app/supervisor/notes"]
+    host.record("a")
+    host.write(*unmanaged)
+    assert not supervisor.is_ours(str(host.state))
+    host.take_down()
+    assert [path for path in host.left() if (host.root / path).is_file()] == sorted(unmanaged)
+
+
+def test_supervisor_folder_of_interrupted_run_is_removed(host):
+    host.write(
+        "app/supervisor/venv/bin/python", "app/supervisor/.magi-llama-1.tmp", "app/supervisor/conf.d/.magi-llama-2.tmp"
+    )
+    host.write("app/supervisor/venv/pyvenv.cfg", text="home = /usr/bin\nprompt = 'magi.llama'\n")
+    host.take_down()
+    assert host.left() == []
 
 
 def test_unmanaged_log_folder_loses_managed_logs_only(host):
@@ -178,6 +197,81 @@ def test_users_of_unmanaged_units_are_found(host):
     assert teardown.users_of("unused-user", str(host.state)) == ["magi-llama-b.service"]
     mine = teardown.users_of(getpass.getuser(), str(host.state))
     assert any(entry.startswith(f"pid {os.getpid()} (") for entry in mine)
+
+
+def deployed(folder: Path, program: Path) -> None:
+    """A state directory whose deployment starts a program."""
+    folder.mkdir(parents=True, exist_ok=True)
+    server = {"name": "b", "port": 1, "argv": [str(program)], "model_id": "b"}
+    record = {"schema_version": 1, "profile": "p", "service_manager": "supervisor", "servers": [server]}
+    (folder / "servers.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize("found_by", ["manifest", "unit"])
+def test_prefix_registry_and_cache_of_another_deployment_stay(host, found_by):
+    prefix, other = host.root / "opt/runtime", host.root / "other"
+    host.write("opt/runtime/manifest.json", text=json.dumps(MARK))
+    deployed(other, prefix / "bin/llama-server")
+    if found_by == "manifest":
+        shared.note_use(str(other), shared.read_record(str(other)))
+    else:
+        host.unit("b", other)
+    wanted = (str(other / "registry.json"), str(prefix), str(host.root / "runtime.json"))
+    assert shared.kept_for_others(str(host.state), *wanted) == {path: [str(other)] for path in wanted}
+    # The other deployment has gone, or uses another llama-server.
+    deployed(other, host.root / "bin/llama-server")
+    assert str(prefix) not in shared.kept_for_others(str(host.state), *wanted)
+    (other / "servers.json").unlink()
+    (host.units / "magi-llama-b.service").unlink(missing_ok=True)
+    assert shared.kept_for_others(str(host.state), *wanted) == {}
+
+
+def test_users_of_prefix_are_noted_once(host):
+    prefix = host.root / "opt/runtime"
+    host.write("opt/runtime/manifest.json", text=json.dumps(MARK))
+    deployed(host.state, prefix / "bin/llama-server")
+    for _time in range(2):
+        shared.note_use(str(host.state), shared.read_record(str(host.state)))
+    assert json.loads((prefix / "manifest.json").read_text()) == {**MARK, "used_by": [str(host.state)]}
+
+
+def test_running_server_of_another_deployment_is_found(host):
+    program = host.root / "opt/runtime/bin/llama-server"
+    program.parent.mkdir(parents=True)
+    program.symlink_to("/bin/sleep")
+    with subprocess.Popen([program, "60"], env={"MAGI_LLAMA_STATE": "/srv/other"}) as process:
+        try:
+            kept = shared.kept_for_others(str(host.state), "/x/registry.json", str(host.root / "opt/runtime"), None)
+        finally:
+            process.kill()
+    assert kept == {str(host.root / "opt/runtime"): ["/srv/other"]}
+
+
+def test_removal_that_this_user_cannot_finish_touches_nothing(host, monkeypatch):
+    host.record("a")
+    host.write("opt/runtime/manifest.json", text=json.dumps(MARK))
+    closed = str(host.root / "opt")
+    paths = teardown.owned_paths(str(host.state), None, str(host.root / "opt/runtime"), None)
+    before = host.left()
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != closed)
+    with pytest.raises(teardown.TeardownError, match=r"cannot remove .*/opt/runtime. Nothing was stopped or removed"):
+        teardown.require_removable(paths, str(host.state))
+    assert host.left() == before
+    monkeypatch.undo()
+    teardown.require_removable(paths, str(host.state))
+
+
+def test_state_is_removed_last(host, monkeypatch):
+    host.record("a")
+    host.write("opt/runtime/manifest.json", text=json.dumps(MARK))
+
+    def rmtree(path, *_more):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    monkeypatch.setattr(teardown.shutil, "rmtree", rmtree)
+    with pytest.raises(teardown.TeardownError):
+        host.take_down(prefix=str(host.root / "opt/runtime"))
+    assert "app/servers.json" in host.left()
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_lock_free_is_acquired_for_this_run(run_action, name, arguments):
     assert called == name and run.result["holder"] is None and run.lines == []
     # The home of the host's user, not of the controller's.
     assert sent["state_dir"] == "~/llama"
-    assert sent[FILLED_IN]["run"] == this_run()
+    assert sent[FILLED_IN]["run"] == this_run("h")
 
 
 @pytest.mark.parametrize(("name", "arguments"), CALLS)
@@ -89,3 +89,12 @@ def test_lock_of_ended_run_on_this_controller_is_acquired(run_action, clock, mon
 def test_check_mode_does_not_wait_for_lock(run_action, clock):
     run = run_action("begin_run", {"state_dir": "/s", "user": "llama"}, answers=[HELD], check=True)
     assert run.result["holder"] == OTHER and clock == []
+
+
+@pytest.mark.parametrize(("name", "arguments"), CALLS)
+@pytest.mark.parametrize("take_over", [False, True])
+def test_second_name_of_one_machine_is_refused_at_once(run_action, clock, name, arguments, take_over):
+    held = lock_answer({**OTHER, "id": this_run("twin")["id"]})
+    run = run_action(name, {**arguments, "wait": 300, "take_over": take_over}, answers=[held])
+    assert run.result["failed"] and clock == []
+    assert run.result["msg"].startswith("h and twin are one machine with one state directory")

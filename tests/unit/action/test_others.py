@@ -75,7 +75,7 @@ def test_scan_manifest_next_to_the_inventory_is_sent(run_action, tmp_path: Path)
     run = run_action("gguf_registry", arguments, answers=[scanned(9)], inventory_dir=str(tmp_path))
     [(_name, sent)] = run.calls
     assert sent["manifest"] == {"schema_version": 1, "files": {}} and "manifest_file" not in sent
-    assert sent[FILLED_IN]["run_id"] == this_run()["id"]
+    assert sent[FILLED_IN]["run_id"] == this_run("h")["id"]
 
 
 def test_scan_manifest_that_is_not_a_mapping_is_refused(run_action, tmp_path: Path):
@@ -147,7 +147,7 @@ def test_configs_are_rendered_for_all_but_stopped_servers(run_action, templates)
     assert texts["a.conf"].splitlines()[1:] == ["a hi /s"] and texts["supervisord.conf"] == "shared\n"
     # A name from a model file is text, never a template.
     assert texts["{{ 1 + 1 }}.conf"].splitlines()[1] == "{{ 1 + 1 }} hi /s"
-    assert filled["run_id"] == this_run()["id"]
+    assert filled["run_id"] == this_run("h")["id"]
 
 
 def test_configs_that_are_on_the_host_are_not_sent(run_action, templates):
@@ -204,4 +204,4 @@ BACK = {**WRITTEN, "restored": [], "ansible_facts": {"llama_plan": PLAN, "llama_
 
 def test_rollback_is_sent_with_the_run(run_action):
     run = run_action("rollback", {"state_dir": "/s"}, answers=[BACK])
-    assert run.calls[0][1] == {"state_dir": "/s", FILLED_IN: {"run_id": this_run()["id"]}} and run.result["changed"]
+    assert run.calls[0][1] == {"state_dir": "/s", FILLED_IN: {"run_id": this_run("h")["id"]}} and run.result["changed"]

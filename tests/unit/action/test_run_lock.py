@@ -25,4 +25,4 @@ def test_run_is_named_after_its_playbooks(monkeypatch, given, name):
     monkeypatch.setattr(context, "CLIARGS", CLIArgs(given))
     # Values of options are not playbooks.
     monkeypatch.setattr(sys, "argv", ["/usr/bin/ansible", "site.yml", "-i", "fleet/hosts.yml", "-e", "@vars.yml"])
-    assert this_run()["playbook"] == name
+    assert this_run("h")["playbook"] == name

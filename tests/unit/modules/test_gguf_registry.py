@@ -248,8 +248,8 @@ def test_long_scan_shows_progress(shown: list[str]) -> None:
 
 def test_module_gets_run_id(shown: list[str]) -> None:
     plugin = FakeAction({"state_dir": "/state"}, [part(1), {"complete": True}])
-    plugin.run(None, {})
-    assert [call["_filled_in"]["run_id"] for call in plugin.calls] == [action.this_run()["id"]] * 2
+    plugin.run(None, {"inventory_hostname": "h"})
+    assert [call["_filled_in"]["run_id"] for call in plugin.calls] == [action.this_run("h")["id"]] * 2
 
 
 @pytest.mark.parametrize("task", [{"check_mode": True}, {"async_val": 60}])
