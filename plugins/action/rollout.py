@@ -13,6 +13,7 @@ from typing import Any
 
 from ansible import constants, context
 from ansible.errors import AnsibleActionFail
+from ansible.parsing.dataloader import DataLoader
 from ansible.parsing.splitter import split_args
 from ansible.parsing.utils.yaml import from_yaml
 from ansible.utils.display import Display
@@ -20,8 +21,11 @@ from ansible_collections.magi.llama.plugins.module_utils._arguments.rollout impo
 from ansible_collections.magi.llama.plugins.module_utils._core.text import visible_line
 from ansible_collections.magi.llama.plugins.module_utils._output import rollout_summary
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
+from ansible_collections.magi.llama.plugins.plugin_utils.extra_vars import load_spec
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.magi.llama.plugins.plugin_utils.result_file import publish
+
+ROLE = Path(__file__).parents[2] / "roles/servers"
 
 # Options for reaching hosts and finding secrets, with their defaults.
 OPTIONS = {
@@ -130,7 +134,18 @@ def _rollback_command(task_vars: dict[str, Any]) -> str:
         task_vars["inventory_hostname"],
         [part for text in given.get("extra_vars") or () for part in _parts(str(text))],
         [word for name, option in OPTIONS.items() for word in _option(given.get(name), *option)],
+        _rollback_variables(),
     )
+
+
+def _rollback_variables() -> set[str]:
+    """Return the names of the variables that rollback.yml uses and that hold no secret."""
+    specs = DataLoader().load_from_file(str(ROLE / "meta/argument_specs.yml"))["argument_specs"]
+    spec = load_spec()
+    options = {name: spec["variables"][name] for name in spec["playbooks"]["rollback"]["variables"]}
+    options.update(specs["rollback"]["options"])
+    secret = {name for name, option in spec["variables"].items() if option.get("no_log")}
+    return set(options) - secret
 
 
 def _parts(text: str) -> list[Any]:

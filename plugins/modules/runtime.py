@@ -216,7 +216,7 @@ from ansible_collections.magi.llama.plugins.module_utils._arguments.runtime impo
 from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
 from ansible_collections.magi.llama.plugins.module_utils._core.commands import ids_of, run_command
 from ansible_collections.magi.llama.plugins.module_utils._runtime.install import ensure
-from ansible_collections.magi.llama.plugins.module_utils._runtime.requests import Request
+from ansible_collections.magi.llama.plugins.module_utils._runtime.requests import Request, secrets_in
 
 
 def main() -> None:
@@ -225,6 +225,9 @@ def main() -> None:
 
 def run(module: Module) -> dict:
     given = module.params
+    for url in (given["release_url"], given["portable_mirror"]):
+        # The result repeats the arguments where a run is verbose.
+        module.no_log_values.update(secrets_in(url or ""))
     request = Request(
         path=given["path"],
         prefix=os.path.normpath(given["prefix"]),

@@ -80,7 +80,8 @@ def folder() -> Iterator[Path]:
         yield Path(path)
 
 
-def test_supervisor_without_package_is_installed_from_pypi(folder: Path) -> None:
+@pytest.mark.parametrize("from_pypi", [True, False])
+def test_supervisor_without_package_is_installed_from_pypi_if_allowed(folder: Path, from_pypi: bool) -> None:
     # The files that pip would install.
     program = folder / "state/supervisor/venv/bin/supervisord"
     program.parent.mkdir(parents=True)
@@ -96,6 +97,7 @@ def test_supervisor_without_package_is_installed_from_pypi(folder: Path) -> None
             "servers_state_dir": str(folder / "state"),
             "servers_user": user,
             "servers_service_manager": "supervisor",
+            "servers_supervisor_from_pypi": from_pypi,
             "ansible_package_use": "nonesuch",
         },
         "tasks": [
@@ -107,7 +109,10 @@ def test_supervisor_without_package_is_installed_from_pypi(folder: Path) -> None
     (folder / "play.yml").write_text(json.dumps([play]))
     settings = {"ANSIBLE_CONFIG": f"{ROOT}/ansible.cfg", "ANSIBLE_COLLECTIONS_PATH": f"{ROOT}/collections"}
     done = execute([BIN / "ansible-playbook", "-i", "localhost,", "play.yml"], folder, **settings)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert (done.returncode == 0) is from_pypi, done.stdout + done.stderr
+    if not from_pypi:
+        assert "set servers_supervisor_from_pypi to let a pinned version" in " ".join(done.stdout.split())
+        return
     assert "supervisor is installed from PyPI, as the distribution's package could not be" in done.stdout
     assert "nonesuch" in done.stdout
 

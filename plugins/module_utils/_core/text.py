@@ -30,8 +30,9 @@ def format_bytes(size: float) -> str:
 
 
 def redact(url: str) -> str:
-    """Return a URL without user and password."""
-    return re.sub(r"//[^/@\s]*@", "//", url)
+    """Return a text without the user, the password and the query of each URL in it; a query may hold a token."""
+    without_user = re.sub(r"//[^/\s]*@", "//", url)
+    return re.sub(r"(\w://[^\s?#]*)\?[^\s#]*", r"\1?…", without_user)
 
 
 def clean_text(text: str, limit: int = MAX_TEXT) -> str:

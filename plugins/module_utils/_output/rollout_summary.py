@@ -10,19 +10,23 @@ import json
 import re
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from .._core.documents import NULL, NUMBER, Document, DocumentError, Fields, Map, check
+from .._core.text import redact
 from .report import format_seconds, table
 
 # A host is untouched until its turn. One that was being updated when the run ended is counted as failed.
 STATES = ("updated", "unchanged", "planned", "failed", "untouched")
 _DONE = {"start": "started", "restart": "restarted", "stop": "stopped"}
-# Variables left out of the rollback command: irrelevant to it, or secret. The path of a secret is not secret.
-_LEFT_OUT = re.compile(
-    r"(profile|output|output_file|fail_on|rollout_\w+)$|(?!\w+_(file|path|dir)$).*(pass|secret|token|key)",
-    re.IGNORECASE,
+# Variables that say how to reach a host, and hold no secret. The path of a secret is not secret.
+_CONNECTION = frozenset(
+    f"ansible_{name}"
+    for name in (
+        *("host", "port", "user", "connection", "ssh_private_key_file", "private_key_file", "python_interpreter"),
+        *("become", "become_user", "become_method", "become_password_file"),
+    )
 )
 
 _SECONDS = (*NUMBER, NULL)
@@ -187,12 +191,17 @@ def _actions(entry: Host) -> str:
 
 
 def rollback_command(
-    playbook: str, inventories: Sequence[str], host: str, extra_vars: Sequence[Any], options: Sequence[str] = ()
+    playbook: str,
+    inventories: Sequence[str],
+    host: str,
+    extra_vars: Sequence[Any],
+    options: Sequence[str] = (),
+    variables: Container[str] = (),
 ) -> str:
     """The command line that rolls a host back.
 
-    extra_vars are those of the rollout, each key=value, @file or a mapping; they are passed on, without secrets and
-    without variables that a rollback does not use. options say how to reach the hosts.
+    extra_vars are those of the rollout, each key=value, @file or a mapping. Only files, variables that say how to reach
+    a host, and those in variables are passed on, without passwords in URLs. options say how to reach the hosts.
     """
     words = ["ansible-playbook"]
     for inventory in inventories:
@@ -200,8 +209,19 @@ def rollback_command(
     words += [playbook, "--limit", host, *options]
     for given in extra_vars:
         if isinstance(given, Mapping):
-            kept = {key: value for key, value in given.items() if not _LEFT_OUT.match(str(key))}
+            kept = {key: _redacted(value) for key, value in given.items() if key in _CONNECTION or key in variables}
             words += ["-e", json.dumps(kept)] if kept else []
-        elif given.startswith("@") or not _LEFT_OUT.match(given.partition("=")[0].strip()):
+        elif given.startswith("@"):
             words += ["-e", given]
+        else:
+            key = given.partition("=")[0].strip()
+            words += ["-e", redact(given)] if key in _CONNECTION or key in variables else []
     return shlex.join(words)
+
+
+def _redacted(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _redacted(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_redacted(entry) for entry in value]
+    return redact(value) if isinstance(value, str) else value

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,6 +81,12 @@ class Provided:
 
 
 Provider = Callable[[Request, Run], Provided]
+
+
+def secrets_in(url: str) -> list[str]:
+    """Return the part of a URL that must not be shown: the user and password before the host."""
+    credentials = urllib.parse.urlsplit(url).netloc.rpartition("@")[0]
+    return [credentials] if credentials else []
 
 
 def last_lines(done: Completed) -> str:

@@ -12,7 +12,9 @@ import os
 import stat
 import subprocess
 import tarfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -38,8 +40,13 @@ from ansible_collections.magi.llama.plugins.module_utils._runtime.providers.port
     portable,
     wrapper_text,
 )
-from ansible_collections.magi.llama.plugins.module_utils._runtime.providers.release import redact, release, unpack
-from ansible_collections.magi.llama.plugins.module_utils._runtime.requests import ProviderError, Request
+from ansible_collections.magi.llama.plugins.module_utils._runtime.providers.release import (
+    redact,
+    release,
+    unpack,
+    with_header,
+)
+from ansible_collections.magi.llama.plugins.module_utils._runtime.requests import ProviderError, Request, secrets_in
 
 OUTPUTS = Path(__file__).parent / "outputs"
 SERVER = """#!/bin/sh
@@ -327,6 +334,7 @@ class FakeApt:
             folder = Path(environment["APT_CONFIG"]).parent
             assert stat.S_IMODE((folder / "apt.conf").stat().st_mode) == 0o600
             self.sources = (folder / "sources.list").read_text()
+            assert stat.S_IMODE((folder / "sources.list").stat().st_mode) == 0o600
             (folder / "cache" / "archives" / "llama.cpp-tools_1_amd64.deb").write_text("")
         if argv[:2] == ["dpkg-deb", "--show"]:
             return Completed(0, f"llama.cpp-tools {self.version}", "")
@@ -725,3 +733,59 @@ def test_archives_invalid_are_refused(tmp_path: Path, request_for: Callable[...,
 def test_redact_hides_credentials() -> None:
     assert redact("https://user:pw@host/a@b") == "https://host/a@b"
     assert redact("E: http://u@h/x http://v:w@i/y") == "E: http://h/x http://i/y"
+    assert redact("https://user:p@ss@host/a") == "https://host/a"
+    assert redact("https://host/a?sig=s3cret&x=1 and more") == "https://host/a?… and more"
+
+
+def test_credentials_of_a_url_become_a_header_that_no_redirect_takes() -> None:
+    request = with_header("https://us%40er:p%3Aw@host:8443/a.tar.gz?x=1")
+    assert request.full_url == "https://host:8443/a.tar.gz?x=1"
+    assert request.unredirected_hdrs == {"Authorization": "Basic dXNAZXI6cDp3"}
+    assert request.headers == {}
+    assert with_header("file:///a.tar.gz").unredirected_hdrs == {}
+    assert secrets_in("https://us%40er:p%3Aw@host/a") == ["us%40er:p%3Aw"]
+    assert secrets_in("") == secrets_in("https://host/a@b") == []
+
+
+def test_release_with_credentials_is_downloaded(tmp_path: Path, request_for: Callable[..., Request]) -> None:
+    settings = _release(tmp_path, "1")
+    content = (tmp_path / "1.tar.gz").read_bytes()
+
+    class Mirror(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            allowed = self.headers["Authorization"] == "Basic dTpzM2NyZXQ="
+            self.send_response(200 if allowed else 401)
+            self.end_headers()
+            self.wfile.write(content if allowed else b"")
+
+        def log_message(self, *_args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Mirror) as mirror:
+        threading.Thread(target=mirror.serve_forever, kwargs={"poll_interval": 0.01}).start()
+        url = f"http://u:s3cret@127.0.0.1:{mirror.server_port}/1.tar.gz"
+        try:
+            outcome = ensure(request_for(**{**settings, "release_url": url}), "release", run_command)
+        finally:
+            mirror.shutdown()
+    assert outcome.changed
+    assert "s3cret" not in (tmp_path / "prefix" / "manifest.json").read_text() + str(outcome)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"portable_suite": "forky main\ndeb [trusted=yes] http://evil /"}, "runtime_portable_suite is 'forky main"),
+        ({"portable_suite": "[trusted=yes]"}, "runtime_portable_suite"),
+        ({"portable_suite": ""}, "runtime_portable_suite"),
+        ({"portable_mirror": "http://m forky main\ndeb http://evil"}, "runtime_portable_mirror is 'http://m forky"),
+        ({"portable_mirror": "[trusted=yes] http://evil"}, "runtime_portable_mirror"),
+        ({"portable_mirror": "evil"}, "runtime_portable_mirror"),
+    ],
+)
+@pytest.mark.usefixtures("debian_tools")
+def test_portable_source_is_one_word(
+    tmp_path: Path, request_for: Callable[..., Request], changes: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ProviderError, match=message):
+        portable(request_for(**_debian(tmp_path), **changes), never)

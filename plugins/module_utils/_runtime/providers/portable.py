@@ -19,7 +19,7 @@ from typing import Any
 from ..._core.commands import Completed, Run
 from ..._core.digests import digest_of
 from ..._core.files import write_atomic
-from ..._core.text import redact
+from ..._core.text import quoted, redact
 from ..prefix import PREFIX_LAYOUT, is_current, provide
 from ..requests import (
     CLEAN_ENVIRONMENT,
@@ -33,6 +33,8 @@ from ..requests import (
 )
 
 _DEBIAN_SUITES = ("oldstable", "stable", "testing", "unstable", "sid")
+_SUITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~+/-]*")
+_MIRROR = re.compile(r"[a-z][a-z0-9+.-]*:/[!#-Z^-~]*")
 # Keep the host's network settings (proxies, time-outs, retries), but not its sources and trust.
 _KEPT_APT_SETTING = re.compile(
     r"Acquire::(?!AllowDowngrade|AllowInsecure|AllowWeak|Changelogs|CompressionTypes|GzipIndexes|IndexTargets|Languages)"
@@ -44,6 +46,9 @@ _KEPT_APT_SETTING = re.compile(
 
 def portable(request: Request, run: Run) -> Provided:
     """Unpack Debian's signed packages into a prefix separate from the host's libraries. Does not need root."""
+    _check_source("runtime_portable_suite", request.portable_suite, _SUITE)
+    if request.portable_mirror:
+        _check_source("runtime_portable_mirror", request.portable_mirror, _MIRROR)
     wanted = {"layout": PREFIX_LAYOUT, "method": "portable", "suite": request.portable_suite}
     holds = f"{request.prefix} holds {PACKAGE_NAME} of {request.portable_suite}"
     if not request.upgrade and is_current(request.prefix, wanted):
@@ -59,6 +64,13 @@ def portable(request: Request, run: Run) -> Provided:
 
     note = f"{PACKAGE_NAME} of {request.portable_suite} in {request.prefix}"
     return provide(request, wanted, fill, (holds, note))
+
+
+def _check_source(name: str, value: str, pattern: re.Pattern[str]) -> None:
+    """Raise ProviderError for text that could add words or lines, and so an unsigned source, to apt's list."""
+    if not pattern.fullmatch(value):
+        example = "forky" if pattern is _SUITE else "https://deb.debian.org/debian"
+        raise ProviderError(f"{name} is {quoted(redact(value))}: set it to one word such as {example}.")
 
 
 def _portable_source(request: Request) -> tuple[str, str]:
@@ -102,7 +114,7 @@ def find_mirror(etc: str, codename: str) -> str | None:
         sources += parse_deb822_sources(_lines(path))
     suites = {codename, *_DEBIAN_SUITES} - {""}
     for uri, suite, components in sources:
-        if suite in suites and "main" in components and not uri.startswith("cdrom:"):
+        if suite in suites and "main" in components and _MIRROR.fullmatch(uri) and not uri.startswith("cdrom:"):
             return uri
     return None
 
@@ -207,7 +219,8 @@ def _run_apt(request: Request, folder: str, keyring: str, mirror: str, run: Run,
     # The host's settings may contain a proxy password.
     write_atomic(os.path.join(folder, "apt.conf"), apt_configuration(folder, host).encode(), 0o600)
     source = f"deb [signed-by={keyring}] {mirror} {request.portable_suite} main\n"
-    write_atomic(os.path.join(folder, "sources.list"), source.encode(), 0o644)
+    # The mirror's address may hold a password.
+    write_atomic(os.path.join(folder, "sources.list"), source.encode(), 0o600)
     environment = {**CLEAN_ENVIRONMENT, "APT_CONFIG": os.path.join(folder, "apt.conf")}
     for argv in (["apt-get", "-q", "update"], command):
         done = run(argv, environment, DOWNLOAD_SECONDS)

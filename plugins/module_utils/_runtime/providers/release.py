@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import base64
 import glob
 import hashlib
 import os
@@ -53,14 +54,14 @@ def release(request: Request, _run: Run) -> Provided:
 
 
 def _download(url: str, target: str) -> str:
-    """Download url to target; return its sha256."""
+    """Download url to target, with the user and password in it as a header; return its sha256."""
     scheme = urllib.parse.urlsplit(url).scheme
     if scheme not in ("http", "https", "file"):
         raise ProviderError(f"runtime_release_url must begin with https://, http:// or file://, not {scheme or url}.")
     digest = hashlib.sha256()
     try:
         with (
-            urllib.request.build_opener().open(url, timeout=CONNECT_SECONDS) as response,
+            urllib.request.build_opener().open(with_header(url), timeout=CONNECT_SECONDS) as response,
             open(target, "wb") as stream,
         ):
             for block in iter(lambda: response.read(1024 * 1024), b""):
@@ -73,6 +74,18 @@ def _download(url: str, target: str) -> str:
     except (OSError, ValueError) as error:
         raise ProviderError(f"{redact(url)} could not be downloaded: {error}.") from error
     return digest.hexdigest()
+
+
+def with_header(url: str) -> urllib.request.Request:
+    """Return a request for url, with the user and password in it as a header that no redirect takes along."""
+    parts = urllib.parse.urlsplit(url)
+    credentials, at, host = parts.netloc.rpartition("@")
+    request = urllib.request.Request(parts._replace(netloc=host).geturl())
+    if at:
+        text = urllib.parse.unquote(credentials)
+        encoded = base64.b64encode((text if ":" in text else f"{text}:").encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {encoded}")
+    return request
 
 
 def unpack(archive: str, target: str) -> None:
