@@ -48,8 +48,9 @@ def kept_for_others(
     kept = {}
     if prefix is not None:
         kept[prefix] = [state for state in users if _uses(state, prefix, running.get(state, set()))]
-    if cache_path is not None:
-        kept[cache_path] = users
+    if prefix is not None and cache_path is not None:
+        # It describes that llama-server.
+        kept[cache_path] = kept[prefix]
     folder = os.path.dirname(registry_path)
     kept[registry_path] = [folder] if folder != state_dir and (folder in users or _has_state(folder)) else []
     return {path: found for path, found in kept.items() if found}
