@@ -116,6 +116,7 @@ from ansible_collections.magi.llama.plugins.module_utils._deployment.state_files
 from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import (
     current_text,
     files_to_write,
+    refuse_foreign,
     stale_files,
     write_all,
 )
@@ -138,6 +139,7 @@ def run(module: Module) -> dict:
     servers = planned(before, now, processes(state_dir))
     if not restored:
         refuse_current(state_dir, before, now, servers)
+    refuse_foreign(before.files, managed_files(state_dir))
     launch = files_to_write(before.files)
     stale = stale_files(managed_files(state_dir), [file.path for file in before.files])
     # It is also kept as the previous deployment, so that a second rollback never goes to the one that did not work.

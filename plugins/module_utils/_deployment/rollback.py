@@ -11,6 +11,7 @@ any number of failed attempts the way back leads to what worked.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from .._core.errors import MagiError
@@ -18,9 +19,12 @@ from .._core.processes import Process
 from .._health.observations import ready_revisions, record_verdicts
 from .._launch.config_files import File, read_file
 from .._runtime.prefix_manifest import note_in_manifest, previous_prefix, read_manifest
-from .._services.table import deployed_paths
+from .._services.table import deployed_paths, find_manager
 from .record import DamagedRecordError, Deployment, RecordError, deployment_path, read_previous_deployment, read_record
 from .shared import prefix_of
+
+# The most that a launch config permits.
+LAUNCH_CONFIG_MODE = 0o644
 
 
 class RollbackError(MagiError):
@@ -135,7 +139,36 @@ def read_previous(state_dir: str) -> Deployment:
             f"There is nothing to roll back to: {deployment_path(state_dir)} keeps a deployment whose servers were all "
             "ready when another replaces it, and has none. Fix the cause and run site.yml."
         )
-    return deployment
+    return _with_own_files(state_dir, deployment)
+
+
+def _with_own_files(state_dir: str, deployment: Deployment) -> Deployment:
+    """The deployment with the paths and modes that launch configs have here. Raises RollbackError where it has others.
+
+    The file is an input like any other: it names no path, mode or program that the collection would not.
+    """
+    manager = find_manager(str(deployment.record["service_manager"]))
+    own = {manager.config_path(state_dir, str(server["name"])) for server in deployment.record["servers"]}
+    marker = manager.managed(state_dir).marker
+    faults = [
+        f"{file.path}, which is not a launch config of this deployment"
+        for file in deployment.files
+        if file.path != manager.common_config_path(state_dir)
+        and (file.path not in own or marker not in file.content.decode())
+    ]
+    faults += [
+        f"{path!r}, which is not the path of a program"
+        for path in deployment.binaries
+        if not path.startswith("/") or ".." in path.split("/")
+    ]
+    if faults:
+        raise RollbackError(
+            f'{deployment_path(state_dir)} names {faults[0]}. Nothing was changed. Remove its part "previous", and '
+            "run site.yml with the profile of then."
+        )
+    # Not executable, and writable for the owner alone.
+    files = [replace(file, mode=file.mode & LAUNCH_CONFIG_MODE) for file in deployment.files]
+    return replace(deployment, files=files)
 
 
 def prefixes_to_restore(deployment: Deployment, identity_of: Any, keep_binary: bool = False) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,45 @@ def test_deployment_is_kept_only_if_good(host: Host, ready: dict, next_revisions
     host.deploy(a="r1", b="r1")
     host.ready(**ready)
     assert (host.snapshot_if_good(**next_revisions) is not None) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"path": "/etc/cron.d/x"}, "names /etc/cron.d/x, which is not a launch config of this deployment"),
+        ({"path": "{state}/supervisor/conf.d/../../x"}, "which is not a launch config"),
+        ({"path": "{state}/supervisor/conf.d/other.conf"}, "other.conf, which is not a launch config"),
+        ({"content": "[program:a]\ncommand=/bin/sh\nuser=root\n"}, "a.conf, which is not a launch config"),
+        ({"program": "bin/llama-server"}, "names 'bin/llama-server', which is not the path of a program"),
+        ({"program": "/opt/x/../../tmp/evil"}, "which is not the path of a program"),
+    ],
+)
+def test_previous_deployment_with_foreign_paths_is_refused(host: Host, change: dict, said: str) -> None:
+    host.deploy(a="r1")
+    host.ready(a="r1")
+    assert host.snapshot_if_good(a="r2") is not None
+    path = Path(deployment_path(host.state_dir))
+    content = json.loads(path.read_text())
+    [config] = [file for file in content["previous"]["files"] if file["path"].endswith("/a.conf")]
+    if "program" in change:
+        content["previous"]["deployed"]["servers"][0]["argv"][0] = change["program"]
+    else:
+        config.update({key: value.replace("{state}", host.state_dir) for key, value in change.items()})
+    path.write_text(json.dumps(content))
+    with pytest.raises(RollbackError, match=re.escape(said)):
+        rollback.read_previous(host.state_dir)
+
+
+def test_previous_deployment_gives_no_more_rights_than_a_launch_config(host: Host) -> None:
+    host.deploy(a="r1")
+    host.ready(a="r1")
+    assert host.snapshot_if_good(a="r2") is not None
+    path = Path(deployment_path(host.state_dir))
+    content = json.loads(path.read_text())
+    for file, mode in zip(content["previous"]["files"], (0o4777, 0o600), strict=True):
+        file["mode"] = mode
+    path.write_text(json.dumps(content))
+    assert [file.mode for file in host.kept_files()] == [0o644, 0o600]
 
 
 def test_failed_attempts_keep_last_good_deployment(host: Host) -> None:
