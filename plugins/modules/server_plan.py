@@ -203,6 +203,7 @@ from ansible_collections.magi.llama.plugins.module_utils._plan.plan import make_
 from ansible_collections.magi.llama.plugins.module_utils._services.table import (
     disabled,
     find_manager,
+    foreign_units,
     unsupervised,
 )
 
@@ -242,7 +243,7 @@ def run(module: Module) -> dict:
     )
     plan = make_plan(registry, given["profile"], given["runtime"], settings, host, given["known_elsewhere"])
     off = disabled(record, manager.name)
-    plan["warnings"] += extra_warnings(plan, given["stray_variables"], off)
+    plan["warnings"] += extra_warnings(plan, given["stray_variables"], off, foreign_units())
     plan["warnings"] += bounded(foreign_marks(given["state_dir"]), MAX_FOREIGN)
     # Servers of the user before still have to be recognised, to be stopped.
     user = given["restart_triggers"].get("user")

@@ -90,12 +90,22 @@ def stopped_server(
     return {**server, "action": "stop", "reason": reason}
 
 
-def extra_warnings(plan: Mapping[str, Any], stray_variables: Sequence[str], disabled: Sequence[str]) -> list[str]:
-    """Return warnings from outside the plan: variables that systemd sets for every service, and disabled units."""
+def extra_warnings(
+    plan: Mapping[str, Any], stray_variables: Sequence[str], disabled: Sequence[str], foreign: Sequence[str] = ()
+) -> list[str]:
+    """Return warnings from outside the plan: variables that systemd sets for every service, and disabled units.
+
+    foreign are units that run a llama-server of another origin.
+    """
     warnings = []
     if stray_variables:
         stray = ", ".join(stray_variables)
         warnings.append(f"systemd sets {stray} for every service; our servers do not get that.")
+    warnings += [
+        f"The unit {unit} runs a llama-server that this collection does not manage: it takes memory and ports, and "
+        f"none of these settings applies to it. If it is not wanted: systemctl disable --now {unit.split()[0]}."
+        for unit in foreign
+    ]
     off = _kept(plan, disabled)
     if off:
         warnings.append(f"{', '.join(off)}: unit was disabled manually; re-enabled (without a restart).")

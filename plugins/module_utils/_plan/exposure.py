@@ -6,12 +6,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from .._runtime.render_flags import has_flag
 from .._runtime.special_flags import is_powerful
 from .inputs import PlanError, Settings
+
+# Servers of older versions that sleep when idle are used after they were freed: CVE-2026-43631 and CVE-2026-43632.
+SAFE_SLEEP = (0, 6, 0)
 
 
 def exposure_defaults(parameters: Mapping[str, Any], flags: Mapping[str, Any], has_keys: bool) -> dict[str, Any]:
@@ -43,4 +47,20 @@ def refuse_powerful(parameters: Mapping[str, Any], settings: Settings) -> None:
         raise PlanError(
             f"{names}: gives clients of the server power over this host, such as to run commands, to read or write "
             "files or to send requests from here. Remove it from the profile, or set servers_allow_powerful."
+        )
+
+
+def refuse_sleep(parameters: Mapping[str, Any], runtime: Mapping[str, Any]) -> None:
+    """Raise PlanError for sleep_idle_seconds with a llama-server that a request could crash or take over then."""
+    seconds = parameters.get("sleep_idle_seconds")
+    if seconds is None or str(seconds).startswith("-") or not runtime.get("flags"):
+        return
+    version = str(runtime.get("version") or "")
+    numbers = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
+    if numbers is None or tuple(int(number) for number in numbers.groups()) < SAFE_SLEEP:
+        known = version or runtime.get("build") or "of an unknown version"
+        raise PlanError(
+            f'"sleep_idle_seconds": llama-server {known} has a use '
+            "after free when it sleeps (CVE-2026-43631, CVE-2026-43632): update it to 0.6.0 or newer, or remove the "
+            "parameter from the profile."
         )

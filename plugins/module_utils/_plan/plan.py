@@ -22,7 +22,7 @@ from .._runtime.flags import FlagError
 from .._runtime.render_flags import canonical_parameters, render_flags
 from .differences import stopped_server, with_action
 from .document import PLAN
-from .exposure import exposure_defaults, refuse_powerful
+from .exposure import exposure_defaults, refuse_powerful, refuse_sleep
 from .gpu import vram_per_gpu
 from .inputs import Host, PlanError, Server, Settings
 from .memory import estimate, slot_context
@@ -243,6 +243,7 @@ def _server(
         effective.update(exposure_defaults(canonical_parameters(effective, flags), flags, bool(settings.api_key_file)))
         canonical = canonical_parameters(effective, flags)
         refuse_powerful({**parameters, **canonical}, settings)
+        refuse_sleep(canonical, runtime)
         batch = _whole_inputs(model, canonical, runtime)
         effective, canonical = {**effective, **batch}, {**canonical, **batch}
         rendered = render_flags(effective, flags)

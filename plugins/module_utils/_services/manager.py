@@ -76,6 +76,10 @@ class ServiceManager(ABC):
         """Return where a server finds the API key file at path; another path if the manager hands the file over."""
         return path
 
+    def foreign_units(self) -> list[str]:
+        """Return a description of each of its units that runs a llama-server which the collection does not manage."""
+        return []
+
     def restart_triggers(self, stop_timeout: int) -> list[Any]:
         """Return settings, besides command line and environment, whose change requires a server restart."""
         return []

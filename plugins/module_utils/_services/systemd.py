@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,6 +32,12 @@ if TYPE_CHECKING:
 
 
 BOOTED = "/run/systemd/system"
+
+
+# Where units are, in systemd's order.
+UNIT_FOLDERS = (UNIT_FOLDER, "/run/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system")
+SERVICE_GROUPS = "/sys/fs/cgroup/system.slice"
+_LLAMA_SERVER = re.compile(r"^ExecStart=[^\n]*\bllama-server\b", re.MULTILINE)
 
 
 class Systemd(ServiceManager):
@@ -72,6 +80,9 @@ class Systemd(ServiceManager):
 
         driver = SystemdDriver()
         return {"systemd": True, "systemd_version": driver.version(), "stray_variables": driver.stray_variables()}
+
+    def foreign_units(self) -> list[str]:
+        return foreign_units() if self.runs_here() else []
 
     def key_path(self, server: str, path: str) -> str:
         from .systemd_driver import SystemdDriver
@@ -135,6 +146,41 @@ class Systemd(ServiceManager):
         from .systemd_driver import SystemdDriver
 
         SystemdDriver().forget(names)
+
+
+def foreign_units(folders: Sequence[str] = UNIT_FOLDERS, groups: str = SERVICE_GROUPS) -> list[str]:
+    """Return "NAME (PATH)" of each unit of another origin that runs llama-server and is enabled or active.
+
+    groups is the folder of systemd's control groups of services.
+    """
+    found: dict[str, str] = {}
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            for name in sorted(os.listdir(folder)):
+                # The first folder wins, as for systemd.
+                if name.endswith(".service") and name not in found:
+                    found[name] = os.path.join(folder, name)
+    links = {
+        os.path.basename(link) for link in glob.glob(os.path.join(glob.escape(folders[0]), "*.wants", "*.service"))
+    }
+    return [
+        f"{name} ({path})"
+        for name, path in sorted(found.items())
+        if _is_in_use(name, links, groups) and _runs_llama_server(path)
+    ]
+
+
+def _is_in_use(unit: str, links: Iterable[str], groups: str) -> bool:
+    if "@." in unit:
+        # A template: its instances have links.
+        start = unit[: unit.index("@.") + 1]
+        return any(link.startswith(start) for link in links)
+    return unit in links or os.path.isdir(os.path.join(groups, unit))
+
+
+def _runs_llama_server(path: str) -> bool:
+    text = current_text(path)
+    return f"{STATE_MARKER}=" not in text and bool(_LLAMA_SERVER.search(text))
 
 
 def in_unit(pid: int, name: str, proc: str = "/proc") -> bool:

@@ -100,6 +100,11 @@ def disabled(record: Mapping[str, Any], service_manager: str) -> list[str]:
     return find_manager(service_manager).disabled([str(server["name"]) for server in record["servers"]])
 
 
+def foreign_units() -> list[str]:
+    """Return a description of each unit on this host that runs a llama-server of another origin."""
+    return [unit for manager in all_managers() for unit in manager.foreign_units()]
+
+
 def managed_files(state_dir: str) -> list[Managed]:
     """Return the patterns of this state directory's launch configs, one per service manager."""
     return [manager.managed(state_dir) for manager in all_managers()]

@@ -8,7 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ansible_collections.magi.llama.plugins.module_utils._plan.exposure import exposure_defaults, refuse_powerful
+from ansible_collections.magi.llama.plugins.module_utils._plan.exposure import (
+    exposure_defaults,
+    refuse_powerful,
+    refuse_sleep,
+)
 from ansible_collections.magi.llama.plugins.module_utils._plan.inputs import PlanError, Settings
 from ansible_collections.magi.llama.plugins.module_utils._runtime.help_text import parse_help
 from ansible_collections.magi.llama.plugins.module_utils._runtime.render_flags import render_flags
@@ -64,6 +68,19 @@ def test_powerful_parameter_is_refused_by_family(name):
     with pytest.raises(PlanError, match=f'"{name}": gives clients .* servers_allow_powerful'):
         refuse_powerful(parameters, Settings("/s", "systemd", api_key_file="/k"))
     refuse_powerful(parameters, Settings("/s", "systemd", api_key_file="/k", allow_powerful=True))
+
+
+@pytest.mark.parametrize("runtime", [{"version": "0.5.9"}, {"version": None, "build": 9061}, {"version": "9305"}])
+def test_sleep_is_refused_below_its_fix(runtime):
+    runtime = {"flags": {"x": {}}, **runtime}
+    with pytest.raises(PlanError, match=r'"sleep_idle_seconds": .*CVE-2026-43631.* update it to 0\.6\.0'):
+        refuse_sleep({"sleep_idle_seconds": 60}, runtime)
+    # Off, which is the default.
+    refuse_sleep({"sleep_idle_seconds": -1}, runtime)
+    refuse_sleep({}, runtime)
+    for version in ("0.6.0", "0.10.1", "1.0.0"):
+        refuse_sleep({"sleep_idle_seconds": 60}, {**runtime, "version": version})
+    refuse_sleep({"sleep_idle_seconds": 60}, {"version": None, "flags": {}})
 
 
 def test_powerful_parameter_that_is_off_is_not_refused():

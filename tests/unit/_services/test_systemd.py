@@ -250,3 +250,30 @@ def test_manually_disabled_unit_is_reported(tmp_path, monkeypatch):
     # Servers that change to another manager are restarted anyway.
     assert table.disabled(record, "supervisor") == []
     assert table.disabled({**record, "service_manager": None}, "systemd") == []
+
+
+def test_unit_of_another_origin_that_runs_llama_server_is_found(tmp_path):
+    etc, usr, groups = tmp_path / "etc", tmp_path / "usr", tmp_path / "groups"
+    for folder in (etc / "multi-user.target.wants", usr, groups / "active.service"):
+        folder.mkdir(parents=True)
+    router = "[Service]\nExecStart=/usr/bin/llama-server --models-dir /models --port 9931\n"
+    ours = f"{router}Environment=MAGI_LLAMA_STATE=/s\n"
+    for path, text in {
+        usr / "llama-server.service": router,
+        usr / "off.service": router,
+        usr / "active.service": router,
+        usr / "llama@.service": router,
+        usr / "replaced.service": router,
+        etc / "replaced.service": "[Service]\nExecStart=/bin/true\n",
+        etc / "magi-llama-m.service": ours,
+        etc / "other.service": "[Service]\nExecStart=/usr/bin/not-llama-servers\n",
+    }.items():
+        path.write_text(text)
+    wanted = ("llama-server.service", "llama@a.service", "replaced.service", "magi-llama-m.service", "other.service")
+    for name in wanted:
+        (etc / "multi-user.target.wants" / name).symlink_to("/nowhere")
+    assert systemd.foreign_units([str(etc), str(usr)], str(groups)) == [
+        f"active.service ({usr}/active.service)",
+        f"llama-server.service ({usr}/llama-server.service)",
+        f"llama@.service ({usr}/llama@.service)",
+    ]
