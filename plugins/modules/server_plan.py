@@ -83,6 +83,15 @@ options:
     description: Give a server a new port if an unmanaged process holds its port, instead of failing.
     type: bool
     default: false
+  cpu_expected_busy:
+    description:
+      - How many servers that compute on the CPU are busy at once, for C(threads) V(auto) in a profile's parameters.
+        By default all of them, so that their threads do not exceed the cores.
+    type: int
+  numa_mask:
+    description: systemd's NUMAMask of the servers. Only the cores of these nodes are shared among them.
+    type: str
+    default: ""
   restart_triggers:
     description:
       - Further values used in the launch configs, such as user and limits.
@@ -175,6 +184,7 @@ ansible_facts:
 from ansible_collections.magi.llama.plugins.module_utils._arguments.server_plan import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
 from ansible_collections.magi.llama.plugins.module_utils._core.commands import output_of
+from ansible_collections.magi.llama.plugins.module_utils._core.cores import usable_cores
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import (
     foreign_marks,
@@ -240,6 +250,7 @@ def run(module: Module) -> dict:
         running=running,
         listeners=listeners(range(settings.port_first, settings.port_last + 1)),
         unsupervised=unsupervised(running, record, given["state_dir"], manager.name),
+        cores=usable_cores(given["numa_mask"]),
     )
     plan = make_plan(registry, given["profile"], given["runtime"], settings, host, given["known_elsewhere"])
     off = disabled(record, manager.name)

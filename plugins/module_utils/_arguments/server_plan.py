@@ -25,6 +25,8 @@ ARGUMENTS = Arguments(
         "stop_timeout": {"type": "int", "default": 30},
         "memory_overcommit": {"type": "bool", "default": False},
         "move_on_conflict": {"type": "bool", "default": False},
+        "cpu_expected_busy": {"type": "int"},
+        "numa_mask": {"type": "str", "default": ""},
         "restart_triggers": {"type": "dict", "default": {}},
         "stray_variables": {"type": "list", "elements": "str", "default": []},
     },

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .._core.argv import flag_value
 from .._core.documents import NULL, Document, Fields
 from .._core.processes import Process
 from .._services.base import ServiceStatus
@@ -27,7 +28,8 @@ _SERVER = Fields(
         "uptime_seconds": int,
         "rss_bytes": int,
         "restarts": int,
-    }
+    },
+    {"threads": (int, NULL)},
 )
 STATUS = Document(
     "status",
@@ -75,4 +77,11 @@ def _status_entry(
         "uptime_seconds": int(process.uptime_seconds) if process else 0,
         "rss_bytes": process.rss_bytes if process else 0,
         "restarts": status.restarts,
+        "threads": _threads(server),
     }
+
+
+def _threads(server: Server) -> int | None:
+    """Return the threads that the server was given; None where it takes llama-server's default."""
+    value = flag_value(server.get("argv") or [], "--threads")
+    return int(value) if value is not None and value.isdecimal() else None

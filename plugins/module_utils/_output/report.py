@@ -165,6 +165,7 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
             server["port"],
             server["pid"],
             server["tier"],
+            server.get("threads"),
             server["state"],
             format_seconds(server["uptime_seconds"]) if server["pid"] else "-",
             format_bytes(server["rss_bytes"]) if server["pid"] else "-",
@@ -172,7 +173,7 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
         ]
         for server in status["servers"]
     ]
-    header = ("SERVER", "PORT", "PID", "TIER", "STATE", "UPTIME", "MEMORY", "RESTARTS")
+    header = ("SERVER", "PORT", "PID", "TIER", "THREADS", "STATE", "UPTIME", "MEMORY", "RESTARTS")
     return [
         f"{status['ready_servers']} of {status['total_servers']} servers ready",
         *(table(header, rows) if rows else []),
@@ -184,7 +185,7 @@ def registry_lines(registry: Mapping[str, Any], profile: Mapping[str, Any]) -> l
 
     The short fact has fewer keys: missing ones are shown as a dash.
     """
-    chosen = {model["id"]: parameters for model, _instances, parameters in select(profile, registry["models"]).servers}
+    chosen = {one.model["id"]: one.parameters for one in select(profile, registry["models"]).servers}
     sizes = companion_sizes(registry)
     wrong: dict[str, None] = {}
     rows = [

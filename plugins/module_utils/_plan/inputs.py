@@ -47,6 +47,7 @@ class Settings:
     move_on_conflict: bool = False
     restart_triggers: Mapping[str, Any] = field(default_factory=dict)
     manager_triggers: Sequence[Any] = ()
+    cpu_expected_busy: int | None = None
 
 
 def settings_of(
@@ -70,6 +71,7 @@ def settings_of(
         move_on_conflict=given["move_on_conflict"],
         restart_triggers=given["restart_triggers"],
         manager_triggers=manager_triggers,
+        cpu_expected_busy=given["cpu_expected_busy"],
     )
 
 
@@ -77,7 +79,8 @@ def settings_of(
 class Host:
     """What the machine has and what runs on it: read once, before the plan.
 
-    unsupervised are running servers that their service manager does not track, with the reasons.
+    unsupervised are running servers that their service manager does not track, with the reasons. cores are the physical
+    ones that servers may use; None where they are not to be shared.
     """
 
     memory: Memory
@@ -86,3 +89,4 @@ class Host:
     running: Mapping[str, Process] = field(default_factory=dict)
     listeners: Mapping[int, Listener] = field(default_factory=dict)
     unsupervised: Mapping[str, str] = field(default_factory=dict)
+    cores: int | None = None

@@ -241,17 +241,22 @@ def _rows(layers: Sequence[Mapping[str, int]], settings: _Settings, *, flash: bo
     return rows
 
 
-def _vram(
-    shape: Mapping[str, Any], layers: Sequence[Mapping[str, int]], settings: _Settings, held: Sequence[int]
-) -> tuple[int, bool]:
-    """Bytes of weights and of what their layers hold on all GPUs, and whether the output is there too."""
+def _offload(count: int, settings: _Settings) -> tuple[int, int]:
+    """Return the first of so many layers that is on a GPU, and below which number experts are in RAM."""
     value = settings.value("n_gpu_layers", "gpu_layers")
-    everything = len(layers) + 1
+    everything = count + 1
     # Unset, auto and all: as many as there are. llama.cpp counts from the end, the output first.
     wanted = everything if value == "all" else settings.number("n_gpu_layers", "gpu_layers", default=everything)
     first = max(0, everything - wanted) if wanted >= 0 else 0
     every_expert = settings.on("cpu_moe", default=False)
-    experts_in_ram = everything if every_expert else settings.number("n_cpu_moe", default=0)
+    return first, everything if every_expert else settings.number("n_cpu_moe", default=0)
+
+
+def _vram(
+    shape: Mapping[str, Any], layers: Sequence[Mapping[str, int]], settings: _Settings, held: Sequence[int]
+) -> tuple[int, bool]:
+    """Bytes of weights and of what their layers hold on all GPUs, and whether the output is there too."""
+    first, experts_in_ram = _offload(len(layers), settings)
     offload_kv = settings.on("kv_offload", default=True)
     vram = 0
     for number, layer in enumerate(layers):
@@ -260,6 +265,16 @@ def _vram(
             vram += held[number] if offload_kv else 0
     has_output = first <= len(layers)
     return vram + (shape["output_bytes"] + shape["tied_bytes"] if has_output else 0), has_output
+
+
+def computes_on_cpu(shape: Mapping[str, Any], settings: Mapping[str, Any], gpus: int) -> bool:
+    """Return whether any layer of such a server is on the CPU; arguments as for estimate."""
+    flags = _Settings(settings)
+    if not gpus or str(flags.value("device")) == "none":
+        return True
+    first, experts_in_ram = _offload(len(shape["layers"]), flags)
+    has_experts = any(shape["kinds"][number].get("experts") for number in shape["layers"][:experts_in_ram])
+    return first > 0 or has_experts or not flags.on("kv_offload", default=True)
 
 
 def slot_context(

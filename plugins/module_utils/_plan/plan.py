@@ -9,26 +9,27 @@ Used by the module server_plan. Pure functions: the host's state is passed in as
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from .._core.argv import flag_value
 from .._core.digests import digest_of
 from .._core.errors import EstimateError
 from .._core.text import format_bytes
-from .._models.names import other_quantization, slug
 from .._runtime.flags import FlagError
 from .._runtime.render_flags import canonical_parameters, render_flags
+from .cpu import SPIN_COUNT, Demand, busy_threads, oversubscription, share_cores
 from .differences import stopped_server, with_action
 from .document import PLAN
 from .exposure import exposure_defaults, refuse_powerful, refuse_sleep
 from .gpu import vram_per_gpu
 from .inputs import Host, PlanError, Server, Settings
-from .memory import estimate, slot_context
+from .memory import computes_on_cpu, estimate, slot_context
 from .memory_limits import check_memory, growth_warnings
+from .missing import lost_servers, missing_models, nothing_left
 from .ports import assign_ports
-from .profile import Model, matches, misspelled, nearest, select
+from .profile import Model, Selected, select
 
 # Headroom for page tables, threads, allocator slack and long prompts, so that these do not get a server killed.
 MEMORY_MAX_MARGIN = 1.25
@@ -52,13 +53,13 @@ def make_plan(
     _check_instances(profile, settings)
     selection = select(profile, models)
     before = {server["name"]: server for server in host.record}
-    lost = _lost(selection.missing, registry, profile, host)
+    lost = lost_servers(selection.missing, registry, profile, host)
     orphans = [
         {**server, "action": "keep", "reason": f"{lost[server['name']]}: the running server is left alone"}
         for server in host.record
         if server["name"] in lost and server["name"] in host.running
     ]
-    warnings = _missing(selection.missing, registry, profile, host, known_elsewhere)
+    warnings = missing_models(selection.missing, registry, profile, host, known_elsewhere)
     warnings += [
         f"{server['name']}: {lost[server['name']]}. The running server is left alone; bring the file back, or end the "
         f"server with stop.yml -e servers={server['name']}."
@@ -66,25 +67,15 @@ def make_plan(
     ]
     wanted = _named(selection.servers, models)
     if not wanted and not orphans:
-        raise PlanError(_nothing_left(profile, models, warnings))
-    ports = assign_ports([name for name, *_rest in wanted], orphans, settings, host, profile)
+        raise PlanError(nothing_left(profile, models, warnings))
+    ports = assign_ports([name for name, _selected in wanted], orphans, settings, host, profile)
 
     sizes = companion_sizes(registry)
+    drafts = [_draft(name, selected, profile, runtime, settings, host, sizes) for name, selected in wanted]
+    threads, thread_warnings = _share_cores(drafts, settings, host)
     servers = [
-        _server(
-            name,
-            model,
-            instance,
-            parameters,
-            ports[name],
-            profile,
-            runtime,
-            settings,
-            before.get(name),
-            host,
-            sizes,
-        )
-        for name, model, instance, parameters in wanted
+        _server(draft, ports[draft.name], profile, runtime, settings, before.get(draft.name), host, threads)
+        for draft in drafts
     ]
     planned = [with_action(server, before.get(server["name"]), host) for server in servers]
     planned += orphans
@@ -96,6 +87,7 @@ def make_plan(
     memory = check_memory(planned, profile, settings, host)
     warnings += [f"{server['name']}: {text}" for server in servers for text in _context_warnings(server)]
     warnings += growth_warnings(planned, memory)
+    warnings += thread_warnings
     _assert_unique(planned)
     return PLAN.stamp(
         {
@@ -132,141 +124,148 @@ def _assert_unique(planned: Sequence[Server]) -> None:
             raise PlanError(f"Two servers of the plan have one {key}: {', '.join(twice)}. Please report this.")
 
 
-def _lost(
-    missing: Mapping[str, str], registry: Mapping[str, Any], profile: Mapping[str, Any], host: Host
-) -> dict[str, str]:
-    """Return {server: reason} for deployed servers that the profile enables but whose model file is gone or broken.
-
-    A missing or broken file does not mean that the server is unwanted: a download or mount may be in progress.
-    """
-    known = {str(model["id"]) for model in registry["models"]}
-    selectors = [entry["selector"] for entry in profile["enabled_models"] if entry["model"] is None]
-    lost = {}
-    for server in host.record:
-        as_model = {**server, "id": server["model_id"]}
-        is_wanted = server["model_id"] in missing or any(matches(selector, as_model) for selector in selectors)
-        if server["model_id"] not in known and is_wanted:
-            path = flag_value(server["argv"], "--model") or "?"
-            broken = [entry["reason"] for entry in registry["rejected"] if entry["path"] == path]
-            lost[str(server["name"])] = f"{path} was rejected ({broken[0]})" if broken else f"{path} is gone"
-    return lost
-
-
-def _missing(
-    missing: Mapping[str, str],
-    registry: Mapping[str, Any],
-    profile: Mapping[str, Any],
-    host: Host,
-    known_elsewhere: Sequence[str],
-) -> list[str]:
-    """Return warnings for named models that this host lacks and that have no running server.
-
-    A name that differs in a letter or two from that of a model on this host is a typing error, unless another host has
-    such a model, a broken file has its name, it was deployed here before, or it is that model in another quantization.
-    """
-    warnings: list[str] = []
-    where = f'profile "{profile["name"]}" ({profile["source"]})'
-    for model_id, key in missing.items():
-        deployed = [server for server in host.record if server["model_id"] == model_id]
-        broken = [entry for entry in registry["rejected"] if slug(str(entry["path"])) == model_id]
-        if broken:
-            why = f"{broken[0]['path']} was rejected: {broken[0]['reason']}"
-        elif deployed:
-            why = "file was removed since the last deployment"
-        elif model_id in known_elsewhere:
-            why = "other hosts of this run have it, this one does not"
-        else:
-            ids = [str(model["id"]) for model in registry["models"]]
-            others = [name for name in ids if other_quantization(model_id, name)]
-            if others:
-                why = f"it has another quantization ({nearest(model_id, others)})"
-            elif misspelled(model_id, ids):
-                raise PlanError(f'{where}: {key}: unknown model "{model_id}" on this host: {nearest(model_id, ids)}')
-            else:
-                why = f"no similar model id on this host ({nearest(model_id, ids)})"
-        if not any(server["name"] in host.running for server in deployed):
-            warnings.append(f'{where}: {key}: model "{model_id}" is missing on this host: {why}; skipped.')
-    return warnings
-
-
-def _nothing_left(profile: Mapping[str, Any], models: Sequence[Model], warnings: Sequence[str]) -> str:
-    where = f'profile "{profile["name"]}" ({profile["source"]})'
-    said = re.findall(r"[^\s\"(),?]+", " ".join(warnings))
-    unsaid = [model for model in models if model["id"] not in said]
-    if models and not unsaid:
-        return " ".join([*warnings, f"{where}: enables no model of this host."])
-    have = ", ".join(f"{model['id']} ({model.get('tier')})" for model in unsaid[:10]) or "none"
-    more = f" and {len(unsaid) - 10} more" if len(unsaid) > 10 else ""
-    also = "also " if len(unsaid) < len(models) else ""
-    return " ".join([*warnings, f"{where}: enables no model of this host, which {also}has: {have}{more}."])
-
-
-def _named(
-    servers: Sequence[tuple[Model, int, dict[str, Any]]], models: Sequence[Model]
-) -> list[tuple[str, Model, int, dict[str, Any]]]:
+def _named(servers: Sequence[Selected], models: Sequence[Model]) -> list[tuple[str, Selected]]:
     """Return each server with its name: the model id, plus "-2", "-3" … for further instances.
 
     If such a name is the id of another model, or taken, the instance's number gets one or more x before it.
     """
     taken = {str(model["id"]) for model in models}
     named = []
-    for model, instance, parameters in servers:
-        name = str(model["id"])
-        mark = "-"
+    for selected in servers:
+        model_id, instance = str(selected.model["id"]), selected.instance
+        name, mark = model_id, "-"
         while instance > 1:
-            name, mark = f"{model['id']}{mark}{instance}", f"{mark}x"
+            name, mark = f"{model_id}{mark}{instance}", f"{mark}x"
             if name not in taken:
                 break
         taken.add(name)
-        named.append((name, model, instance, parameters))
+        named.append((name, selected))
     return named
 
 
-def _server(
+@dataclass(frozen=True)
+class _Draft:
+    """A server before its port and threads are known: its flags, and the memory that they take."""
+
+    name: str
+    selected: Selected
+    parameters: dict[str, Any]
+    canonical: dict[str, Any]
+    memory: dict[str, Any]
+    on_cpu: bool
+
+    @property
+    def own_threads(self) -> int | None:
+        """The number of threads that the profile sets; 0 for llama-server's default, None to share the cores."""
+        value = str(self.canonical.get("threads"))
+        if value == "auto":
+            return None
+        return int(value) if value.isdecimal() else 0
+
+
+def _draft(
     name: str,
-    model: Model,
-    instance: int,
-    parameters: Mapping[str, Any],
+    selected: Selected,
+    profile: Mapping[str, Any],
+    runtime: Mapping[str, Any],
+    settings: Settings,
+    host: Host,
+    companions: Mapping[str, int],
+) -> _Draft:
+    """Return a server's flags and memory. Raises PlanError."""
+    model = selected.model
+    flags = runtime.get("flags") or {}
+    try:
+        parameters = effective_parameters(model, selected.parameters)
+        parameters.update(
+            exposure_defaults(canonical_parameters(parameters, flags), flags, bool(settings.api_key_file))
+        )
+        canonical = canonical_parameters(parameters, flags)
+        refuse_powerful({**selected.parameters, **canonical}, settings)
+        refuse_sleep(canonical, runtime)
+        batch = _whole_inputs(model, canonical, runtime)
+        parameters, canonical = {**parameters, **batch}, {**canonical, **batch}
+        # A build without the flag has no prompt cache.
+        has_cache = not flags or "cache_ram" in flags
+        memory = estimate(
+            model["memory"],
+            canonical if has_cache else {**canonical, "cache_ram": 0},
+            kind=str(model["kind"]),
+            gpus=len(host.gpus),
+            build=runtime.get("build"),
+            companion_bytes=companions.get(str(canonical.get("mmproj")), 0),
+        )
+        memory["gpu_bytes"] = vram_per_gpu(memory["vram_bytes"], memory["gpu_fixed_bytes"], canonical, host.gpus)
+        on_cpu = host.cores is not None and computes_on_cpu(model["memory"], canonical, len(host.gpus))
+    except (FlagError, EstimateError, PlanError) as error:
+        raise PlanError(f"{_where(profile, name)}: {error}") from error
+    return _Draft(name, selected, parameters, canonical, memory, on_cpu)
+
+
+def _where(profile: Mapping[str, Any], name: str) -> str:
+    return f'profile "{profile["name"]}" ({profile["source"]}), server {name}'
+
+
+@dataclass(frozen=True)
+class _Threads:
+    """The threads of each server that shares the cores, and the servers whose threads have to spin less."""
+
+    shared: Mapping[str, int] = field(default_factory=dict)
+    spinning: frozenset[str] = frozenset()
+
+
+def _share_cores(drafts: Sequence[_Draft], settings: Settings, host: Host) -> tuple[_Threads, list[str]]:
+    """Return the threads of the servers that compute on the CPU, and warnings; nothing if the cores are unknown."""
+    on_cpu = [draft for draft in drafts if draft.on_cpu]
+    cores = host.cores
+    if cores is None:
+        return _Threads(), []
+    own = {draft.name: draft.own_threads or cores for draft in on_cpu if draft.own_threads is not None}
+    demands = [Demand(draft.name, draft.selected.cpu_share, own.get(draft.name)) for draft in on_cpu]
+    threads = share_cores(cores, demands, settings.cpu_expected_busy)
+    total = busy_threads(threads, settings.cpu_expected_busy)
+    # More servers than expected may be busy, and then each of them waits for threads that others keep off the cores.
+    spinning = {name for name, count in threads.items() if count > 1 and sum(threads.values()) > cores}
+    shared = {name: count for name, count in threads.items() if name not in own}
+    return _Threads(shared, frozenset(spinning)), oversubscription(cores, own, total)
+
+
+def _thread_flags(draft: _Draft, threads: _Threads, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters with the planned threads in place of auto."""
+    known = [key for key in ("threads", "threads_batch") if not flags or key in flags]
+    given = {key: draft.canonical.get(key) for key in known}
+    if "auto" not in given.values():
+        return draft.parameters
+    kept = {key: value for key, value in draft.parameters.items() if value != "auto" or key not in given}
+    count = threads.shared.get(draft.name)
+    if count is None:
+        return kept
+    return {**kept, **{key: count for key, value in given.items() if value in ("auto", None)}}
+
+
+def _server(
+    draft: _Draft,
     port: int,
     profile: Mapping[str, Any],
     runtime: Mapping[str, Any],
     settings: Settings,
     previous: Server | None,
     host: Host,
-    companions: Mapping[str, int],
+    threads: _Threads,
 ) -> Server:
     """Return the complete desired server: argv, environment, memory, and the revision (digest of its launch)."""
-    kind = str(model["kind"])
-    flags = runtime.get("flags") or {}
+    name, model, memory = draft.name, draft.selected.model, draft.memory
     try:
-        effective = effective_parameters(model, parameters)
-        effective.update(exposure_defaults(canonical_parameters(effective, flags), flags, bool(settings.api_key_file)))
-        canonical = canonical_parameters(effective, flags)
-        refuse_powerful({**parameters, **canonical}, settings)
-        refuse_sleep(canonical, runtime)
-        batch = _whole_inputs(model, canonical, runtime)
-        effective, canonical = {**effective, **batch}, {**canonical, **batch}
-        rendered = render_flags(effective, flags)
-        # A build without the flag has no prompt cache.
-        has_cache = not flags or "cache_ram" in flags
-        memory = estimate(
-            model["memory"],
-            canonical if has_cache else {**canonical, "cache_ram": 0},
-            kind=kind,
-            gpus=len(host.gpus),
-            build=runtime.get("build"),
-            companion_bytes=companions.get(str(canonical.get("mmproj")), 0),
-        )
-        memory["gpu_bytes"] = vram_per_gpu(memory["vram_bytes"], memory["gpu_fixed_bytes"], canonical, host.gpus)
-    except (FlagError, EstimateError, PlanError) as error:
-        raise PlanError(f'profile "{profile["name"]}" ({profile["source"]}), server {name}: {error}') from error
+        flags = runtime.get("flags") or {}
+        rendered = render_flags(_thread_flags(draft, threads, flags), flags)
+    except FlagError as error:
+        raise PlanError(f"{_where(profile, name)}: {error}") from error
     argv = [str(runtime["path"]), "--model", str(model["path"]), "--alias", str(model["id"])]
     argv += ["--host", settings.host, "--port", str(port), *rendered]
     if settings.api_key_file:
         argv += ["--api-key-file", settings.key_path(name, settings.api_key_file)]
 
     memory_max = int(memory["ram_bytes"] * MEMORY_MAX_MARGIN) + memory["growth_bytes"] + MEMORY_MAX_FLOOR
-    memory["gpu_bytes"] = vram_per_gpu(memory["vram_bytes"], memory["gpu_fixed_bytes"], canonical, host.gpus)
     # A limit above the host's RAM would have no effect.
     memory_max = min(memory_max, host.memory.total_bytes)
     env = {
@@ -277,6 +276,9 @@ def _server(
         # Keeps the user's llama.cpp/config.ini from changing the server.
         "XDG_CONFIG_HOME": "/nonexistent",
     }
+    if name in threads.spinning:
+        # Of no effect in a build without OpenMP.
+        env["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
     launch = [argv, env, settings.restart_triggers, settings.service_manager, *settings.manager_triggers]
     revision = digest_of(launch)[:12]
     same = previous is not None and previous.get("revision") == revision
@@ -286,9 +288,9 @@ def _server(
         "model_id": str(model["id"]),
         "display_name": str(model["display_name"]),
         "tier": model.get("tier"),
-        "kind": kind,
+        "kind": str(model["kind"]),
         "architecture": model.get("architecture"),
-        "instance": instance,
+        "instance": draft.selected.instance,
         "generation": generation,
         "host": settings.host,
         "port": port,
@@ -348,6 +350,11 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     width = max((len(str(server["name"])) for server in plan["servers"]), default=0)
     return [
         f"{server['action']:<8}{server['name']:<{width}}  port {server['port']}  {server.get('tier') or '-':<4}"
-        f"{format_bytes(server.get('memory', {}).get('total_bytes', 0)):>10}  {server['reason']}"
+        f"{format_bytes(server.get('memory', {}).get('total_bytes', 0)):>10}  {_threads_text(server)}{server['reason']}"
         for server in plan["servers"]
     ]
+
+
+def _threads_text(server: Mapping[str, Any]) -> str:
+    count = flag_value(server.get("argv") or [], "--threads")
+    return f"{count} threads  " if count else ""

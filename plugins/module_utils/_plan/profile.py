@@ -14,7 +14,7 @@ import fnmatch
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .._core.errors import MagiError
 
@@ -24,11 +24,13 @@ KINDS = ("model", "embedding", "reranker", "decision")
 START_DEFAULTS: dict[str, Any] = {"concurrent": True, "max_startup_time": 120, "readiness_check_interval": 2}
 
 _PROFILE_KEYS = ("description", "enabled_models", "parameters", "memory_budget", "start")
-_ENTRY_KEYS = ("model", *SELECTORS, "instances", "parameters")
+_ENTRY_KEYS = ("model", *SELECTORS, "instances", "cpu_share", "parameters")
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)(?P<binary>i?)B?", re.IGNORECASE)
 MAX_SIZE_LENGTH = 32
 # A day: no server starts more slowly, and no one wants to wait longer between two probes.
 MAX_SECONDS = 86_400
+# How much more or less of the cores than another server one may get.
+MIN_SHARE, MAX_SHARE = 0.01, 100
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 Model = Mapping[str, Any]
@@ -38,14 +40,23 @@ class ProfileError(MagiError):
     """A profile that cannot be used: names the profile's file, the key and what is valid there."""
 
 
+class Selected(NamedTuple):
+    """A server that a profile wants: of which model's record, the number of the instance, and its entry's values."""
+
+    model: Model
+    instance: int
+    parameters: dict[str, Any]
+    cpu_share: float = 1.0
+
+
 @dataclass(frozen=True)
 class Selection:
-    """What a profile picks on a host: (model record, instance number, parameters) in order of priority.
+    """What a profile picks on a host, in order of priority.
 
     missing maps the explicitly named model ids that this registry lacks to the key that names them.
     """
 
-    servers: tuple[tuple[Model, int, dict[str, Any]], ...]
+    servers: tuple[Selected, ...]
     missing: dict[str, str]
 
 
@@ -163,9 +174,16 @@ def _check_entry(entry: Any, where: str, prefix: str) -> dict[str, Any]:
         "model": str(entry["model"]) if "model" in entry else None,
         "selector": selector,
         "instances": instances,
+        "cpu_share": _check_share(entry.get("cpu_share", 1), where, f"{prefix}.cpu_share"),
         "parameters": _check_parameters(entry.get("parameters"), where, f"{prefix}.parameters"),
         "key": prefix,
     }
+
+
+def _check_share(value: Any, where: str, prefix: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not MIN_SHARE <= value <= MAX_SHARE:
+        raise ProfileError(f"{where}: {prefix} must be a number from {MIN_SHARE} to {MAX_SHARE}, not {value!r:.40}.")
+    return float(value)
 
 
 def _check_start(value: Any, where: str) -> dict[str, Any]:
@@ -189,7 +207,8 @@ def validate(name: str, source: str, data: Any) -> dict[str, Any]:
     """The profile read from the file source, checked against the schema, with every default filled in.
 
     Returns {"name", "source", "description", "enabled_models": [{"model" or None, "selector", "instances",
-    "parameters", "key"}], "parameters", "memory_budget_bytes": bytes or None, "start"}. Raises ProfileError.
+    "cpu_share", "parameters", "key"}], "parameters", "memory_budget_bytes": bytes or None, "start"}.
+    Raises ProfileError.
     """
     where = f'profile "{name}" ({source})'
     profile = _check_keys(data, _PROFILE_KEYS, where, "")
@@ -237,7 +256,7 @@ def select(profile: Mapping[str, Any], models: Sequence[Model]) -> Selection:
     """
     by_id = {str(model["id"]): model for model in models}
     named = {entry["model"] for entry in profile["enabled_models"] if entry["model"] is not None}
-    servers: list[tuple[Model, int, dict[str, Any]]] = []
+    servers: list[Selected] = []
     missing: dict[str, str] = {}
     taken: set[str] = set()
     for entry in profile["enabled_models"]:
@@ -254,5 +273,8 @@ def select(profile: Mapping[str, Any], models: Sequence[Model]) -> Selection:
         parameters = {**profile["parameters"], **entry["parameters"]}
         for model in picked:
             taken.add(model["id"])
-            servers += [(model, instance, parameters) for instance in range(1, entry["instances"] + 1)]
+            servers += [
+                Selected(model, instance, parameters, entry["cpu_share"])
+                for instance in range(1, entry["instances"] + 1)
+            ]
     return Selection(tuple(servers), missing)

@@ -290,6 +290,7 @@ def test_status_json_has_exactly_the_documented_keys():
         "uptime_seconds": 61,
         "rss_bytes": 4096,
         "restarts": 2,
+        "threads": None,
     }
     assert [entry["state"] for entry in status["servers"]] == ["ready", "failed", "starting", "loading"]
     empty = status_module.status_json([], {}, {}, {})

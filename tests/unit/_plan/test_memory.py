@@ -12,7 +12,11 @@ from typing import Any
 import pytest
 from ansible_collections.magi.llama.plugins.module_utils._core.errors import EstimateError
 from ansible_collections.magi.llama.plugins.module_utils._models.memory_shape import memory_shape
-from ansible_collections.magi.llama.plugins.module_utils._plan.memory import GPU_CONTEXT_BYTES, estimate
+from ansible_collections.magi.llama.plugins.module_utils._plan.memory import (
+    GPU_CONTEXT_BYTES,
+    computes_on_cpu,
+    estimate,
+)
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
@@ -601,3 +605,21 @@ def test_shape_is_small() -> None:
         for name in ("attn_q", "attn_k", "attn_v", "ffn_up", "ffn_gate", "ffn_down")
     )
     assert len(json.dumps(shape_of("gemma3", tensors, **GEMMA_3_27B))) < 1200
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus", "expected"),
+    [
+        ({}, 0, True),
+        ({}, 1, False),
+        ({"n_gpu_layers": "auto"}, 1, False),
+        ({"n_gpu_layers": "all"}, 2, False),
+        ({"n_gpu_layers": 33}, 1, False),
+        ({"n_gpu_layers": 20}, 1, True),
+        ({"n_gpu_layers": 0}, 1, True),
+        ({"device": "none"}, 1, True),
+        ({"no_kv_offload": True}, 1, True),
+    ],
+)
+def test_what_computes_on_the_cpu(settings: dict[str, Any], gpus: int, expected: bool) -> None:
+    assert computes_on_cpu(shape_of("llama", **LLAMA_3_8B), settings, gpus) is expected

@@ -7,13 +7,14 @@ import re
 from typing import Any
 
 import pytest
+from ansible_collections.magi.llama.plugins.module_utils._core.argv import flag_value
 from ansible_collections.magi.llama.plugins.module_utils._core.errors import EstimateError
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import Listener, Memory, Process
 from ansible_collections.magi.llama.plugins.module_utils._core.text import format_bytes
 from ansible_collections.magi.llama.plugins.module_utils._plan.gpu import Gpu
 from ansible_collections.magi.llama.plugins.module_utils._plan.inputs import Host, PlanError, Settings
 from ansible_collections.magi.llama.plugins.module_utils._plan.plan import make_plan, plan_lines
-from ansible_collections.magi.llama.plugins.module_utils._plan.profile import validate
+from ansible_collections.magi.llama.plugins.module_utils._plan.profile import ProfileError, validate
 from ansible_collections.magi.llama.plugins.module_utils._services.table import find_manager
 
 GIB = 1024**3
@@ -29,6 +30,9 @@ RUNTIME = {
         "mmproj": {"spelling": "--mmproj", "value": True},
         "tensor_split": {"spelling": "--tensor-split", "value": True},
         "device": {"spelling": "--device", "value": True},
+        "threads": {"spelling": "--threads", "value": True},
+        "threads_batch": {"spelling": "--threads-batch", "value": True},
+        "n_gpu_layers": {"spelling": "--n-gpu-layers", "value": True},
     },
 }
 SHAPE: dict[str, Any] = {}
@@ -602,3 +606,67 @@ def test_plan_embedding_server_takes_inputs_as_long_as_a_slot(
     pairs = list(zip(server["argv"], server["argv"][1:]))
     found = sorted(pair for pair in pairs if pair[0] in ("--batch-size", "--ubatch-size"))
     assert [word for pair in found for word in pair] == words
+
+
+# --- cores -----------------------------------------------------------------------------------------------------------
+
+
+def threads(made: dict[str, Any]) -> dict[str, str | None]:
+    return {server["name"]: flag_value(server["argv"], "--threads") for server in made["servers"]}
+
+
+def spins(made: dict[str, Any]) -> list[str]:
+    return [server["name"] for server in made["servers"] if server["env"].get("GOMP_SPINCOUNT")]
+
+
+AUTO = {"threads": "auto"}
+
+
+def test_threads_auto_shares_the_cores() -> None:
+    chosen = profile({"model": "a", "cpu_share": 2}, "b", "c", parameters=AUTO)
+    made = plan([A, B, C], chosen, host(cores=8))
+    assert (threads(made), spins(made)) == ({"a": "4", "b": "2", "c": "2"}, [])
+    for server in made["servers"]:
+        assert flag_value(server["argv"], "--threads-batch") == flag_value(server["argv"], "--threads")
+    assert made["warnings"] == []
+    assert "4 threads  new" in plan_lines(made)[0]
+
+
+def test_fewer_busy_servers_have_more_threads_which_spin_less() -> None:
+    chosen = profile("a", "b", "c", parameters=AUTO)
+    one_busy = plan([A, B, C], chosen, host(cores=8), dataclasses.replace(SETTINGS, cpu_expected_busy=1))
+    assert (threads(one_busy), spins(one_busy)) == ({"a": "8", "b": "8", "c": "8"}, ["a", "b", "c"])
+    assert one_busy["warnings"] == []
+
+
+def test_own_threads_are_kept_and_warned_of() -> None:
+    chosen = profile({"model": "a", "parameters": {"threads": 8}}, "b", parameters=AUTO)
+    made = plan([A, B], chosen, host(cores=8))
+    assert (threads(made), spins(made)) == ({"a": "8", "b": "1"}, ["a"])
+    (warning,) = made["warnings"]
+    assert warning.startswith("9 threads compute at once on 8 cores") and "a (8)" in warning
+
+
+def test_servers_without_threads_take_all_cores_and_are_warned_of() -> None:
+    made = plan([A, B], profile("a", "b"), host(cores=8))
+    assert (threads(made), spins(made)) == ({"a": None, "b": None}, ["a", "b"])
+    (warning,) = made["warnings"]
+    assert warning.startswith("16 threads compute at once on 8 cores") and "Set threads: auto" in warning
+    alone = plan([A], profile("a"), host(cores=8))
+    assert (spins(alone), alone["warnings"]) == ([], [])
+
+
+def test_servers_on_gpus_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "ansible_collections.magi.llama.plugins.module_utils._plan.plan.computes_on_cpu",
+        lambda _shape, settings, _gpus: settings.get("n_gpu_layers") == 0,
+    )
+    gpu = Gpu(0, "g", 64 * GIB, 64 * GIB, "nvidia")
+    chosen = profile({"model": "a", "parameters": {"n_gpu_layers": 0}}, "b", parameters=AUTO)
+    assert threads(plan([A, B], chosen, host(cores=8, gpus=[gpu]))) == {"a": "8", "b": None}
+
+
+@pytest.mark.parametrize("share", [0, -1, True, "2", float("nan"), float("inf"), 101])
+def test_cpu_share_has_bounds(share: Any) -> None:
+    with pytest.raises(ProfileError, match=r"enabled_models\[0\].cpu_share must be a number from 0.01 to 100"):
+        profile({"model": "a", "cpu_share": share})

@@ -31,7 +31,7 @@ MODELS = [
 
 def selected(data: dict) -> list[tuple[str, int]]:
     selection = select(validate("p", "p.yml", data), MODELS)
-    return [(record["id"], instance) for record, instance, _ in selection.servers]
+    return [(record["id"], instance) for record, instance, *_rest in selection.servers]
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_entry_parameters_override_profile() -> None:
         "parameters": {"ctx_size": 1, "parallel": 2},
         "enabled_models": [{"model": "alpha-q2_k", "parameters": {"ctx_size": 9}}],
     }
-    (_, _, parameters), *_ = select(validate("p", "p.yml", data), MODELS).servers
+    (_, _, parameters, _), *_ = select(validate("p", "p.yml", data), MODELS).servers
     assert parameters == {"ctx_size": 9, "parallel": 2}
 
 

@@ -1,0 +1,85 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""Explain what a profile names and the host lacks: missing models, lost files, and nothing left to run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .._core.argv import flag_value
+from .._models.names import other_quantization, slug
+from .inputs import Host, PlanError
+from .profile import Model, matches, misspelled, nearest
+
+
+def lost_servers(
+    missing: Mapping[str, str], registry: Mapping[str, Any], profile: Mapping[str, Any], host: Host
+) -> dict[str, str]:
+    """Return {server: reason} for deployed servers that the profile enables but whose model file is gone or broken.
+
+    A missing or broken file does not mean that the server is unwanted: a download or mount may be in progress.
+    """
+    known = {str(model["id"]) for model in registry["models"]}
+    selectors = [entry["selector"] for entry in profile["enabled_models"] if entry["model"] is None]
+    lost = {}
+    for server in host.record:
+        as_model = {**server, "id": server["model_id"]}
+        is_wanted = server["model_id"] in missing or any(matches(selector, as_model) for selector in selectors)
+        if server["model_id"] not in known and is_wanted:
+            path = flag_value(server["argv"], "--model") or "?"
+            broken = [entry["reason"] for entry in registry["rejected"] if entry["path"] == path]
+            lost[str(server["name"])] = f"{path} was rejected ({broken[0]})" if broken else f"{path} is gone"
+    return lost
+
+
+def missing_models(
+    missing: Mapping[str, str],
+    registry: Mapping[str, Any],
+    profile: Mapping[str, Any],
+    host: Host,
+    known_elsewhere: Sequence[str],
+) -> list[str]:
+    """Return warnings for named models that this host lacks and that have no running server.
+
+    A name that differs in a letter or two from that of a model on this host is a typing error, unless another host has
+    such a model, a broken file has its name, it was deployed here before, or it is that model in another quantization.
+    """
+    warnings: list[str] = []
+    where = f'profile "{profile["name"]}" ({profile["source"]})'
+    for model_id, key in missing.items():
+        deployed = [server for server in host.record if server["model_id"] == model_id]
+        broken = [entry for entry in registry["rejected"] if slug(str(entry["path"])) == model_id]
+        if broken:
+            why = f"{broken[0]['path']} was rejected: {broken[0]['reason']}"
+        elif deployed:
+            why = "file was removed since the last deployment"
+        elif model_id in known_elsewhere:
+            why = "other hosts of this run have it, this one does not"
+        else:
+            ids = [str(model["id"]) for model in registry["models"]]
+            others = [name for name in ids if other_quantization(model_id, name)]
+            if others:
+                why = f"it has another quantization ({nearest(model_id, others)})"
+            elif misspelled(model_id, ids):
+                raise PlanError(f'{where}: {key}: unknown model "{model_id}" on this host: {nearest(model_id, ids)}')
+            else:
+                why = f"no similar model id on this host ({nearest(model_id, ids)})"
+        if not any(server["name"] in host.running for server in deployed):
+            warnings.append(f'{where}: {key}: model "{model_id}" is missing on this host: {why}; skipped.')
+    return warnings
+
+
+def nothing_left(profile: Mapping[str, Any], models: Sequence[Model], warnings: Sequence[str]) -> str:
+    where = f'profile "{profile["name"]}" ({profile["source"]})'
+    said = re.findall(r"[^\s\"(),?]+", " ".join(warnings))
+    unsaid = [model for model in models if model["id"] not in said]
+    if models and not unsaid:
+        return " ".join([*warnings, f"{where}: enables no model of this host."])
+    have = ", ".join(f"{model['id']} ({model.get('tier')})" for model in unsaid[:10]) or "none"
+    more = f" and {len(unsaid) - 10} more" if len(unsaid) > 10 else ""
+    also = "also " if len(unsaid) < len(models) else ""
+    return " ".join([*warnings, f"{where}: enables no model of this host, which {also}has: {have}{more}."])
