@@ -37,7 +37,7 @@ options:
   lease:
     description: Seconds until the lock expires unless it is renewed.
     type: float
-    default: 900
+    default: 300
 attributes:
   check_mode:
     support: full

@@ -90,6 +90,9 @@ options:
   binary_owner:
     description: User besides root who may own llama-server and the folders above it.
     type: str
+  state_dir:
+    description: The servers' state directory, whose lock this run holds; without it, no lock is renewed.
+    type: path
 attributes:
   check_mode:
     support: full
@@ -98,6 +101,9 @@ attributes:
     support: full
   idempotent:
     support: full
+  action:
+    support: full
+    description: Passes the id of the run to the host.
 """
 
 EXAMPLES = r"""
@@ -210,11 +216,14 @@ ansible_facts:
 """
 
 import os
+from collections.abc import Callable
 from functools import partial
 
 from ansible_collections.magi.llama.plugins.module_utils._arguments.runtime import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
 from ansible_collections.magi.llama.plugins.module_utils._core.commands import ids_of, run_command
+from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
+from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import keep_renewed
 from ansible_collections.magi.llama.plugins.module_utils._runtime.install import ensure
 from ansible_collections.magi.llama.plugins.module_utils._runtime.requests import Request, secrets_in
 
@@ -224,6 +233,13 @@ def main() -> None:
 
 
 def run(module: Module) -> dict:
+    given = module.params
+    state_dir = plain_path(given["state_dir"]) if given["state_dir"] and not module.check_mode else None
+    with keep_renewed(state_dir, given["run_id"]) as confirm:
+        return _provide(module, confirm)
+
+
+def _provide(module: Module, confirm: Callable[[], None]) -> dict:
     given = module.params
     for url in (given["release_url"], given["portable_mirror"]):
         # The result repeats the arguments where a run is verbose.
@@ -240,6 +256,7 @@ def run(module: Module) -> dict:
         install_if_missing=given["install_if_missing"],
         check=module.check_mode,
         owner=given["binary_owner"],
+        confirm=confirm,
     )
     ask = partial(run_command, user=ids_of(given["user"]))
     outcome = ensure(request, given["method"], run_command, given["cache_path"], ask)

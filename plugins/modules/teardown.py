@@ -47,6 +47,9 @@ attributes:
     support: full
   idempotent:
     support: full
+  action:
+    support: full
+    description: Passes the id of the run to the host.
 seealso:
   - module: magi.llama.server_state
 """
@@ -95,6 +98,7 @@ from ansible_collections.magi.llama.plugins.module_utils._arguments.teardown imp
 from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import all_processes
+from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import keep_renewed
 from ansible_collections.magi.llama.plugins.module_utils._deployment.shared import kept_for_others
 from ansible_collections.magi.llama.plugins.module_utils._deployment.teardown import (
     owned_paths,
@@ -120,7 +124,8 @@ def run(module: Module) -> dict:
     removed = owned_paths(state_dir, *(None if path in kept else path for path in shared))
     require_removable(removed, state_dir)
     if not module.check_mode:
-        signals, removed = take_down(state_dir, removed, given["stop_timeout"])
+        with keep_renewed(state_dir, given["run_id"]):
+            signals, removed = take_down(state_dir, removed, given["stop_timeout"])
         ended.update(signals)
         more["ended"] = ended
     if given["user"] is not None:

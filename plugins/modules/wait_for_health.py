@@ -192,7 +192,6 @@ servers:
       sample: []
 """
 
-import contextlib
 import time
 
 from ansible_collections.magi.llama.plugins.module_utils._arguments.wait_for_health import ARGUMENTS
@@ -233,14 +232,21 @@ def run(module: Module) -> dict:
     record = read_record(state_dir)
     driver = driver_for(record, state_dir)
     outcomes = _wait(module, record, driver)
+    is_lost = False
     # A probe without a run, such as verify's, only looks.
     if not module.check_mode and given["run_id"] is not None:
         # Waiting does not need the lock.
-        with contextlib.suppress(LockError):
+        try:
             renew(state_dir, given["run_id"])
-        outcomes = _stop_bad(state_dir, record, driver, outcomes)
-    result = update_observations(state_dir, outcomes, _launched(state_dir, outcomes), write=not module.check_mode)
-    if not module.check_mode:
+        except LockError:
+            # The other run decides about the servers.
+            is_lost = True
+        else:
+            outcomes = _stop_bad(state_dir, record, driver, outcomes)
+    result = update_observations(
+        state_dir, outcomes, _launched(state_dir, outcomes), write=not (module.check_mode or is_lost)
+    )
+    if not (module.check_mode or is_lost):
         note_use(state_dir, record)
         note_good(state_dir, record)
     answer = {"changed": False, "servers": result, **summary(result)}

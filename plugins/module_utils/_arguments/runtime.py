@@ -28,6 +28,8 @@ ARGUMENTS = Arguments(
         "cache_path": {"type": "path"},
         "user": {"type": "str"},
         "binary_owner": {"type": "str"},
+        "state_dir": {"type": "path"},
     },
+    filled_in={"run_id": {"type": "str"}},
     rules={"required_by": {"release_url": ["release_sha256"]}},
 )

@@ -16,5 +16,6 @@ ARGUMENTS = Arguments(
         "runtime_cache_path": {"type": "path"},
         "user": {"type": "str"},
         "stop_timeout": {"type": "float", "default": 30.0},
-    }
+    },
+    filled_in={"run_id": {"type": "str"}},
 )

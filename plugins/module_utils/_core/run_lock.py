@@ -13,8 +13,9 @@ import contextlib
 import fcntl
 import json
 import os
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -22,9 +23,11 @@ from .errors import MagiError
 from .files import make_folders
 from .ownership import OwnershipError, require_trusted
 
-# How long the lock of a killed run blocks runs from other controllers. A single module call, such as a slow download,
-# may take longer: the run then acquires the lock again, or fails at its next step if another run took it meanwhile.
-LEASE_SECONDS = 900.0
+# How long the lock of a killed run blocks runs from other controllers: not longer than these wait by default. A module
+# call that takes longer renews the lock meanwhile (keep_renewed).
+LEASE_SECONDS = 300.0
+# Runs whose lock was taken over are remembered, the last ones: they change nothing more.
+LOST_LIMIT = 20
 
 
 class LockError(MagiError):
@@ -73,11 +76,14 @@ def acquire(
             found = _read(descriptor, proc)
             if found is not None and found.run.id not in (run.id, dead):
                 return found
+            before = _read(descriptor, proc, expired=True)
+            lost = [*_lost(descriptor), *([before.run.id] if before is not None else [])]
             since = found.run.since if found is not None and found.run.id == run.id else run.since
             # For messages only; nothing depends on the host's clock.
             since = since or time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
             boot, now = _clock(proc)
-            held = {**asdict(run), "since": since, "boot": boot, "expires": now + lease}
+            held: dict[str, Any] = {**asdict(run), "since": since, "boot": boot, "expires": now + lease}
+            held["lost"] = [one for one in dict.fromkeys(lost) if one != run.id][-LOST_LIMIT:]
             _write(descriptor, held)
     except OSError as error:
         raise LockError(
@@ -93,7 +99,12 @@ def release(state_dir: str, run_id: str) -> bool:
     with contextlib.suppress(OSError, OwnershipError), _opened(state_dir, os.O_RDWR) as descriptor:
         found = _read(descriptor)
         if found is not None and found.run.id == run_id:
-            # Truncated first: this also works on a full disk.
+            lost = _lost(descriptor)
+            if lost:
+                # Overwritten in place: this also works on a full disk.
+                _write(descriptor, {"lost": lost})
+                return True
+            # Truncated first, for the same reason.
             os.ftruncate(descriptor, 0)
             with contextlib.suppress(OSError):
                 if os.listdir(state_dir) == [os.path.basename(lock_path(state_dir))]:
@@ -122,9 +133,15 @@ def describe_holder(found: Held | None, run_id: str) -> dict[str, Any] | None:
 def renew(state_dir: str, run_id: str | None, lease: float = LEASE_SECONDS) -> None:
     """Renew this run's lock before it changes the host. Raises LockError if another run holds the lock.
 
-    An expired lock is acquired again if it is free. A run without a lock may continue while no other run holds it.
+    An expired lock is acquired again if it is free. A run without a lock may continue while no other run holds it. One
+    whose lock was taken over may not, also when the other run is over.
     """
     other = holder(state_dir)
+    if other is None and run_id is not None and run_id in _lost_in(state_dir):
+        raise LockError(
+            "Another run has changed this host since: the lock of this run had expired or was taken over. Nothing more "
+            "was changed; run again."
+        )
     if other is None or other.run.id == run_id:
         mine = holder(state_dir, expired=True)
         if mine is None or mine.run.id != run_id:
@@ -133,6 +150,51 @@ def renew(state_dir: str, run_id: str | None, lease: float = LEASE_SECONDS) -> N
             other = acquire(state_dir, mine.run, lease=lease)
     if other is not None and other.run.id != run_id:
         raise LockError(f"Another run is changing this host: {other.run}. Run again when it has ended.")
+
+
+@contextlib.contextmanager
+def keep_renewed(
+    state_dir: str | None, run_id: str | None, lease: float = LEASE_SECONDS
+) -> Iterator[Callable[[], None]]:
+    """Renew this run's lock at once and as long as the block takes; yields what raises LockError if it was lost.
+
+    Raises LockError if another run holds it at the beginning. Without a state directory or a run nothing is done.
+    """
+    if state_dir is None or run_id is None:
+        yield lambda: None
+        return
+    renew(state_dir, run_id, lease)
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(lease / 4):
+            # What changes the host asks again.
+            with contextlib.suppress(LockError, OwnershipError):
+                renew(state_dir, run_id, lease)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield lambda: renew(state_dir, run_id, lease)
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _lost_in(state_dir: str) -> list[str]:
+    try:
+        with _opened(state_dir, os.O_RDONLY) as descriptor:
+            return _lost(descriptor)
+    except OSError:
+        return []
+
+
+def _lost(descriptor: int) -> list[str]:
+    try:
+        lost = json.loads(os.pread(descriptor, 65536, 0))["lost"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return []
+    return [str(one) for one in lost] if isinstance(lost, list) else []
 
 
 @contextlib.contextmanager

@@ -67,9 +67,10 @@ def provide(
     staged = staged_prefix(prefix)
     places = not request.stage or (request.install_if_missing and not before)
     if is_current(staged, wanted) and places:
+        request.confirm()
         return Provided(path, notes[1], changed=_put_staged(prefix), before=before, after=_summary(wanted))
     place = prefix if places else staged
-    with _new_prefix(prefix, place, wanted) as new:
+    with _new_prefix(prefix, place, wanted, request.confirm) as new:
         if new is not None:
             write_manifest(new, fill(new))
     after = _summary(read_manifest(place))
@@ -138,7 +139,9 @@ def _require_prefix(prefix: str) -> None:
 
 
 @contextlib.contextmanager
-def _new_prefix(prefix: str, place: str, wanted: Mapping[str, Any]) -> Iterator[str | None]:
+def _new_prefix(
+    prefix: str, place: str, wanted: Mapping[str, Any], confirm: Callable[[], None]
+) -> Iterator[str | None]:
     """A folder next to prefix to fill; it then becomes the prefix itself or the staged one.
 
     None if another run has filled it meanwhile. Leftovers of an interrupted run are removed first.
@@ -159,6 +162,8 @@ def _new_prefix(prefix: str, place: str, wanted: Mapping[str, Any]) -> Iterator[
             try:
                 yield new
                 _open_to_all(new)
+                # To fill it may have taken long.
+                confirm()
             except BaseException:
                 shutil.rmtree(new, ignore_errors=True)
                 raise

@@ -39,11 +39,16 @@ class MissingError(ProviderError):
     """Raised if there is no binary at the given path."""
 
 
+def _no_objection() -> None:
+    """A run without a lock may change the host at any time."""
+
+
 @dataclass(frozen=True)
 class Request:
     """The role's request. etc, keyrings and package_path are parameters for tests.
 
     owner is a user besides root who may own the binary at path; ask runs a llama-server to find out what it is.
+    confirm raises LockError if this run must not change the host any more.
     """
 
     path: str
@@ -58,6 +63,7 @@ class Request:
     check: bool = False
     owner: str | None = None
     ask: Run | None = None
+    confirm: Callable[[], None] = _no_objection
     etc: str = "/etc"
     keyrings: Sequence[str] = KEYRINGS
     package_path: str = "/usr/bin/llama-server"

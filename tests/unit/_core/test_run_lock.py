@@ -6,13 +6,21 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from pathlib import Path
 
 import pytest
+import yaml
+from ansible_collections.magi.llama.plugins.module_utils._arguments.run_lock import WAITING
 from ansible_collections.magi.llama.plugins.module_utils._core import run_lock
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def run(name, playbook="site.yml"):
     return run_lock.Run(f"elsewhere.1/{name}/1", "ci-7.example.org", "anna", 4711, playbook)
+
+
+MINE = run("mine").id
 
 
 @pytest.fixture
@@ -91,3 +99,37 @@ def test_lock_of_run_that_waited_while_file_was_removed_is_found_by_others(state
     monkeypatch.setattr(fcntl, "flock", release_first)
     assert run_lock.acquire(state, run("second")) is None
     assert run_lock.holder(state).run.id == run("second").id
+
+
+def test_run_whose_lock_was_taken_over_changes_nothing_more(state):
+    assert run_lock.acquire(state, run("mine"), lease=0.01) is None
+    time.sleep(0.05)
+    assert run_lock.acquire(state, run("other")) is None
+    with pytest.raises(run_lock.LockError, match="Another run is changing this host"):
+        run_lock.renew(state, MINE)
+    assert run_lock.release(state, run("other").id)
+    with pytest.raises(run_lock.LockError, match="Another run has changed this host since"):
+        run_lock.renew(state, MINE)
+    # A run that never had the lock, and the same one once it has it again.
+    run_lock.renew(state, run("third").id)
+    assert run_lock.acquire(state, run("mine")) is None
+    run_lock.renew(state, MINE)
+
+
+def test_lock_is_renewed_while_a_module_works(state):
+    assert run_lock.acquire(state, run("mine"), lease=0.4) is None
+    with run_lock.keep_renewed(state, MINE, lease=0.4) as confirm:
+        time.sleep(1.0)
+        assert run_lock.holder(state).run.id == MINE
+        confirm()
+        assert run_lock.acquire(state, run("other"), dead=MINE) is None
+        with pytest.raises(run_lock.LockError):
+            confirm()
+    with pytest.raises(run_lock.LockError), run_lock.keep_renewed(state, MINE):
+        raise AssertionError("it was begun")
+
+
+def test_lease_is_not_longer_than_a_run_waits():
+    assert WAITING["wait"]["default"] >= run_lock.LEASE_SECONDS
+    defaults = yaml.safe_load((ROOT / "roles/servers/defaults/main.yml").read_text())
+    assert defaults["servers_lock_wait"] >= run_lock.LEASE_SECONDS
