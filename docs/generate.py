@@ -32,7 +32,9 @@ literal is given in the description. Order: extra vars, inventory, environment, 
 EXTRA_VARS = """
 ## Playbooks
 
-Each playbook checks its own variables before it touches a host. [Playbooks](playbooks.md) lists them by playbook.
+Each playbook checks its variables before it touches a host. An extra variable that belongs to other playbooks, a name
+that begins like those of the collection (`servers_`, `registry_`, …) and is not one of them, and an extra variable that
+differs from one of these by a letter or two are errors. [Playbooks](playbooks.md) lists them by playbook.
 
 """
 PLAYBOOKS = """

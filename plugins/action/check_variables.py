@@ -14,6 +14,7 @@ from ansible_collections.magi.llama.plugins.module_utils._arguments.check_variab
 from ansible_collections.magi.llama.plugins.module_utils._plan.variables import EXPLAINED, setting_errors
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
+from ansible_collections.magi.llama.plugins.plugin_utils.variable_names import host_var_errors
 
 ROLES = Path(__file__).parents[2] / "roles"
 
@@ -28,7 +29,10 @@ class ActionModule(HostAction):
             options.update(self._options(role, entry_point))
         # Only variables that are set: the others have their role's default.
         given = self._templar.template({name: value for name, value in (task_vars or {}).items() if name in options})
-        wrong = variable_errors(options, given)
+        host = (task_vars or {}).get("inventory_hostname", "")
+        # Without the variables of plays and of other roles, whose names are their own matter.
+        inventory = {host: task_vars["hostvars"][host]} if task_vars and host in task_vars["hostvars"] else {}
+        wrong = [*host_var_errors(inventory, ()), *variable_errors(options, given)]
         if wrong:
             raise AnsibleActionFail("\n".join(wrong))
         return {**result, "changed": False}

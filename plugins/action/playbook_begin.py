@@ -6,14 +6,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
+from ansible.plugins.lookup.inventory_hostnames import LookupModule
+from ansible.utils.vars import load_extra_vars
 from ansible_collections.magi.llama.plugins.module_utils._arguments.playbook_begin import ARGUMENTS
+from ansible_collections.magi.llama.plugins.module_utils._plan.profile import nearest
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
-from ansible_collections.magi.llama.plugins.plugin_utils.extra_vars import errors, load_spec
+from ansible_collections.magi.llama.plugins.plugin_utils.extra_vars import errors, load_spec, words
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.magi.llama.plugins.plugin_utils.inputs import decided, inputs_from_facts
+from ansible_collections.magi.llama.plugins.plugin_utils.variable_names import (
+    extra_var_errors,
+    host_var_errors,
+    not_taken_errors,
+)
 
 
 class ActionModule(HostAction):
@@ -25,15 +34,25 @@ class ActionModule(HostAction):
         task_vars = task_vars or {}
         arguments = check_arguments(self, ARGUMENTS, paths_of_host=False)
         spec = load_spec()
-        options = {name: spec["variables"][name] for name in spec["playbooks"][arguments["playbook"]]["variables"]}
-        wrong: dict[str, None] = {}
+        book = spec["playbooks"][arguments["playbook"]]
+        options = {name: spec["variables"][name] for name in book["variables"]}
         hosts = {host: task_vars["hostvars"][host] for host in task_vars["ansible_play_hosts_all"]}
+        extra_vars = [str(name) for name in load_extra_vars(self._loader)]
+        wrong: dict[str, None] = dict.fromkeys(
+            [
+                *extra_var_errors(extra_vars),
+                *not_taken_errors(spec["playbooks"]),
+                *host_var_errors(hosts, extra_vars),
+                *self._canary_errors(hosts, task_vars),
+            ]
+        )
+        wrong.update(dict.fromkeys(_missing(arguments["playbook"], book.get("required", ()), options, hosts)))
         for host_vars in hosts.values():
             # A host with inputs among its facts fails at its first task, and not the others here.
             given = options.keys() & host_vars.keys() - set(inputs_from_facts(host_vars))
             wrong.update(dict.fromkeys(errors(options, {name: host_vars[name] for name in options if name in given})))
         if wrong:
-            raise AnsibleActionFail(" ".join(wrong))
+            raise AnsibleActionFail("\n".join(wrong))
         # Not a fact: Ansible gives all hosts of a run_once task the same facts object, which later facts would change.
         return {
             **result,
@@ -43,3 +62,27 @@ class ActionModule(HostAction):
             "output": decided("output", hosts, "table") if "output" in options else "table",
             "output_file": decided("output_file", hosts) if "output_file" in options else None,
         }
+
+    def _canary_errors(self, hosts: dict[str, Any], task_vars: dict[str, Any]) -> list[str]:
+        """Return an error if the canary is not a host of the run: Ansible would only warn, or add it to the run."""
+        canary, target = decided("rollout_canary", hosts), decided("target", hosts)
+        if canary is None:
+            return []
+        names = list(hosts)
+        if target is not None:
+            lookup = LookupModule(loader=self._loader, templar=self._templar)
+            of_target = set(lookup.run(target if isinstance(target, list) else [target], variables=task_vars))
+            names = [name for name in names if name in of_target]
+        if canary in names:
+            return []
+        return [f'rollout_canary is "{canary}", which is not a host of this run: {nearest(str(canary), names)}']
+
+
+def _missing(playbook: str, required: Sequence[str], options: dict[str, Any], hosts: dict[str, Any]) -> list[str]:
+    """Return an error for each variable that the playbook requires and a host does not have."""
+    return [
+        f"{playbook} needs the variable {name}: {options[name]['description'].replace('`', '')}"
+        for name in required
+        for host_vars in hosts.values()
+        if name not in host_vars or name in inputs_from_facts(host_vars) or not words(host_vars[name])
+    ]

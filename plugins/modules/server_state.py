@@ -37,6 +37,10 @@ options:
     type: list
     elements: str
     default: []
+  skip_missing:
+    description: Skip the O(servers) that are not deployed on this host. Otherwise they are an error.
+    type: bool
+    default: false
   actions:
     description:
       - Maps server names to V(start), V(restart) or V(stop), instead of O(state).
@@ -128,6 +132,12 @@ servers:
     error:
       description: Why it could not be started, V(null) if there was no error.
       type: str
+deployed:
+  description: The O(servers) that are deployed on this host.
+  returned: with O(skip_missing)
+  type: list
+  elements: str
+  sample: [qwen3-8b-q4_k_m]
 """
 
 from dataclasses import asdict
@@ -159,11 +169,18 @@ def main() -> None:
 def run(module: Module) -> dict:
     given, state_dir = module.params, plain_path(module.params["state_dir"])
     record = read_record(state_dir)
+    deployed = {}
+    if given["skip_missing"]:
+        names = [server["name"] for server in record["servers"]]
+        deployed = {"deployed": [name for name in names if name in given["servers"]]}
+        if given["servers"] and not deployed["deployed"]:
+            return {"changed": False, "msg": "nothing to do", "servers": [], **deployed}
+        given["servers"] = deployed["deployed"]
     driver = driver_for(record, state_dir, given["supervisord_path"])
     todo = _todo(given, state_dir, record, driver)
     if module.check_mode:
         results = [{"name": name, "action": action} for name, action in todo.items()]
-        return {"changed": bool(todo), "msg": _planned(todo), "servers": results}
+        return {"changed": bool(todo), "msg": _planned(todo), "servers": results, **deployed}
     if todo:
         renew(state_dir, given["run_id"])
     if given["actions"] is None:
@@ -191,6 +208,7 @@ def run(module: Module) -> dict:
         "changed": bool(results),
         "msg": "\n".join(result_lines(results)) or "nothing to do",
         "servers": [asdict(result) for result in results],
+        **deployed,
     }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -36,11 +36,14 @@ def pythons() -> dict[str, Path]:
     return find_pythons(TARGETS)
 
 
-def checkout(folder: Path, *playbooks: str, bin_dir: Path = BIN, profile: str = "fast-only") -> Run:
+def checkout(
+    folder: Path, *playbooks: str, bin_dir: Path = BIN, profile: str = "fast-only", variables: Sequence[str] = ()
+) -> Run:
     """Run playbooks of this checkout with its own ansible.cfg."""
     environment = {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_COLLECTIONS_PATH": str(ROOT / "collections")}
     files = ["--check" if book == "--check" else ROOT / f"{book}.yml" for book in playbooks]
-    arguments = ["-i", folder / "hosts.yml", *files, "-e", f"profile={profile}"]
+    given = [*([f"profile={profile}"] if "site" in playbooks else []), *variables]
+    arguments = ["-i", folder / "hosts.yml", *files, *(word for one in given for word in ("-e", one))]
     return play(arguments, folder, bin_dir, **environment)
 
 
@@ -150,7 +153,7 @@ def test_servers_run_with_every_host_python(pythons: dict[str, Path], folder: Pa
         run = checkout(folder, "site")
         assert run.output.count("1 launched, 1 ready") == len(hosts)
         assert sorted(run.warnings) == sorted(no_registry(folder / version) for version in pythons)
-        run = checkout(folder, "site", "playbooks/status", "playbooks/restart")
+        run = checkout(folder, "site", "playbooks/status", "playbooks/restart", variables=("servers=all",))
         assert {numbers["changed"] for numbers in run.recap.values()} == {1}, run.output
         assert run.output.count("0 launched, 1 ready") == len(hosts)
         assert run.warnings == []

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.bed import Bed, Outcome
+from support.bed import ALL, Bed, Outcome
 from support.schemas import errors
 
 STOPPED, OTHER = "tiny-llama-q4_k_m", "tiny-llama-q3_k_m"
@@ -53,7 +53,7 @@ def test_stopped_server_fails_gates(bed: Bed, tmp_path: Path) -> None:
         run.expect(says)
         # The gate is not a part of what was found.
         assert "error" not in gated
-    bed.run("start")
+    bed.run("start", *ALL)
 
 
 def test_hung_server_is_degraded_and_no_drift(bed: Bed, tmp_path: Path) -> None:

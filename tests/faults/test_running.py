@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from support import hang
-from support.bed import Bed
+from support.bed import ALL, Bed
 
 Q3, Q4 = "tiny-llama-q3_k_m", "tiny-llama-q4_k_m"
 
@@ -66,7 +66,7 @@ def test_port_taken_before_start_is_reported_with_holder(bed: Bed) -> None:
     port, other = bed.status()[Q4]["port"], bed.pids()[Q3]
     bed.module("server_state", state_dir=str(bed.state), actions={Q4: "stop"})
     with socket.create_server(("127.0.0.1", port)) as listener:
-        failed = bed.run("start", code=2)
+        failed = bed.run("start", *ALL, code=2)
         failed.expect(
             f"{Q4} (port {port}): exit code 1", f"port {port} is held by pid {os.getpid()}", "its last lines:"
         )
@@ -74,7 +74,7 @@ def test_port_taken_before_start_is_reported_with_holder(bed: Bed) -> None:
         # A plan made at this point reports it before anything is started.
         bed.run("plan", code=2).expect(f"Port {port} of server {Q4} is held by pid {os.getpid()}")
         assert listener.fileno() >= 0
-    bed.run("start")
+    bed.run("start", *ALL)
     assert bed.wait_ready()[Q3]["pid"] == other
 
 
@@ -126,8 +126,8 @@ def test_restart_with_sequential_profile_is_one_by_one(bed: Bed) -> None:
     content["deployed"]["start"]["concurrent"] = False
     path.write_text(json.dumps(content))
     try:
-        one_by_one = bed.run("restart").output
-        at_once = bed.run("restart", "-e", "servers_concurrent_starts=true").output
+        one_by_one = bed.run("restart", *ALL).output
+        at_once = bed.run("restart", *ALL, "-e", "servers_concurrent_starts=true").output
     finally:
         content["deployed"]["start"]["concurrent"] = True
         path.write_text(json.dumps(content, indent=2) + "\n")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.magi.llama.plugins.module_utils._services.table import CHOICES
-from support.bed import Bed
+from support.bed import ALL, Bed
 from support.runs import BIN, ROOT, execute
 
 
@@ -147,7 +147,7 @@ def test_stopped_server_when_probed_is_not_marked_refused(bed: Bed) -> None:
     bed.run("stop", "-e", "servers=tiny-llama-q3_k_m")
     bed.run("verify", code=2).expect("All connection attempts failed")
     assert "ready_revision" not in json.loads(ready.read_text())["servers"]["tiny-llama-q3_k_m"]
-    bed.run("start")
+    bed.run("start", *ALL)
     bed.run("site")
     seen = json.loads(ready.read_text())["servers"]["tiny-llama-q3_k_m"]
     assert seen.keys() == {"pid", "seconds_to_ready", "ready_since", "restarts", "ready_revision"}

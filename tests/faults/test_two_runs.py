@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import Run, acquire, holder, release
 from ansible_collections.magi.llama.plugins.plugin_utils.this_run import this_run
-from support.bed import Bed
+from support.bed import ALL, Bed
 
 
 def other_run(**changes: object) -> Run:
@@ -39,7 +39,7 @@ def test_second_run_waits_or_fails_without_disturbing_first(bed: Bed) -> None:
     # A playbook that only reads needs no lock.
     bed.run("site", "--check", "-e", "profile=other")
 
-    refused = bed.run("restart", code=2)
+    refused = bed.run("restart", *ALL, code=2)
     refused.expect("rollout.yml by anna on ci-7.example.org (pid 4711")
     refused.expect("Nothing was changed")
     assert bed.pids() == pids
@@ -61,7 +61,7 @@ def test_second_run_waits_or_fails_without_disturbing_first(bed: Bed) -> None:
 
 def test_lock_of_killed_run_on_same_controller_is_free(bed: Bed) -> None:
     state = str(bed.state)
-    first = bed.start("restart")
+    first = bed.start("restart", *ALL)
     while holder(state) is None:
         assert first.poll() is None, "it exited without a lock"
         time.sleep(0.01)
@@ -71,7 +71,7 @@ def test_lock_of_killed_run_on_same_controller_is_free(bed: Bed) -> None:
     assert held is not None and held.run.pid == first.pid
     assert (held.run.playbook, held.run.user) == ("restart.yml", getpass.getuser())
     assert held.run.controller == socket.gethostname()
-    bed.run("start")
+    bed.run("start", *ALL)
     assert holder(state) is None
     bed.wait_ready()
 

@@ -27,6 +27,8 @@ from support import checkout, reaper
 PROJECT = Path(__file__).parents[2]
 BINARIES = Path(os.environ.get("MAGI_LLAMA_BIN_DIR", PROJECT / ".cache/bin"))
 MODELS = PROJECT / ".cache/models"
+# Names all servers for start, stop and restart.
+ALL = ("-e", "servers=all")
 PARAMETERS = {"ctx_size": 1024, "parallel": 1, "threads": 1}
 
 PROFILES: dict[str, dict[str, Any]] = {

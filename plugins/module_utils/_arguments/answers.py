@@ -107,7 +107,7 @@ ANSWERS: dict[str, Fields] = {
     "server_plan": Fields({"drift": Map(str), "deployed": Map(str)}),
     "launch_configs": Fields({"written": [str], "removed": [str]}),
     "rollback": Fields({"restored": [str], "written": [str], "removed": [str]}),
-    "server_state": Fields({"servers": [_CHANGED_SERVER]}),
+    "server_state": Fields({"servers": [_CHANGED_SERVER]}, {"deployed": [NAME]}),
     "wait_for_health": Fields(
         {
             "servers": [_OUTCOME],

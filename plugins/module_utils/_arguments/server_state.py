@@ -13,6 +13,7 @@ ARGUMENTS = Arguments(
         "state_dir": {"type": "path", "required": True},
         "state": {"type": "str", "choices": ["started", "stopped", "restarted"]},
         "servers": {"type": "list", "elements": "str", "default": []},
+        "skip_missing": {"type": "bool", "default": False},
         "actions": {"type": "dict"},
         "concurrent": {"type": "bool"},
         "timeout": {"type": "float"},

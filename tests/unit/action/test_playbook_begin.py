@@ -1,0 +1,166 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""playbook_begin and check_variables: variables that no one reads, and those that a playbook needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ansible import context
+from ansible.errors import AnsibleError
+from ansible.module_utils.common.collections import ImmutableDict
+from ansible.parsing.dataloader import DataLoader
+from ansible.utils import vars as ansible_vars
+from ansible_collections.magi.llama.plugins.plugin_utils.variable_names import OURS, known_names
+
+
+class Begin:
+    """A run of playbook_begin: extra variables as on the command line, and variables of hosts."""
+
+    def __init__(self, run_action: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._run_action, self._monkeypatch = run_action, monkeypatch
+
+    def __call__(
+        self,
+        playbook: str,
+        *extra: str,
+        hosts: dict[str, dict[str, Any]] | None = None,
+        called: tuple[str, ...] | None = None,
+        play: list[str] | None = None,
+    ) -> dict[str, Any]:
+        arguments = {"args": called or (f"playbooks/{playbook}.yml",), "extra_vars": extra}
+        self._monkeypatch.setattr(context, "CLIARGS", ImmutableDict(arguments))
+        self._monkeypatch.setattr(ansible_vars.load_extra_vars, "extra_vars", None, raising=False)
+        given = ansible_vars.load_extra_vars(DataLoader())
+        hosts = {name: {**own, **given} for name, own in (hosts or {"h": {}}).items()}
+        names = play or list(hosts)
+        groups = {"all": list(hosts), "gpu": [name for name in hosts if name.startswith("g")]}
+        more = {"hostvars": hosts, "ansible_play_hosts_all": names, "groups": groups}
+        result: dict[str, Any] = self._run_action("playbook_begin", {"playbook": playbook}, **more).result
+        return result
+
+    def error(self, *arguments: str, **more: Any) -> str:
+        with pytest.raises(AnsibleError) as caught:
+            self(*arguments, **more)
+        return str(caught.value)
+
+
+@pytest.fixture
+def begin(run_action: Any, monkeypatch: pytest.MonkeyPatch) -> Begin:
+    return Begin(run_action, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("playbook", "extra"),
+    [
+        ("site", ("target=a", "profile=p output=json", "servers_stop_timeout=3", "my_own=1", "ansible_port=1")),
+        ("stop", ("servers=all",)),
+        ("start", ("servers=a,b", "runtime_upgrade=true")),
+        ("verify", ('{"verify_timeout": 3}',)),
+    ],
+)
+def test_known_and_unrelated_variables_pass(begin: Begin, playbook: str, extra: tuple[str, ...]) -> None:
+    assert begin(playbook, *extra)["changed"] is False
+
+
+@pytest.mark.parametrize(
+    ("playbook", "extra", "says"),
+    [
+        ("site", "targt=a", "targt (given with -e) is not a variable of this collection; did you mean target?"),
+        ("stop", "server=a", "server (given with -e) is not a variable of this collection; did you mean servers?"),
+        ("site", "servers_prot_range_start=1", "servers_prot_range_start (given with -e) is not a variable of this"),
+        ("site", "servers_prot_range_start=1", "did you mean servers_port_range_start"),
+        ("site", "verify_zzz=1", "verify_zzz (given with -e) is not a variable of this collection"),
+        ("site", "output_format=json", "output_format (given with -e) is not"),
+        ("status", "fail_onn=drift", "did you mean fail_on?"),
+        ("site", '{"rollout_seril": 1}', "did you mean rollout_serial"),
+    ],
+)
+def test_misspelled_extra_variable_is_refused(begin: Begin, playbook: str, extra: str, says: str) -> None:
+    assert says in begin.error(playbook, extra)
+
+
+@pytest.mark.parametrize(
+    ("playbook", "extra", "says"),
+    [
+        (
+            "stop",
+            "output=json",
+            "output is not a variable of stop; it is for site, rollout, plan, scan, status, verify.",
+        ),
+        ("restart", "output_file=x", "output_file is not a variable of restart; it is for"),
+        ("status", '{"profile": "p"}', "profile is not a variable of status; it is for site, rollout, plan, scan."),
+        ("site", "servers=a", "servers is not a variable of site; it is for start, stop, restart."),
+    ],
+)
+def test_extra_variable_of_other_playbooks_is_refused(begin: Begin, playbook: str, extra: str, says: str) -> None:
+    assert says in begin.error(playbook, extra, "servers=all" if playbook in ("stop", "restart") else "a=1")
+    # Where several playbooks run, or another one imports this, it may be for those.
+    for called in (("site.yml", "playbooks/status.yml", "magi.llama.restart"), ("own.yml",)):
+        more = ("servers=all",) if playbook == "stop" else ()
+        begin(playbook, extra, *more, hosts={"h": {"servers": "all"}}, called=called)
+
+
+def test_all_errors_are_reported_at_once(begin: Begin) -> None:
+    hosts = {"g1": {"servers_prots": 1, "verify_timeout": "soon"}, "g2": {"servers_prots": 1, "registry_pth": "/x"}}
+    error = begin.error("verify", "targt=a", "output=yaml", "profile=p", hosts=hosts)
+    assert error.splitlines() == [
+        "targt (given with -e) is not a variable of this collection; did you mean target?",
+        "profile is not a variable of verify; it is for site, rollout, plan, scan.",
+        "servers_prots (set for g1 and 1 more) is not a variable of this collection"
+        + error.splitlines()[2].partition("collection")[2],
+        "registry_pth (set for g2) is not a variable of this collection; did you mean registry_path?",
+        *error.splitlines()[4:],
+    ]
+    assert len(error.splitlines()) == 6
+    assert 'output is "yaml"' in error and 'verify_timeout is "soon"' in error
+
+
+def test_inventory_may_have_variables_of_other_playbooks_and_of_others(begin: Begin) -> None:
+    """Facts of a host with such names fail that host alone, at its first task."""
+    facts = {"servers_prots": 1}
+    begin("status", hosts={"h": {"profile": "p", "output_dir": "/x", "server": "a", "ansible_facts": facts, **facts}})
+
+
+@pytest.mark.parametrize("servers", [None, "", " , "])
+@pytest.mark.parametrize("playbook", ["start", "stop", "restart"])
+def test_servers_are_named(begin: Begin, playbook: str, servers: str | None) -> None:
+    given = {} if servers is None else {"servers": servers}
+    assert f"{playbook} needs the variable servers: Names of servers, separated by commas, or all" in begin.error(
+        playbook, hosts={"h": given}
+    )
+
+
+@pytest.mark.parametrize(
+    ("canary", "target", "says"),
+    [
+        ("g1", None, None),
+        ("g2", "gpu", None),
+        ("g3", None, 'rollout_canary is "g3", which is not a host of this run: valid are: c1, g1, g2'),
+        ("nothing", None, "valid are: c1, g1, g2"),
+        # The play has it, as Ansible adds it to the hosts of the target.
+        ("c1", "gpu", 'rollout_canary is "c1", which is not a host of this run'),
+    ],
+)
+def test_canary_is_a_host_of_the_run(begin: Begin, canary: str, target: str | None, says: str | None) -> None:
+    hosts: dict[str, dict[str, Any]] = {"g1": {}, "g2": {}, "c1": {}}
+    extra = [f"rollout_canary={canary}", *([f"target={target}"] if target else [])]
+    if says is None:
+        begin("rollout", *extra, hosts=hosts)
+    else:
+        assert says in begin.error("rollout", *extra, hosts=hosts)
+
+
+def test_role_refuses_misspelled_variables_of_the_inventory(run_action: Any) -> None:
+    hosts = {"h": {"registry_pth": "/x", "servers_cpu_weigth": 1}}
+    with pytest.raises(AnsibleError) as caught:
+        run_action("check_variables", {"entry_points": {"registry": "main"}}, hostvars=hosts, registry_force="perhaps")
+    said = str(caught.value)
+    assert "registry_pth (set for h)" in said and "servers_cpu_weigth (set for h)" in said and "registry_force" in said
+
+
+def test_variables_of_tests_and_examples_are_known() -> None:
+    assert {"servers", "target", "registry_path", "rollback_keep_binary"} <= known_names()
+    assert OURS.fullmatch("servers_x") and not OURS.fullmatch("servers")
