@@ -78,10 +78,10 @@ class ActionModule(HostAction):
 
 
 def stop_lines(result: dict[str, Any]) -> list[str]:
-    """Return the lines of a result about servers that were stopped, or that needed SIGKILL."""
+    """Return the lines of a result about servers that were stopped, or whose stop was stuck."""
     lines = str(result.get("msg", "")).splitlines()
     return [
         line
         for server, line in zip(result.get("servers", ()), lines)
-        if server["action"] == "stop" or server["signal"] == "SIGKILL"
+        if server["action"] == "stop" or server.get("stuck")
     ]

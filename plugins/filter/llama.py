@@ -19,6 +19,7 @@ FUNCTIONS = (
     units.systemd_restart,
     units.systemd_sandbox,
     units.systemd_start_limit,
+    units.systemd_stop,
     quoting.systemd_argv,
     quoting.systemd_environment,
     quoting.systemd_paths,

@@ -134,6 +134,11 @@ status:
           description: Number of restarts after a crash since the last deliberate start.
           type: int
           sample: 0
+        stuck_stop:
+          description: >-
+            How its last stop ended, if one SIGTERM did not end it; C(signal) (V(second SIGTERM) or V(SIGKILL)) and
+            C(seconds).
+          type: dict
 """
 
 from ansible_collections.magi.llama.plugins.module_utils._arguments.server_info import ARGUMENTS
@@ -144,6 +149,7 @@ from ansible_collections.magi.llama.plugins.module_utils._deployment.config_drif
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import chosen, read_record
 from ansible_collections.magi.llama.plugins.module_utils._deployment.rollback import Deployment, starting
 from ansible_collections.magi.llama.plugins.module_utils._health.drift import drift
+from ansible_collections.magi.llama.plugins.module_utils._health.observations import stuck_stops
 from ansible_collections.magi.llama.plugins.module_utils._health.probe import probe_all
 from ansible_collections.magi.llama.plugins.module_utils._health.status import status_json
 from ansible_collections.magi.llama.plugins.module_utils._services.table import driver_for
@@ -165,7 +171,7 @@ def run(module: Module) -> dict:
     configs = config_drift(state_dir, record)
     return {
         "changed": False,
-        "status": status_json(servers, statuses, probes, found),
+        "status": status_json(servers, statuses, probes, found, stuck_stops(state_dir)),
         "drift": drift(servers, pids, *(_only(wanted, part) for part in (found, configs))),
         "start": starting(Deployment(record, ())),
     }

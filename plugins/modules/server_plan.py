@@ -72,7 +72,7 @@ options:
     type: bool
     default: false
   stop_timeout:
-    description: Seconds between SIGTERM and SIGKILL.
+    description: Seconds between the first SIGTERM and SIGKILL.
     type: int
     default: 30
   memory_overcommit:

@@ -14,7 +14,8 @@ description:
   - First stops all servers to be stopped or restarted, in parallel, then starts servers one after another. After each
     start it waits until the server is ready, for at most a quarter of a second, since servers that load at the same
     moment slow each other down.
-  - A stop is graceful, with SIGTERM first and SIGKILL after the server's deadline. The result has the signal.
+  - A stop is SIGTERM, a second SIGTERM after a third of the server's stop time-out, and SIGKILL after all of it. If one
+    SIGTERM does not end the server, the stop is stuck. The result has the signal.
   - A started server is not yet ready. M(magi.llama.wait_for_health) waits for that.
   - Only affects servers of the state directory. A process that the service manager no longer tracks is ended before its
     server is restarted.
@@ -122,13 +123,18 @@ servers:
       type: int
       sample: 4343
     signal:
-      description: The signal that ended its process, V(SIGTERM) or V(SIGKILL), V(null) if no process ended.
+      description: >-
+        The signal that ended its process, V(SIGTERM), V(second SIGTERM) or V(SIGKILL), V(null) if no process ended.
       type: str
       sample: SIGTERM
     seconds:
       description: Seconds until its process ended, V(null) if no process ended.
       type: float
       sample: 0.2
+    stuck:
+      description: Whether its stop was stuck, so that one SIGTERM did not end it.
+      type: bool
+      sample: false
     error:
       description: Why it could not be started, V(null) if there was no error.
       type: str
@@ -148,7 +154,7 @@ from ansible_collections.magi.llama.plugins.module_utils._core.files import plai
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import processes
 from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import renew
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import chosen, read_record
-from ansible_collections.magi.llama.plugins.module_utils._health.observations import note_seconds
+from ansible_collections.magi.llama.plugins.module_utils._health.observations import note_seconds, note_stops
 from ansible_collections.magi.llama.plugins.module_utils._health.pace import Pace
 from ansible_collections.magi.llama.plugins.module_utils._services.base import ServiceDriver, strays, terminate
 from ansible_collections.magi.llama.plugins.module_utils._services.table import driver_for, retire_others
@@ -201,6 +207,7 @@ def run(module: Module) -> dict:
     )
     pids = {result.name: result.pid_after for result in results}
     note_seconds(state_dir, {name: (pids[name], seconds) for name, seconds in pace.ready.items()})
+    note_stops(state_dir, {result.name: result for result in results if result.signal is not None})
     for result in results:
         if result.error is not None:
             module.warn(f"{result.name} could not be started: {result.error}")

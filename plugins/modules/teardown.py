@@ -37,7 +37,7 @@ options:
     description: User that ran the servers; that user's other services are returned in RV(user_kept_for).
     type: str
   stop_timeout:
-    description: Seconds between SIGTERM and SIGKILL.
+    description: Seconds between the first SIGTERM and SIGKILL.
     type: float
     default: 30.0
 attributes:
@@ -70,7 +70,7 @@ stopped:
   elements: str
   sample: [qwen3-8b-q4_k_m]
 ended:
-  description: The signal that ended each running server, V(SIGTERM), or V(SIGKILL) after its deadline.
+  description: The signal that ended each running server, V(SIGTERM), V(second SIGTERM) or V(SIGKILL).
   returned: success, not in check mode
   type: dict
   sample: {qwen3-8b-q4_k_m: SIGTERM}

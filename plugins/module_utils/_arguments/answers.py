@@ -83,7 +83,9 @@ _OUTCOME = Fields(
         "log_tail": [str],
     }
 )
-_CHANGED_SERVER = Fields({"name": NAME, "action": str}, {"signal": _TEXT, "error": _TEXT, "seconds": _SECONDS})
+_CHANGED_SERVER = Fields(
+    {"name": NAME, "action": str}, {"signal": _TEXT, "error": _TEXT, "seconds": _SECONDS, "stuck": bool}
+)
 _MANIFEST_FILE = Fields({"sha256": re.compile("[0-9a-f]{64}"), "size": int, "source": _TEXT})
 _LOCKED = Fields({"holder": Maybe(_HOLDER)})
 

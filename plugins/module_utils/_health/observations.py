@@ -5,7 +5,7 @@
 """Persisted readiness observations: observed.json in the state directory.
 
 For each server: its process, the seconds that it took to become ready and the time since when it is ready, its
-restarts, the last revision that was ready, and the revision that was ready but did not answer.
+restarts, the last revision that was ready, the revision that was ready but did not answer, and a stuck stop.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .._core.documents import NAME, NULL, NUMBER, Document, DocumentError, Fields, Map, NewerDocumentError, check
 from .._core.errors import MagiError
@@ -24,7 +24,13 @@ from .._core.ownership import open_trusted
 from .._launch.config_files import File
 from .outcome import Outcome
 
+if TYPE_CHECKING:
+    from .._services.transitions import Result
+
 _SECONDS = (*NUMBER, NULL)
+STUCK_STOP = Fields({"signal": str, "seconds": NUMBER})
+# What is known of a server besides its process.
+_LASTING = ("refused_revision", "stuck_stop")
 _SERVER = Fields(
     {},
     {
@@ -35,6 +41,7 @@ _SERVER = Fields(
         "ready_revision": (str, NULL),
         "refused_revision": (str, NULL),
         "started": Fields({"pid": (int, NULL), "seconds_to_ready": NUMBER}),
+        "stuck_stop": STUCK_STOP,
     },
 )
 # Version 1 was ready.json, without a schema version or collection version.
@@ -90,8 +97,7 @@ def update_observations(
                 "ready_since": now,
                 "restarts": outcome.restarts,
             }
-            if seen and "refused_revision" in seen:
-                known[outcome.name]["refused_revision"] = seen["refused_revision"]
+            known[outcome.name].update({key: seen[key] for key in _LASTING if seen and key in seen})
         revision = revisions.get(outcome.name)
         if outcome.is_ready and revision is not None and revision != known[outcome.name].get("refused_revision"):
             known[outcome.name]["ready_revision"] = revision
@@ -107,6 +113,22 @@ def note_seconds(state_dir: str, seconds: Mapping[str, tuple[int | None, float]]
     for name, (pid, took) in seconds.items():
         known.setdefault(name, {})["started"] = {"pid": pid, "seconds_to_ready": took}
     _write(state_dir, known)
+
+
+def note_stops(state_dir: str, results: Mapping[str, Result]) -> None:
+    """Note which servers' last stop was stuck, by name; a stop that was not clears the note."""
+    known = _read(state_dir)
+    for name, result in results.items():
+        if result.stuck:
+            known.setdefault(name, {})["stuck_stop"] = {"signal": result.signal, "seconds": result.seconds}
+        else:
+            known.get(name, {}).pop("stuck_stop", None)
+    _write(state_dir, known)
+
+
+def stuck_stops(state_dir: str) -> dict[str, dict[str, Any]]:
+    """Return how each server whose last stop was stuck ended: signal and seconds. Raises ObservedError."""
+    return {name: seen["stuck_stop"] for name, seen in _read(state_dir).items() if "stuck_stop" in seen}
 
 
 def refused_revisions(state_dir: str) -> dict[str, Any]:

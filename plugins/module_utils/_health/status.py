@@ -13,6 +13,7 @@ from .._core.argv import flag_value
 from .._core.documents import NULL, Document, Fields
 from .._core.processes import Process
 from .._services.base import ServiceStatus
+from .observations import STUCK_STOP
 from .probe import Probe, Server
 
 _SERVER = Fields(
@@ -29,7 +30,7 @@ _SERVER = Fields(
         "rss_bytes": int,
         "restarts": int,
     },
-    {"threads": (int, NULL)},
+    {"threads": (int, NULL), "stuck_stop": STUCK_STOP},
 )
 STATUS = Document(
     "status",
@@ -43,12 +44,16 @@ def status_json(
     statuses: Mapping[str, ServiceStatus],
     probes: Mapping[str, Probe],
     running: Mapping[str, Process],
+    stuck_stops: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The status document of all servers."""
     entries = [
         _status_entry(server, statuses[server["name"]], probes.get(server["name"]), running.get(server["name"]))
         for server in servers
     ]
+    for entry in entries:
+        if entry["name"] in stuck_stops:
+            entry["stuck_stop"] = dict(stuck_stops[entry["name"]])
     return STATUS.stamp(
         {
             "total_servers": len(entries),

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .._core.argv import flag_value, flag_values
+from .._core.stopping import first_wait_seconds
 from .._core.values import is_loopback, parse_bool
 from .quoting import systemd_paths
 
@@ -30,6 +31,11 @@ KEY_CREDENTIAL = "api-keys"
 # short outage is survived; the interval below is long enough to count all of them, even if each crash takes long.
 START_LIMIT_BURST = 10
 START_LIMIT_SPARE = 1800
+# Exit code of a unit's stop command, if the server still runs at its end. systemd itself sends the second SIGTERM then.
+STILL_RUNS = 75
+# Where the process has ended before the stop, systemd runs the command without its PID.
+_STOP_SCRIPT = """[ -n "$MAINPID" ] || exit 0; kill -TERM "$MAINPID" || exit 0; n=0; \
+while [ $n -lt {tenths} ]; do sleep 0.1; kill -0 "$MAINPID" 2>/dev/null || exit 0; n=$((n+1)); done; exit {code}"""
 HOMES = ("/home/", "/root/", "/run/user/")
 PATH_FLAGS = ("--model", "--mmproj", "--lora", "--model-draft", "--spec-draft-model", "--chat-template-file")
 
@@ -68,6 +74,17 @@ def systemd_start_limit(max_startup_time: int) -> dict[str, Any]:
     """When systemd stops restarting a crashing server. Each crash may take its whole start-up time."""
     interval = START_LIMIT_SPARE + START_LIMIT_BURST * int(max_startup_time)
     return {"StartLimitIntervalSec": interval, "StartLimitBurst": START_LIMIT_BURST}
+
+
+def systemd_stop(stop_timeout: int) -> dict[str, Any]:
+    """How systemd stops a server, also at shutdown: SIGTERM, a wait, SIGTERM, a wait, SIGKILL; in seconds, all in all.
+
+    The first signal is sent by a command, since systemd sends KillSignal only once.
+    """
+    wait = first_wait_seconds(stop_timeout)
+    script = _STOP_SCRIPT.format(tenths=10 * wait, code=STILL_RUNS).replace("$", "$$")
+    # The command has to end by itself: with one that times out, systemd does not wait between the signals that follow.
+    return {"ExecStop": f"-/bin/sh -c '{script}'", "TimeoutStopSec": max(stop_timeout - wait, 2 * wait)}
 
 
 def systemd_sandbox(

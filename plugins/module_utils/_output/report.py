@@ -177,6 +177,12 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
     return [
         f"{status['ready_servers']} of {status['total_servers']} servers ready",
         *(table(header, rows) if rows else []),
+        *(
+            f"{server['name']}: stuck stop: it ended by {server['stuck_stop']['signal']} after "
+            f"{format_seconds(server['stuck_stop']['seconds'])}"
+            for server in status["servers"]
+            if "stuck_stop" in server
+        ),
     ]
 
 

@@ -30,6 +30,7 @@ from .memory_limits import check_memory, growth_warnings
 from .missing import lost_servers, missing_models, nothing_left
 from .ports import assign_ports
 from .profile import Model, Selected, select
+from .stop_defaults import stop_defaults
 
 # Headroom for page tables, threads, allocator slack and long prompts, so that these do not get a server killed.
 MEMORY_MAX_MARGIN = 1.25
@@ -180,6 +181,7 @@ def _draft(
         parameters.update(
             exposure_defaults(canonical_parameters(parameters, flags), flags, bool(settings.api_key_file))
         )
+        parameters.update(stop_defaults(canonical_parameters(parameters, flags), flags, settings.stop_timeout))
         canonical = canonical_parameters(parameters, flags)
         refuse_powerful({**selected.parameters, **canonical}, settings)
         refuse_sleep(canonical, runtime)

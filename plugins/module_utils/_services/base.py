@@ -15,11 +15,15 @@ from typing import Protocol
 
 from .._core.errors import MagiError
 from .._core.processes import Process, all_processes
+from .._core.stopping import first_wait_seconds
 from .._core.text import visible_line
 
 # Seconds after the stop time-out, when SIGKILL is sent. A process that takes longer hangs in the kernel.
 STOP_MARGIN = 15.0
 DEFAULT_STOP_TIMEOUT = 30.0
+# What ends a stuck stop: the server did not end after one SIGTERM.
+SECOND_SIGTERM = "second SIGTERM"
+STUCK = (SECOND_SIGTERM, "SIGKILL")
 
 
 class ServiceError(MagiError):
@@ -49,7 +53,10 @@ class ServiceStatus:
 
 @dataclass(frozen=True)
 class Stopped:
-    """How a server ended: the signal (None if it was not running) and the seconds that it took."""
+    """How a server ended, and the seconds that it took.
+
+    signal is None if it was not running; the stop was stuck if it is one of STUCK.
+    """
 
     name: str
     pid: int | None
@@ -77,7 +84,7 @@ class ServiceDriver(Protocol):
         """
 
     def stop(self, names: Sequence[str], timeout: float) -> dict[str, Stopped]:
-        """Stop servers in parallel: SIGTERM, then SIGKILL after their deadline (at most timeout seconds)."""
+        """Stop servers in parallel: SIGTERM, SIGTERM again, SIGKILL after their deadline, timeout seconds at most."""
 
     def forget(self, names: Sequence[str]) -> None:
         """Drop stopped servers whose launch configs were removed."""
@@ -136,26 +143,30 @@ def terminate(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> dict[int, Stopped]:
-    """End managed processes by PID, in parallel: SIGTERM, then SIGKILL after timeout seconds."""
+    """End managed processes by PID, in parallel: SIGTERM, again SIGTERM, and SIGKILL after timeout seconds."""
     began = clock()
     waiting = {process.pid: process for process in processes}
     ended: dict[int, Stopped] = {}
-    used = signal.SIGTERM
+    used = signal.SIGTERM.name
     for pid in waiting:
-        _send(pid, state_dir, used)
+        _send(pid, state_dir, signal.SIGTERM)
     while waiting:
         alive = {process.pid for process in all_processes(state_dir, pids=list(waiting))}
         for pid in [pid for pid in waiting if pid not in alive]:
-            ended[pid] = Stopped(waiting.pop(pid).name, pid, used.name, round(clock() - began, 3))
+            ended[pid] = Stopped(waiting.pop(pid).name, pid, used, round(clock() - began, 3))
         passed = clock() - began
         if waiting and passed > timeout + STOP_MARGIN:
             raise ServiceError(
                 f"Processes {sorted(waiting)} did not end, not even after SIGKILL: check the host's kernel log."
             )
-        if waiting and passed > timeout and used is signal.SIGTERM:
-            used = signal.SIGKILL
+        if passed > timeout and used != "SIGKILL":
+            used = signal.SIGKILL.name
             for pid in waiting:
-                _send(pid, state_dir, used)
+                _send(pid, state_dir, signal.SIGKILL)
+        elif passed > min(timeout, first_wait_seconds(timeout)) and used == "SIGTERM":
+            used = SECOND_SIGTERM
+            for pid in waiting:
+                _send(pid, state_dir, signal.SIGTERM)
         if waiting:
             sleep(0.05)
     return ended

@@ -23,7 +23,18 @@ from .._core.commands import run_command
 from .._core.files import write_atomic
 from .._core.ownership import open_trusted, require_trusted
 from .._core.processes import all_processes, processes
-from .base import STOP_MARGIN, ServiceError, ServiceStatus, Stopped, at_once, exit_text, log_lines, terminate
+from .._core.stopping import first_wait_seconds
+from .base import (
+    SECOND_SIGTERM,
+    STOP_MARGIN,
+    ServiceError,
+    ServiceStatus,
+    Stopped,
+    at_once,
+    exit_text,
+    log_lines,
+    terminate,
+)
 from .supervisor import check_socket_path, daemon_pid, folder_of
 from .supervisor_log import History, parse_log
 
@@ -131,6 +142,7 @@ class SupervisorDriver:
         began = time.monotonic()
         self._quietly("supervisor.stopProcess", [(name, False) for name in names if name in infos])
         ended: dict[str, float] = {}
+        stuck: list[str] = []
         while True:
             now = self._infos() or {}
             passed = time.monotonic() - began
@@ -140,13 +152,17 @@ class SupervisorDriver:
             left = sorted(set(names) - set(ended))
             if not left:
                 break
+            if not stuck and passed > first_wait_seconds(timeout):
+                stuck = left
+                self._quietly("supervisor.signalProcess", [(name, "TERM") for name in stuck])
             if passed > timeout + STOP_MARGIN:
                 raise ServiceError(
                     f"{', '.join(left)}: not even SIGKILL ends the process; check the host's kernel log."
                 )
             time.sleep(POLL)
         self._read_log()
-        return {name: self._stopped(name, int(infos.get(name, {}).get("pid", 0)), ended[name]) for name in names}
+        pids = {name: int(infos.get(name, {}).get("pid", 0)) for name in names}
+        return {name: self._stopped(name, pids[name], ended[name], name in stuck) for name in names}
 
     def forget(self, names: Sequence[str]) -> None:
         if not names:
@@ -208,10 +224,11 @@ class SupervisorDriver:
         config = os.path.join(self._folder, "conf.d", f"{name}.conf")
         return ServiceStatus(name, "stopped" if os.path.exists(config) else "absent")
 
-    def _stopped(self, name: str, pid: int, seconds: float) -> Stopped:
+    def _stopped(self, name: str, pid: int, seconds: float, stuck: bool) -> Stopped:
         if not pid:
             return Stopped(name, None, None, 0.0)
-        return Stopped(name, pid, self._history(name).last_signal or "SIGTERM", round(seconds, 3))
+        used = self._history(name).last_signal or "SIGTERM"
+        return Stopped(name, pid, SECOND_SIGTERM if stuck and used == "SIGTERM" else used, round(seconds, 3))
 
     def _history(self, name: str) -> History:
         return self._histories.get(name) or History()

@@ -14,8 +14,18 @@ from typing import Protocol
 
 from .._core.commands import SECONDS, CommandTimeoutError, Completed, run_command
 from .._core.processes import STRAY_VARIABLE
-from .._launch.units import TARGET, UNIT_FOLDER, UNIT_PREFIX, unit_name
-from .base import STOP_MARGIN, ServiceError, ServiceStatus, Stopped, at_once, exit_text, log_lines, signal_name
+from .._launch.units import STILL_RUNS, TARGET, UNIT_FOLDER, UNIT_PREFIX, unit_name
+from .base import (
+    SECOND_SIGTERM,
+    STOP_MARGIN,
+    ServiceError,
+    ServiceStatus,
+    Stopped,
+    at_once,
+    exit_text,
+    log_lines,
+    signal_name,
+)
 
 PROPERTIES = (
     "Id",
@@ -30,6 +40,7 @@ PROPERTIES = (
     "ExecMainPID",
     "ExecMainCode",
     "ExecMainStatus",
+    "ExecStop",
     "ActiveExitTimestampMonotonic",
     "InactiveEnterTimestampMonotonic",
 )
@@ -278,10 +289,11 @@ def stopped_of(name: str, before: Mapping[str, str], after: Mapping[str, str]) -
     began, ended = (
         int(after.get(key) or 0) for key in ("ActiveExitTimestampMonotonic", "InactiveEnterTimestampMonotonic")
     )
-    if after.get("Result") == "timeout":
-        used = "SIGKILL"
-    elif after.get("ExecMainCode") in (CLD_KILLED, CLD_DUMPED):
+    used = "SIGTERM"
+    if after.get("ExecMainCode") in (CLD_KILLED, CLD_DUMPED):
         used = signal_name(int(after.get("ExecMainStatus") or 0))
-    else:
-        used = "SIGTERM"
+    elif after.get("Result") == "timeout":
+        used = "SIGKILL"
+    if used == "SIGTERM" and re.search(rf"\bstatus={STILL_RUNS}\b", after.get("ExecStop", "")):
+        used = SECOND_SIGTERM
     return Stopped(name, pid, used, round(max(0, ended - began) / 1e6, 3))

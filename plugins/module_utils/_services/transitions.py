@@ -12,7 +12,7 @@ from typing import Any
 
 from .._core.errors import MagiError
 from .._core.processes import Process
-from .base import DEFAULT_STOP_TIMEOUT, ServiceDriver, ServiceStatus, Stopped
+from .base import DEFAULT_STOP_TIMEOUT, STUCK, ServiceDriver, ServiceStatus, Stopped
 
 
 class ActionError(MagiError):
@@ -21,7 +21,10 @@ class ActionError(MagiError):
 
 @dataclass(frozen=True)
 class Result:
-    """What was done to a server; signal and seconds describe its stop, null if it was not running."""
+    """What was done to a server; signal and seconds describe its stop, null if it was not running.
+
+    stuck says that one SIGTERM did not end it.
+    """
 
     name: str
     action: str
@@ -30,6 +33,7 @@ class Result:
     signal: str | None
     seconds: float | None
     error: str | None = None
+    stuck: bool = False
 
 
 def check_actions(actions: Mapping[str, Any], record: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -158,6 +162,7 @@ def _result(
         signal=ended.signal if ended is not None and ran else None,
         seconds=ended.seconds if ended is not None and ran else None,
         error=error,
+        stuck=ended is not None and ended.signal in STUCK,
     )
 
 
@@ -168,8 +173,8 @@ def result_lines(results: Sequence[Result]) -> list[str]:
     for result in results:
         parts = [f"{result.name}: {done[result.action]}" if result.error is None else f"{result.name}: {result.error}"]
         if result.signal is not None:
-            needed_kill = ", after its stop time-out" if result.signal == "SIGKILL" else ""
-            parts.append(f"pid {result.pid_before} ended by {result.signal} in {result.seconds:.1f} s{needed_kill}")
+            stuck = " (stuck stop)" if result.stuck else ""
+            parts.append(f"pid {result.pid_before} ended by {result.signal} in {result.seconds:.1f} s{stuck}")
         if result.pid_after is not None and result.action != "stop":
             parts.append(f"pid {result.pid_after}")
         lines.append(", ".join(parts))

@@ -275,6 +275,7 @@ def test_status_json_has_exactly_the_documented_keys():
         },
         {"a": Probe("ready"), "c": Probe("not_listening"), "d": Probe("loading")},
         {"a": Process(42, 1, "a", (), {}, 0, 0.0, 61.7, 4096)},
+        {"b": {"signal": "SIGKILL", "seconds": 30.1}},
     )
     assert list(status) == ["schema_version", "collection_version", "total_servers", "ready_servers", "servers"]
     assert (status["total_servers"], status["ready_servers"]) == (4, 1)
@@ -293,7 +294,8 @@ def test_status_json_has_exactly_the_documented_keys():
         "threads": None,
     }
     assert [entry["state"] for entry in status["servers"]] == ["ready", "failed", "starting", "loading"]
-    empty = status_module.status_json([], {}, {}, {})
+    assert status["servers"][1]["stuck_stop"] == {"signal": "SIGKILL", "seconds": 30.1}
+    empty = status_module.status_json([], {}, {}, {}, {})
     assert (empty["total_servers"], empty["ready_servers"], empty["servers"]) == (0, 0, [])
 
 

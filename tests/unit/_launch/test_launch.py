@@ -5,6 +5,10 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
+import subprocess
+import threading
+import time
 
 import pytest
 from ansible_collections.magi.llama.plugins.module_utils._core import files as files_module
@@ -26,6 +30,42 @@ def server(**changes):
         "memory_max_bytes": 1000,
         **changes,
     }
+
+
+@pytest.mark.parametrize(
+    ("program", "code", "shortest", "longest"),
+    [
+        ("exec sleep 60", 0, 0.0, 0.9),
+        # One SIGTERM does not end it.
+        ("trap '' TERM; while :; do sleep 0.1; done", units_module.STILL_RUNS, 1.0, 9.0),
+    ],
+)
+def test_stop_command_waits_until_the_process_ends(tmp_path, program, code, shortest, longest):
+    settings = units_module.systemd_stop(3)
+    assert settings["TimeoutStopSec"] == 2
+    words = shlex.split(settings["ExecStop"].removeprefix("-").replace("$$", "$"))
+    server = subprocess.Popen(["/bin/sh", "-c", f"touch {tmp_path}/up; {program}"])
+    reaper = threading.Thread(target=server.wait)
+    reaper.start()
+    try:
+        while not (tmp_path / "up").exists():
+            time.sleep(0.01)
+        time.sleep(0.1)
+        began = time.monotonic()
+        done = subprocess.run(words, env={**os.environ, "MAINPID": str(server.pid)}, check=False, timeout=30)
+        took = time.monotonic() - began
+    finally:
+        server.kill()
+        reaper.join()
+    assert done.returncode == code
+    assert shortest <= took < longest
+    # After a crash there is no process to stop.
+    assert subprocess.run(words, env={"PATH": os.environ["PATH"]}, check=False, timeout=30).returncode == 0
+
+
+@pytest.mark.parametrize(("stop_timeout", "expected"), [(30, 20), (90, 60), (1, 2), (31, 21)])
+def test_stop_time_out_is_divided(stop_timeout, expected):
+    assert units_module.systemd_stop(stop_timeout)["TimeoutStopSec"] == expected
 
 
 def test_sandbox_on_cpu_has_no_devices_and_no_network():

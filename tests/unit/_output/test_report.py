@@ -16,6 +16,7 @@ from ansible_collections.magi.llama.plugins.module_utils._output.report import (
     discovery_lines,
     registry_lines,
     runtime_lines,
+    status_lines,
 )
 from ansible_collections.magi.llama.plugins.module_utils._plan.memory import estimate
 from ansible_collections.magi.llama.plugins.module_utils._plan.profile import validate
@@ -65,6 +66,14 @@ def test_discovery_lines(registry: dict[str, Any], tmp_path: Path) -> None:
     assert lines[3].startswith(f"      rejected {tmp_path}/broken.gguf: ")
     assert len(lines) == 4
     assert len(discovery_lines({**registry, "companions": [], "rejected": []}, {})) == 1
+
+
+def test_status_names_stuck_stops() -> None:
+    server = {"name": "a", "port": 8080, "pid": None, "tier": "Q4", "state": "stopped", "uptime_seconds": 0}
+    server |= {"rss_bytes": 0, "restarts": 0, "stuck_stop": {"signal": "second SIGTERM", "seconds": 10.2}}
+    status = {"ready_servers": 0, "total_servers": 2, "servers": [server, {**server, "name": "b"}]}
+    status["servers"][1].pop("stuck_stop")
+    assert status_lines(status)[-1] == "a: stuck stop: it ended by second SIGTERM after 10 s"
 
 
 def test_model_table(registry: dict[str, Any]) -> None:

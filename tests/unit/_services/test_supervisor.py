@@ -91,6 +91,10 @@ def test_exit_text(code, text):
 
 
 SERVE = "print('up', flush=True); import time; time.sleep(600)"
+# Ends at the second SIGTERM, as llama-server does with a request in flight.
+TWICE = (
+    "import signal; seen = []; signal.signal(signal.SIGTERM, lambda *_: seen and exit(1) or seen.append(1)); " + SERVE
+)
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SERVE
 WRONG = "print('error: invalid argument: --x', flush=True); raise SystemExit(1)"
 
@@ -221,6 +225,24 @@ def test_server_ignoring_sigterm_is_killed_without_delaying_others(bed):
     assert bed.manager.shutdown_if_idle()
     assert not os.path.exists(f"/proc/{pid}/exe")
     assert not (bed.root / "supervisor" / "supervisor.sock").exists()
+
+
+def test_server_stuck_in_its_stop_ends_by_second_sigterm(bed):
+    bed.add("a", TWICE, stop_timeout=30)
+    bed.manager.start(["a"])
+    pid = bed.serving("a")
+    stopped = bed.manager.stop(["a"], 3)["a"]
+    assert (stopped.pid, stopped.signal) == (pid, "second SIGTERM")
+    assert 1 <= stopped.seconds < 3
+
+
+def test_stray_stuck_in_its_stop_ends_by_second_sigterm(bed):
+    bed.add("a", TWICE)
+    bed.manager.start(["a"])
+    pid = bed.serving("a")
+    ended = base.terminate(processes(bed.state).values(), bed.state, 6)[pid]
+    assert ended.signal == "second SIGTERM"
+    assert 2 <= ended.seconds < 6
 
 
 def test_missing_program_is_a_start_error(bed):

@@ -100,6 +100,10 @@ def test_unit_properties_become_status(shown, expected):
     assert systemd_driver.status_of("a", shown) == expected
 
 
+EXEC_STOP = (
+    "{{ path=/bin/sh ; argv[]=/bin/sh -c [ -n $MAINPID ] ; ignore_errors=yes ; start_time=[Fri 2026-11-27 08:00:00 UTC] ; "
+    "stop_time=[Fri 2026-11-27 08:00:10 UTC] ; pid=77 ; code=exited ; status={code} }}"
+)
 TIMES = {"ActiveExitTimestampMonotonic": "7000000", "InactiveEnterTimestampMonotonic": "7250000"}
 
 
@@ -113,6 +117,22 @@ TIMES = {"ActiveExitTimestampMonotonic": "7000000", "InactiveEnterTimestampMonot
             unit(MainPID="5"),
             unit(ExecMainCode="2", ExecMainStatus="9", Result="timeout"),
             Stopped("a", 5, "SIGKILL", 0.0),
+        ),
+        (
+            # systemd 262, of a server that ended at once by the second SIGTERM.
+            unit(MainPID="5"),
+            unit(ExecMainCode="1", ExecMainStatus="1", ExecStop=EXEC_STOP.format(code=75), Result="exit-code", **TIMES),
+            Stopped("a", 5, "second SIGTERM", 0.25),
+        ),
+        (
+            unit(MainPID="5"),
+            unit(ExecMainCode="1", ExecMainStatus="0", ExecStop=EXEC_STOP.format(code=0), **TIMES),
+            Stopped("a", 5, "SIGTERM", 0.25),
+        ),
+        (
+            unit(MainPID="5"),
+            unit(ExecMainCode="2", ExecMainStatus="9", ExecStop=EXEC_STOP.format(code=75), Result="timeout", **TIMES),
+            Stopped("a", 5, "SIGKILL", 0.25),
         ),
     ],
 )

@@ -209,12 +209,12 @@ def test_actions_invalid_are_refused(actions, message):
 def test_result_lines_name_signals():
     results = [
         transitions.Result("a", "restart", 1, 2, "SIGTERM", 0.2),
-        transitions.Result("b", "stop", 3, None, "SIGKILL", 30.04),
+        transitions.Result("b", "stop", 3, None, "SIGKILL", 30.04, stuck=True),
         transitions.Result("c", "start", None, 4, None, None),
     ]
     assert transitions.result_lines(results) == [
         "a: restarted, pid 1 ended by SIGTERM in 0.2 s, pid 2",
-        "b: stopped, pid 3 ended by SIGKILL in 30.0 s, after its stop time-out",
+        "b: stopped, pid 3 ended by SIGKILL in 30.0 s (stuck stop)",
         "c: started, pid 4",
     ]
 
@@ -255,16 +255,27 @@ def test_known_process_gets_revision_it_was_ready_with(tmp_path):
     assert observations.ready_revisions(str(tmp_path)) == {"a": "r1"}
 
 
+def test_stuck_stop_is_known_until_the_next_stop(tmp_path):
+    state = str(tmp_path)
+    stuck = transitions.Result("a", "restart", 4, 5, "second SIGTERM", 10.02, stuck=True)
+    observations.note_stops(state, {"a": stuck})
+    # The new process, which is ready, does not clear it.
+    observations.update_observations(state, [ready(5, 1.2)], {"a": "r1"})
+    assert observations.stuck_stops(state) == {"a": {"signal": "second SIGTERM", "seconds": 10.02}}
+    observations.note_stops(state, {"a": transitions.Result("a", "stop", 5, None, "SIGTERM", 0.1)})
+    assert observations.stuck_stops(state) == {}
+
+
 def test_stop_lines_report_stops_and_kills():
     results = [
         transitions.Result("a", "start", None, 1, None, None),
         transitions.Result("b", "restart", 2, 3, "SIGTERM", 0.1),
-        transitions.Result("c", "restart", 4, 5, "SIGKILL", 30.0),
+        transitions.Result("c", "restart", 4, 5, "second SIGTERM", 10.0, stuck=True),
         transitions.Result("d", "stop", 6, None, "SIGTERM", 0.2),
     ]
     answer = {"servers": [asdict(result) for result in results], "msg": "\n".join(transitions.result_lines(results))}
     assert stop_lines(answer) == [
-        "c: restarted, pid 4 ended by SIGKILL in 30.0 s, after its stop time-out, pid 5",
+        "c: restarted, pid 4 ended by second SIGTERM in 10.0 s (stuck stop), pid 5",
         "d: stopped, pid 6 ended by SIGTERM in 0.2 s",
     ]
     assert stop_lines({"failed": True, "msg": "no"}) == []
