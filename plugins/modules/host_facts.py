@@ -108,6 +108,9 @@ ansible_facts:
             Whether the service manager reads the API key file for the servers, so that root alone must be able to read
             it; false without such a file.
           type: bool
+        user_namespaces:
+          description: Whether servers under systemd may have a user namespace of their own.
+          type: bool
         stray_variables:
           description: Names of variables that systemd sets for every service, and that llama-server would obey.
           type: list

@@ -260,6 +260,11 @@ def run(module: Module) -> dict:
     user = given["restart_triggers"].get("user")
     if user:
         plan["users"] = list(dict.fromkeys([user, *record.get("users", [])]))[:MAX_USERS]
+    if not manager.starts_at_boot and record["service_manager"] != manager.name:
+        plan["warnings"].append(
+            f"{manager.name} does not start the servers after a reboot of the host: run start.yml -e servers=all then. "
+            "Until then status.yml shows them as stopped, and fails with -e fail_on=degraded."
+        )
     for warning in [*warnings, *plan["warnings"]]:
         module.warn(warning)
     return {

@@ -37,6 +37,12 @@ STILL_RUNS = 75
 _STOP_SCRIPT = """[ -n "$MAINPID" ] || exit 0; kill -TERM "$MAINPID" || exit 0; n=0; \
 while [ $n -lt {tenths} ]; do sleep 0.1; kill -0 "$MAINPID" 2>/dev/null || exit 0; n=$((n+1)); done; exit {code}"""
 HOMES = ("/home/", "/root/", "/run/user/")
+# Flags whose path a server writes below.
+WRITE_FLAGS = ("--slot-save-path", "--log-prompts-dir", "--lookup-cache-dynamic")
+# Flags with which a server places its threads or memory itself.
+PLACEMENT_FLAGS = ("--numa", "--cpu-mask", "--cpu-range", "--cpu-strict", "--prio", "--poll")
+# llama-server has a thread for each core twice and one for each connection; this only bounds a runaway.
+TASKS_MAX = 4096
 PATH_FLAGS = ("--model", "--mmproj", "--lora", "--model-draft", "--spec-draft-model", "--chat-template-file")
 
 
@@ -88,11 +94,16 @@ def systemd_stop(stop_timeout: int) -> dict[str, Any]:
 
 
 def systemd_sandbox(
-    server: Mapping[str, Any], gpu_access: Any = "auto", numa_policy: str = "", numa_mask: str = ""
+    server: Mapping[str, Any],
+    gpu_access: Any = "auto",
+    numa_policy: str = "",
+    numa_mask: str = "",
+    user_namespaces: bool = True,
 ) -> dict[str, Any]:
     """The settings of a unit that depend on its server: memory, devices, folders, addresses.
 
-    gpu_access is true, false or "auto", which is true if the plan puts layers on a GPU.
+    gpu_access is true, false or "auto", which is true if the plan puts layers on a GPU. user_namespaces says whether
+    the host's kernel allows them.
     """
     argv = [str(word) for word in server["argv"]]
     uses_gpu = _uses_gpu(server, gpu_access)
@@ -103,17 +114,35 @@ def systemd_sandbox(
     return {
         "LoadCredential": _credential(str(server["api_key_file"])) if handed_over else None,
         "MemoryMax": server.get("memory_max_bytes") or None,
+        # A server that swaps is slower than one that is restarted, and takes the host along.
+        "MemorySwapMax": 0 if server.get("memory_max_bytes") else None,
+        "TasksMax": TASKS_MAX,
+        "LimitMEMLOCK": "infinity" if _locks_memory(argv) else None,
         "NUMAPolicy": numa_policy,
         "NUMAMask": numa_mask,
         "ReadOnlyPaths": [systemd_paths([f"-{folder}"]) for folder in model_folders(argv)],
+        "ReadWritePaths": [systemd_paths([f"-{path}"]) for path in sorted(set(flag_values(argv, WRITE_FLAGS)))],
         "ProtectHome": "read-only" if at_home else True,
         "PrivateDevices": not uses_gpu,
+        # Drivers of GPUs need the host's own users and place threads and memory.
+        "PrivateUsers": True if user_namespaces and not uses_gpu else None,
+        "SystemCallFilter": None if uses_gpu or _places_itself(argv) else "~@resources",
         "DeviceAllow": [f"{device} rw" for device in GPU_DEVICES] if uses_gpu else [],
         # GPU drivers compile kernels at run time, into executable memory.
         "MemoryDenyWriteExecute": not uses_gpu,
+        "SocketBindDeny": "any",
+        "SocketBindAllow": f"tcp:{server['port']}",
         "IPAddressDeny": "any" if closed else None,
         "IPAddressAllow": "localhost" if closed else None,
     }
+
+
+def _locks_memory(argv: Sequence[str]) -> bool:
+    return "--mlock" in argv or "mlock" in (flag_value(argv, "--load-mode") or "")
+
+
+def _places_itself(argv: Sequence[str]) -> bool:
+    return any(word.startswith(PLACEMENT_FLAGS) for word in argv)
 
 
 def _credential(path: str) -> str:

@@ -29,6 +29,8 @@ class ServiceManager(ABC):
     template: str
     common_template: str
     needs_root = False
+    # Whether it starts the servers again after a reboot of the host.
+    starts_at_boot = True
     # The executable that facts() needs; the option <program>_path of host_facts, if there is one, takes precedence.
     program: str | None = None
 

@@ -39,6 +39,8 @@ class Supervisor(ServiceManager):
     name = "supervisor"
     template = "supervisor.program.conf.j2"
     common_template = "supervisord.conf.j2"
+    # Nothing starts supervisord itself.
+    starts_at_boot = False
     program = "supervisord"
 
     def runs_here(self) -> bool:

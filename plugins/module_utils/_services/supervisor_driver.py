@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import glob
 import http.client
 import json
 import os
@@ -38,6 +40,7 @@ from .base import (
 from .supervisor import check_socket_path, daemon_pid, folder_of
 from .supervisor_log import History, parse_log
 
+PR_SET_NO_NEW_PRIVS = 38
 START_DEADLINE = 15.0
 POLL = 0.05
 TAIL_BYTES = 65536
@@ -289,6 +292,10 @@ class SupervisorDriver:
             os.makedirs(logs, mode=0o750, exist_ok=True)
         except OSError as error:
             raise ServiceError(f"{logs} cannot be created: {error.strerror}.") from error
+        for path in glob.glob(f"{glob.escape(self._log)}*"):
+            # Older versions let every user of the host write it.
+            with contextlib.suppress(OSError):
+                os.chmod(path, 0o640)
         program = self._supervisord or _find_supervisord(self._folder)
         require_trusted(program)
         # The servers must not inherit the caller's environment: llama-server obeys LLAMA_ARG_* variables.
@@ -297,7 +304,7 @@ class SupervisorDriver:
             "HOME": os.path.expanduser("~"),
             "LANG": "C.UTF-8",
         }
-        done = run_command([program, "-c", config], environment, before_exec=_no_core_dumps)
+        done = run_command([program, "-c", config], environment, before_exec=_confined())
         deadline = time.monotonic() + START_DEADLINE
         while done.code == 0 and time.monotonic() < deadline:
             if self._infos() is not None:
@@ -365,6 +372,16 @@ def _find_supervisord(folder: str) -> str:
     return found
 
 
-def _no_core_dumps() -> None:
-    # A server's core dump is as large as its model.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+def _confined() -> Callable[[], None]:
+    """Return what supervisord's process does to itself at its start; the servers inherit it."""
+    libc = ctypes.CDLL(None)
+
+    def confine() -> None:
+        # A server's core dump is as large as its model.
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        # supervisord opens its log before it applies its own setting.
+        os.umask(0o027)
+        # Neither supervisord nor a server gains privileges from a setuid program.
+        libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+    return confine

@@ -75,11 +75,16 @@ class Systemd(ServiceManager):
 
     def facts(self, state_dir: str, candidates: Iterable[str | None]) -> dict[str, Any]:
         if not self.runs_here():
-            return {"systemd": False, "systemd_version": None, "stray_variables": []}
+            return {"systemd": False, "systemd_version": None, "stray_variables": [], "user_namespaces": False}
         from .systemd_driver import SystemdDriver
 
         driver = SystemdDriver()
-        return {"systemd": True, "systemd_version": driver.version(), "stray_variables": driver.stray_variables()}
+        return {
+            "systemd": True,
+            "systemd_version": driver.version(),
+            "stray_variables": driver.stray_variables(),
+            "user_namespaces": has_user_namespaces(),
+        }
 
     def foreign_units(self) -> list[str]:
         return foreign_units() if self.runs_here() else []
@@ -146,6 +151,15 @@ class Systemd(ServiceManager):
         from .systemd_driver import SystemdDriver
 
         SystemdDriver().forget(names)
+
+
+def has_user_namespaces(limit: str = "/proc/sys/user/max_user_namespaces") -> bool:
+    """Return whether the kernel allows user namespaces, which some administrators switch off."""
+    try:
+        with open(limit, encoding="ascii") as stream:
+            return int(stream.read()) > 0
+    except (OSError, ValueError):
+        return False
 
 
 def foreign_units(folders: Sequence[str] = UNIT_FOLDERS, groups: str = SERVICE_GROUPS) -> list[str]:
