@@ -299,11 +299,11 @@ def test_deployed_files_are_compared_by_digest(tmp_path):
     state = str(tmp_path)
     marked = f'environment=MAGI_LLAMA_STATE="{state}"\n'.encode()
     empty = record.empty_record()
-    wanted = [
-        *state_files.state_files(state, empty)[0],
+    configs = [
         config_files.File(table.find_manager("supervisor").config_path(state, "a"), marked),
         config_files.File(table.find_manager("supervisor").common_config_path(state), b"[supervisord]\n"),
     ]
+    wanted = [*state_files.state_files(state, empty, configs=configs)[0], *configs]
     digests = state_files.planned(state, empty, wanted[1:])
     assert state_files.deployed(state, "supervisor") == {}
     config_files.write_all(wanted)
