@@ -183,10 +183,12 @@ ansible_facts:
 
 from ansible_collections.magi.llama.plugins.module_utils._arguments.server_plan import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
-from ansible_collections.magi.llama.plugins.module_utils._core.commands import output_of
+from ansible_collections.magi.llama.plugins.module_utils._core.commands import ids_of, output_of, run_command
 from ansible_collections.magi.llama.plugins.module_utils._core.cores import usable_cores
+from ansible_collections.magi.llama.plugins.module_utils._core.device_groups import device_groups
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import (
+    command_of,
     foreign_marks,
     listeners,
     memory,
@@ -201,25 +203,22 @@ from ansible_collections.magi.llama.plugins.module_utils._deployment.record impo
 from ansible_collections.magi.llama.plugins.module_utils._deployment.state_files import deployed
 from ansible_collections.magi.llama.plugins.module_utils._launch.api_keys import key_file
 from ansible_collections.magi.llama.plugins.module_utils._models.registry_file import require
+from ansible_collections.magi.llama.plugins.module_utils._plan.devices import TOOL_FOLDERS, find_gpus
 from ansible_collections.magi.llama.plugins.module_utils._plan.differences import (
     drift,
     extra_warnings,
     has_changes,
     plan_diff,
 )
-from ansible_collections.magi.llama.plugins.module_utils._plan.gpu import usable_gpus
 from ansible_collections.magi.llama.plugins.module_utils._plan.inputs import Host, settings_of
 from ansible_collections.magi.llama.plugins.module_utils._plan.plan import make_plan, plan_lines
+from ansible_collections.magi.llama.plugins.module_utils._runtime.probe import PROBE_ENVIRONMENT, PROBE_SECONDS
 from ansible_collections.magi.llama.plugins.module_utils._services.table import (
     disabled,
     find_manager,
     foreign_units,
     unsupervised,
 )
-
-# A healthy driver answers within 5 s, even where it has to initialize 8 GPUs first.
-GPU_SECONDS = 30.0
-
 
 MAX_FOREIGN = 10
 MAX_USERS = 4
@@ -241,8 +240,8 @@ def run(module: Module) -> dict:
         record = empty_record()
     manager = find_manager(given["service_manager"])
     settings = settings_of(given, manager.restart_triggers(given["stop_timeout"]), manager.key_path)
-    gpus, warnings = usable_gpus(given["runtime"], lambda command: _output(module, command))
     running = processes(given["state_dir"])
+    gpus, warnings = _gpus(module, running, record)
     host = Host(
         memory=memory(),
         gpus=gpus,
@@ -277,15 +276,29 @@ def run(module: Module) -> dict:
     }
 
 
+def _gpus(module: Module, running: dict, record: dict) -> tuple:
+    """The host's GPUs as llama-server sees them with the rights of the servers' user, and warnings."""
+    triggers = module.params["restart_triggers"]
+    user = ids_of(triggers.get("user"), [*triggers.get("user_groups", []), *device_groups()])
+    return find_gpus(
+        module.params["runtime"],
+        lambda argv: run_command(argv, PROBE_ENVIRONMENT, PROBE_SECONDS, user=user),
+        lambda command: _output(module, command),
+        {pid: name for name, process in running.items() for pid in (process.pid, *process.children)},
+        {str(server["name"]): server["memory"].get("gpu_bytes") or [] for server in record["servers"]},
+        command_of,
+    )
+
+
 def _output(module: Module, command: list) -> str | None:
     """Return a program's output; None if it is missing (as on a host without GPUs) or fails.
 
     A GPU that does not answer is an error: without it, the plan would move its servers to the CPU.
     """
-    path = module.get_bin_path(command[0])
+    path = module.get_bin_path(command[0], opt_dirs=list(TOOL_FOLDERS))
     if path is None:
         return None
-    return output_of(path, *command[1:], seconds=GPU_SECONDS)
+    return output_of(path, *command[1:], seconds=PROBE_SECONDS)
 
 
 if __name__ == "__main__":

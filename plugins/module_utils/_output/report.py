@@ -109,11 +109,13 @@ def enabled_lines(plan: Mapping[str, Any]) -> list[str]:
     models = len({server["model_id"] for server in servers})
     memory = plan["memory"]
     budget = memory["budget_bytes"]
-    limit = f"a budget of {format_bytes(budget)}" if budget else f"{format_bytes(memory['host_ram_bytes'])} RAM"
-    if memory["host_vram_bytes"] and not budget:
-        limit += f" and {format_bytes(memory['host_vram_bytes'])} GPU memory"
-    text = f"{len(servers)} servers of {models} models ({listing}), {format_bytes(memory['needed_bytes'])} of {limit}"
-    return [step_line("enabled models", text)]
+    # RAM and GPU memory are never added up.
+    need = f"{format_bytes(memory['ram_bytes'])} of {format_bytes(memory['host_ram_bytes'])} RAM"
+    if memory["host_vram_bytes"]:
+        usable = memory.get("usable_vram_bytes", memory["host_vram_bytes"])
+        need += f", {format_bytes(memory['vram_bytes'])} of {format_bytes(usable)} GPU memory"
+    need += f", a budget of {format_bytes(budget)}" if budget else ""
+    return [step_line("enabled models", f"{len(servers)} servers of {models} models ({listing}), {need}")]
 
 
 def launch_lines(plan: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .._core.errors import EstimateError
@@ -33,13 +33,30 @@ _ROCM_NAMES = ("card series", "card model", "device name")
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU with memory of its own. index is the vendor's."""
+    """One GPU with memory of its own. index is the vendor's, device llama-server's name for it, such as CUDA0.
+
+    held_bytes is what our own running servers hold of it; holders are texts about the largest other processes there.
+    """
 
     index: int
     name: str
     total_bytes: int
     free_bytes: int
     vendor: str
+    device: str = ""
+    uuid: str = field(default="", compare=False)
+    held_bytes: int = 0
+    holders: tuple[str, ...] = ()
+
+    @property
+    def usable_bytes(self) -> int:
+        """What our servers can have in all: what is free, and what they hold already."""
+        return min(self.total_bytes, self.free_bytes + self.held_bytes)
+
+    @property
+    def label(self) -> str:
+        """Its name for messages."""
+        return f"{self.device or self.index} ({self.name})"
 
 
 def parse_nvidia_smi(text: str) -> list[Gpu]:
@@ -54,7 +71,8 @@ def parse_nvidia_smi(text: str) -> list[Gpu]:
         if len(fields) < 5 or not all(re.fullmatch(r"[0-9]{1,9}", fields[place]) for place in (0, -2, -1)):
             continue
         name = ", ".join(fields[2:-2])
-        gpus.append(Gpu(int(fields[0]), name, int(fields[-2]) * MIB, int(fields[-1]) * MIB, "nvidia"))
+        sizes = int(fields[-2]) * MIB, int(fields[-1]) * MIB
+        gpus.append(Gpu(int(fields[0]), name, *sizes, "nvidia", uuid=fields[1]))
     return gpus
 
 
@@ -121,11 +139,6 @@ def read_gpus(run: Callable[[list[str]], str | None]) -> list[Gpu]:
     return [gpu for gpu in (*nvidia, *amd) if gpu.total_bytes >= SMALLEST_BYTES]
 
 
-def parse_devices(text: str) -> list[str]:
-    """The names of the devices that llama-server's --list-devices prints, CUDA0 and the like."""
-    return re.findall(r"^ {2}([A-Za-z]+[0-9]+): .*MiB free\)$", text, re.MULTILINE)
-
-
 def vram_per_gpu(vram_bytes: int, fixed_bytes: int, flags: Mapping[str, Any], gpus: Sequence[Gpu]) -> list[int]:
     """What a server takes on each GPU, in their order, of vram_bytes in all; fixed_bytes of it on every GPU it uses.
 
@@ -134,14 +147,10 @@ def vram_per_gpu(vram_bytes: int, fixed_bytes: int, flags: Mapping[str, Any], gp
     """
     if not gpus or vram_bytes <= 0:
         return [0] * len(gpus)
-    used = [place for place in range(len(gpus)) if _is_used(place, flags)]
+    used = _used(flags, gpus)
     if str(flags.get("split_mode")) == "none":
         main = _whole(str(flags.get("main_gpu", 0))) or 0
         used = used[main : main + 1] or used[:1]
-    if not used:
-        raise EstimateError(
-            f"device is {flags.get('device')}, which is not a GPU of this host: it has {len(gpus)}, numbered from 0."
-        )
     given = _shares(flags.get("tensor_split"))
     shares = {place: float(gpus[place].total_bytes) for place in used}
     if sum(given[: len(used)]) > 0:
@@ -161,25 +170,16 @@ def _shares(value: Any) -> list[float]:
     return [float(text) for text in texts]
 
 
-def _is_used(place: int, flags: Mapping[str, Any]) -> bool:
-    """Whether device (CUDA0,CUDA2 and the like) names the GPU at this place; without it every GPU is used."""
-    numbers = re.findall(r"[A-Za-z]+([0-9]+)", str(flags.get("device") or ""))
-    return not numbers or str(place) in numbers
-
-
-def usable_gpus(
-    runtime: Mapping[str, Any], output: Callable[[Sequence[str]], str | None]
-) -> tuple[list[Gpu], list[str]]:
-    """The GPUs that llama-server will use, and warnings: a build that sees none of them serves on the CPU in silence.
-
-    output returns what a command prints, None where it is missing or fails.
-    """
-    gpus = read_gpus(output)
-    if gpus and "list_devices" in runtime["flags"]:
-        devices = output([runtime["path"], "--list-devices"])
-        if devices is not None and not parse_devices(devices):
-            return [], [
-                f"This host has {len(gpus)} GPUs ({gpus[0].name} …) and {runtime['path']} sees none of them: its "
-                "servers run on the CPU. Install a build for these GPUs, or their driver."
-            ]
-    return gpus, []
+def _used(flags: Mapping[str, Any], gpus: Sequence[Gpu]) -> list[int]:
+    """The places of the GPUs that device (CUDA0,CUDA2 and the like) names; of all of them without it."""
+    given = str(flags.get("device") or "")
+    names = [name.strip() for name in given.split(",") if re.search(r"[A-Za-z][0-9]", name)]
+    if not names:
+        return list(range(len(gpus)))
+    # A tool of the vendor only numbers them.
+    known = {gpu.device or re.sub(r"[0-9]+$", "", names[0]) + str(place): place for place, gpu in enumerate(gpus)}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        listed = ", ".join(gpu.label for gpu in gpus[:8])
+        raise EstimateError(f"device is {given[:80]}, and {unknown[0]} is not a GPU of this host, which has {listed}.")
+    return [known[name] for name in names]

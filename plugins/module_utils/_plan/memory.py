@@ -42,8 +42,11 @@ FULL_SLOTS_SINCE_BUILD = 10600
 PROCESS_BYTES = 24 * MIB
 TOKEN_BYTES = 170
 MERGE_BYTES = 120
-# What a GPU's runtime takes: on each GPU, where 150 to 500 MiB are seen, and on the host.
-GPU_CONTEXT_BYTES = 400 * MIB
+# What a GPU's runtime takes, as measured with CUDA: on each GPU after the first prompt, more of it with experts and
+# without flash attention, and on the host.
+GPU_CONTEXT_BYTES = 600 * MIB
+GPU_EXPERTS_BYTES = 110 * MIB
+GPU_PLAIN_ATTENTION_BYTES = 148 * MIB
 GPU_RUNTIME_BYTES = 256 * MIB
 
 # The types that --cache-type-k and --cache-type-v take: bytes of a block, elements in it.
@@ -267,6 +270,24 @@ def _vram(
     return vram + (shape["output_bytes"] + shape["tied_bytes"] if has_output else 0), has_output
 
 
+def _gpu_runtime(
+    shape: Mapping[str, Any], layers: Sequence[Mapping[str, int]], settings: _Settings, *, flash: bool
+) -> int:
+    """What the runtime takes on each GPU, with the copy of weights in RAM that long prompts are computed with."""
+    first, experts_in_ram = _offload(len(layers), settings)
+    has_experts = any(layer.get("experts") for layer in layers)
+    copied = [layer.get("experts", 0) for layer in layers[:experts_in_ram]]
+    copied += [layer.get("weights", 0) - layer.get("experts", 0) for layer in layers[:first]]
+    # Of a layer one matrix at a time: its experts are three, and the largest of the others is a quarter.
+    copy = max(copied, default=0) // 3 if has_experts else max(copied, default=0) // 4
+    return (
+        GPU_CONTEXT_BYTES
+        + (GPU_EXPERTS_BYTES if has_experts else 0)
+        + (0 if flash else GPU_PLAIN_ATTENTION_BYTES)
+        + (copy if settings.on("op_offload", default=True) else 0)
+    )
+
+
 def computes_on_cpu(shape: Mapping[str, Any], settings: Mapping[str, Any], gpus: int) -> bool:
     """Return whether any layer of such a server is on the CPU; arguments as for estimate."""
     flags = _Settings(settings)
@@ -338,7 +359,7 @@ def estimate(
 
     pooled = context.embeds and (context.ranks or shape["pooled"] or flags.value("pooling") not in (None, "none"))
     compute, inputs = _compute(shape, layers, context, flash=flash, build=build, pooled=pooled)
-    fixed = compute + GPU_CONTEXT_BYTES if gpus else 0
+    fixed = compute + _gpu_runtime(shape, layers, flags, flash=flash) if gpus else 0
     vram += fixed * gpus
     outputs = 4 * context.slots * (shape["vocab_size"] + (shape["embedding_length"] if context.embeds else 0))
     host = PROCESS_BYTES + TOKEN_BYTES * shape["vocab_size"] + MERGE_BYTES * shape["merges"] + outputs

@@ -7,10 +7,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from .._core.text import format_bytes
+from .gpu import Gpu
 from .inputs import Host, PlanError, Server, Settings
+
+# What --fit keeps free on each GPU, in MiB for --fit-target.
+FIT_MARGIN_BYTES = 1024 * 1024**2
+
+
+@dataclass(frozen=True)
+class _Limit:
+    """One kind of memory: what it is, what the servers need of it, and what there is; detail says who has the rest."""
+
+    what: str
+    need_bytes: int
+    limit_bytes: int
+    key: str
+    detail: str = ""
+
+
+def gpu_limit(gpu: Gpu, *, starts: bool) -> int:
+    """What our servers may have of a GPU in all. starts: whether one is to be started there, which wants a margin."""
+    return max(0, gpu.usable_bytes - (FIT_MARGIN_BYTES if starts else 0))
+
+
+def on_gpus(servers: Sequence[Server], gpus: Sequence[Gpu]) -> list[int]:
+    """The bytes that servers need on each GPU."""
+    # A server that is left running may have been planned when there were other GPUs.
+    spreads = [list(server["memory"].get("gpu_bytes") or []) for server in servers]
+    return [sum(row[place] for row in spreads if len(row) == len(gpus)) for place in range(len(gpus))]
 
 
 def check_memory(
@@ -20,24 +48,13 @@ def check_memory(
     staying = [server for server in planned if server["action"] != "stop"]
     ram = sum(int(server["memory"]["ram_bytes"]) for server in staying)
     vram = sum(int(server["memory"]["vram_bytes"]) for server in staying)
-    # A server that is left running may have been planned when there were other GPUs.
-    spreads = [list(server["memory"].get("gpu_bytes") or []) for server in staying]
-    on_gpu = [sum(row[place] for row in spreads if len(row) == len(host.gpus)) for place in range(len(host.gpus))]
     budget = profile.get("memory_budget_bytes")
-    limits = [("the profile's memory_budget", ram + vram, budget)] if budget is not None else []
-    limits.append(("this host's RAM", ram, host.memory.total_bytes))
-    for gpu, need in zip(host.gpus, on_gpu):
-        limits.append((f"the memory of GPU {gpu.index} ({gpu.name})", need, gpu.total_bytes))
-    for what, need, limit in limits:
-        if limit is not None and need > limit and not settings.memory_overcommit:
-            largest = sorted(staying, key=lambda server: -int(server["memory"]["total_bytes"]))
-            listing = ", ".join(f"{s['name']} {format_bytes(s['memory']['total_bytes'])}" for s in largest[:8])
-            more = f" and {len(largest) - 8} more" if len(largest) > 8 else ""
-            raise PlanError(
-                f'profile "{profile["name"]}" ({profile["source"]}): the servers need {format_bytes(need)}, {what} is '
-                f"{format_bytes(limit)}: {listing}{more}. Lower ctx_size, parallel or instances, enable fewer models, "
-                "quantise the KV cache (cache_type_k, cache_type_v), or set servers_memory_overcommit."
-            )
+    limits = _limits(staying, ram, host)
+    if budget is not None:
+        limits.insert(0, _Limit("the profile's memory_budget", ram + vram, budget, "total_bytes"))
+    for limit in limits:
+        if limit.need_bytes > limit.limit_bytes and not settings.memory_overcommit:
+            raise PlanError(f'profile "{profile["name"]}" ({profile["source"]}): {_refusal(limit, staying, vram)}')
     return {
         "needed_bytes": ram + vram,
         "ram_bytes": ram,
@@ -45,9 +62,46 @@ def check_memory(
         "budget_bytes": budget,
         "host_ram_bytes": host.memory.total_bytes,
         "host_available_bytes": host.memory.available_bytes,
-        "gpu_bytes": on_gpu,
+        "gpu_bytes": on_gpus(staying, host.gpus),
         "host_vram_bytes": sum(gpu.total_bytes for gpu in host.gpus),
+        "usable_vram_bytes": sum(gpu.usable_bytes for gpu in host.gpus),
     }
+
+
+def _limits(staying: Sequence[Server], ram: int, host: Host) -> list[_Limit]:
+    limits = [_Limit("this host's RAM", ram, host.memory.total_bytes, "ram_bytes")]
+    starting = on_gpus([server for server in staying if server["action"] != "keep"], host.gpus)
+    for gpu, need, new in zip(host.gpus, on_gpus(staying, host.gpus), starting):
+        texts = [f"{format_bytes(gpu.total_bytes)} in all", f"{format_bytes(gpu.free_bytes)} free"]
+        texts += [f"{format_bytes(gpu.held_bytes)} held by our servers"] if gpu.held_bytes else []
+        texts += [*gpu.holders, f"{format_bytes(FIT_MARGIN_BYTES)} to spare"]
+        limit = gpu_limit(gpu, starts=new > 0)
+        limits.append(_Limit(f"the memory of GPU {gpu.label}", need, limit, "vram_bytes", "; ".join(texts)))
+    return limits
+
+
+def _refusal(limit: _Limit, staying: Sequence[Server], vram: int) -> str:
+    largest = sorted(staying, key=lambda server: -int(server["memory"].get(limit.key, 0)))
+    listing = ", ".join(f"{s['name']} {memory_text(s['memory'])}" for s in largest[:8])
+    more = f" and {len(largest) - 8} more" if len(largest) > 8 else ""
+    what = limit.what + (f" that they can use ({limit.detail})" if limit.detail else "")
+    need = format_bytes(limit.need_bytes)
+    if limit.key == "total_bytes" and vram:
+        need = f"{format_bytes(limit.need_bytes - vram)} of RAM and {format_bytes(vram)} of GPU memory"
+    fewer = " fewer layers on the GPU (n_gpu_layers: auto)," if limit.key == "vram_bytes" else ""
+    return (
+        f"the servers need {need}, {what} is {format_bytes(limit.limit_bytes)}: {listing}{more}. Lower ctx_size, "
+        f"parallel or instances,{fewer} enable fewer models, quantise the KV cache (cache_type_k, cache_type_v), or "
+        "set servers_memory_overcommit."
+    )
+
+
+def memory_text(memory: Mapping[str, Any]) -> str:
+    """A server's need for messages; RAM and GPU memory are never added up."""
+    vram = int(memory.get("vram_bytes", 0))
+    if not vram:
+        return format_bytes(memory.get("ram_bytes", memory.get("total_bytes", 0)))
+    return f"{format_bytes(memory.get('ram_bytes', 0))} RAM + {format_bytes(vram)} GPU"
 
 
 def growth_warnings(planned: Sequence[Server], memory: Mapping[str, Any]) -> list[str]:

@@ -16,7 +16,6 @@ from typing import Any
 from .._core.argv import flag_value
 from .._core.digests import digest_of
 from .._core.errors import EstimateError
-from .._core.text import format_bytes
 from .._runtime.flags import FlagError
 from .._runtime.render_flags import canonical_parameters, render_flags
 from .cpu import SPIN_COUNT, Demand, busy_threads, oversubscription, share_cores
@@ -26,7 +25,7 @@ from .exposure import exposure_defaults, refuse_powerful, refuse_sleep
 from .gpu import vram_per_gpu
 from .inputs import Host, PlanError, Server, Settings
 from .memory import computes_on_cpu, estimate, slot_context
-from .memory_limits import check_memory, growth_warnings
+from .memory_limits import check_memory, growth_warnings, memory_text
 from .missing import lost_servers, missing_models, nothing_left
 from .ports import assign_ports
 from .profile import Model, Selected, select
@@ -352,7 +351,7 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     width = max((len(str(server["name"])) for server in plan["servers"]), default=0)
     return [
         f"{server['action']:<8}{server['name']:<{width}}  port {server['port']}  {server.get('tier') or '-':<4}"
-        f"{format_bytes(server.get('memory', {}).get('total_bytes', 0)):>10}  {_threads_text(server)}{server['reason']}"
+        f"{memory_text(server.get('memory', {})):>10}  {_threads_text(server)}{server['reason']}"
         for server in plan["servers"]
     ]
 

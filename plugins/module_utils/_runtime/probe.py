@@ -32,7 +32,8 @@ class ProbeError(MagiError):
     """Raised for a binary that does not run, or is not llama-server."""
 
 
-PROBE_SECONDS = 20.0
+# A healthy driver answers within 5 s, even where it has to initialize 8 GPUs first.
+PROBE_SECONDS = 30.0
 # Nothing is inherited from the caller: LLAMA_ARG_*, AIP_* and a user's configuration file would change the output.
 PROBE_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/nonexistent"}
 

@@ -14,7 +14,6 @@ from ansible_collections.magi.llama.plugins.module_utils._plan.gpu import (
     ROCM_COMMAND,
     Gpu,
     parse_amd_smi,
-    parse_devices,
     parse_nvidia_smi,
     parse_rocm_smi,
     read_gpus,
@@ -180,23 +179,3 @@ def test_fixed_vram_counts_on_every_gpu() -> None:
     assert vram_per_gpu(10 * GIB, GIB, {}, TWO) == [7 * GIB, 3 * GIB]
     assert vram_per_gpu(8 * GIB, GIB, {}, []) == []
     assert vram_per_gpu(0, 0, {}, TWO) == [0, 0]
-
-
-@pytest.mark.parametrize(
-    ("text", "names"),
-    [
-        ("Available devices:\n  (none)\n", []),
-        (
-            "ggml_cuda_init: found 2 CUDA devices:\nAvailable devices:\n"
-            "  CUDA0: NVIDIA GeForce RTX 3090 (24576 MiB, 23872 MiB free)\n"
-            "  CUDA1: NVIDIA GeForce RTX 3090 (24576 MiB, 24001 MiB free)\n",
-            ["CUDA0", "CUDA1"],
-        ),
-        (
-            "Available devices:\n  Vulkan0: AMD Radeon RX 7900 XTX (RADV NAVI31) (24560 MiB, 24000 MiB free)\n",
-            ["Vulkan0"],
-        ),
-    ],
-)
-def test_list_devices_output_is_parsed(text: str, names: list[str]) -> None:
-    assert parse_devices(text) == names

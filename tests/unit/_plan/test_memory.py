@@ -14,6 +14,7 @@ from ansible_collections.magi.llama.plugins.module_utils._core.errors import Est
 from ansible_collections.magi.llama.plugins.module_utils._models.memory_shape import memory_shape
 from ansible_collections.magi.llama.plugins.module_utils._plan.memory import (
     GPU_CONTEXT_BYTES,
+    GPU_EXPERTS_BYTES,
     computes_on_cpu,
     estimate,
 )
@@ -443,7 +444,9 @@ KV = 4096 * 2 * 2 * 64 * 2
 def test_vram_by_gpu_layers(settings: dict[str, Any], vram: int) -> None:
     shape = shape_of("qwen3moe", moe_tensors(4), **MOE)
     result = estimate(shape, {"ctx_size": 4096, "parallel": 1, **settings}, gpus=2)
-    assert result["gpu_fixed_bytes"] == GPU_CONTEXT_BYTES + result["compute_bytes"]
+    # The copy of the largest part in RAM is in test_memory_on_gpu.py.
+    least = GPU_CONTEXT_BYTES + GPU_EXPERTS_BYTES + result["compute_bytes"]
+    assert least <= result["gpu_fixed_bytes"] <= least + 100 * MIB // 3
     assert result["vram_bytes"] == vram + 2 * result["gpu_fixed_bytes"]
     assert result["ram_bytes"] + result["vram_bytes"] == result["total_bytes"]
 

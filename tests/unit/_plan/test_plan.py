@@ -504,7 +504,7 @@ def test_instance_name_never_equals_another_models_id() -> None:
     [
         (profile("a", "b", memory_budget="1GiB"), host(), "need 2.0 GiB, the profile's memory_budget is 1.0 GiB: a 1.0 GiB"),
         (profile("a", "b"), host(memory=Memory(GIB, GIB)), "this host's RAM is 1.0 GiB"),
-        (profile("a", "b"), host(gpus=[Gpu(0, "g", GIB, GIB, "nvidia")]), "need 2.0 GiB, the memory of GPU 0 (g) is 1.0 GiB"),
+        (profile("a", "b"), host(gpus=[Gpu(0, "g", GIB, GIB, "nvidia")]), "need 2.0 GiB, the memory of GPU 0 (g) that they can use (1.0 GiB in all; 1.0 GiB free; 1.0 GiB to spare) is 0 B"),
     ],
 )  # fmt: skip
 def test_memory_exceeded_is_an_error_with_needs(chosen: dict, on: Host, words: str) -> None:
@@ -571,7 +571,7 @@ def test_plan_more_instances_than_ports_are_refused_at_once() -> None:
     [
         ({"tensor_split": "1.2.3"}, "tensor_split is '1.2.3': it must be a list of numbers"),
         ({"tensor_split": "3;1"}, "tensor_split is '3;1'"),
-        ({"device": "CUDA9"}, "device is CUDA9, which is not a GPU of this host: it has 1"),
+        ({"device": "CUDA9"}, "device is CUDA9, and CUDA9 is not a GPU of this host, which has 0 (G)"),
     ],
 )
 def test_plan_gpu_parameter_that_is_wrong_is_an_error(parameters: dict, says: str) -> None:
@@ -670,3 +670,38 @@ def test_servers_on_gpus_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cpu_share_has_bounds(share: Any) -> None:
     with pytest.raises(ProfileError, match=r"enabled_models\[0\].cpu_share must be a number from 0.01 to 100"):
         profile({"model": "a", "cpu_share": share})
+
+
+# --- what GPUs have free ----------------------------------------------------------------------------------------------
+
+BUSY = Gpu(0, "H100", 79 * GIB, GIB, "nvidia", "CUDA0", holders=("pid 4711 (python3) holds 76.0 GiB",))
+
+
+def test_memory_held_by_other_processes_on_the_gpu_is_not_planned() -> None:
+    with pytest.raises(PlanError) as error:
+        plan([A], profile("a", parameters={"n_gpu_layers": "all"}), host(gpus=[BUSY]))
+    assert "need 1.0 GiB, the memory of GPU CUDA0 (H100) that they can use (79.0 GiB in all; 1.0 GiB free; " in str(
+        error.value
+    )
+    assert "pid 4711 (python3) holds 76.0 GiB" in str(error.value)
+    assert "a 0 B RAM + 1.0 GiB GPU" in str(error.value)
+
+
+def test_memory_that_our_own_server_holds_on_the_gpu_is_planned_again() -> None:
+    chosen = profile("a", parameters={"n_gpu_layers": "all"})
+    first = plan([A], chosen, host(gpus=[dataclasses.replace(BUSY, free_bytes=3 * GIB)]))
+    held = dataclasses.replace(BUSY, free_bytes=GIB // 2, held_bytes=GIB)
+    # Nothing is started: --fit's margin does not matter any more.
+    assert actions(plan([A], chosen, dataclasses.replace(deployed(first), gpus=[held]))) == {"a": "keep"}
+
+
+@pytest.mark.parametrize(
+    ("device", "says"), [("CUDA1", "CUDA1 is not a GPU of this host, which has CUDA0 (H100)"), ("cuda", None)]
+)
+def test_device_is_one_that_llama_server_lists(device: str, says: str | None) -> None:
+    roomy = dataclasses.replace(BUSY, free_bytes=9 * GIB)
+    if says is None:
+        assert plan([A], profile("a", parameters={"device": device}), host(gpus=[roomy]))
+        return
+    with pytest.raises(PlanError, match=re.escape(says)):
+        plan([A], profile("a", parameters={"device": device}), host(gpus=[roomy]))

@@ -186,7 +186,7 @@ def _failing(result: Any) -> Any:
         ),
         (Completed(1, "", "bad thing\n"), "exit code 1: bad thing"),
         (Completed(-11, "", ""), "signal 11: it printed nothing"),
-        (TimeoutError(), "did not end within 20 s"),
+        (TimeoutError(), "did not end within 30 s"),
         (OSError(errno.ENOEXEC, "Exec format error"), "not a program for this machine"),
     ],
 )
