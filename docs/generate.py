@@ -69,7 +69,9 @@ def row(name: str, option: dict[str, Any]) -> str:
     kind = NAMES.get(option.get("type", "str"), option.get("type", "str"))
     kind += f" of {option['elements']}" if "elements" in option else ""
     default = f"`{json.dumps(option['default'])}`" if "default" in option else ""
-    choices = f" One of {', '.join(f'`{choice}`' for choice in option['choices'])}." if "choices" in option else ""
+    choices = (
+        f" One of {', '.join(f'`{choice}`' for choice in option['choices'] if choice)}." if "choices" in option else ""
+    )
     text = " ".join(paragraphs(option["description"])).replace("|", r"\|")
     return f"| `{name}` | {kind} | {default} | {text}{choices} |"
 

@@ -56,6 +56,8 @@ def test_playbook_variables_are_those_that_it_reads(playbook: str) -> None:
     own = {name for name in READ.findall(text) if not name.startswith(OTHERS)}
     # What playbook_begin has read.
     own |= set(re.findall(r"\b__llama_begun\.(\w+)", text)) & set(REFERENCE["variables"])
+    # Read without a default.
+    own |= {name for name in REFERENCE["playbooks"][playbook].get("required", ()) if f" {name} | " in text}
     # Read by a default of the role servers.
     own |= {"profile"} if "servers_profile }}" in text else set()
     assert set(REFERENCE["playbooks"][playbook]["variables"]) == own

@@ -20,6 +20,9 @@ NUMBERS = {
     "servers_stop_timeout": None,
     "servers_max_startup_time": "MODEL_MAX_STARTUP_TIME",
 }
+# Least and greatest value.
+RANGES: dict[str, tuple[int, int | None]] = {"servers_cpu_weight": (1, 10000), "servers_lock_wait": (0, None)}
+NUMA_MASK = re.compile(r"[0-9]+(-[0-9]+)?([ ,]+[0-9]+(-[0-9]+)?)*")
 # Also auto, or empty.
 BOOLEANS = ("servers_gpu_access", "servers_concurrent_starts")
 # What setting_errors explains better than an argument spec.
@@ -31,44 +34,84 @@ def setting_errors(settings: Mapping[str, Any]) -> list[str]:
 
     An empty servers_max_startup_time or servers_concurrent_starts leaves it to the profile.
     """
+    return [
+        *_numbers(settings),
+        *_ranges(settings),
+        *_booleans(settings),
+        *_port_range(settings),
+        *_numa_mask(settings),
+        *_named_servers(settings),
+        *(_address(settings) or _open_to_all(settings)),
+    ]
+
+
+def _numbers(settings: Mapping[str, Any]) -> list[str]:
     numbers = {name: str(settings[name]) for name in NUMBERS if name in settings}
     if not numbers.get("servers_max_startup_time"):
         numbers.pop("servers_max_startup_time", None)
-    wrong = [
+    return [
         f"{name} is {text}: set it to a whole number of at least 1{f' (or {NUMBERS[name]})' if NUMBERS[name] else ''}."
         for name, text in numbers.items()
         if not WHOLE_NUMBER.fullmatch(text)
     ]
-    if wrong:
-        return wrong
-    return [*_booleans(settings), *_port_range(settings), *(_address(settings) or _open_to_all(settings))]
+
+
+def _ranges(settings: Mapping[str, Any]) -> list[str]:
+    """A value of another type is an error by its argument spec."""
+    return [
+        f"{name} is {settings[name]}: set it to a whole number {_words(first, last)}."
+        for name, (first, last) in RANGES.items()
+        if isinstance(settings.get(name), int)
+        and not (first <= settings[name] and (last is None or settings[name] <= last))
+    ]
+
+
+def _words(first: int, last: int | None) -> str:
+    return f"of at least {first}" if last is None else f"from {first} to {last}"
 
 
 def _booleans(settings: Mapping[str, Any]) -> list[str]:
+    wrong = []
     try:
         if settings.get("servers_gpu_access", "auto") != "auto":
             parse_bool("servers_gpu_access", settings["servers_gpu_access"])
     except ValueTypeError as error:
-        return [str(error)]
+        wrong.append(str(error))
     concurrent = settings.get("servers_concurrent_starts", "")
     try:
         if concurrent != "":
             parse_bool("servers_concurrent_starts", concurrent)
     except ValueTypeError:
-        return [f"servers_concurrent_starts is {concurrent}: set it to true or false (or MODEL_CONCURRENT_STARTS)."]
-    return []
+        wrong.append(
+            f"servers_concurrent_starts is {concurrent}: set it to true or false (or MODEL_CONCURRENT_STARTS)."
+        )
+    return wrong
 
 
 def _port_range(settings: Mapping[str, Any]) -> list[str]:
-    if "servers_port_range_start" not in settings or "servers_port_range_end" not in settings:
+    texts = [str(settings.get(name, "")) for name in ("servers_port_range_start", "servers_port_range_end")]
+    if not all(map(WHOLE_NUMBER.fullmatch, texts)):
         return []
-    first, last = int(settings["servers_port_range_start"]), int(settings["servers_port_range_end"])
+    first, last = map(int, texts)
     if 1 <= first <= last <= 65535:
         return []
     return [
         f"The port range {first} to {last} is empty or not within 1 to 65535: set servers_port_range_start and "
         "servers_port_range_end (or MODEL_PORT_RANGE_START, MODEL_PORT_RANGE_END)."
     ]
+
+
+def _numa_mask(settings: Mapping[str, Any]) -> list[str]:
+    mask = str(settings.get("servers_numa_mask", ""))
+    if mask in ("", "all") or NUMA_MASK.fullmatch(mask):
+        return []
+    return [f"servers_numa_mask is {mask}: set it to NUMA nodes such as 0-1,3, to all, or leave it empty."]
+
+
+def _named_servers(settings: Mapping[str, Any]) -> list[str]:
+    if "servers" not in settings or str(settings["servers"]).strip(" ,"):
+        return []
+    return ["servers names no server: set it to names separated by commas, or to all."]
 
 
 def _address(settings: Mapping[str, Any]) -> list[str]:

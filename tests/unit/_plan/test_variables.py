@@ -34,6 +34,7 @@ GOOD = {
         {"servers_host": "0.0.0.0", "servers_api_key_file": "/etc/keys"},
         {"servers_host": "0.0.0.0", "servers_allow_open": True},
         {"servers_port_range_start": 1, "servers_port_range_end": 65535},
+        {"servers_cpu_weight": 10000, "servers_lock_wait": 0, "servers_numa_mask": "0-1,3", "servers": "all"},
     ],
 )
 def test_variables_valid_have_no_error(changes):
@@ -51,6 +52,11 @@ def test_variables_valid_have_no_error(changes):
             {"servers_concurrent_starts": "maybe"},
             "servers_concurrent_starts is maybe: set it to true or false (or MODEL_CONCURRENT_STARTS).",
         ),
+        ({"servers_cpu_weight": 0}, "servers_cpu_weight is 0: set it to a whole number from 1 to 10000."),
+        ({"servers_cpu_weight": 10001}, "servers_cpu_weight is 10001: set it to a whole number from 1 to 10000."),
+        ({"servers_lock_wait": -1}, "servers_lock_wait is -1: set it to a whole number of at least 0."),
+        ({"servers_numa_mask": "a,b"}, "servers_numa_mask is a,b: set it to NUMA nodes such as 0-1,3"),
+        ({"servers": " ,"}, "servers names no server"),
         ({"servers_host": "10.0.0.1"}, "servers_host is 10.0.0.1, which other machines can reach"),
         ({"servers_host": "::ffff:10.0.0.1"}, "servers_host is ::ffff:10.0.0.1, which other machines can reach"),
         *(
@@ -90,6 +96,22 @@ def test_variables_that_are_no_numbers_name_their_own_environment_variable(name,
 def test_variables_errors_are_reported_together():
     assert len(setting_errors({**GOOD, "servers_port_range_start": "808O", "servers_stop_timeout": 0})) == 2
     assert len(setting_errors({**GOOD, "servers_gpu_access": "maybe", "servers_host": "::"})) == 2
+    wrong = {
+        "servers_stop_timeout": "x",
+        "servers_cpu_weight": 0,
+        "servers_gpu_access": "maybe",
+        "servers_concurrent_starts": "perhaps",
+        "servers_port_range_end": 70000,
+        "servers_host": "::",
+    }
+    assert [error.split(" is ")[0] for error in setting_errors({**GOOD, **wrong})] == [
+        "servers_stop_timeout",
+        "servers_cpu_weight",
+        "servers_gpu_access",
+        "servers_concurrent_starts",
+        "The port range 8080 to 70000",
+        "servers_host",
+    ]
 
 
 def test_variables_not_given_are_not_checked():

@@ -87,9 +87,9 @@ def test_specs_and_defaults_agree(role: Path) -> None:
 def test_entry_point_of_playbook_specifies_its_variables(role: str, entry_point: str) -> None:
     folder = ROOT / "roles" / role
     used = variables_of(folder, entry_point)
-    if entry_point == "preflight":
-        # It validates the roles after it too.
-        assert specs_of(folder)["preflight"]["options"] == specs_of(folder)["main"]["options"]
+    if entry_point in ("preflight", "check"):
+        # They validate what others use.
+        assert specs_of(folder)[entry_point]["options"] == specs_of(folder)["main"]["options"]
     elif entry_point == "main":
         used = {name for name in used if name.startswith(f"{role}_")}
         assert used <= set(specs_of(folder)["main"]["options"])
@@ -122,6 +122,9 @@ def test_inputs_all_have_comments(role: Path) -> None:
 
 def test_errors_name_variable_value_and_choices() -> None:
     options = {role.name: specs_of(role)["main"]["options"] for role in ROLES}
+    policy = variable_errors(options["servers"], {"servers_numa_policy": "strict", "servers_cpu_weight": "0"})
+    assert "servers_numa_policy must be one of: , default, preferred, bind, interleave, local, got: strict" in policy[0]
+    assert policy[1] == "servers_cpu_weight is 0: set it to a whole number from 1 to 10000."
     given = {"servers_cpu_weight": "abc", "servers_service_manager": "upstart", "servers_user_groups": {"a": 1}}
     wrong = variable_errors(options["servers"], given)
     weight, manager, groups = (next(error for error in wrong if name in error) for name in given)
@@ -130,3 +133,16 @@ def test_errors_name_variable_value_and_choices() -> None:
     assert "servers_user_groups" in groups and len(wrong) == 3
     assert "registry_force" in variable_errors(options["registry"], {"registry_force": "perhaps"})[0]
     assert variable_errors(options["runtime"], {"runtime_portable_mirror": None, "runtime_upgrade": "yes"}) == []
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in PLAYBOOKS if path.parent.name == "playbooks"], ids=lambda path: path.stem
+)
+def test_playbooks_all_check_the_variables_of_their_roles(path: Path) -> None:
+    """In a task of their own, or in the entry point that they run first."""
+    text = path.read_text()
+    for name in re.findall(r"_tasks: (tasks/\w+\.yml)", text):
+        text += (path.parent / name).read_text()
+    for role, tasks in re.findall(r"_role:\n\s+name: magi\.llama\.(\w+)\n(?:\s+tasks_from: (\w+)\.yml)?", text):
+        text += text_of(ROOT / "roles" / role, tasks or "main")
+    assert "magi.llama.check_variables:" in text
