@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+from referencing import Registry
+from referencing.jsonschema import DRAFT202012
 
 SCHEMAS = Path(__file__).parents[2] / "docs/schemas"
 
@@ -21,5 +23,8 @@ def schema(name: str) -> dict[str, Any]:
 
 def errors(name: str, document: Any) -> list[str]:
     """The errors of a document, each with its path; empty if it is valid."""
-    found = jsonschema.Draft202012Validator(schema(name)).iter_errors(document)
+    # A schema refers to others by the names of their files.
+    resources = [(path.name, DRAFT202012.create_resource(json.loads(path.read_text()))) for path in SCHEMAS.iterdir()]
+    validator = jsonschema.Draft202012Validator(schema(name), registry=Registry().with_resources(resources))
+    found = validator.iter_errors(document)
     return [f"{error.json_path}: {error.message[:300]}" for error in found]

@@ -6,10 +6,21 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
+import pytest
+from ansible_collections.magi.llama.plugins.module_utils._health.status import STATUS
 from ansible_collections.magi.llama.plugins.module_utils._output.result_document import result_document, to_text
 from ansible_collections.magi.llama.plugins.module_utils._output.rollout_summary import begin, summary
+from ansible_collections.magi.llama.plugins.module_utils._plan.document import PLAN
 from support.schemas import errors
+
+EMPTY = {"total_servers": 0, "ready_servers": 0, "servers": []}
+FAILED = {"task": None, "error": "no route"}
+PROBE = {
+    **{"name": "a", "port": 8080, "ok": True, "via": "controller"},
+    **{"seconds": 0.1, "error": None, "own_fault": False},
+}
 
 
 def test_result_begins_with_versions_and_ends_with_hosts() -> None:
@@ -36,7 +47,29 @@ def test_rollout_has_totals_before_hosts_by_name() -> None:
 
 
 def test_result_follows_its_schema() -> None:
-    hosts = {"a": {"total_servers": 0}, "b": {"task": None, "error": "no route"}}
+    hosts = {"a": STATUS.stamp(EMPTY), "b": FAILED}
     assert errors("result", result_document("status", hosts)) == []
     assert len(errors("result", result_document("status", {"b": {"error": "no task"}}))) == 1
     assert len(errors("result", result_document("lock", hosts))) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [
+        ("status", STATUS.stamp(EMPTY)),
+        ("plan", PLAN.stamp({"profile": "p", "start": None, "servers": [], "memory": {}, "warnings": []})),
+        ("site", {"profile": "p", "total_servers": 2, "ready_servers": 1, "actions": {"start": 2}}),
+        ("site", {"profile": "p", "total_servers": None, "ready_servers": None, "actions": {}}),
+        ("verify", {"total_servers": 1, "answered_servers": 1, "servers": [PROBE]}),
+    ],
+)
+def test_part_of_a_host_is_that_of_its_kind_and_nothing_else(kind: str, part: dict[str, Any]) -> None:
+    def wrong(host: dict[str, Any]) -> int:
+        return len(errors("result", result_document(kind, {"a": host})))
+
+    assert wrong(part) == wrong(FAILED) == wrong({**part, **FAILED}) == 0
+    assert wrong({**part, "undocumented": 1}) == wrong({**part, **FAILED, "undocumented": 1}) == 1
+    assert wrong({key: value for key, value in part.items() if key != "servers" and key != "actions"}) == 1
+    if kind in ("status", "verify"):
+        assert wrong({**part, "total_servers": "2"}) == 1
+        assert errors("result", result_document("site", {"a": part})) != []
