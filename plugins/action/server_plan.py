@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Calls the module of the same name, telling it what the host cannot know."""
+"""Calls the module of the same name, with what the host cannot know."""
 
 from __future__ import annotations
 

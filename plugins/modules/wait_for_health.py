@@ -283,7 +283,7 @@ def _wait(module: Module, record: dict, driver: ServiceDriver) -> list:
 
 
 def _stop_bad(state_dir: str, record: dict, driver: ServiceDriver, outcomes: list) -> list:
-    """Stop servers that must not go on; return the outcomes with the reasons."""
+    """Stop servers that must not continue; return the outcomes with the reasons."""
     opened = []
     if any(outcome.is_settled and not outcome.is_ready for outcome in outcomes):
         # A module compiles at every call what it imports.

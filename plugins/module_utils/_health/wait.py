@@ -180,7 +180,7 @@ def failure_text(servers: Sequence[Mapping[str, Any]]) -> str:
 def to_be_stopped(
     outcomes: Sequence[Outcome], statuses: Mapping[str, ServiceStatus], opened: Sequence[str] = ()
 ) -> list[str]:
-    """Return names of servers that must not go on.
+    """Return names of servers that must not continue.
 
     These have a configuration error (exit code 1) and their manager would restart them, answer without a key, or are
     not ready and among those that this deployment opened to other machines.

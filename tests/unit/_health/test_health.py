@@ -155,7 +155,7 @@ def test_newly_opened_server_that_is_not_ready_is_stopped(opened, stopped):
         stopped
     )
     assert second.detail is None
-    # While it is waited for, it goes on.
+    # While it is waited for, it continues.
     outcomes = wait(host, [server()], timeout=1000, slice_seconds=1)
     assert wait_module.to_be_stopped(outcomes, statuses, ["a"]) == []
 
