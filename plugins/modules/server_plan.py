@@ -14,8 +14,8 @@ description:
   - Computes every server of a host, with name, port, command line, memory, an action and its reason.
   - Reads the registry, the deployment record, the running processes (C(/proc)), the ports in use, the host's memory
     and its GPUs. Changes nothing.
-  - A server keeps its port for as long as it exists. A port held by an unmanaged process is skipped for a new server
-    and is an error for an existing one.
+  - A server keeps its port for as long as it exists, and its name keeps the port afterwards. A port held by an
+    unmanaged process is skipped for a new server and is an error for an existing one, or for one whose port is set.
   - Unknown models and flags, too many servers for the port range and too little memory are errors here, before
     anything is changed.
 author: The magi.llama developers (@magi-llama)
@@ -83,6 +83,12 @@ options:
     description: Give a server a new port if an unmanaged process holds its port, instead of failing.
     type: bool
     default: false
+  ports:
+    description:
+      - Ports of servers, by server name. They have to be in the range, and win over C(port) in the profile.
+      - No other server gets such a port, also where the host lacks the server that it is set for.
+    type: dict
+    default: {}
   cpu_expected_busy:
     description:
       - How many servers that compute on the CPU are busy at once, for C(threads) V(auto) in a profile's parameters.
@@ -175,6 +181,11 @@ ansible_facts:
             Bytes needed by all servers (C(needed_bytes), C(ram_bytes), C(vram_bytes)) and the limits
             (C(budget_bytes), C(host_ram_bytes), C(host_available_bytes), C(host_vram_bytes)).
           type: dict
+        ports:
+          description: >-
+            Ports that are remembered for servers that left the host, or that a conflict has moved, by name. Missing if
+            there are none.
+          type: dict
         warnings:
           description: Deviations from the profile that are not errors.
           type: list
@@ -250,6 +261,7 @@ def run(module: Module) -> dict:
         listeners=listeners(range(settings.port_first, settings.port_last + 1)),
         unsupervised=unsupervised(running, record, given["state_dir"], manager.name),
         cores=usable_cores(given["numa_mask"]),
+        remembered=record.get("ports", {}),
     )
     plan = make_plan(registry, given["profile"], given["runtime"], settings, host, given["known_elsewhere"])
     off = disabled(record, manager.name)

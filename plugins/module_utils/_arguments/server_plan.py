@@ -25,6 +25,7 @@ ARGUMENTS = Arguments(
         "stop_timeout": {"type": "int", "default": 30},
         "memory_overcommit": {"type": "bool", "default": False},
         "move_on_conflict": {"type": "bool", "default": False},
+        "ports": {"type": "dict", "default": {}},
         "cpu_expected_busy": {"type": "int"},
         "numa_mask": {"type": "str", "default": ""},
         "restart_triggers": {"type": "dict", "default": {}},

@@ -51,8 +51,8 @@ _SERVER = Fields(
 )
 RECORD = Fields(
     {"profile": (str, NULL), "service_manager": (str, NULL), "servers": [_SERVER]},
-    # Users that the servers run as, or ran as before.
-    {"start": (dict, NULL), "users": [str]},
+    # Users that the servers run as, or ran as before; ports of servers that left, by name.
+    {"start": (dict, NULL), "users": [str], "ports": Map(int, NAME)},
 )
 INTENDED = Map(re.compile("started|stopped"), NAME)
 CONFIGS = Map(re.compile("[0-9a-f]{64}"), ABSOLUTE_PATH)
@@ -196,7 +196,7 @@ def record_of(plan: Mapping[str, Any], service_manager: str) -> dict[str, Any]:
         "service_manager": service_manager,
         "start": plan.get("start"),
         "servers": servers,
-        **({"users": plan["users"]} if "users" in plan else {}),
+        **{key: plan[key] for key in ("users", "ports") if plan.get(key)},
     }
 
 

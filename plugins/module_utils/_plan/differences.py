@@ -16,12 +16,15 @@ from .ports import port_of
 CONFIG = "its launch config changed"
 
 
-def with_action(server: Server, previous: Server | None, host: Host) -> Server:
+def with_action(server: Server, previous: Server | None, host: Host, move: str | None = None) -> Server:
+    """Return the server with its action and the reason; move says why its port changes, if it does."""
     process = host.running.get(server["name"])
     if process is None:
         reason = "new" if previous is None else "not running"
-        return {**server, "action": "start", "reason": reason}
+        return {**server, "action": "start", "reason": f"{reason}; {move}" if move else reason}
     reasons = launch_differences(server, process)
+    if move:
+        reasons = [move, *(reason for reason in reasons if not reason.startswith("--port "))]
     if server["name"] in host.unsupervised:
         why = host.unsupervised[server["name"]]
         # Another manager's launch config always differs, so that is not a second reason.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from .._core.documents import NULL, Document, Fields
+from .._core.documents import NULL, Document, Fields, Map
 
 ACTIONS = ("keep", "start", "restart", "stop")
 # A server to be stopped may be known by its process only. What is launched is checked again where it is recorded.
@@ -34,6 +34,6 @@ PLAN = Document(
             "memory": dict,
             "warnings": [str],
         },
-        {"users": [str]},
+        {"users": [str], "ports": Map(int)},
     ),
 )

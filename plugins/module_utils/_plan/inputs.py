@@ -14,6 +14,7 @@ from .._core.errors import MagiError
 from .._core.processes import Listener, Memory, Process
 from .._core.values import address_error
 from .gpu import Gpu
+from .variables import set_ports
 
 Server = dict[str, Any]
 
@@ -31,7 +32,7 @@ class Settings:
     """The role's settings: where servers listen, keep their state and what they are launched with.
 
     key_path gives the place at which a server, by its name, finds the API key file. manager_triggers is what else a
-    server of this service manager takes over with a new process only.
+    server of this service manager takes over with a new process only. ports are set for servers, by name.
     """
 
     state_dir: str
@@ -48,6 +49,7 @@ class Settings:
     restart_triggers: Mapping[str, Any] = field(default_factory=dict)
     manager_triggers: Sequence[Any] = ()
     cpu_expected_busy: int | None = None
+    ports: Mapping[str, int] = field(default_factory=dict)
 
 
 def settings_of(
@@ -72,6 +74,7 @@ def settings_of(
         restart_triggers=given["restart_triggers"],
         manager_triggers=manager_triggers,
         cpu_expected_busy=given["cpu_expected_busy"],
+        ports=set_ports(given["ports"]),
     )
 
 
@@ -80,7 +83,7 @@ class Host:
     """What the machine has and what runs on it: read once, before the plan.
 
     unsupervised are running servers that their service manager does not track, with the reasons. cores are the physical
-    ones that servers may use; None where they are not to be shared.
+    ones that servers may use; None where they are not to be shared. remembered are ports of servers that left, by name.
     """
 
     memory: Memory
@@ -90,3 +93,4 @@ class Host:
     listeners: Mapping[int, Listener] = field(default_factory=dict)
     unsupervised: Mapping[str, str] = field(default_factory=dict)
     cores: int | None = None
+    remembered: Mapping[str, int] = field(default_factory=dict)

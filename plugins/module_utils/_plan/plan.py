@@ -27,7 +27,7 @@ from .inputs import Host, PlanError, Server, Settings
 from .memory import computes_on_cpu, estimate, slot_context
 from .memory_limits import check_memory, growth_warnings, memory_text
 from .missing import lost_servers, missing_models, nothing_left
-from .ports import assign_ports
+from .ports import assign_ports, back_home
 from .profile import Model, Selected, select
 from .stop_defaults import stop_defaults
 
@@ -68,16 +68,24 @@ def make_plan(
     wanted = _named(selection.servers, models)
     if not wanted and not orphans:
         raise PlanError(nothing_left(profile, models, warnings))
-    ports = assign_ports([name for name, _selected in wanted], orphans, settings, host, profile)
+    ports = assign_ports(wanted, orphans, settings, host, profile)
 
     sizes = companion_sizes(registry)
     drafts = [_draft(name, selected, profile, runtime, settings, host, sizes) for name, selected in wanted]
     threads, thread_warnings = _share_cores(drafts, settings, host)
-    servers = [
-        _server(draft, ports[draft.name], profile, runtime, settings, before.get(draft.name), host, threads)
-        for draft in drafts
-    ]
-    planned = [with_action(server, before.get(server["name"]), host) for server in servers]
+    planned = []
+    remembered = dict(ports.remembered)
+    for draft in drafts:
+        name, previous = draft.name, before.get(draft.name)
+        server = _server(draft, ports.assigned[name], profile, runtime, settings, previous, host, threads)
+        server = with_action(server, previous, host, ports.moves.get(name))
+        if server["action"] != "keep" and name in ports.homes:
+            # It gets a new process anyway.
+            server = _server(draft, ports.homes[name], profile, runtime, settings, previous, host, threads)
+            server = with_action(server, previous, host, back_home(ports, name))
+            del remembered[name]
+        planned.append(server)
+    servers = list(planned)
     planned += orphans
     kept = {server["name"] for server in planned}
     planned += [
@@ -96,6 +104,7 @@ def make_plan(
             "servers": planned,
             "memory": memory,
             "warnings": warnings,
+            **({"ports": remembered} if remembered else {}),
         }
     )
 

@@ -24,13 +24,14 @@ KINDS = ("model", "embedding", "reranker", "decision")
 START_DEFAULTS: dict[str, Any] = {"concurrent": True, "max_startup_time": 120, "readiness_check_interval": 2}
 
 _PROFILE_KEYS = ("description", "enabled_models", "parameters", "memory_budget", "start")
-_ENTRY_KEYS = ("model", *SELECTORS, "instances", "cpu_share", "parameters")
+_ENTRY_KEYS = ("model", *SELECTORS, "instances", "port", "cpu_share", "parameters")
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)(?P<binary>i?)B?", re.IGNORECASE)
 MAX_SIZE_LENGTH = 32
 # A day: no server starts more slowly, and no one wants to wait longer between two probes.
 MAX_SECONDS = 86_400
 # How much more or less of the cores than another server one may get.
 MIN_SHARE, MAX_SHARE = 0.01, 100
+MAX_PORT = 65535
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 Model = Mapping[str, Any]
@@ -47,6 +48,8 @@ class Selected(NamedTuple):
     instance: int
     parameters: dict[str, Any]
     cpu_share: float = 1.0
+    port: int | None = None
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -174,10 +177,17 @@ def _check_entry(entry: Any, where: str, prefix: str) -> dict[str, Any]:
         "model": str(entry["model"]) if "model" in entry else None,
         "selector": selector,
         "instances": instances,
+        "port": _check_port(entry.get("port"), where, f"{prefix}.port"),
         "cpu_share": _check_share(entry.get("cpu_share", 1), where, f"{prefix}.cpu_share"),
         "parameters": _check_parameters(entry.get("parameters"), where, f"{prefix}.parameters"),
         "key": prefix,
     }
+
+
+def _check_port(value: Any, where: str, prefix: str) -> int | None:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_PORT):
+        return value
+    raise ProfileError(f"{where}: {prefix} must be a port, a whole number from 1 to {MAX_PORT}, not {value!r:.40}.")
 
 
 def _check_share(value: Any, where: str, prefix: str) -> float:
@@ -207,7 +217,7 @@ def validate(name: str, source: str, data: Any) -> dict[str, Any]:
     """The profile read from the file source, checked against the schema, with every default filled in.
 
     Returns {"name", "source", "description", "enabled_models": [{"model" or None, "selector", "instances",
-    "cpu_share", "parameters", "key"}], "parameters", "memory_budget_bytes": bytes or None, "start"}.
+    "port", "cpu_share", "parameters", "key"}], "parameters", "memory_budget_bytes": bytes or None, "start"}.
     Raises ProfileError.
     """
     where = f'profile "{name}" ({source})'
@@ -248,6 +258,12 @@ def matches(selector: Mapping[str, str], model: Model) -> bool:
     )
 
 
+def _port_of_instance(entry: Mapping[str, Any], instance: int) -> int | None:
+    """Return the port that an entry sets: its own for the first instance, the ones after it for the others."""
+    port: int | None = entry.get("port")
+    return None if port is None else port + instance - 1
+
+
 def select(profile: Mapping[str, Any], models: Sequence[Model]) -> Selection:
     """The servers that a validated profile wants of these registry records.
 
@@ -274,7 +290,9 @@ def select(profile: Mapping[str, Any], models: Sequence[Model]) -> Selection:
         for model in picked:
             taken.add(model["id"])
             servers += [
-                Selected(model, instance, parameters, entry["cpu_share"])
+                Selected(
+                    model, instance, parameters, entry["cpu_share"], _port_of_instance(entry, instance), entry["key"]
+                )
                 for instance in range(1, entry["instances"] + 1)
             ]
     return Selection(tuple(servers), missing)

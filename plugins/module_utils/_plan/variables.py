@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .._core.values import ValueTypeError, address_error, is_loopback, parse_bool
+from .profile import MAX_PORT
 
 WHOLE_NUMBER = re.compile(r"[1-9][0-9]*")
 # Each with the environment variable that sets it on the controller.
@@ -39,6 +40,7 @@ def setting_errors(settings: Mapping[str, Any]) -> list[str]:
         *_ranges(settings),
         *_booleans(settings),
         *_port_range(settings),
+        *_set_ports(settings),
         *_numa_mask(settings),
         *_named_servers(settings),
         *(_address(settings) or _open_to_all(settings)),
@@ -112,6 +114,30 @@ def _named_servers(settings: Mapping[str, Any]) -> list[str]:
     if "servers" not in settings or str(settings["servers"]).strip(" ,"):
         return []
     return ["servers names no server: set it to names separated by commas, or to all."]
+
+
+def _set_ports(settings: Mapping[str, Any]) -> list[str]:
+    try:
+        set_ports(settings.get("servers_ports") or {})
+    except ValueTypeError as error:
+        return [str(error)]
+    return []
+
+
+def set_ports(given: Mapping[str, Any]) -> dict[str, int]:
+    """The ports that servers_ports sets, by server. Raises ValueTypeError for another value, or a port set twice."""
+    ports: dict[str, int] = {}
+    for name, value in given.items():
+        text = str(value)
+        if isinstance(value, bool) or not WHOLE_NUMBER.fullmatch(text) or int(text[:6]) > MAX_PORT:
+            raise ValueTypeError(
+                f"servers_ports.{name} is {text:.40}: set it to a port, a whole number from 1 to {MAX_PORT}."
+            )
+        twin = next((other for other, port in ports.items() if port == int(text)), None)
+        if twin is not None:
+            raise ValueTypeError(f"servers_ports sets {text} for {twin} and for {name}: a port is for one server.")
+        ports[str(name)] = int(text)
+    return ports
 
 
 def _address(settings: Mapping[str, Any]) -> list[str]:

@@ -122,6 +122,7 @@ def deployed(made: dict[str, Any]) -> Host:
     return host(
         record=servers,
         running=running,
+        remembered=made.get("ports", {}),
         listeners={
             s["port"]: Listener(s["port"], ("127.0.0.1",), running[s["name"]].pid, "llama-server") for s in servers
         },
@@ -224,7 +225,8 @@ def test_ports_of_other_servers_are_stable() -> None:
     assert ports(second) == {"c": 8082, "b": 8081}
     assert actions(second) == {"c": "keep", "b": "keep", "a": "stop"}
     third = plan([A, B, C], profile({"model": "b", "instances": 2}, "c", "a"), deployed(second))
-    assert ports(third) == {"b": 8081, "c": 8082, "b-2": 8080, "a": 8083}
+    # a was here before.
+    assert ports(third) == {"b": 8081, "c": 8082, "b-2": 8083, "a": 8080}
 
 
 def test_port_of_stopping_server_is_taken_last() -> None:
@@ -275,7 +277,81 @@ def test_port_outside_range_moves() -> None:
     second = plan([A], profile("a"), deployed(first), Settings("/state", "supervisor", port_first=9000, port_last=9001))
     assert ports(second) == {"a": 9000}
     assert actions(second) == {"a": "restart"}
-    assert "--port 8080 → 9000" in second["servers"][0]["reason"]
+    assert second["servers"][0]["reason"] == "moves from 8080: it is not in the port range"
+
+
+def test_ports_are_the_same_after_a_switch_of_profiles_and_back() -> None:
+    first = plan([A, B, C], profile("a", "b"))
+    second = plan([A, B, C], profile("c"), deployed(first))
+    assert second["ports"] == {"a": 8080, "b": 8081}
+    # While they are away, their ports are given away last.
+    other = plan([A, B, C, model("d")], profile("c", "d"), deployed(second))
+    assert ports(other) == {"c": 8082, "d": 8083}
+    third = plan([A, B, C, model("d")], profile("b", "a"), deployed(other))
+    assert ports(third) == {"b": 8081, "a": 8080}
+    assert third["ports"] == {"c": 8082, "d": 8083}
+
+
+def test_remembered_ports_are_given_away_when_no_other_is_free() -> None:
+    narrow = dataclasses.replace(SETTINGS, port_last=8081)
+    first = plan([A, B, C], profile("a"), settings=narrow)
+    second = plan([A, B, C], profile("b"), deployed(first), narrow)
+    third = plan([A, B, C], profile("b", "c"), deployed(second), narrow)
+    assert ports(third) == {"b": 8081, "c": 8080}
+    # a has a port again as soon as there is one.
+    assert third["ports"] == {"a": 8080}
+
+
+def test_port_of_an_entry_is_that_of_its_server_and_of_no_other() -> None:
+    chosen = profile({"model": "a", "port": 8090, "instances": 2}, "b")
+    assert ports(plan([A, B], chosen)) == {"a": 8090, "a-2": 8091, "b": 8080}
+    # One layout for all hosts: the port is not given away where the model is missing.
+    narrow = dataclasses.replace(SETTINGS, port_first=8090, port_last=8092)
+    assert ports(plan([B], chosen, settings=narrow, known_elsewhere=["a"])) == {"b": 8092}
+
+
+def test_servers_ports_wins_over_the_profile_and_over_the_current_port() -> None:
+    first = plan([A, B], profile("a", "b"))
+    settings = dataclasses.replace(SETTINGS, ports={"b": 8080})
+    second = plan([A, B], profile("a", {"model": "b", "port": 8085}), deployed(first), settings)
+    assert ports(second) == {"a": 8082, "b": 8080}
+    reasons = {server["name"]: server["reason"] for server in second["servers"]}
+    assert reasons == {"a": "moves from 8080: it is set for b", "b": "moves from 8081: its port is set to 8080"}
+    assert set(actions(plan([A, B], profile("a", "b"), deployed(second), settings)).values()) == {"keep"}
+
+
+@pytest.mark.parametrize(
+    "entries, pinned, held, message",
+    [
+        (["a"], {"a": 9000}, (), r"servers_ports.a: port 9000 of server a is not in the port range 8080 to 8099"),
+        ([{"id": "*", "port": 8085}], {}, (), r"enabled_models\[0\].port: port 8085 of server b is set for a too"),
+        ([{"model": "a", "port": 8085}], {}, (8085,), r"port 8085 of server a is held by pid 4242 \(nginx: master\)"),
+    ],
+)
+def test_port_that_a_server_cannot_get_is_an_error(entries: list, pinned: dict, held: tuple, message: str) -> None:
+    settings = dataclasses.replace(SETTINGS, ports=pinned, move_on_conflict=True)
+    with pytest.raises(PlanError, match=message):
+        plan([A, B], profile(*entries), host(listeners=foreign(*held)), settings)
+
+
+def test_server_that_a_conflict_moved_goes_back_with_its_next_restart() -> None:
+    moving = dataclasses.replace(SETTINGS, move_on_conflict=True)
+    first = plan([A], profile("a"))
+    on = host(record=first["servers"], listeners=foreign(8080))
+    moved = plan([A], profile("a"), on, moving)
+    assert ports(moved) == {"a": 8081}
+    assert moved["servers"][0]["reason"] == "not running; moves from 8080: held by pid 4242 (nginx: master)"
+    assert moved["ports"] == {"a": 8080}
+    free = dataclasses.replace(deployed(moved), remembered=moved["ports"])
+    kept = plan([A, B], profile("a", "b"), free, moving)
+    assert (ports(kept), actions(kept)["a"]) == ({"a": 8081, "b": 8082}, "keep")
+    back = plan([A], profile("a", parameters={"ctx_size": 512}), free, moving)
+    assert ports(back) == {"a": 8080}
+    assert back["servers"][0]["reason"] == "goes back from 8081 to 8080, which is free again; --ctx-size unset → 512"
+    assert "ports" not in back
+    busy = dataclasses.replace(free, listeners={**free.listeners, **foreign(8080)})
+    stays = plan([A], profile("a", parameters={"ctx_size": 512}), busy, moving)
+    assert (ports(stays), stays["ports"]) == ({"a": 8081}, {"a": 8080})
 
 
 def test_ports_exhausted_error_names_range_and_holders() -> None:

@@ -121,8 +121,8 @@ def test_entry_parameters_override_profile() -> None:
         "parameters": {"ctx_size": 1, "parallel": 2},
         "enabled_models": [{"model": "alpha-q2_k", "parameters": {"ctx_size": 9}}],
     }
-    (_, _, parameters, _), *_ = select(validate("p", "p.yml", data), MODELS).servers
-    assert parameters == {"ctx_size": 9, "parallel": 2}
+    selected, *_ = select(validate("p", "p.yml", data), MODELS).servers
+    assert selected.parameters == {"ctx_size": 9, "parallel": 2}
 
 
 def test_nearest_suggests_or_lists() -> None:

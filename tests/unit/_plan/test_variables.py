@@ -35,6 +35,7 @@ GOOD = {
         {"servers_host": "0.0.0.0", "servers_allow_open": True},
         {"servers_port_range_start": 1, "servers_port_range_end": 65535},
         {"servers_cpu_weight": 10000, "servers_lock_wait": 0, "servers_numa_mask": "0-1,3", "servers": "all"},
+        {"servers_ports": {"a": 8080, "b": "8081"}},
     ],
 )
 def test_variables_valid_have_no_error(changes):
@@ -47,6 +48,11 @@ def test_variables_valid_have_no_error(changes):
         ({"servers_max_startup_time": "2m"}, "servers_max_startup_time is 2m: set it to a whole number"),
         ({"servers_port_range_start": 9000}, "The port range 9000 to 8099 is empty or not within 1 to 65535"),
         ({"servers_port_range_end": 70000}, "The port range 8080 to 70000 is empty or not within 1 to 65535"),
+        ({"servers_ports": {"a": 0}}, "servers_ports.a is 0: set it to a port, a whole number from 1 to 65535."),
+        (
+            {"servers_ports": {"a": 8080, "b": 8080}},
+            "servers_ports sets 8080 for a and for b: a port is for one server.",
+        ),
         ({"servers_gpu_access": "ture"}, "servers_gpu_access is ture: set it to auto, true or false"),
         (
             {"servers_concurrent_starts": "maybe"},
