@@ -134,6 +134,11 @@ status:
           description: Number of restarts after a crash since the last deliberate start.
           type: int
           sample: 0
+        memory:
+          description: >-
+            The memory for weights, caches and compute buffers, of a server that logs it; C(planned_bytes) as the plan
+            estimated it, C(loaded_bytes) as llama-server reports it, and C(rows) with its parts for each device.
+          type: dict
         stuck_stop:
           description: >-
             How its last stop ended, if one SIGTERM did not end it; C(signal) (V(second SIGTERM) or V(SIGKILL)) and
@@ -149,7 +154,7 @@ from ansible_collections.magi.llama.plugins.module_utils._deployment.config_drif
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import chosen, read_record
 from ansible_collections.magi.llama.plugins.module_utils._deployment.rollback import Deployment, starting
 from ansible_collections.magi.llama.plugins.module_utils._health.drift import drift
-from ansible_collections.magi.llama.plugins.module_utils._health.observations import stuck_stops
+from ansible_collections.magi.llama.plugins.module_utils._health.observations import for_status
 from ansible_collections.magi.llama.plugins.module_utils._health.probe import probe_all
 from ansible_collections.magi.llama.plugins.module_utils._health.status import status_json
 from ansible_collections.magi.llama.plugins.module_utils._services.table import driver_for
@@ -171,7 +176,7 @@ def run(module: Module) -> dict:
     configs = config_drift(state_dir, record)
     return {
         "changed": False,
-        "status": status_json(servers, statuses, probes, found, stuck_stops(state_dir)),
+        "status": status_json(servers, statuses, probes, found, for_status(state_dir)),
         "drift": drift(servers, pids, *(_only(wanted, part) for part in (found, configs))),
         "start": starting(Deployment(record, ())),
     }

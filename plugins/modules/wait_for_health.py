@@ -206,8 +206,10 @@ from ansible_collections.magi.llama.plugins.module_utils._deployment.record impo
 )
 from ansible_collections.magi.llama.plugins.module_utils._deployment.rollback import note_good
 from ansible_collections.magi.llama.plugins.module_utils._deployment.shared import note_use
+from ansible_collections.magi.llama.plugins.module_utils._health.breakdown import compared, deviation_warning
 from ansible_collections.magi.llama.plugins.module_utils._health.machine import Machine
 from ansible_collections.magi.llama.plugins.module_utils._health.observations import (
+    note_memory,
     ready_revisions,
     update_observations,
 )
@@ -247,6 +249,7 @@ def run(module: Module) -> dict:
         state_dir, outcomes, _launched(state_dir, outcomes), write=not (module.check_mode or is_lost)
     )
     if not (module.check_mode or is_lost):
+        _note_memory(module, record, driver, result)
         note_use(state_dir, record)
         note_good(state_dir, record)
     answer = {"changed": False, "servers": result, **summary(result)}
@@ -295,6 +298,27 @@ def _stop_bad(state_dir: str, record: dict, driver: ServiceDriver, outcomes: lis
     if bad:
         driver.stop(bad, max(float(server.get("stop_timeout", 30)) for server in chosen(record, bad)))
     return with_stops(outcomes, [name for name in bad if name in opened])
+
+
+def _note_memory(module: Module, record: dict, driver: ServiceDriver, result: list) -> None:
+    """Note what servers that became ready have loaded, next to the estimate, and warn where the two differ."""
+    pids = {server["name"]: server["pid"] for server in result if server["became_ready"] and server["pid"]}
+    logging = {
+        server["name"]: server["memory"]
+        for server in record["servers"]
+        if server["name"] in pids and "--log-jsonl" in server["argv"]
+    }
+    if not logging:
+        return
+    logs = driver.start_logs({name: pids[name] for name in logging})
+    found = {name: compared(memory, logs.get(name, ())) for name, memory in logging.items()}
+    known = {name: memory for name, memory in found.items() if memory is not None}
+    note_memory(module.params["state_dir"], known)
+    for name, memory in known.items():
+        # Of a projector or a draft model, llama-server counts other parts than the plan.
+        warning = None if "total_bytes" in logging[name].get("estimates", ()) else deviation_warning(name, memory)
+        if warning:
+            module.warn(warning)
 
 
 def _launched(state_dir: str, outcomes: list) -> dict:

@@ -62,6 +62,13 @@ def test_server_hanging_with_good_health_is_found_by_verify(bed: Bed) -> None:
     assert bed.wait_ready()[Q4]["pid"] != victim["pid"]
 
 
+def test_status_shows_memory_as_planned_and_as_loaded(bed: Bed) -> None:
+    memory = bed.status()[Q4]["memory"]
+    assert memory["rows"][0]["kind"] == "host"
+    assert 0 < memory["loaded_bytes"] <= memory["planned_bytes"] + 32 * 1024**2
+    bed.run("status").expect("PLANNED", "LOADED")
+
+
 def test_port_taken_before_start_is_reported_with_holder(bed: Bed) -> None:
     port, other = bed.status()[Q4]["port"], bed.pids()[Q3]
     bed.module("server_state", state_dir=str(bed.state), actions={Q4: "stop"})

@@ -5,7 +5,8 @@
 """Persisted readiness observations: observed.json in the state directory.
 
 For each server: its process, the seconds that it took to become ready and the time since when it is ready, its
-restarts, the last revision that was ready, the revision that was ready but did not answer, and a stuck stop.
+restarts, its memory as estimated and as loaded, the last revision that was ready, the revision that was ready but did
+not answer, and a stuck stop.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from .._core.errors import MagiError
 from .._core.files import write_atomic
 from .._core.ownership import open_trusted
 from .._launch.config_files import File
+from .breakdown import MEMORY
 from .outcome import Outcome
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ _SERVER = Fields(
         "refused_revision": (str, NULL),
         "started": Fields({"pid": (int, NULL), "seconds_to_ready": NUMBER}),
         "stuck_stop": STUCK_STOP,
+        "memory": MEMORY,
     },
 )
 # Version 1 was ready.json, without a schema version or collection version.
@@ -126,9 +129,18 @@ def note_stops(state_dir: str, results: Mapping[str, Result]) -> None:
     _write(state_dir, known)
 
 
-def stuck_stops(state_dir: str) -> dict[str, dict[str, Any]]:
-    """Return how each server whose last stop was stuck ended: signal and seconds. Raises ObservedError."""
-    return {name: seen["stuck_stop"] for name, seen in _read(state_dir).items() if "stuck_stop" in seen}
+def note_memory(state_dir: str, memory: Mapping[str, Mapping[str, Any]]) -> None:
+    """Note the memory of servers that became ready, as estimated and as loaded, by name."""
+    known = _read(state_dir)
+    for name, found in memory.items():
+        known.setdefault(name, {})["memory"] = dict(found)
+    _write(state_dir, known)
+
+
+def for_status(state_dir: str) -> dict[str, dict[str, Any]]:
+    """Return what was seen of each server that its status shows: pid, memory, stuck_stop. Raises ObservedError."""
+    keys = ("pid", "memory", "stuck_stop")
+    return {name: {key: seen[key] for key in keys if key in seen} for name, seen in _read(state_dir).items()}
 
 
 def refused_revisions(state_dir: str) -> dict[str, Any]:

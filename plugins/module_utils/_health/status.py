@@ -13,6 +13,7 @@ from .._core.argv import flag_value
 from .._core.documents import NULL, Document, Fields
 from .._core.processes import Process
 from .._services.base import ServiceStatus
+from .breakdown import MEMORY
 from .observations import STUCK_STOP
 from .probe import Probe, Server
 
@@ -30,7 +31,7 @@ _SERVER = Fields(
         "rss_bytes": int,
         "restarts": int,
     },
-    {"threads": (int, NULL), "stuck_stop": STUCK_STOP},
+    {"threads": (int, NULL), "memory": MEMORY, "stuck_stop": STUCK_STOP},
 )
 STATUS = Document(
     "status",
@@ -44,16 +45,20 @@ def status_json(
     statuses: Mapping[str, ServiceStatus],
     probes: Mapping[str, Probe],
     running: Mapping[str, Process],
-    stuck_stops: Mapping[str, Mapping[str, Any]],
+    seen: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """The status document of all servers."""
+    """The status document of all servers. seen are the observations of them."""
     entries = [
         _status_entry(server, statuses[server["name"]], probes.get(server["name"]), running.get(server["name"]))
         for server in servers
     ]
     for entry in entries:
-        if entry["name"] in stuck_stops:
-            entry["stuck_stop"] = dict(stuck_stops[entry["name"]])
+        found = seen.get(entry["name"], {})
+        if "stuck_stop" in found:
+            entry["stuck_stop"] = found["stuck_stop"]
+        # That of an earlier process says nothing about this one.
+        if "memory" in found and found.get("pid") == entry["pid"]:
+            entry["memory"] = found["memory"]
     return STATUS.stamp(
         {
             "total_servers": len(entries),

@@ -12,6 +12,7 @@ from typing import Any
 
 from .._core.errors import EstimateError
 from .._core.text import bounded, format_bytes
+from .._health.breakdown import deviation
 from .._plan.memory import estimate
 from .._plan.plan import companion_sizes, effective_parameters, plan_lines
 from .._plan.profile import select
@@ -171,11 +172,12 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
             server["state"],
             format_seconds(server["uptime_seconds"]) if server["pid"] else "-",
             format_bytes(server["rss_bytes"]) if server["pid"] else "-",
+            *_planned_and_loaded(server.get("memory")),
             server["restarts"],
         ]
         for server in status["servers"]
     ]
-    header = ("SERVER", "PORT", "PID", "TIER", "THREADS", "STATE", "UPTIME", "MEMORY", "RESTARTS")
+    header = ("SERVER", "PORT", "PID", "TIER", "THREADS", "STATE", "UPTIME", "MEMORY", "PLANNED", "LOADED", "RESTARTS")
     return [
         f"{status['ready_servers']} of {status['total_servers']} servers ready",
         *(table(header, rows) if rows else []),
@@ -186,6 +188,14 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
             if "stuck_stop" in server
         ),
     ]
+
+
+def _planned_and_loaded(memory: Mapping[str, Any] | None) -> list[str]:
+    if memory is None:
+        return ["-", "-"]
+    share = deviation(memory)
+    more = f" ({share:+.0%})" if share is not None else ""
+    return [format_bytes(memory["planned_bytes"]), f"{format_bytes(memory['loaded_bytes'])}{more}"]
 
 
 def registry_lines(registry: Mapping[str, Any], profile: Mapping[str, Any]) -> list[str]:

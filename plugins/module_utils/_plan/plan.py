@@ -18,6 +18,7 @@ from .._core.digests import digest_of
 from .._core.errors import EstimateError
 from .._runtime.flags import FlagError
 from .._runtime.render_flags import canonical_parameters, render_flags
+from .build_defaults import log_defaults, stop_defaults
 from .cpu import SPIN_COUNT, Demand, busy_threads, oversubscription, share_cores
 from .differences import stopped_server, with_action
 from .document import PLAN
@@ -29,7 +30,6 @@ from .memory_limits import check_memory, growth_warnings, memory_text
 from .missing import lost_servers, missing_models, nothing_left
 from .ports import assign_ports, back_home
 from .profile import Model, Selected, select
-from .stop_defaults import stop_defaults
 
 # Headroom for page tables, threads, allocator slack and long prompts, so that these do not get a server killed.
 MEMORY_MAX_MARGIN = 1.25
@@ -190,6 +190,7 @@ def _draft(
             exposure_defaults(canonical_parameters(parameters, flags), flags, bool(settings.api_key_file))
         )
         parameters.update(stop_defaults(canonical_parameters(parameters, flags), flags, settings.stop_timeout))
+        parameters.update(log_defaults(canonical_parameters(parameters, flags), flags))
         canonical = canonical_parameters(parameters, flags)
         refuse_powerful({**selected.parameters, **canonical}, settings)
         refuse_sleep(canonical, runtime)

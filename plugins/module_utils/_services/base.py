@@ -17,6 +17,7 @@ from .._core.errors import MagiError
 from .._core.processes import Process, all_processes
 from .._core.stopping import first_wait_seconds
 from .._core.text import visible_line
+from .server_log import plain_lines
 
 # Seconds after the stop time-out, when SIGKILL is sent. A process that takes longer hangs in the kernel.
 STOP_MARGIN = 15.0
@@ -93,12 +94,19 @@ class ServiceDriver(Protocol):
         """If no server is left, stop the processes that exist only to run servers; returns whether it did."""
 
     def log_tail(self, name: str, lines: int) -> list[str]:
-        """Return the last lines of a server's log."""
+        """Return the last messages of a server's log."""
+
+    def start_logs(self, pids: Mapping[str, int]) -> dict[str, list[str]]:
+        """Return the lines that servers have logged since the start of these processes, as they are, by name.
+
+        For servers that have started just now: of a long log, lines are missing. A log may begin with lines of the
+        process before.
+        """
 
 
 def log_lines(text: str, count: int) -> list[str]:
     """Return the last lines of a log, each cut and visible: servers and their models decide what is in it."""
-    return [visible_line(line) for line in text.rstrip("\n").split("\n")[-count:]] if text.strip() else []
+    return [visible_line(line) for line in plain_lines(text.split("\n")) if line.strip()][-count:]
 
 
 def exit_text(code: int | None) -> str | None:

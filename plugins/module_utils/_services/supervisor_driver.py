@@ -18,7 +18,7 @@ import socket
 import sys
 import time
 import xmlrpc.client
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .._core.commands import run_command
@@ -175,12 +175,18 @@ class SupervisorDriver:
         self._write_started({name: pid for name, pid in self._started().items() if name not in names})
 
     def log_tail(self, name: str, lines: int) -> list[str]:
+        return log_lines(self._log_end(name), lines)
+
+    def start_logs(self, pids: Mapping[str, int]) -> dict[str, list[str]]:
+        return {name: self._log_end(name).splitlines() for name in pids}
+
+    def _log_end(self, name: str) -> str:
         try:
             with open(os.path.join(self._state_dir, "log", f"{name}.log"), "rb") as stream:
                 stream.seek(max(0, os.fstat(stream.fileno()).st_size - TAIL_BYTES))
-                return log_lines(stream.read().decode("utf-8", "replace"), lines)
+                return stream.read().decode("utf-8", "replace")
         except OSError:
-            return []
+            return ""
 
     def shutdown_if_idle(self) -> bool:
         # A failed program, or one to be retried, still has a status to report.

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -67,6 +68,8 @@ START_SECONDS = 180.0
 # Longer than systemd's own time-out for a stop: a unit may still have that of an earlier deployment.
 LONGEST_STOP_SECONDS = 120.0
 LOG_SECONDS = 20.0
+# So many lines of a server's start are read; llama-server logs about 20 until it is ready.
+START_LINES = 200
 
 
 class Run(Protocol):
@@ -223,6 +226,20 @@ class SystemdDriver:
             # The log explains a result; it is not worth losing the result for it.
             return [str(error)]
 
+    def start_logs(self, pids: Mapping[str, int]) -> dict[str, list[str]]:
+        if not pids:
+            return {}
+        # One call for all. Matches of one field are alternatives.
+        command = ["journalctl", "--quiet", "--no-pager", "--all", "-b", "-o", "json", "--output-fields=MESSAGE"]
+        command[-1] += ",_PID,SYSLOG_IDENTIFIER"
+        command += ["-n", str(START_LINES * len(pids)), *(f"_PID={pid}" for pid in pids.values())]
+        try:
+            self._run(["journalctl", "--sync"], LOG_SECONDS)
+            output = self._run(command, LOG_SECONDS)[1]
+        except CommandTimeoutError:
+            return {}
+        return parse_journal(output, pids)
+
     def _show(self, units: Sequence[str]) -> dict[str, dict[str, str]]:
         code, output, complaint = self._run(["systemctl", "show", "-p", ",".join(PROPERTIES), "--", *units])
         if code != 0 and not output:
@@ -233,6 +250,20 @@ class SystemdDriver:
         code, _output, complaint = self._run(command, seconds)
         if code != 0:
             raise ServiceError(f"{' '.join(command)} failed: {complaint.strip()}")
+
+
+def parse_journal(output: str, pids: Mapping[str, int]) -> dict[str, list[str]]:
+    """Return the messages of these processes in the output of `journalctl -o json`, by the names of their servers."""
+    logs: dict[str, list[str]] = {name: [] for name in pids}
+    for line in output.splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        name = str(entry.get("SYSLOG_IDENTIFIER"))
+        if name in pids and entry.get("_PID") == str(pids[name]) and isinstance(entry.get("MESSAGE"), str):
+            logs[name].append(entry["MESSAGE"])
+    return logs
 
 
 def parse_show(output: str) -> dict[str, dict[str, str]]:

@@ -275,7 +275,11 @@ def test_status_json_has_exactly_the_documented_keys():
         },
         {"a": Probe("ready"), "c": Probe("not_listening"), "d": Probe("loading")},
         {"a": Process(42, 1, "a", (), {}, 0, 0.0, 61.7, 4096)},
-        {"b": {"signal": "SIGKILL", "seconds": 30.1}},
+        {
+            "a": {"pid": 42, "memory": {"planned_bytes": 5, "loaded_bytes": 6, "rows": []}},
+            "b": {"stuck_stop": {"signal": "SIGKILL", "seconds": 30.1}},
+            "c": {"pid": 41, "memory": {"planned_bytes": 5, "loaded_bytes": 6, "rows": []}},
+        },
     )
     assert list(status) == ["schema_version", "collection_version", "total_servers", "ready_servers", "servers"]
     assert (status["total_servers"], status["ready_servers"]) == (4, 1)
@@ -292,8 +296,10 @@ def test_status_json_has_exactly_the_documented_keys():
         "rss_bytes": 4096,
         "restarts": 2,
         "threads": None,
+        "memory": {"planned_bytes": 5, "loaded_bytes": 6, "rows": []},
     }
     assert [entry["state"] for entry in status["servers"]] == ["ready", "failed", "starting", "loading"]
+    assert "memory" not in status["servers"][2]
     assert status["servers"][1]["stuck_stop"] == {"signal": "SIGKILL", "seconds": 30.1}
     empty = status_module.status_json([], {}, {}, {}, {})
     assert (empty["total_servers"], empty["ready_servers"], empty["servers"]) == (0, 0, [])

@@ -76,6 +76,13 @@ def test_status_names_stuck_stops() -> None:
     assert status_lines(status)[-1] == "a: stuck stop: it ended by second SIGTERM after 10 s"
 
 
+def test_status_shows_memory_as_planned_and_as_loaded() -> None:
+    server = {"name": "a", "port": 8080, "pid": 5, "tier": "Q4", "state": "ready", "uptime_seconds": 9, "restarts": 0}
+    server |= {"rss_bytes": 2**30, "memory": {"planned_bytes": 2**31, "loaded_bytes": 5 * 2**29, "rows": []}}
+    status = {"ready_servers": 1, "total_servers": 1, "servers": [server]}
+    assert "1.0 GiB  2.0 GiB  2.5 GiB (+25%) " in status_lines(status)[2]
+
+
 def test_model_table(registry: dict[str, Any]) -> None:
     entry = {"model": "tiny-f16", "parameters": {"ctx_size": 512, "mmproj": None}}
     lines = registry_lines(registry, profile(entry, parameters={"ctx_size": 1024}))

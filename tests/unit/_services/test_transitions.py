@@ -261,9 +261,9 @@ def test_stuck_stop_is_known_until_the_next_stop(tmp_path):
     observations.note_stops(state, {"a": stuck})
     # The new process, which is ready, does not clear it.
     observations.update_observations(state, [ready(5, 1.2)], {"a": "r1"})
-    assert observations.stuck_stops(state) == {"a": {"signal": "second SIGTERM", "seconds": 10.02}}
+    assert observations.for_status(state)["a"]["stuck_stop"] == {"signal": "second SIGTERM", "seconds": 10.02}
     observations.note_stops(state, {"a": transitions.Result("a", "stop", 5, None, "SIGTERM", 0.1)})
-    assert observations.stuck_stops(state) == {}
+    assert "stuck_stop" not in observations.for_status(state)["a"]
 
 
 def test_stop_lines_report_stops_and_kills():

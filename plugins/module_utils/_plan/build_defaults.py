@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""The flag that decides how long a clean stop takes, against the stop time-out."""
+"""Flags that are rendered where the build has them: for a quick stop, and for a log with the memory breakdown."""
 
 from __future__ import annotations
 
@@ -35,3 +35,8 @@ def stop_defaults(parameters: Mapping[str, Any], flags: Mapping[str, Any], stop_
             f"or lower {_PING}."
         )
     return {}
+
+
+def log_defaults(parameters: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the flag for a log in JSON lines, which has the server's own memory breakdown."""
+    return {"log_jsonl": True} if "log_jsonl" not in parameters and has_flag("log_jsonl", flags) else {}

@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The interval of pings is below the wait before the second SIGTERM."""
+"""Flags for a quick stop and for a log with the memory breakdown, where the build has them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.magi.llama.plugins.module_utils._core.stopping import first_wait_seconds
+from ansible_collections.magi.llama.plugins.module_utils._plan.build_defaults import log_defaults, stop_defaults
 from ansible_collections.magi.llama.plugins.module_utils._plan.inputs import PlanError
-from ansible_collections.magi.llama.plugins.module_utils._plan.stop_defaults import stop_defaults
 from ansible_collections.magi.llama.plugins.module_utils._runtime.flags import flags_to_fact
 from ansible_collections.magi.llama.plugins.module_utils._runtime.help_text import parse_help
 
@@ -22,6 +22,13 @@ FLAGS = flags_to_fact(parse_help((OUTPUTS / "help-11669.txt").read_text()))
 def test_interval_leaves_a_clean_stop_its_time(stop_timeout: int, seconds: int) -> None:
     assert stop_defaults({}, FLAGS, stop_timeout) == {"sse_ping_interval": seconds}
     assert seconds < first_wait_seconds(stop_timeout) or stop_timeout < 6
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_log_has_the_memory_breakdown_unless_the_profile_says_otherwise(given: bool) -> None:
+    assert log_defaults({}, FLAGS) == {"log_jsonl": True}
+    assert log_defaults({"log_jsonl": given}, FLAGS) == {}
+    assert log_defaults({}, {"port": FLAGS["port"]}) == {}
 
 
 def test_build_without_the_flag_gets_none() -> None:
