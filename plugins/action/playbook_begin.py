@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
@@ -23,6 +24,8 @@ from ansible_collections.magi.llama.plugins.plugin_utils.variable_names import (
     host_var_errors,
     not_taken_errors,
 )
+
+NO_HTTPX = "verify_from=controller needs httpx on the controller: pip install httpx, or set verify_from=host."
 
 
 class ActionModule(HostAction):
@@ -44,6 +47,7 @@ class ActionModule(HostAction):
                 *not_taken_errors(spec["playbooks"]),
                 *host_var_errors(hosts, extra_vars),
                 *self._canary_errors(hosts, task_vars),
+                *_httpx_errors(options, hosts),
             ]
         )
         wrong.update(dict.fromkeys(_missing(arguments["playbook"], book.get("required", ()), options, hosts)))
@@ -76,6 +80,12 @@ class ActionModule(HostAction):
         if canary in names:
             return []
         return [f'rollout_canary is "{canary}", which is not a host of this run: {nearest(str(canary), names)}']
+
+
+def _httpx_errors(options: dict[str, Any], hosts: dict[str, Any]) -> list[str]:
+    """Return an error if only the controller is to send probes and it cannot: hosts are changed before that."""
+    asks = "verify_from" in options and any(one.get("verify_from") == "controller" for one in hosts.values())
+    return [NO_HTTPX] if asks and find_spec("httpx") is None else []
 
 
 def _missing(playbook: str, required: Sequence[str], options: dict[str, Any], hosts: dict[str, Any]) -> list[str]:

@@ -16,8 +16,8 @@ description:
     and its GPUs. Changes nothing.
   - A server keeps its port for as long as it exists, and its name keeps the port afterwards. A port held by an
     unmanaged process is skipped for a new server and is an error for an existing one, or for one whose port is set.
-  - Unknown models and flags, too many servers for the port range and too little memory are errors here, before
-    anything is changed.
+  - Unknown models and flags, too many servers for the port range, too little memory and model files that the servers'
+    user may not read are errors here, before anything is changed.
 author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:
   - magi.llama.attributes
@@ -205,6 +205,7 @@ from ansible_collections.magi.llama.plugins.module_utils._core.processes import 
     memory,
     processes,
 )
+from ansible_collections.magi.llama.plugins.module_utils._core.readable import unreadable
 from ansible_collections.magi.llama.plugins.module_utils._core.text import bounded
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import (
     DamagedRecordError,
@@ -222,6 +223,7 @@ from ansible_collections.magi.llama.plugins.module_utils._plan.differences impor
     plan_diff,
 )
 from ansible_collections.magi.llama.plugins.module_utils._plan.inputs import Host, settings_of
+from ansible_collections.magi.llama.plugins.module_utils._plan.model_files import require_readable
 from ansible_collections.magi.llama.plugins.module_utils._plan.plan import make_plan, plan_lines
 from ansible_collections.magi.llama.plugins.module_utils._runtime.probe import PROBE_ENVIRONMENT, PROBE_SECONDS
 from ansible_collections.magi.llama.plugins.module_utils._services.table import (
@@ -264,11 +266,14 @@ def run(module: Module) -> dict:
         remembered=record.get("ports", {}),
     )
     plan = make_plan(registry, given["profile"], given["runtime"], settings, host, given["known_elsewhere"])
+    user = given["restart_triggers"].get("user")
+    if user:
+        ids = ids_of(user, given["restart_triggers"].get("user_groups") or [])
+        require_readable(plan, registry, user, lambda paths: unreadable(paths, ids))
     off = disabled(record, manager.name)
     plan["warnings"] += extra_warnings(plan, given["stray_variables"], off, foreign_units())
     plan["warnings"] += bounded(foreign_marks(given["state_dir"]), MAX_FOREIGN)
     # Servers of the user before still have to be recognised, to be stopped.
-    user = given["restart_triggers"].get("user")
     if user:
         plan["users"] = list(dict.fromkeys([user, *record.get("users", [])]))[:MAX_USERS]
     if not manager.starts_at_boot and record["service_manager"] != manager.name:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+# Files that llama-server reads.
+PATH_FLAGS = ("--model", "--mmproj", "--lora", "--model-draft", "--spec-draft-model", "--chat-template-file")
+
 
 def flag_values(argv: Sequence[str], flags: Iterable[str]) -> Iterator[str]:
     """The word after each occurrence of one of these flags."""

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .._core.argv import flag_value, flag_values
+from .._core.argv import PATH_FLAGS, flag_value, flag_values
 from .._core.stopping import first_wait_seconds
 from .._core.values import is_loopback, parse_bool
 from .quoting import systemd_paths
@@ -43,7 +43,6 @@ WRITE_FLAGS = ("--slot-save-path", "--log-prompts-dir", "--lookup-cache-dynamic"
 PLACEMENT_FLAGS = ("--numa", "--cpu-mask", "--cpu-range", "--cpu-strict", "--prio", "--poll")
 # llama-server has a thread for each core twice and one for each connection; this only bounds a runaway.
 TASKS_MAX = 4096
-PATH_FLAGS = ("--model", "--mmproj", "--lora", "--model-draft", "--spec-draft-model", "--chat-template-file")
 
 
 def unit_name(server: str) -> str:

@@ -164,3 +164,17 @@ def test_role_refuses_misspelled_variables_of_the_inventory(run_action: Any) -> 
 def test_variables_of_tests_and_examples_are_known() -> None:
     assert {"servers", "target", "registry_path", "rollback_keep_binary"} <= known_names()
     assert OURS.fullmatch("servers_x") and not OURS.fullmatch("servers")
+
+
+@pytest.mark.parametrize("playbook", ["rollout", "rollback", "verify"])
+def test_httpx_is_required_before_any_change_where_the_controller_asks(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, playbook: str
+) -> None:
+    monkeypatch.setattr("ansible_collections.magi.llama.plugins.action.playbook_begin.find_spec", lambda _name: None)
+    assert "pip install httpx, or set verify_from=host" in begin.error(playbook, "verify_from=controller")
+    for who in ("auto", "host"):
+        assert not begin(playbook, f"verify_from={who}")["changed"]
+
+
+def test_rollout_serial_that_is_not_a_size_is_an_error(begin: Begin) -> None:
+    assert 'rollout_serial is "abc": it is a list such as [1, "25%"]' in begin.error("rollout", "rollout_serial=abc")
