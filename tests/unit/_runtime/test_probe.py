@@ -45,7 +45,7 @@ class FakeRun:
     def __call__(self, argv: Sequence[str], environment: Mapping[str, str], seconds: float) -> Completed:
         self.asked.append(argv[1])
         self.environments.append(environment)
-        assert 0 < seconds <= 20
+        assert 0 < seconds <= 30
         text = self.version if argv[1] == "--version" else self.help
         return Completed(0, text, "") if self.stream == "stdout" else Completed(0, "", text)
 
