@@ -13,8 +13,9 @@ from typing import Any
 from .._core.errors import EstimateError
 from .._core.text import bounded, format_bytes
 from .._health.breakdown import deviation
+from .._plan.drafts import effective_parameters
 from .._plan.memory import estimate
-from .._plan.plan import companion_sizes, effective_parameters, plan_lines
+from .._plan.plan import companion_sizes, plan_lines
 from .._plan.profile import select
 
 STEPS = ("discovery", "profile", "enabled models", "launch", "health")

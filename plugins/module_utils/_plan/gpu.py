@@ -147,7 +147,7 @@ def vram_per_gpu(vram_bytes: int, fixed_bytes: int, flags: Mapping[str, Any], gp
     """
     if not gpus or vram_bytes <= 0:
         return [0] * len(gpus)
-    used = _used(flags, gpus)
+    used = used_gpus(flags, gpus)
     if str(flags.get("split_mode")) == "none":
         main = _whole(str(flags.get("main_gpu", 0))) or 0
         used = used[main : main + 1] or used[:1]
@@ -170,9 +170,11 @@ def _shares(value: Any) -> list[float]:
     return [float(text) for text in texts]
 
 
-def _used(flags: Mapping[str, Any], gpus: Sequence[Gpu]) -> list[int]:
+def used_gpus(flags: Mapping[str, Any], gpus: Sequence[Gpu]) -> list[int]:
     """The places of the GPUs that device (CUDA0,CUDA2 and the like) names; of all of them without it."""
     given = str(flags.get("device") or "")
+    if given == "none":
+        return []
     names = [name.strip() for name in given.split(",") if re.search(r"[A-Za-z][0-9]", name)]
     if not names:
         return list(range(len(gpus)))

@@ -15,17 +15,13 @@ from typing import Any
 
 from .._core.argv import flag_value
 from .._core.digests import digest_of
-from .._core.errors import EstimateError
 from .._runtime.flags import FlagError
-from .._runtime.render_flags import canonical_parameters, render_flags
-from .build_defaults import log_defaults, stop_defaults
+from .._runtime.render_flags import render_flags
 from .cpu import SPIN_COUNT, Demand, busy_threads, oversubscription, share_cores
 from .differences import stopped_server, with_action
 from .document import PLAN
-from .exposure import exposure_defaults, refuse_powerful, refuse_sleep
-from .gpu import vram_per_gpu
+from .drafts import Draft, make_draft, offloaded, where
 from .inputs import Host, PlanError, Server, Settings
-from .memory import computes_on_cpu, estimate, slot_context
 from .memory_limits import check_memory, growth_warnings, memory_text
 from .missing import lost_servers, missing_models, nothing_left
 from .ports import assign_ports, back_home
@@ -71,7 +67,8 @@ def make_plan(
     ports = assign_ports(wanted, orphans, settings, host, profile)
 
     sizes = companion_sizes(registry)
-    drafts = [_draft(name, selected, profile, runtime, settings, host, sizes) for name, selected in wanted]
+    drafts = [make_draft(name, selected, profile, runtime, settings, host, sizes) for name, selected in wanted]
+    drafts, layer_warnings = offloaded(drafts, runtime, settings, host, sizes, orphans)
     threads, thread_warnings = _share_cores(drafts, settings, host)
     planned = []
     remembered = dict(ports.remembered)
@@ -95,7 +92,7 @@ def make_plan(
     memory = check_memory(planned, profile, settings, host)
     warnings += [f"{server['name']}: {text}" for server in servers for text in _context_warnings(server)]
     warnings += growth_warnings(planned, memory)
-    warnings += thread_warnings
+    warnings += [*layer_warnings, *thread_warnings]
     _assert_unique(planned)
     return PLAN.stamp(
         {
@@ -153,71 +150,6 @@ def _named(servers: Sequence[Selected], models: Sequence[Model]) -> list[tuple[s
 
 
 @dataclass(frozen=True)
-class _Draft:
-    """A server before its port and threads are known: its flags, and the memory that they take."""
-
-    name: str
-    selected: Selected
-    parameters: dict[str, Any]
-    canonical: dict[str, Any]
-    memory: dict[str, Any]
-    on_cpu: bool
-
-    @property
-    def own_threads(self) -> int | None:
-        """The number of threads that the profile sets; 0 for llama-server's default, None to share the cores."""
-        value = str(self.canonical.get("threads"))
-        if value == "auto":
-            return None
-        return int(value) if value.isdecimal() else 0
-
-
-def _draft(
-    name: str,
-    selected: Selected,
-    profile: Mapping[str, Any],
-    runtime: Mapping[str, Any],
-    settings: Settings,
-    host: Host,
-    companions: Mapping[str, int],
-) -> _Draft:
-    """Return a server's flags and memory. Raises PlanError."""
-    model = selected.model
-    flags = runtime.get("flags") or {}
-    try:
-        parameters = effective_parameters(model, selected.parameters)
-        parameters.update(
-            exposure_defaults(canonical_parameters(parameters, flags), flags, bool(settings.api_key_file))
-        )
-        parameters.update(stop_defaults(canonical_parameters(parameters, flags), flags, settings.stop_timeout))
-        parameters.update(log_defaults(canonical_parameters(parameters, flags), flags))
-        canonical = canonical_parameters(parameters, flags)
-        refuse_powerful({**selected.parameters, **canonical}, settings)
-        refuse_sleep(canonical, runtime)
-        batch = _whole_inputs(model, canonical, runtime)
-        parameters, canonical = {**parameters, **batch}, {**canonical, **batch}
-        # A build without the flag has no prompt cache.
-        has_cache = not flags or "cache_ram" in flags
-        memory = estimate(
-            model["memory"],
-            canonical if has_cache else {**canonical, "cache_ram": 0},
-            kind=str(model["kind"]),
-            gpus=len(host.gpus),
-            build=runtime.get("build"),
-            companion_bytes=companions.get(str(canonical.get("mmproj")), 0),
-        )
-        memory["gpu_bytes"] = vram_per_gpu(memory["vram_bytes"], memory["gpu_fixed_bytes"], canonical, host.gpus)
-        on_cpu = host.cores is not None and computes_on_cpu(model["memory"], canonical, len(host.gpus))
-    except (FlagError, EstimateError, PlanError) as error:
-        raise PlanError(f"{_where(profile, name)}: {error}") from error
-    return _Draft(name, selected, parameters, canonical, memory, on_cpu)
-
-
-def _where(profile: Mapping[str, Any], name: str) -> str:
-    return f'profile "{profile["name"]}" ({profile["source"]}), server {name}'
-
-
-@dataclass(frozen=True)
 class _Threads:
     """The threads of each server that shares the cores, and the servers whose threads have to spin less."""
 
@@ -225,7 +157,7 @@ class _Threads:
     spinning: frozenset[str] = frozenset()
 
 
-def _share_cores(drafts: Sequence[_Draft], settings: Settings, host: Host) -> tuple[_Threads, list[str]]:
+def _share_cores(drafts: Sequence[Draft], settings: Settings, host: Host) -> tuple[_Threads, list[str]]:
     """Return the threads of the servers that compute on the CPU, and warnings; nothing if the cores are unknown."""
     on_cpu = [draft for draft in drafts if draft.on_cpu]
     cores = host.cores
@@ -241,7 +173,7 @@ def _share_cores(drafts: Sequence[_Draft], settings: Settings, host: Host) -> tu
     return _Threads(shared, frozenset(spinning)), oversubscription(cores, own, total)
 
 
-def _thread_flags(draft: _Draft, threads: _Threads, flags: Mapping[str, Any]) -> dict[str, Any]:
+def _thread_flags(draft: Draft, threads: _Threads, flags: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parameters with the planned threads in place of auto."""
     known = [key for key in ("threads", "threads_batch") if not flags or key in flags]
     given = {key: draft.canonical.get(key) for key in known}
@@ -255,7 +187,7 @@ def _thread_flags(draft: _Draft, threads: _Threads, flags: Mapping[str, Any]) ->
 
 
 def _server(
-    draft: _Draft,
+    draft: Draft,
     port: int,
     profile: Mapping[str, Any],
     runtime: Mapping[str, Any],
@@ -270,7 +202,7 @@ def _server(
         flags = runtime.get("flags") or {}
         rendered = render_flags(_thread_flags(draft, threads, flags), flags)
     except FlagError as error:
-        raise PlanError(f"{_where(profile, name)}: {error}") from error
+        raise PlanError(f"{where(profile, name)}: {error}") from error
     argv = [str(runtime["path"]), "--model", str(model["path"]), "--alias", str(model["id"])]
     argv += ["--host", settings.host, "--port", str(port), *rendered]
     if settings.api_key_file:
@@ -314,28 +246,6 @@ def _server(
         "stop_timeout": settings.stop_timeout,
         "max_startup_time": profile["start"]["max_startup_time"],
     }
-
-
-def effective_parameters(model: Model, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the flags implied by the model's kind and projector, overridden by the profile's parameters."""
-    by_kind = {"embedding": {"embedding": True}, "reranker": {"reranking": True}}
-    projector = {"mmproj": model["mmproj"]} if model.get("mmproj") else {}
-    return {**by_kind.get(str(model["kind"]), {}), **projector, **parameters}
-
-
-def _whole_inputs(model: Model, canonical: Mapping[str, Any], runtime: Mapping[str, Any]) -> dict[str, int]:
-    """Batch sizes with which an embedding or reranker server takes inputs as long as a slot.
-
-    llama-server refuses an input longer than one physical batch, by default 512 tokens. Sizes of the profile are kept.
-    """
-    flags = runtime.get("flags") or {}
-    if model["kind"] not in ("embedding", "reranker") or not {"ubatch_size", "batch_size"} <= set(flags):
-        return {}
-    if canonical.get("ubatch_size") is not None:
-        return {}
-    tokens = slot_context(model["memory"], canonical, kind=str(model["kind"]), build=runtime.get("build"))
-    given = canonical.get("batch_size")
-    return {"ubatch_size": tokens, "batch_size": tokens} if given is None else {"ubatch_size": int(given)}
 
 
 def companion_sizes(registry: Mapping[str, Any]) -> dict[str, int]:

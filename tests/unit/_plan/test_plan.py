@@ -74,7 +74,7 @@ def one_gib_each(monkeypatch: pytest.MonkeyPatch) -> None:
             "slot_context": 4096,
         }
 
-    monkeypatch.setattr("ansible_collections.magi.llama.plugins.module_utils._plan.plan.estimate", estimate)
+    monkeypatch.setattr("ansible_collections.magi.llama.plugins.module_utils._plan.drafts.estimate", estimate)
 
 
 def profile(*entries: Any, **more: Any) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def test_estimate_uses_the_command_line(
         calls.append((settings.get("mmproj"), settings.get("embedding"), companion_bytes))
         return {**dict.fromkeys(("total_bytes", "ram_bytes", "vram_bytes", "growth_bytes", "gpu_fixed_bytes"), 0)}
 
-    monkeypatch.setattr("ansible_collections.magi.llama.plugins.module_utils._plan.plan.estimate", estimate)
+    monkeypatch.setattr("ansible_collections.magi.llama.plugins.module_utils._plan.drafts.estimate", estimate)
     companions = [{"path": "/models/p.gguf", "size_bytes": 7}, {"path": "/models/q.gguf", "size_bytes": 9}]
     record = model("v", kind="embedding", mmproj="/models/p.gguf")
     (server,) = plan([record], profile("v", parameters=parameters), companions=companions)["servers"]
@@ -197,7 +197,7 @@ def growing(monkeypatch: pytest.MonkeyPatch, growth: int) -> list[Any]:
         numbers = dict.fromkeys(("vram_bytes", "growth_bytes", "gpu_fixed_bytes"), 0)
         return {**numbers, "total_bytes": GIB, "ram_bytes": GIB, "expected_growth_bytes": growth}
 
-    monkeypatch.setattr("ansible_collections.magi.llama.plugins.module_utils._plan.plan.estimate", estimate)
+    monkeypatch.setattr("ansible_collections.magi.llama.plugins.module_utils._plan.drafts.estimate", estimate)
     return caches
 
 
@@ -531,7 +531,7 @@ def test_setting_without_estimate_names_profile_and_server(monkeypatch: pytest.M
     def estimate(*_: Any, **__: Any) -> dict[str, Any]:
         raise EstimateError("ctx_size is '4k': it must be a whole number.")
 
-    monkeypatch.setattr("ansible_collections.magi.llama.plugins.module_utils._plan.plan.estimate", estimate)
+    monkeypatch.setattr("ansible_collections.magi.llama.plugins.module_utils._plan.drafts.estimate", estimate)
     with pytest.raises(PlanError, match=r"profiles/test\.yml.*server a: ctx_size is '4k'"):
         plan([A], profile("a"))
 
@@ -580,7 +580,7 @@ def test_instance_name_never_equals_another_models_id() -> None:
     [
         (profile("a", "b", memory_budget="1GiB"), host(), "need 2.0 GiB, the profile's memory_budget is 1.0 GiB: a 1.0 GiB"),
         (profile("a", "b"), host(memory=Memory(GIB, GIB)), "this host's RAM is 1.0 GiB"),
-        (profile("a", "b"), host(gpus=[Gpu(0, "g", GIB, GIB, "nvidia")]), "need 2.0 GiB, the memory of GPU 0 (g) that they can use (1.0 GiB in all; 1.0 GiB free; 1.0 GiB to spare) is 0 B"),
+        (profile("a", "b", parameters={"n_gpu_layers": "all"}), host(gpus=[Gpu(0, "g", GIB, GIB, "nvidia")]), "need 2.0 GiB, the memory of GPU 0 (g) that they can use (1.0 GiB in all; 1.0 GiB free; 1.0 GiB to spare) is 0 B"),
     ],
 )  # fmt: skip
 def test_memory_exceeded_is_an_error_with_needs(chosen: dict, on: Host, words: str) -> None:
@@ -734,7 +734,7 @@ def test_servers_without_threads_take_all_cores_and_are_warned_of() -> None:
 
 def test_servers_on_gpus_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "ansible_collections.magi.llama.plugins.module_utils._plan.plan.computes_on_cpu",
+        "ansible_collections.magi.llama.plugins.module_utils._plan.drafts.computes_on_cpu",
         lambda _shape, settings, _gpus: settings.get("n_gpu_layers") == 0,
     )
     gpu = Gpu(0, "g", 64 * GIB, 64 * GIB, "nvidia")
