@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`python -m bench [headers] [runs] [fleet]`: run all parts or the given ones, print a table and write bench.json.
+"""`python -m bench [PART …]`: run all parts or the given ones, print a table and write bench.json.
 
 Goals are informative.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from bench.measure import ROOT, BenchError, Row, say, table, write_json
 from support import reaper
 
-PARTS = ("headers", "runs", "fleet")
+PARTS = ("headers", "runs", "fleet", "threads")
 
 
 def main() -> int:

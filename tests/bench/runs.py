@@ -76,7 +76,14 @@ class Ours:
     """The servers of the collection on this machine, in the bench's own state directory."""
 
     def __init__(
-        self, count: int, folder: Path, *, port: int = 0, models: Path = MODELS, registry: Path | None = None
+        self,
+        count: int,
+        folder: Path,
+        *,
+        port: int = 0,
+        models: Path = MODELS,
+        registry: Path | None = None,
+        enabled: dict[str, Any] | None = None,
     ) -> None:
         first = port or OUR_PORTS[count]
         self.state = folder / "state"
@@ -96,7 +103,7 @@ class Ours:
                 "servers_port_range_start": first,
                 "servers_port_range_end": first + count - 1,
             },
-            {"bench": profile(count)},
+            {"bench": enabled or profile(count)},
         )
 
     def run(self, *arguments: str) -> Run:
