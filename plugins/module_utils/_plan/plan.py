@@ -167,9 +167,10 @@ def _share_cores(drafts: Sequence[Draft], settings: Settings, host: Host) -> tup
     demands = [Demand(draft.name, draft.selected.cpu_share, own.get(draft.name)) for draft in on_cpu]
     threads = share_cores(cores, demands, settings.cpu_expected_busy)
     total = busy_threads(threads, settings.cpu_expected_busy)
-    # More servers than expected may be busy, and then each of them waits for threads that others keep off the cores.
-    spinning = {name for name, count in threads.items() if count > 1 and sum(threads.values()) > cores}
     shared = {name: count for name, count in threads.items() if name not in own}
+    # More servers than expected may be busy, and then each waits for threads that others keep off the cores. A server
+    # that does not share the cores is not restarted for what others do.
+    spinning = {name for name, count in shared.items() if count > 1 and sum(threads.values()) > cores}
     return _Threads(shared, frozenset(spinning)), oversubscription(cores, own, total)
 
 
@@ -278,4 +279,4 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
 
 def _threads_text(server: Mapping[str, Any]) -> str:
     count = flag_value(server.get("argv") or [], "--threads")
-    return f"{count} threads  " if count else ""
+    return f"{count} thread{'' if count == '1' else 's'}  " if count else ""

@@ -718,14 +718,14 @@ def test_fewer_busy_servers_have_more_threads_which_spin_less() -> None:
 def test_own_threads_are_kept_and_warned_of() -> None:
     chosen = profile({"model": "a", "parameters": {"threads": 8}}, "b", parameters=AUTO)
     made = plan([A, B], chosen, host(cores=8))
-    assert (threads(made), spins(made)) == ({"a": "8", "b": "1"}, ["a"])
+    assert (threads(made), spins(made)) == ({"a": "8", "b": "1"}, [])
     (warning,) = made["warnings"]
     assert warning.startswith("9 threads compute at once on 8 cores") and "a (8)" in warning
 
 
 def test_servers_without_threads_take_all_cores_and_are_warned_of() -> None:
     made = plan([A, B], profile("a", "b"), host(cores=8))
-    assert (threads(made), spins(made)) == ({"a": None, "b": None}, ["a", "b"])
+    assert (threads(made), spins(made)) == ({"a": None, "b": None}, [])
     (warning,) = made["warnings"]
     assert warning.startswith("16 threads compute at once on 8 cores") and "Set threads: auto" in warning
     alone = plan([A], profile("a"), host(cores=8))
