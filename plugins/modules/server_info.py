@@ -134,6 +134,10 @@ status:
           description: Number of restarts after a crash since the last deliberate start.
           type: int
           sample: 0
+        restart_pending:
+          description: Whether its launch config is another one than its process was started with.
+          type: bool
+          sample: false
         memory:
           description: >-
             The memory for weights, caches and compute buffers, of a server that logs it; C(planned_bytes) as the plan
@@ -154,7 +158,8 @@ from ansible_collections.magi.llama.plugins.module_utils._deployment.config_drif
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import chosen, read_record
 from ansible_collections.magi.llama.plugins.module_utils._deployment.rollback import Deployment, starting
 from ansible_collections.magi.llama.plugins.module_utils._health.drift import drift
-from ansible_collections.magi.llama.plugins.module_utils._health.observations import for_status
+from ansible_collections.magi.llama.plugins.module_utils._health.observations import for_status, started_configs
+from ansible_collections.magi.llama.plugins.module_utils._health.pending import config_digests, restart_pending
 from ansible_collections.magi.llama.plugins.module_utils._health.probe import probe_all
 from ansible_collections.magi.llama.plugins.module_utils._health.status import status_json
 from ansible_collections.magi.llama.plugins.module_utils._services.table import driver_for
@@ -174,9 +179,11 @@ def run(module: Module) -> dict:
     probes = probe_all(running, pids, deep=module.params["deep"])
     wanted, found = module.params["servers"], processes(state_dir)
     configs = config_drift(state_dir, record)
+    digests = config_digests(state_dir, record["service_manager"], pids)
+    pending = restart_pending(started_configs(state_dir), pids, digests)
     return {
         "changed": False,
-        "status": status_json(servers, statuses, probes, found, for_status(state_dir)),
+        "status": status_json(servers, statuses, probes, found, for_status(state_dir), pending),
         "drift": drift(servers, pids, *(_only(wanted, part) for part in (found, configs))),
         "start": starting(Deployment(record, ())),
     }

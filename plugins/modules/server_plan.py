@@ -94,6 +94,13 @@ options:
       - How many servers that compute on the CPU are busy at once, for C(threads) V(auto) in a profile's parameters.
         By default all of them, so that their threads do not exceed the cores.
     type: int
+  restart:
+    description:
+      - Whether a server that runs with an earlier launch config than the one on disk, and as planned otherwise, is
+        restarted (V(auto)) or left alone as restart pending (V(never)).
+    type: str
+    choices: [auto, never]
+    default: never
   numa_mask:
     description: systemd's NUMAMask of the servers. Only the cores of these nodes are shared among them.
     type: str
@@ -213,6 +220,8 @@ from ansible_collections.magi.llama.plugins.module_utils._deployment.record impo
     read_record,
 )
 from ansible_collections.magi.llama.plugins.module_utils._deployment.state_files import deployed
+from ansible_collections.magi.llama.plugins.module_utils._health.observations import started_configs
+from ansible_collections.magi.llama.plugins.module_utils._health.pending import PENDING, config_digests, restart_pending
 from ansible_collections.magi.llama.plugins.module_utils._launch.api_keys import key_file
 from ansible_collections.magi.llama.plugins.module_utils._models.registry_file import require
 from ansible_collections.magi.llama.plugins.module_utils._plan.devices import TOOL_FOLDERS, find_gpus
@@ -220,9 +229,10 @@ from ansible_collections.magi.llama.plugins.module_utils._plan.differences impor
     drift,
     extra_warnings,
     has_changes,
+    pending_warnings,
     plan_diff,
 )
-from ansible_collections.magi.llama.plugins.module_utils._plan.inputs import Host, settings_of
+from ansible_collections.magi.llama.plugins.module_utils._plan.inputs import Host, Settings, settings_of
 from ansible_collections.magi.llama.plugins.module_utils._plan.model_files import require_readable
 from ansible_collections.magi.llama.plugins.module_utils._plan.plan import make_plan, plan_lines
 from ansible_collections.magi.llama.plugins.module_utils._runtime.probe import PROBE_ENVIRONMENT, PROBE_SECONDS
@@ -255,16 +265,7 @@ def run(module: Module) -> dict:
     settings = settings_of(given, manager.restart_triggers(given["stop_timeout"]), manager.key_path)
     running = processes(given["state_dir"])
     gpus, warnings = _gpus(module, running, record)
-    host = Host(
-        memory=memory(),
-        gpus=gpus,
-        record=record["servers"],
-        running=running,
-        listeners=listeners(range(settings.port_first, settings.port_last + 1)),
-        unsupervised=unsupervised(running, record, given["state_dir"], manager.name),
-        cores=usable_cores(given["numa_mask"]),
-        remembered=record.get("ports", {}),
-    )
+    host = _host(given, settings, record, running, gpus)
     plan = make_plan(registry, given["profile"], given["runtime"], settings, host, given["known_elsewhere"])
     user = given["restart_triggers"].get("user")
     if user:
@@ -281,6 +282,7 @@ def run(module: Module) -> dict:
             f"{manager.name} does not start the servers after a reboot of the host: run start.yml -e servers=all then. "
             "Until then status.yml shows them as stopped, and fails with -e fail_on=degraded."
         )
+    plan["warnings"] += pending_warnings(plan)
     for warning in [*warnings, *plan["warnings"]]:
         module.warn(warning)
     return {
@@ -304,6 +306,24 @@ def _gpus(module: Module, running: dict, record: dict) -> tuple:
         {pid: name for name, process in running.items() for pid in (process.pid, *process.children)},
         {str(server["name"]): server["memory"].get("gpu_bytes") or [] for server in record["servers"]},
         command_of,
+    )
+
+
+def _host(given: dict, settings: Settings, record: dict, running: dict, gpus: list) -> Host:
+    """Read what the plan needs of the host."""
+    digests = config_digests(given["state_dir"], record["service_manager"], running)
+    pids = {name: process.pid for name, process in running.items()}
+    return Host(
+        memory=memory(),
+        gpus=gpus,
+        record=record["servers"],
+        running=running,
+        listeners=listeners(range(settings.port_first, settings.port_last + 1)),
+        unsupervised=unsupervised(running, record, given["state_dir"], given["service_manager"]),
+        pending=dict.fromkeys(restart_pending(started_configs(given["state_dir"]), pids, digests), PENDING),
+        restarts_pending=given["restart"] == "auto",
+        cores=usable_cores(given["numa_mask"]),
+        remembered=record.get("ports", {}),
     )
 
 

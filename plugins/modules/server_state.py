@@ -154,8 +154,13 @@ from ansible_collections.magi.llama.plugins.module_utils._core.files import plai
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import processes
 from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import renew
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import chosen, read_record
-from ansible_collections.magi.llama.plugins.module_utils._health.observations import note_seconds, note_stops
+from ansible_collections.magi.llama.plugins.module_utils._health.observations import (
+    note_seconds,
+    note_started_configs,
+    note_stops,
+)
 from ansible_collections.magi.llama.plugins.module_utils._health.pace import Pace
+from ansible_collections.magi.llama.plugins.module_utils._health.pending import config_digests
 from ansible_collections.magi.llama.plugins.module_utils._services.base import ServiceDriver, strays, terminate
 from ansible_collections.magi.llama.plugins.module_utils._services.table import driver_for, retire_others
 from ansible_collections.magi.llama.plugins.module_utils._services.transitions import (
@@ -207,6 +212,8 @@ def run(module: Module) -> dict:
     )
     pids = {result.name: result.pid_after for result in results}
     note_seconds(state_dir, {name: (pids[name], seconds) for name, seconds in pace.ready.items()})
+    started = {result.name: result.pid_after for result in results if result.action != "stop"}
+    note_started_configs(state_dir, started, config_digests(state_dir, record["service_manager"], started))
     note_stops(state_dir, {result.name: result for result in results if result.signal is not None})
     for result in results:
         if result.error is not None:

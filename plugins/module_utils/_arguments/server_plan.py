@@ -28,6 +28,7 @@ ARGUMENTS = Arguments(
         "ports": {"type": "dict", "default": {}},
         "cpu_expected_busy": {"type": "int"},
         "numa_mask": {"type": "str", "default": ""},
+        "restart": {"type": "str", "choices": ["auto", "never"], "default": "never"},
         "restart_triggers": {"type": "dict", "default": {}},
         "stray_variables": {"type": "list", "elements": "str", "default": []},
     },

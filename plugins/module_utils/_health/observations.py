@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _SECONDS = (*NUMBER, NULL)
 STUCK_STOP = Fields({"signal": str, "seconds": NUMBER})
 # What is known of a server besides its process.
-_LASTING = ("refused_revision", "stuck_stop")
+_LASTING = ("refused_revision", "stuck_stop", "started_config")
 _SERVER = Fields(
     {},
     {
@@ -45,6 +45,7 @@ _SERVER = Fields(
         "started": Fields({"pid": (int, NULL), "seconds_to_ready": NUMBER}),
         "stuck_stop": STUCK_STOP,
         "memory": MEMORY,
+        "started_config": Fields({"pid": int, "digest": str}),
     },
 )
 # Version 1 was ready.json, without a schema version or collection version.
@@ -135,6 +136,20 @@ def note_memory(state_dir: str, memory: Mapping[str, Mapping[str, Any]]) -> None
     for name, found in memory.items():
         known.setdefault(name, {})["memory"] = dict(found)
     _write(state_dir, known)
+
+
+def note_started_configs(state_dir: str, pids: Mapping[str, int | None], digests: Mapping[str, str]) -> None:
+    """Note the digest of the launch config that servers were started with, by name. pids are their new processes."""
+    known = _read(state_dir)
+    for name, pid in pids.items():
+        if pid is not None and name in digests:
+            known.setdefault(name, {})["started_config"] = {"pid": pid, "digest": digests[name]}
+    _write(state_dir, known)
+
+
+def started_configs(state_dir: str) -> dict[str, dict[str, Any]]:
+    """Return process and digest of the launch config of each server's last start. Raises ObservedError."""
+    return {name: seen["started_config"] for name, seen in _read(state_dir).items() if "started_config" in seen}
 
 
 def for_status(state_dir: str) -> dict[str, dict[str, Any]]:

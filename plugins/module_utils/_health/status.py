@@ -31,7 +31,7 @@ _SERVER = Fields(
         "rss_bytes": int,
         "restarts": int,
     },
-    {"threads": (int, NULL), "memory": MEMORY, "stuck_stop": STUCK_STOP},
+    {"threads": (int, NULL), "restart_pending": bool, "memory": MEMORY, "stuck_stop": STUCK_STOP},
 )
 STATUS = Document(
     "status",
@@ -46,14 +46,16 @@ def status_json(
     probes: Mapping[str, Probe],
     running: Mapping[str, Process],
     seen: Mapping[str, Mapping[str, Any]],
+    pending: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The status document of all servers. seen are the observations of them."""
+    """The status document of all servers. seen are their observations, pending those with an old launch config."""
     entries = [
         _status_entry(server, statuses[server["name"]], probes.get(server["name"]), running.get(server["name"]))
         for server in servers
     ]
     for entry in entries:
         found = seen.get(entry["name"], {})
+        entry["restart_pending"] = entry["name"] in pending
         if "stuck_stop" in found:
             entry["stuck_stop"] = found["stuck_stop"]
         # That of an earlier process says nothing about this one.

@@ -170,7 +170,7 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
             server["pid"],
             server["tier"],
             server.get("threads"),
-            server["state"],
+            f"{server['state']}, restart pending" if server.get("restart_pending") else server["state"],
             format_seconds(server["uptime_seconds"]) if server["pid"] else "-",
             format_bytes(server["rss_bytes"]) if server["pid"] else "-",
             *_planned_and_loaded(server.get("memory")),

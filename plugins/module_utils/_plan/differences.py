@@ -14,6 +14,7 @@ from .inputs import Host, Server
 from .ports import port_of
 
 CONFIG = "its launch config changed"
+RESTART_PENDING = "restart pending"
 
 
 def with_action(server: Server, previous: Server | None, host: Host, move: str | None = None) -> Server:
@@ -31,6 +32,11 @@ def with_action(server: Server, previous: Server | None, host: Host, move: str |
         reasons = [why, *(reason for reason in reasons if not (why.startswith(MANAGER_CHANGED) and reason == CONFIG))]
     if reasons:
         return {**server, "action": "restart", "reason": "; ".join(reasons)}
+    if server["name"] in host.pending:
+        why = host.pending[server["name"]]
+        if host.restarts_pending:
+            return {**server, "action": "restart", "reason": why}
+        return {**server, "action": "keep", "reason": f"{RESTART_PENDING}: {why}"}
     return {**server, "action": "keep", "reason": "runs as planned"}
 
 
@@ -91,6 +97,17 @@ def stopped_server(
     server = previous or {"name": name, "model_id": name, "port": port, "argv": list(process.argv) if process else []}
     reason = f"{lost}, and it does not run" if lost else f'profile "{profile["name"]}" does not enable it'
     return {**server, "action": "stop", "reason": reason}
+
+
+def pending_warnings(plan: Mapping[str, Any]) -> list[str]:
+    """Return a warning about servers that are left alone although their launch config is another one now."""
+    names = [str(server["name"]) for server in plan["servers"] if server["reason"].startswith(RESTART_PENDING)]
+    if not names:
+        return []
+    return [
+        f"{', '.join(names)}: {RESTART_PENDING}, because the launch config changed after the start. Use restart.yml -e "
+        f"servers={','.join(names)}, or servers_restart auto."
+    ]
 
 
 def extra_warnings(

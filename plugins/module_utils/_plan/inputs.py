@@ -84,6 +84,8 @@ class Host:
 
     unsupervised are running servers that their service manager does not track, with the reasons. cores are the physical
     ones that servers may use; None where they are not to be shared. remembered are ports of servers that left, by name.
+    pending are servers that run with an earlier launch config, with the reasons; restarts_pending says whether that is
+    reason enough to restart.
     """
 
     memory: Memory
@@ -92,5 +94,7 @@ class Host:
     running: Mapping[str, Process] = field(default_factory=dict)
     listeners: Mapping[int, Listener] = field(default_factory=dict)
     unsupervised: Mapping[str, str] = field(default_factory=dict)
+    pending: Mapping[str, str] = field(default_factory=dict)
+    restarts_pending: bool = False
     cores: int | None = None
     remembered: Mapping[str, int] = field(default_factory=dict)

@@ -280,6 +280,7 @@ def test_status_json_has_exactly_the_documented_keys():
             "b": {"stuck_stop": {"signal": "SIGKILL", "seconds": 30.1}},
             "c": {"pid": 41, "memory": {"planned_bytes": 5, "loaded_bytes": 6, "rows": []}},
         },
+        ["a"],
     )
     assert list(status) == ["schema_version", "collection_version", "total_servers", "ready_servers", "servers"]
     assert (status["total_servers"], status["ready_servers"]) == (4, 1)
@@ -294,6 +295,7 @@ def test_status_json_has_exactly_the_documented_keys():
         "state": "ready",
         "uptime_seconds": 61,
         "rss_bytes": 4096,
+        "restart_pending": True,
         "restarts": 2,
         "threads": None,
         "memory": {"planned_bytes": 5, "loaded_bytes": 6, "rows": []},

@@ -1,0 +1,61 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Servers that run with an earlier launch config than the one on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from ansible_collections.magi.llama.plugins.module_utils._core.processes import Memory, Process
+from ansible_collections.magi.llama.plugins.module_utils._health import observations
+from ansible_collections.magi.llama.plugins.module_utils._health.outcome import Outcome
+from ansible_collections.magi.llama.plugins.module_utils._health.pending import config_digests, restart_pending
+from ansible_collections.magi.llama.plugins.module_utils._plan.differences import pending_warnings, with_action
+from ansible_collections.magi.llama.plugins.module_utils._plan.inputs import Host
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "supervisor/conf.d/a.conf"
+    path.parent.mkdir(parents=True)
+    path.write_text("[program:a]\n")
+    return path
+
+
+def pending(state: str, pid: int) -> list[str]:
+    started = observations.started_configs(state)
+    return restart_pending(started, {"a": pid}, config_digests(state, "supervisor", ["a", "b"]))
+
+
+def test_config_written_after_the_start_is_pending(tmp_path: Path, config: Path) -> None:
+    state = str(tmp_path)
+    observations.note_started_configs(state, {"a": 5, "b": None}, config_digests(state, "supervisor", ["a", "b"]))
+    # Becoming ready does not lose it.
+    observations.update_observations(state, [Outcome("a", 8080, "Q4", 5, "ready", True, True, 1.0)], {"a": "r1"})
+    assert pending(state, 5) == []
+    config.write_text("[program:a]\numask=077\n")
+    assert pending(state, 5) == ["a"]
+    # Started again by its manager, perhaps with the new one.
+    assert pending(state, 6) == []
+    observations.note_started_configs(state, {"a": 6}, config_digests(state, "supervisor", ["a"]))
+    assert pending(state, 6) == []
+    config.unlink()
+    assert pending(state, 6) == []
+    assert config_digests(state, None, ["a"]) == {}
+
+
+@pytest.mark.parametrize(
+    ("restarts", "action", "reason"),
+    [(True, "restart", "its launch config changed"), (False, "keep", "restart pending: its launch config changed")],
+)
+def test_setting_decides_about_a_pending_restart(restarts: bool, action: str, reason: str) -> None:
+    env = {"MAGI_LLAMA_RUNTIME": "1", "MAGI_LLAMA_MODEL": "2", "MAGI_LLAMA_REVISION": "3"}
+    server = {"name": "a", "argv": ["/llama-server"], "env": env, "revision": "3"}
+    running = {"a": Process(5, 1, "a", ("/llama-server",), env, 0, 0.0, 0.0, 0)}
+    host = Host(Memory(1, 1), running=running, pending={"a": "its launch config changed"}, restarts_pending=restarts)
+    planned = with_action(server, None, host)
+    assert (planned["action"], planned["reason"]) == (action, reason)
+    warnings = pending_warnings({"servers": [planned]})
+    assert [warning.startswith("a: restart pending, ") for warning in warnings] == ([] if restarts else [True])
