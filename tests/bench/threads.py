@@ -33,7 +33,7 @@ GOALS = {1: 0.6, 2: 10.0, 4: 10.0}
 
 
 def made_model() -> Path:
-    """A random model, quantized once, under the name that the other benches give theirs."""
+    """A random model, quantized once, under the name of the model in the other benches."""
     target = CACHE / "threads" / "models" / "tiny-llama-Q4_K_M.gguf"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)

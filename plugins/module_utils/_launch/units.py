@@ -25,6 +25,8 @@ GPU_DEVICES = ("char-nvidia*", "char-drm", "char-kfd")
 BACK_OFF_VERSION = 254
 # The first systemd with LoadCredential.
 CREDENTIALS_VERSION = 247
+# The first systemd with SocketBindAllow and SocketBindDeny. Older ones warn of them in the journal at every start.
+SOCKET_BIND_VERSION = 249
 CREDENTIALS = "/run/credentials"
 KEY_CREDENTIAL = "api-keys"
 # systemd stops restarting a crashing server after this many starts. With back-off they span more than a minute, so a
@@ -98,6 +100,7 @@ def systemd_sandbox(
     numa_policy: str = "",
     numa_mask: str = "",
     user_namespaces: bool = True,
+    systemd_version: int | None = SOCKET_BIND_VERSION,
 ) -> dict[str, Any]:
     """The settings of a unit that depend on its server: memory, devices, folders, addresses.
 
@@ -109,6 +112,7 @@ def systemd_sandbox(
     at_home = any(f"{word}/".startswith(HOMES) for word in argv)
     # RPC servers and clients on other machines need more than the loopback address.
     closed = is_loopback(str(server["host"])) and "--rpc" not in argv
+    binds = systemd_version is not None and systemd_version >= SOCKET_BIND_VERSION
     handed_over = (flag_value(argv, "--api-key-file") or "").startswith(f"{CREDENTIALS}/")
     return {
         "LoadCredential": _credential(str(server["api_key_file"])) if handed_over else None,
@@ -129,8 +133,8 @@ def systemd_sandbox(
         "DeviceAllow": [f"{device} rw" for device in GPU_DEVICES] if uses_gpu else [],
         # GPU drivers compile kernels at run time, into executable memory.
         "MemoryDenyWriteExecute": not uses_gpu,
-        "SocketBindDeny": "any",
-        "SocketBindAllow": f"tcp:{server['port']}",
+        "SocketBindDeny": "any" if binds else None,
+        "SocketBindAllow": f"tcp:{server['port']}" if binds else None,
         "IPAddressDeny": "any" if closed else None,
         "IPAddressAllow": "localhost" if closed else None,
     }

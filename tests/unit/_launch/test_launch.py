@@ -118,6 +118,8 @@ def test_sandbox_on_cpu_has_no_devices_and_no_network():
         ),
         ({"memory_max_bytes": 0}, {}, {"MemorySwapMax": None}),
         ({"port": 8099}, {}, {"SocketBindAllow": "tcp:8099"}),
+        ({}, {"systemd_version": 247}, {"SocketBindDeny": None, "SocketBindAllow": None}),
+        ({}, {"systemd_version": None}, {"SocketBindDeny": None, "SocketBindAllow": None}),
         ({"argv": ["/home/me/llama-server"]}, {}, {"ProtectHome": "read-only", "ReadOnlyPaths": []}),
         ({"argv": ["/x", "--model", "/root/m/x.gguf"]}, {}, {"ProtectHome": "read-only"}),
         ({"argv": ["/x", "--alias", "/homeless"]}, {}, {"ProtectHome": True}),
