@@ -27,6 +27,8 @@ LAYERS = (
 )
 PREFIX = ("ansible_collections", "magi", "llama", "plugins", "module_utils")
 FILES = sorted(MODULE_UTILS.rglob("*.py"))
+ROOT = PLUGINS.parent
+CODE = sorted([*PLUGINS.rglob("*.py"), *(ROOT / "tools").glob("*.py"), *(ROOT / "docs").glob("*.py")])
 
 
 def name_of(path: Path) -> str:
@@ -102,3 +104,14 @@ def test_files_are_private_and_within_size_limit(path: Path) -> None:
     text = path.read_text()
     assert "PRIVATE to the collection" in text.splitlines()[3]
     assert len(text.splitlines()) <= 400
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_functions_are_within_size_limit(path: Path) -> None:
+    functions = [
+        node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    ]
+    lengths = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in functions}
+    assert {name: lines for name, lines in lengths.items() if lines > 60} == {}

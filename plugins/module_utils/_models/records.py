@@ -22,7 +22,7 @@ from .gguf import Header, Tensor
 from .memory_shape import memory_shape
 from .metadata import per_layer, short_text, text_value, whole_number
 from .names import QUANT_TOKEN, stem_of
-from .quantization import quantization_of
+from .quantization import Quantization, quantization_of
 from .source_files import SourceFile, fingerprint_of
 
 SERVABLE = ("model", "embedding", "reranker", "decision")
@@ -193,22 +193,21 @@ def describe(files: Sequence[SourceFile], headers: Sequence[Header]) -> dict[str
             "projector_type": short_text(metadata, "clip.projector_type", "clip.vision.projector_type"),
             "fingerprint": fingerprint_of(files),
         }
-    prefix = f"{architecture}."
-    sizes = {}
-    for key in ("context_length", "embedding_length", "block_count"):
-        sizes[key] = whole_number(metadata, prefix + key)
-        if sizes[key] is None:
-            raise ModelError(f"it has no key {prefix}{key}, so llama-server cannot load it: it is not a language model")
-    if (sizes["block_count"] or 0) > MAX_BLOCKS:
-        raise ModelError(f"{prefix}block_count is {sizes['block_count']}; llama.cpp has no model of that many layers")
-    warnings = list(quantization.warnings)
-    word = _RANKING_TOKEN.search(stem_of(named))
-    if kind == "model" and word:
-        parameter = "reranking" if word[1].lower().startswith("rerank") else "embedding"
-        warnings.append(
-            f"kind: the file name says {word[1]}, but {prefix}pooling_type is missing, so it is served as a model that "
-            f"generates text; set {parameter}: true in the profile's parameters, or convert it again"
-        )
+    return _model_record(common, files, first, tensors, quantization)
+
+
+def _model_record(
+    common: dict[str, Any],
+    files: Sequence[SourceFile],
+    first: Header,
+    tensors: Sequence[Tensor],
+    quantization: Quantization,
+) -> dict[str, Any]:
+    """Return the record of a model that llama-server can serve; common is what every record has."""
+    metadata, named = first.metadata, files[0].alias or files[0].path
+    prefix = f"{common['architecture']}."
+    sizes = _sizes(metadata, prefix)
+    warnings = [*quantization.warnings, *_kind_warnings(common["kind"], named, prefix)]
     try:
         memory = memory_shape(metadata, first.array_lengths, tensors)
     except MagiError as error:
@@ -243,6 +242,31 @@ def describe(files: Sequence[SourceFile], headers: Sequence[Header]) -> dict[str
         "fingerprint": fingerprint_of(files),
         "warnings": warnings,
     }
+
+
+def _sizes(metadata: Mapping[str, Any], prefix: str) -> dict[str, int]:
+    """Return what every language model has. Raises ModelError."""
+    sizes = {}
+    for key in ("context_length", "embedding_length", "block_count"):
+        value = whole_number(metadata, prefix + key)
+        if value is None:
+            raise ModelError(f"it has no key {prefix}{key}, so llama-server cannot load it: it is not a language model")
+        sizes[key] = value
+    if sizes["block_count"] > MAX_BLOCKS:
+        raise ModelError(f"{prefix}block_count is {sizes['block_count']}; llama.cpp has no model of that many layers")
+    return sizes
+
+
+def _kind_warnings(kind: str, named: str, prefix: str) -> list[str]:
+    """Return a warning for a file that is named an embedding model or reranker and does not say so itself."""
+    word = _RANKING_TOKEN.search(stem_of(named))
+    if kind != "model" or not word:
+        return []
+    parameter = "reranking" if word[1].lower().startswith("rerank") else "embedding"
+    return [
+        f"kind: the file name says {word[1]}, but {prefix}pooling_type is missing, so it is served as a model that "
+        f"generates text; set {parameter}: true in the profile's parameters, or convert it again"
+    ]
 
 
 def _base_model(metadata: Mapping[str, Any]) -> str | None:

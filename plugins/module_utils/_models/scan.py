@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .._core import pool
 from .._core.text import printable
-from .listing import list_files, normal_paths
+from .listing import Listing, list_files, normal_paths
 from .names import assign_ids
 from .projectors import pair_projectors
 from .registry_file import READER_VERSION, REGISTRY, Kept, RegistryError, changes_between
@@ -75,12 +75,7 @@ def scan(
     listing = list_files(scan_paths, follow_links=follow_links)
     found = time.monotonic()
     deadline = None if time_limit is None else found + (time_limit and max(time_limit, found - started))
-    if not listing.groups and not any(record["path"].lower().endswith(".gguf") for record in listing.rejected):
-        looked = ", ".join(printable(path) for path in scan_paths)
-        refused = "".join(f" {record['path']}: {record['reason']}." for record in listing.rejected[:5])
-        raise RegistryError(
-            f"There is no GGUF file in {looked} or below.{refused} Put *.gguf files there, or change scan_paths."
-        )
+    _refuse_empty(listing, scan_paths)
     listing.groups = _with_earlier_paths(listing.groups, kept)
     before = partial or Kept()
     records = {} if force else dict(kept.records)
@@ -88,25 +83,12 @@ def scan(
     # A file that cannot be read, or changes all the time, is tried once per scan; otherwise a scan might never end.
     tried = before.tried("groups")
     parts: dict[str, list[dict[str, Any]]] = {"models": [], "companions": [], "rejected": list(listing.rejected)}
-    pending = []
-    for files in listing.groups:
-        part, record = records.get(tuple(file.path for file in files), ("", {}))
-        is_same = bool(part) and record.get("alias", "") == files[0].alias
-        if is_same and files[0].path not in tried:
-            is_same = content_keys(record["fingerprint"]) == content_keys(fingerprint_of(files))
-        if is_same:
-            parts[part].append(dict(record))
-        else:
-            pending.append(files)
+    pending = _take_unchanged(listing.groups, records, tried, parts)
     outcome = _read(pending, workers, deadline) if pending else pool.PoolResult({}, [])
     # A forced scan computes checksums again; otherwise they are valid while the file is unchanged.
     sums = {} if force and checksums else _known_sums(kept)
-    for result in outcome.results.values():
-        for part, record in result.items():
-            known, digests = sums.get(tuple(record.get("files", ())), (None, None))
-            if digests and known is not None and known == content_keys(record.get("fingerprint") or {}):
-                record["sha256"] = digests
-            parts[part].append(record)
+    for part, record in (entry for result in outcome.results.values() for entry in result.items()):
+        parts[part].append(_with_sums(record, sums))
     for index in outcome.lost:
         parts["rejected"].append({"path": pending[index][0].path, "reason": "the process that read it died"})
     done = len(listing.groups) - len(pending) + len(outcome.results) + len(outcome.lost)
@@ -131,6 +113,45 @@ def scan(
         hashed,
         {"groups": sorted(tried), "checksums": sorted(unread)},
     )
+
+
+def _with_sums(record: dict[str, Any], sums: Mapping[tuple[str, ...], tuple[Any, Any]]) -> dict[str, Any]:
+    """The record with its checksums where these were computed for the same content."""
+    known, digests = sums.get(tuple(record.get("files", ())), (None, None))
+    if digests and known is not None and known == content_keys(record.get("fingerprint") or {}):
+        return {**record, "sha256": digests}
+    return record
+
+
+def _refuse_empty(listing: Listing, scan_paths: Sequence[str]) -> None:
+    """Raise RegistryError if no folder has a GGUF file."""
+    if listing.groups or any(record["path"].lower().endswith(".gguf") for record in listing.rejected):
+        return
+    looked = ", ".join(printable(path) for path in scan_paths)
+    refused = "".join(f" {record['path']}: {record['reason']}." for record in listing.rejected[:5])
+    raise RegistryError(
+        f"There is no GGUF file in {looked} or below.{refused} Put *.gguf files there, or change scan_paths."
+    )
+
+
+def _take_unchanged(
+    groups: Sequence[tuple[SourceFile, ...]],
+    records: Mapping[tuple[str, ...], tuple[str, dict[str, Any]]],
+    tried: Container[str],
+    parts: Mapping[str, list[dict[str, Any]]],
+) -> list[tuple[SourceFile, ...]]:
+    """Add the records of files that have not changed, or were tried before, to their parts; return the other files."""
+    pending = []
+    for files in groups:
+        part, record = records.get(tuple(file.path for file in files), ("", {}))
+        is_same = bool(part) and record.get("alias", "") == files[0].alias
+        if is_same and files[0].path not in tried:
+            is_same = content_keys(record["fingerprint"]) == content_keys(fingerprint_of(files))
+        if is_same:
+            parts[part].append(dict(record))
+        else:
+            pending.append(files)
+    return pending
 
 
 def _with_earlier_paths(groups: Sequence[tuple[SourceFile, ...]], kept: Kept) -> list[tuple[SourceFile, ...]]:

@@ -66,7 +66,6 @@ def _compute(
     *,
     flash: bool,
     build: int | None,
-    pooled: bool,
 ) -> tuple[int, int]:
     """The compute buffer's bytes (masks and inputs, and the part of the graph where most is alive), and the inputs'."""
     graph: dict[str, int] = shape["graph"]
@@ -86,7 +85,7 @@ def _compute(
     recurrent = graph["recurrent"] + 2 * state * context.slots // tokens if state else 0
     every_token = context.embeds or build is None or build < FEW_OUTPUTS_SINCE_BUILD
     outputs = tokens if every_token else min(tokens, context.slots * (1 + context.drafted))
-    has_logits = bool(shape["output_bytes"] or shape["tied_bytes"]) and shape["causal"] and not pooled
+    has_logits = bool(shape["output_bytes"] or shape["tied_bytes"]) and shape["causal"] and not context.pooled
     logits = 5 * embedding + shape["vocab_size"] * outputs // tokens if has_logits else 0
     alive = max(graph["feed_forward"], attention, recurrent, logits)
     if context.predicts and any(layer.get("ahead") for layer in layers):
@@ -119,7 +118,7 @@ def _growth(
     return limit + checkpoints, min(limit, expected) + checkpoints
 
 
-def _rows(layers: Sequence[Mapping[str, int]], settings: Flags, *, flash: bool) -> list[int]:
+def _rows(layers: Sequence[Mapping[str, int]], settings: Flags) -> list[int]:
     """Each layer's bytes for a cell: keys, values and the indexer's keys."""
     types = settings.cache_type("cache_type_k"), settings.cache_type("cache_type_v")
     ahead = (
@@ -127,7 +126,7 @@ def _rows(layers: Sequence[Mapping[str, int]], settings: Flags, *, flash: bool) 
         settings.cache_type("spec_draft_type_v", "cache_type_v_draft"),
     )
     # Without flash attention values are kept transposed, all as wide as the widest.
-    widest = 0 if flash else max((layer.get("v", 0) for layer in layers), default=0)
+    widest = 0 if settings.flash else max((layer.get("v", 0) for layer in layers), default=0)
     rows = []
     for layer in layers:
         type_k, type_v = ahead if layer.get("ahead") else types
@@ -162,7 +161,7 @@ def _vram(
     return vram + (shape["output_bytes"] + shape["tied_bytes"] if has_output else 0), has_output
 
 
-def _gpu_runtime(shape: Mapping[str, Any], layers: Sequence[Mapping[str, int]], settings: Flags, *, flash: bool) -> int:
+def _gpu_runtime(shape: Mapping[str, Any], layers: Sequence[Mapping[str, int]], settings: Flags) -> int:
     """What the runtime takes on each GPU, with the copy of weights in RAM that long prompts are computed with."""
     first, experts_in_ram = _offload(len(layers), settings)
     has_experts = any(layer.get("experts") for layer in layers)
@@ -173,7 +172,7 @@ def _gpu_runtime(shape: Mapping[str, Any], layers: Sequence[Mapping[str, int]], 
     return (
         GPU_CONTEXT_BYTES
         + (GPU_EXPERTS_BYTES if has_experts else 0)
-        + (0 if flash else GPU_PLAIN_ATTENTION_BYTES)
+        + (0 if settings.flash else GPU_PLAIN_ATTENTION_BYTES)
         + (copy if settings.on("op_offload", default=True) else 0)
     )
 
@@ -226,27 +225,19 @@ def estimate(
     context = Context(shape, flags, kind, build)
     gpus = _usable(flags, gpus)
     layers = _loaded(shape, context)
-    flash = str(flags.value("flash_attn")).lower() not in ("off", "false", "0", "disabled")
-    rows = _rows(layers, flags, flash=flash)
-    kv = [context.held(layer) * context.streams * row for layer, row in zip(layers, rows)]
-    states = context.slots * (1 + (context.drafted if shape["architecture"] in _ROLLED_BACK else 0))
-    recurrent = [4 * states * layer.get("state", 0) for layer in layers]
-
+    rows = _rows(layers, flags)
+    kv, recurrent = _held(shape, layers, context, rows)
     states_and_cells = [held + state for held, state in zip(kv, recurrent)]
     vram, output_on_gpu = _vram(shape, layers, flags, states_and_cells) if gpus else (0, False)
-    vram += companion_bytes if gpus and flags.on("mmproj_offload", default=True) else 0
     weights = _weights(shape, layers, flags, output_on_gpu=output_on_gpu) + companion_bytes
-    pooled = context.embeds and (context.ranks or shape["pooled"] or flags.value("pooling") not in (None, "none"))
-    compute, inputs = _compute(shape, layers, context, flash=flash, build=build, pooled=pooled)
-    fixed = compute + _gpu_runtime(shape, layers, flags, flash=flash) if gpus else 0
-    vram += fixed * gpus
+    compute, inputs = _compute(shape, layers, context, flash=flags.flash, build=build)
+    fixed = compute + _gpu_runtime(shape, layers, flags) if gpus else 0
+    vram += fixed * gpus + (companion_bytes if gpus and flags.on("mmproj_offload", default=True) else 0)
     outputs = 4 * context.slots * (shape["vocab_size"] + (shape["embedding_length"] if context.embeds else 0))
-    host = PROCESS_BYTES + TOKEN_BYTES * shape["vocab_size"] + MERGE_BYTES * shape["merges"] + outputs
     # With a GPU the batch's inputs are kept on both sides.
-    host += GPU_RUNTIME_BYTES + inputs if gpus else 0
+    host = _process(shape) + outputs + (GPU_RUNTIME_BYTES + inputs if gpus else 0)
     total = weights + sum(states_and_cells) + host + (fixed * gpus if gpus else compute)
-    grows = kind == "model" and not context.embeds
-    growth, expected_growth = _growth(layers, flags, context, rows) if grows else (0, 0)
+    growth, expected = _growth(layers, flags, context, rows) if kind == "model" and not context.embeds else (0, 0)
     return {
         "weights_bytes": weights,
         "kv_bytes": sum(kv),
@@ -255,7 +246,7 @@ def estimate(
         "host_bytes": host,
         "output_bytes": outputs,
         "growth_bytes": growth,
-        "expected_growth_bytes": expected_growth,
+        "expected_growth_bytes": expected,
         "gpu_fixed_bytes": fixed,
         "ram_bytes": total - vram,
         "vram_bytes": vram,
@@ -277,6 +268,23 @@ def _loaded(shape: Mapping[str, Any], context: Context) -> list[dict[str, int]]:
     kinds: list[dict[str, int]] = shape["kinds"]
     layers = [kinds[number] for number in shape["layers"]]
     return [layer if context.predicts or not layer.get("ahead") else {} for layer in layers]
+
+
+def _held(
+    shape: Mapping[str, Any], layers: Sequence[Mapping[str, int]], context: Context, rows: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """The bytes of each layer's cells and of its recurrent state."""
+    states = context.slots * (1 + (context.drafted if shape["architecture"] in _ROLLED_BACK else 0))
+    return (
+        [context.held(layer) * context.streams * row for layer, row in zip(layers, rows)],
+        [4 * states * layer.get("state", 0) for layer in layers],
+    )
+
+
+def _process(shape: Mapping[str, Any]) -> int:
+    """The bytes of the process itself with its vocabulary."""
+    size: int = PROCESS_BYTES + TOKEN_BYTES * shape["vocab_size"] + MERGE_BYTES * shape["merges"]
+    return size
 
 
 def _weights(

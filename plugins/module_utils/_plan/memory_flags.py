@@ -47,6 +47,7 @@ class Flags:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._settings = settings
+        self.flash = str(self.value("flash_attn")).lower() not in ("off", "false", "0", "disabled")
 
     def value(self, *names: str) -> Any:
         return next((self._settings[name] for name in names if self._settings.get(name) is not None), None)
@@ -103,6 +104,8 @@ class Context:
         )
         embeds = settings.on("embedding", default=False) or settings.on("embeddings", default=False)
         self.embeds = self.ranks or embeds or kind == "embedding"
+        pools = self.ranks or shape.get("pooled") or settings.value("pooling") not in (None, "none")
+        self.pooled = self.embeds and pools
         self.ubatch = settings.number("ubatch_size", default=DEFAULT_UBATCH)
         batch = settings.number("batch_size", default=DEFAULT_BATCH)
         self.batch = max(1, min(batch, context) if shape["causal"] else batch)

@@ -50,17 +50,9 @@ def make_plan(
     selection = select(profile, models)
     before = {server["name"]: server for server in host.record}
     lost = lost_servers(selection.missing, registry, profile, host)
-    orphans = [
-        {**server, "action": "keep", "reason": f"{lost[server['name']]}: the running server is left alone"}
-        for server in host.record
-        if server["name"] in lost and server["name"] in host.running
-    ]
+    orphans = _orphans(lost, host)
     warnings = missing_models(selection.missing, registry, profile, host, known_elsewhere)
-    warnings += [
-        f"{server['name']}: {lost[server['name']]}. The running server is left alone; bring the file back, or end the "
-        f"server with stop.yml -e servers={server['name']}."
-        for server in orphans
-    ]
+    warnings += _orphan_warnings(orphans, lost)
     wanted = _named(selection.servers, models)
     if not wanted and not orphans:
         raise PlanError(nothing_left(profile, models, warnings))
@@ -82,28 +74,39 @@ def make_plan(
             server = with_action(server, previous, host, back_home(ports, name))
             del remembered[name]
         planned.append(server)
-    servers = list(planned)
+    warnings += [f"{server['name']}: {text}" for server in planned for text in _context_warnings(server)]
     planned += orphans
-    kept = {server["name"] for server in planned}
     planned += [
         stopped_server(name, before.get(name), host.running.get(name), lost.get(name), profile)
-        for name in sorted({*before, *host.running} - kept)
+        for name in sorted({*before, *host.running} - {server["name"] for server in planned})
     ]
     memory = check_memory(planned, profile, settings, host)
-    warnings += [f"{server['name']}: {text}" for server in servers for text in _context_warnings(server)]
-    warnings += growth_warnings(planned, memory)
-    warnings += [*layer_warnings, *thread_warnings]
+    warnings += [*growth_warnings(planned, memory), *layer_warnings, *thread_warnings]
     _assert_unique(planned)
     return PLAN.stamp(
         {
-            "profile": profile["name"],
-            "start": profile["start"],
-            "servers": planned,
-            "memory": memory,
-            "warnings": warnings,
+            **{"profile": profile["name"], "start": profile["start"]},
+            **{"servers": planned, "memory": memory, "warnings": warnings},
             **({"ports": remembered} if remembered else {}),
         }
     )
+
+
+def _orphans(lost: Mapping[str, str], host: Host) -> list[Server]:
+    """Return the running servers whose model went missing; lost maps their names to the reasons."""
+    return [
+        {**server, "action": "keep", "reason": f"{lost[server['name']]}: the running server is left alone"}
+        for server in host.record
+        if server["name"] in lost and server["name"] in host.running
+    ]
+
+
+def _orphan_warnings(orphans: Sequence[Server], lost: Mapping[str, str]) -> list[str]:
+    return [
+        f"{server['name']}: {lost[server['name']]}. The running server is left alone; bring the file back, or end the "
+        f"server with stop.yml -e servers={server['name']}."
+        for server in orphans
+    ]
 
 
 def _check_instances(profile: Mapping[str, Any], settings: Settings) -> None:
