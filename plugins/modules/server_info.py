@@ -123,11 +123,12 @@ status:
           type: str
           sample: ready
         uptime_seconds:
-          description: Age of its process in seconds, 0 if it is not running.
+          description: Age of its process in seconds, 0 if it is not running, V(null) if this user may not see it.
           type: int
           sample: 3600
         rss_bytes:
-          description: Resident memory of its process in bytes, 0 if it is not running.
+          description: >-
+            Resident memory of its process in bytes, 0 if it is not running, V(null) if this user may not see it.
           type: int
           sample: 5368709120
         restarts:

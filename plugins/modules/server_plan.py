@@ -79,6 +79,14 @@ options:
     description: Allow servers that need more memory than the budget, the host's RAM or its GPUs have.
     type: bool
     default: false
+  strict:
+    description: Fail if the model of a deployed server that the profile enables is missing or was rejected.
+    type: bool
+    default: false
+  prune:
+    description: Stop and forget deployed servers whose model is missing or was rejected, also those that run.
+    type: bool
+    default: false
   move_on_conflict:
     description: Give a server a new port if an unmanaged process holds its port, instead of failing.
     type: bool
@@ -188,6 +196,10 @@ ansible_facts:
             Bytes needed by all servers (C(needed_bytes), C(ram_bytes), C(vram_bytes)) and the limits
             (C(budget_bytes), C(host_ram_bytes), C(host_available_bytes), C(host_vram_bytes)).
           type: dict
+        lost:
+          description: >-
+            Why servers that the profile wants are not on the host, by server or model id. Missing if there are none.
+          type: dict
         ports:
           description: >-
             Ports that are remembered for servers that left the host, or that a conflict has moved, by name. Missing if
@@ -256,11 +268,7 @@ def run(module: Module) -> dict:
     given["state_dir"] = plain_path(given["state_dir"])
     given["api_key_file"] = key_file(given["api_key_file"], given["state_dir"])
     registry = given["registry"] or require(given["registry_path"])
-    try:
-        record = read_record(given["state_dir"])
-    except DamagedRecordError as error:
-        module.warn(str(error))
-        record = empty_record()
+    record, damaged = _record(given["state_dir"])
     manager = find_manager(given["service_manager"])
     settings = settings_of(given, manager.restart_triggers(given["stop_timeout"]), manager.key_path)
     running = processes(given["state_dir"])
@@ -282,8 +290,8 @@ def run(module: Module) -> dict:
             f"{manager.name} does not start the servers after a reboot of the host: run start.yml -e servers=all then. "
             "Until then status.yml shows them as stopped, and fails with -e fail_on=degraded."
         )
-    plan["warnings"] += pending_warnings(plan)
-    for warning in [*warnings, *plan["warnings"]]:
+    plan["warnings"] = [*damaged, *warnings, *plan["warnings"], *pending_warnings(plan)]
+    for warning in plan["warnings"]:
         module.warn(warning)
     return {
         "changed": has_changes(plan, off),
@@ -293,6 +301,14 @@ def run(module: Module) -> dict:
         "ansible_facts": {"llama_plan": plan},
         "diff": plan_diff(running, plan),
     }
+
+
+def _record(state_dir: str) -> tuple:
+    """What is deployed, and warnings."""
+    try:
+        return read_record(state_dir), []
+    except DamagedRecordError as error:
+        return empty_record(), [str(error)]
 
 
 def _gpus(module: Module, running: dict, record: dict) -> tuple:

@@ -14,6 +14,7 @@ from ansible.plugins.action import ActionBase
 from ansible_collections.magi.llama.plugins.module_utils._arguments.answers import held_answer
 from ansible_collections.magi.llama.plugins.module_utils._core.documents import DocumentError
 from ansible_collections.magi.llama.plugins.plugin_utils.inputs import refuse_inputs_from_facts
+from ansible_collections.magi.llama.plugins.plugin_utils.show import prints_document, show
 
 PREFIX = "magi.llama."
 
@@ -41,12 +42,38 @@ class HostAction(ActionBase):  # type: ignore[misc]
             module_name=f"{PREFIX}{name}", module_args=dict(arguments), task_vars=task_vars, wrap_async=wrap_async
         )
         try:
-            return held_answer(name, answer)
+            held = dict(held_answer(name, answer))
         except DocumentError as error:
             raise AnsibleActionFail(
                 f"The host's answer is not used: {error}. Either the collection is not the same everywhere, or what "
                 "runs on this host is not what was sent there."
             ) from None
+        _show_warnings(held, task_vars or {})
+        return held
+
+
+def _show_warnings(answer: dict[str, Any], task_vars: dict[str, Any]) -> None:
+    """Print an answer's warnings and take them out of it.
+
+    With display_ok_hosts=false Ansible hides those of a task that changed nothing. What a report shows is left to it.
+    """
+    found = answer.get("ansible_facts") or {}
+    reported = set(answer.get("warned") or [])
+    for fact in ("llama_plan", "llama_runtime"):
+        reported.update((found.get(fact) or {}).get("warnings") or [])
+    texts = [_text_of(warning) for warning in answer.get("warnings") or []]
+    if not texts or prints_document(task_vars):
+        return
+    del answer["warnings"]
+    show(task_vars, [f"      warning  {text}" for text in texts if text not in reported])
+
+
+def _text_of(warning: Any) -> str:
+    """Return a warning's text: ansible-core has one in a record whose layout depends on its version."""
+    if isinstance(warning, str):
+        return warning
+    event = getattr(warning, "event", None) or next(iter(getattr(warning, "details", None) or ()), None)
+    return str(getattr(event, "msg", warning))
 
 
 class ModuleAction(HostAction):

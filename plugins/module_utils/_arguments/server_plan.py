@@ -24,6 +24,8 @@ ARGUMENTS = Arguments(
         "allow_powerful": {"type": "bool", "default": False},
         "stop_timeout": {"type": "int", "default": 30},
         "memory_overcommit": {"type": "bool", "default": False},
+        "strict": {"type": "bool", "default": False},
+        "prune": {"type": "bool", "default": False},
         "move_on_conflict": {"type": "bool", "default": False},
         "ports": {"type": "dict", "default": {}},
         "cpu_expected_busy": {"type": "int"},

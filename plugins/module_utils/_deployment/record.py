@@ -45,6 +45,9 @@ _SERVER = Fields(
         "memory": dict,
         "memory_max_bytes": int,
         "api_key_file": (str, NULL),
+        # What changes with the API keys, and with the model's file, but not with its name.
+        "api_key_stamp": str,
+        "model_stamp": str,
         "stop_timeout": int,
         "max_startup_time": NUMBER,
     },

@@ -27,8 +27,8 @@ _SERVER = Fields(
         "is_ready": bool,
         "tier": (str, NULL),
         "state": str,
-        "uptime_seconds": int,
-        "rss_bytes": int,
+        "uptime_seconds": (int, NULL),
+        "rss_bytes": (int, NULL),
         "restarts": int,
     },
     {"threads": (int, NULL), "restart_pending": bool, "memory": MEMORY, "stuck_stop": STUCK_STOP},
@@ -77,6 +77,8 @@ def _status_entry(
     if answer is not None and state == "running":
         # A process that does not listen yet has just started.
         state = "starting" if answer.state == "not_listening" else answer.state
+    # Another user's process shows neither to a user without root.
+    unseen = None if status.pid else 0
     return {
         "name": server["name"],
         "model_id": server["model_id"],
@@ -86,8 +88,8 @@ def _status_entry(
         "is_ready": state == "ready",
         "tier": server.get("tier"),
         "state": state,
-        "uptime_seconds": int(process.uptime_seconds) if process else 0,
-        "rss_bytes": process.rss_bytes if process else 0,
+        "uptime_seconds": int(process.uptime_seconds) if process else unseen,
+        "rss_bytes": process.rss_bytes if process else unseen,
         "restarts": status.restarts,
         "threads": _threads(server),
     }

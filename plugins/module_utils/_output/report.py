@@ -142,6 +142,8 @@ def summary_lines(
     enabled = [server for server in plan["servers"] if server["action"] != "stop"]
     launched = sum(server["action"] in ("start", "restart") for server in enabled)
     tiers = {server["name"]: server.get("tier") for server in enabled}
+    # A server that crashes and comes back is ready whenever someone looks.
+    has_restarts = any(server.get("restarts") for server in health["servers"])
     rows = [
         [
             server["name"],
@@ -150,14 +152,21 @@ def summary_lines(
             tiers.get(server["name"]),
             server["state"],
             server.get("seconds_to_ready"),
+            *([server["restarts"]] if has_restarts else []),
         ]
         for server in sorted(health["servers"], key=lambda server: int(server["port"]))
     ]
+    more = ["RESTARTS"] if has_restarts else []
+    lost = plan.get("lost") or {}
+    ready = f"{health['ready']} ready"
+    if lost:
+        present = {server["name"] for server in health["servers"]}
+        ready = f"{health['ready']} of {len(present | {*lost})} ready"
     took = f", {format_seconds(seconds)} in all" if seconds is not None else ""
     return [
-        f"profile {plan['profile']}: {discovered}{len(enabled)} enabled, {launched} launched, "
-        f"{health['ready']} ready{took}",
-        *table(("SERVER", "PORT", "PID", "TIER", "STATE", "SECONDS TO READY"), rows),
+        f"profile {plan['profile']}: {discovered}{len(enabled)} enabled, {launched} launched, {ready}{took}",
+        *table(("SERVER", "PORT", "PID", "TIER", "STATE", "SECONDS TO READY", *more), rows),
+        *bounded([f"missing: {name}: {why}" for name, why in lost.items()], MAX_LISTED),
     ]
 
 
@@ -171,8 +180,8 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
             server["tier"],
             server.get("threads"),
             f"{server['state']}, restart pending" if server.get("restart_pending") else server["state"],
-            format_seconds(server["uptime_seconds"]) if server["pid"] else "-",
-            format_bytes(server["rss_bytes"]) if server["pid"] else "-",
+            format_seconds(server["uptime_seconds"]) if server["pid"] and server["uptime_seconds"] is not None else "-",
+            format_bytes(server["rss_bytes"]) if server["pid"] and server["rss_bytes"] is not None else "-",
             *_planned_and_loaded(server.get("memory")),
             server["restarts"],
         ]

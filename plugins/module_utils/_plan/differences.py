@@ -15,6 +15,7 @@ from .ports import port_of
 
 CONFIG = "its launch config changed"
 RESTART_PENDING = "restart pending"
+NEW_KEYS = "its API keys changed"
 
 
 def with_action(server: Server, previous: Server | None, host: Host, move: str | None = None) -> Server:
@@ -24,6 +25,8 @@ def with_action(server: Server, previous: Server | None, host: Host, move: str |
         reason = "new" if previous is None else "not running"
         return {**server, "action": "start", "reason": f"{reason}; {move}" if move else reason}
     reasons = launch_differences(server, process)
+    if CONFIG in reasons and _has_new_keys(server, previous):
+        reasons[reasons.index(CONFIG)] = NEW_KEYS
     if move:
         reasons = [move, *(reason for reason in reasons if not reason.startswith("--port "))]
     if server["name"] in host.unsupervised:
@@ -38,6 +41,11 @@ def with_action(server: Server, previous: Server | None, host: Host, move: str |
             return {**server, "action": "restart", "reason": why}
         return {**server, "action": "keep", "reason": f"{RESTART_PENDING}: {why}"}
     return {**server, "action": "keep", "reason": "runs as planned"}
+
+
+def _has_new_keys(server: Server, previous: Server | None) -> bool:
+    before = (previous or {}).get("api_key_stamp")
+    return bool(before) and before != server.get("api_key_stamp")
 
 
 def launch_differences(server: Server, process: Process) -> list[str]:
@@ -93,9 +101,12 @@ def _by_flag(argv: Sequence[str]) -> dict[str, str]:
 def stopped_server(
     name: str, previous: Server | None, process: Process | None, lost: str | None, profile: Mapping[str, Any]
 ) -> Server:
+    """Return a server that is stopped or forgotten; lost says what became of its model, if the profile wants it."""
     port = port_of(process.argv) if process else None
     server = previous or {"name": name, "model_id": name, "port": port, "argv": list(process.argv) if process else []}
-    reason = f"{lost}, and it does not run" if lost else f'profile "{profile["name"]}" does not enable it'
+    if lost and process is None:
+        lost = f"{lost}, and it does not run"
+    reason = lost or f'profile "{profile["name"]}" does not enable it'
     return {**server, "action": "stop", "reason": reason}
 
 

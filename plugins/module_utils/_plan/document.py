@@ -34,6 +34,6 @@ PLAN = Document(
             "memory": dict,
             "warnings": [str],
         },
-        {"users": [str], "ports": Map(int)},
+        {"users": [str], "ports": Map(int), "lost": Map(str)},
     ),
 )

@@ -50,6 +50,8 @@ class Settings:
     manager_triggers: Sequence[Any] = ()
     cpu_expected_busy: int | None = None
     ports: Mapping[str, int] = field(default_factory=dict)
+    strict: bool = False
+    prune: bool = False
 
 
 def settings_of(
@@ -75,6 +77,8 @@ def settings_of(
         manager_triggers=manager_triggers,
         cpu_expected_busy=given["cpu_expected_busy"],
         ports=set_ports(given["ports"]),
+        strict=given["strict"],
+        prune=given["prune"],
     )
 
 

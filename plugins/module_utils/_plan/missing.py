@@ -12,7 +12,7 @@ from typing import Any
 
 from .._core.argv import flag_value
 from .._models.names import other_quantization, slug
-from .inputs import Host, PlanError
+from .inputs import Host, PlanError, Settings
 from .profile import Model, matches, misspelled, nearest
 
 
@@ -34,6 +34,30 @@ def lost_servers(
             broken = [entry["reason"] for entry in registry["rejected"] if entry["path"] == path]
             lost[str(server["name"])] = f"{path} was rejected ({broken[0]})" if broken else f"{path} is gone"
     return lost
+
+
+def refuse_lost(lost: Mapping[str, str], profile: Mapping[str, Any], settings: Settings) -> None:
+    """Raise PlanError with servers_strict if the model of a deployed server is missing."""
+    if not settings.strict or not lost or settings.prune:
+        return
+    listed = "; ".join(f"{name}: {why}" for name, why in lost.items())
+    raise PlanError(
+        f'profile "{profile["name"]}" ({profile["source"]}): servers_strict is set, and deployed servers lack their '
+        f"model: {listed}. Nothing was changed. Bring the files back, or remove the servers with -e servers_prune=true."
+    )
+
+
+def lost_part(
+    lost: Mapping[str, str], moved: Mapping[str, str], missing: Mapping[str, str], known_elsewhere: Sequence[str]
+) -> dict[str, dict[str, str]]:
+    """Return the plan's part about servers that the profile wants and the host cannot have; empty if there are none.
+
+    A model that another host has may well be meant for that one only.
+    """
+    found = {name: why for name, why in lost.items() if name not in moved}
+    absent = {name: key for name, key in missing.items() if name not in known_elsewhere and name not in lost}
+    found.update({name: f"no such model on this host; {key} names it" for name, key in absent.items()})
+    return {"lost": found} if found else {}
 
 
 def missing_models(

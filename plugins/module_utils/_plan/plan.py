@@ -23,9 +23,10 @@ from .document import PLAN
 from .drafts import Draft, make_draft, offloaded, where
 from .inputs import Host, PlanError, Server, Settings
 from .memory_limits import check_memory, growth_warnings, memory_text
-from .missing import lost_servers, missing_models, nothing_left
+from .missing import lost_part, lost_servers, missing_models, nothing_left, refuse_lost
 from .ports import assign_ports, back_home
 from .profile import Model, Selected, select
+from .renamed import model_stamp, renamed_servers, with_ports_of_renamed
 
 # Headroom for page tables, threads, allocator slack and long prompts, so that these do not get a server killed.
 MEMORY_MAX_MARGIN = 1.25
@@ -50,12 +51,16 @@ def make_plan(
     selection = select(profile, models)
     before = {server["name"]: server for server in host.record}
     lost = lost_servers(selection.missing, registry, profile, host)
-    orphans = _orphans(lost, host)
+    moved = renamed_servers(lost, selection.servers, host)
+    lost.update({old: f"its model is called {new} now" for old, new in moved.items()})
+    refuse_lost({name: why for name, why in lost.items() if name not in moved}, profile, settings)
+    orphans = [] if settings.prune else _orphans({name: why for name, why in lost.items() if name not in moved}, host)
     warnings = missing_models(selection.missing, registry, profile, host, known_elsewhere)
     warnings += _orphan_warnings(orphans, lost)
     wanted = _named(selection.servers, models)
     if not wanted and not orphans:
         raise PlanError(nothing_left(profile, models, warnings))
+    host = with_ports_of_renamed(moved, host)
     ports = assign_ports(wanted, orphans, settings, host, profile)
 
     sizes = companion_sizes(registry)
@@ -85,9 +90,13 @@ def make_plan(
     _assert_unique(planned)
     return PLAN.stamp(
         {
-            **{"profile": profile["name"], "start": profile["start"]},
-            **{"servers": planned, "memory": memory, "warnings": warnings},
+            "profile": profile["name"],
+            "start": profile["start"],
+            "servers": planned,
+            "memory": memory,
+            "warnings": warnings,
             **({"ports": remembered} if remembered else {}),
+            **lost_part(lost, moved, selection.missing, known_elsewhere),
         }
     )
 
@@ -103,8 +112,8 @@ def _orphans(lost: Mapping[str, str], host: Host) -> list[Server]:
 
 def _orphan_warnings(orphans: Sequence[Server], lost: Mapping[str, str]) -> list[str]:
     return [
-        f"{server['name']}: {lost[server['name']]}. The running server is left alone; bring the file back, or end the "
-        f"server with stop.yml -e servers={server['name']}."
+        f"{server['name']}: {lost[server['name']]}. The running server is left alone; bring the file back, or "
+        "remove the server with -e servers_prune=true."
         for server in orphans
     ]
 
@@ -247,6 +256,8 @@ def _server(
         "memory": memory,
         "memory_max_bytes": memory_max,
         "api_key_file": settings.api_key_file,
+        "api_key_stamp": str(settings.restart_triggers.get("api_key_stamp") or ""),
+        "model_stamp": model_stamp(model),
         "stop_timeout": settings.stop_timeout,
         "max_startup_time": profile["start"]["max_startup_time"],
     }

@@ -17,6 +17,7 @@ from ansible_collections.magi.llama.plugins.module_utils._output.report import (
     registry_lines,
     runtime_lines,
     status_lines,
+    summary_lines,
 )
 from ansible_collections.magi.llama.plugins.module_utils._plan.memory import estimate
 from ansible_collections.magi.llama.plugins.module_utils._plan.profile import validate
@@ -122,3 +123,21 @@ def test_new_models_are_shortened_to_the_first(registry: dict[str, Any]) -> None
     lines = discovery_lines(registry, {"added": ids, "removed": ids[:20]})
     assert lines[1] == f"      added    {', '.join(ids[:20])} and 3 more"
     assert lines[2] == f"      removed  {', '.join(ids[:20])}"
+
+
+def test_summary_counts_missing_servers_and_restarts():
+    server = {"name": "a", "port": 8080, "pid": 1, "state": "ready", "seconds_to_ready": 1.0, "restarts": 3}
+    plan = {"profile": "p", "servers": [{"name": "a", "action": "keep"}], "lost": {"b": "/m/b.gguf is gone"}}
+    lines = summary_lines(None, plan, {"ready": 1, "servers": [server]}, None)
+    assert lines[0].endswith("1 of 2 ready")
+    assert lines[1].split()[-1] == "RESTARTS" and lines[2].split()[-1] == "3"
+    assert lines[3] == "missing: b: /m/b.gguf is gone"
+
+
+def test_status_of_a_process_that_the_user_may_not_see_has_dashes():
+    server = {
+        **{"name": "a", "port": 8080, "pid": 12, "tier": "Q4", "state": "ready", "restarts": 0},
+        **{"uptime_seconds": None, "rss_bytes": None},
+    }
+    line = status_lines({"ready_servers": 1, "total_servers": 1, "servers": [server]})[2]
+    assert line.split()[5:8] == ["ready", "-", "-"]

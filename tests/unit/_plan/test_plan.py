@@ -781,3 +781,55 @@ def test_device_is_one_that_llama_server_lists(device: str, says: str | None) ->
         return
     with pytest.raises(PlanError, match=re.escape(says)):
         plan([A], profile("a", parameters={"device": device}), host(gpus=[roomy]))
+
+
+def renamed(old: dict[str, Any], new_id: str) -> dict[str, Any]:
+    """The model after its file was renamed: another name and id, the same file."""
+    return {**model(new_id, old["tier"]), "fingerprint": old["fingerprint"]}
+
+
+def test_renamed_model_moves_its_server_and_port() -> None:
+    first = plan([A, own(B)], profile({"id": "*"}))
+    second = plan([A, renamed(own(B), "b-new")], profile({"id": "*"}), deployed(first))
+    assert actions(second) == {"a": "keep", "b-new": "start", "b": "stop"}
+    assert ports(second) == {"a": 8080, "b-new": 8081}
+    assert {s["name"]: s["reason"] for s in second["servers"]}["b"] == "its model is called b-new now"
+    assert "lost" not in second
+
+
+def own(one: dict[str, Any]) -> dict[str, Any]:
+    """A model with a file of its own."""
+    return {**one, "fingerprint": {"size": 1, "mtime_ns": 2, "inode": 99}}
+
+
+def test_lost_model_of_a_deployed_server_is_counted_and_fails_with_strict() -> None:
+    first = plan([A, own(B)], profile({"id": "*"}))
+    up = deployed(first)
+    second = plan([A], profile({"id": "*"}), up)
+    assert second["lost"] == {"b": "/models/b.gguf is gone"}
+    with pytest.raises(PlanError, match=r"servers_strict is set.*b: /models/b.gguf is gone. Nothing was changed"):
+        plan([A], profile({"id": "*"}), up, dataclasses.replace(SETTINGS, strict=True))
+    assert "lost" not in plan([A], profile("a", "c"), up, known_elsewhere=["c"])
+    assert plan([A], profile("a", "zzzz"), up)["lost"] == {
+        "zzzz": "no such model on this host; enabled_models[1] names it"
+    }
+
+
+def test_prune_stops_a_running_server_whose_model_is_gone() -> None:
+    first = plan([A, own(B)], profile({"id": "*"}))
+    up = deployed(first)
+    assert actions(plan([A], profile({"id": "*"}), up)) == {"a": "keep", "b": "keep"}
+    pruned = plan([A], profile({"id": "*"}), up, dataclasses.replace(SETTINGS, prune=True, strict=True))
+    assert actions(pruned) == {"a": "keep", "b": "stop"}
+    assert pruned["servers"][1]["reason"] == "/models/b.gguf is gone"
+
+
+def test_key_rotation_is_called_so() -> None:
+    def with_keys(stamp: str, **more: Any) -> Settings:
+        triggers = {"api_key_stamp": stamp, **more}
+        return dataclasses.replace(SETTINGS, api_key_file="/etc/keys", restart_triggers=triggers)
+
+    up = deployed(plan([A], profile("a"), settings=with_keys("1")))
+    assert plan([A], profile("a"), up, with_keys("2"))["servers"][0]["reason"] == "its API keys changed"
+    other = plan([A], profile("a"), up, with_keys("1", cpu_weight=50))
+    assert other["servers"][0]["reason"] == "its launch config changed"

@@ -198,3 +198,11 @@ def test_state_unknown_server_returns_error_of_host(run_action):
     refused = {"failed": True, "msg": "No server x is deployed here"}
     run = run_action("server_state", {**STATE, "state": "restarted", "servers": ["x"]}, answers=[refused])
     assert run.result["msg"] == refused["msg"] and [name for name, _sent in run.calls] == ["server_info"]
+
+
+def test_warnings_of_modules_are_shown_where_ansible_hides_them(run_action):
+    """Ansible shows none of a task that changed nothing with display_ok_hosts=false."""
+    answer = {"changed": False, "servers": [], "msg": "", "warnings": ["keys may be read by others"]}
+    run = run_action("server_state", {"state_dir": "/s", "state": "stopped"}, answers=[answer])
+    assert run.lines == ["      warning  keys may be read by others"]
+    assert "warnings" not in run.result
