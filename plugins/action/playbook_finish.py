@@ -15,6 +15,7 @@ from ansible_collections.magi.llama.plugins.plugin_utils.extra_vars import words
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.magi.llama.plugins.plugin_utils.host_results import failure, host_result
 from ansible_collections.magi.llama.plugins.plugin_utils.result_file import publish
+from ansible_collections.magi.llama.plugins.plugin_utils.show import BEGUN
 
 
 class ActionModule(HostAction):
@@ -27,9 +28,14 @@ class ActionModule(HostAction):
         arguments = check_arguments(self, ARGUMENTS, paths_of_host=False)
         hosts = task_vars["ansible_play_hosts_all"]
         on_screen = arguments["format"] == "json"
-        # By now every host has finished the earlier tasks, so the first one has all results.
-        if task_vars["inventory_hostname"] == hosts[0] and (on_screen or arguments["path"]):
-            results = {name: host_result(arguments["playbook"], task_vars["hostvars"][name]) for name in hosts}
+        # By now every host of the batch has finished the earlier tasks, so the first one has all results.
+        batch = task_vars.get("ansible_play_batch") or hosts
+        if task_vars["inventory_hostname"] == batch[0] and (on_screen or arguments["path"]):
+            found = {name: task_vars["hostvars"][name] for name in hosts}
+            results = {name: host_result(arguments["playbook"], one) for name, one in found.items()}
+            # No batch follows one that failed. The file has what is known by then.
+            is_last = all(BEGUN in one for one in found.values()) or any(failure(one) for one in found.values())
+            on_screen = on_screen and (is_last or len(batch) == len(hosts))
             publish(result_document(arguments["playbook"], results), on_screen, arguments["path"])
         result["changed"] = False
         own = failure(task_vars)

@@ -205,3 +205,28 @@ def test_output_variable_of_other_plays_is_ignored(fleet: Fleet) -> None:
     role = {"import_role": {"name": "magi.llama.servers", "tasks_from": "status.yml"}}
     (fleet.folder / "own.yml").write_text(json.dumps([{**play, "tasks": [role]}]))
     assert "0 of 0 servers ready" in fleet.run(str(fleet.folder / "own"))
+
+
+@pytest.mark.parametrize("playbook", ["start", "stop", "restart"])
+def test_batch_with_a_failed_host_is_the_last_one(fleet: Fleet, playbook: str) -> None:
+    for name in ("one", "two", "three", "four"):
+        fleet.add(name)
+    # A file is not a folder, so that this host fails.
+    (fleet.folder / "file").write_text("")
+    fleet.hosts["two"]["servers_state_dir"] = str(fleet.folder / "file")
+    output = fleet.run(playbook, "-e", "servers=all", "-e", "servers_serial=2", code=2)
+    begun = {host for host in fleet.hosts if f"{host} | nothing to do" in output}
+    assert begun == {"one"}
+    assert "three | not begun, as two failed" in output
+    # In one batch, the others are not held up.
+    output = fleet.run(playbook, "-e", "servers=all", code=2)
+    assert {host for host in fleet.hosts if f"{host} | nothing to do" in output} == {"one", "three", "four"}
+
+
+def test_site_in_batches_prints_one_document_of_all_hosts(fleet: Fleet) -> None:
+    for name in ("one", "two", "three"):
+        fleet.add(name)
+        make.small_model(fleet.folder / name / f"{name}.gguf")
+    output = fleet.run("site", "-e", "servers_serial=1", "-e", "output=json", "--tags", "registry")
+    (document,) = documents(output)
+    assert list(document["hosts"]) == ["one", "two", "three"]
