@@ -146,6 +146,12 @@ def _check_parameters(value: Any, where: str, prefix: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise ProfileError(f"{where}: {prefix} must be a mapping of llama-server's long flags, not {_kind_of(value)}.")
     for key, setting in value.items():
+        if isinstance(key, (int, float)) and setting is None:
+            # {tensor_split: 3,1} is {tensor_split: 3, 1: null} in YAML.
+            raise ProfileError(
+                f"{where}: {prefix}.{key}: a number is not a flag. In braces a comma separates keys: quote the value "
+                f'before it, as in {{tensor_split: "3,1"}}.'
+            )
         if not isinstance(key, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", key):
             fixed = str(key).lstrip("-").replace("-", "_").lower()
             raise ProfileError(f'{where}: {prefix}.{key}: write the flag in snake_case without dashes: "{fixed}".')

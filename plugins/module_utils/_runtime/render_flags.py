@@ -15,6 +15,7 @@ from typing import Any
 
 from .flags import (
     Flag,
+    FlagError,
     Flags,
     FlagValueError,
     ManagedFlagError,
@@ -36,12 +37,22 @@ def canonical_parameters(parameters: Mapping[str, Any], flags: Flags) -> dict[st
     known = flags_from_fact(flags)
     index = _index(known)
     result: dict[str, Any] = {}
+    unknown: list[UnknownFlagError] = []
     for key, given in parameters.items():
-        flag, inverted = _find(key, known, index)
+        try:
+            flag, inverted = _find(key, known, index)
+        except UnknownFlagError as error:
+            unknown.append(error)
+            continue
         value = not given if inverted and isinstance(given, bool) else given
         if flag.name in result and result[flag.name] != value:
             raise FlagValueError(key, f"is set twice, also under another of its names (canonical: {flag.name})")
         result[flag.name] = value
+    if len(unknown) > 1:
+        # All at once: otherwise each would take a run to find.
+        raise FlagError(" ".join(f"{str(error)[:1].upper()}{str(error)[1:]}" for error in unknown))
+    if unknown:
+        raise unknown[0]
     return result
 
 

@@ -158,3 +158,11 @@ def test_profile_budget_out_of_bounds_is_refused(budget: object) -> None:
 def test_profile_seconds_out_of_bounds_are_refused(key: str, seconds: object) -> None:
     with pytest.raises(ProfileError, match=f"start.{key} must be .* of seconds above 0, 86400 at most"):
         validate("p", "p.yml", {"enabled_models": ["a"], "start": {key: seconds}})
+
+
+def test_value_with_a_comma_in_braces_is_to_be_quoted() -> None:
+    data = yaml.safe_load("enabled_models: [{model: a, parameters: {tensor_split: 3,1}}]")
+    with pytest.raises(
+        ProfileError, match=r'enabled_models\[0\].parameters.1: .*quote the value .*tensor_split: "3,1"'
+    ):
+        validate("p", "p.yml", data)

@@ -293,3 +293,14 @@ def test_canonical_parameters() -> None:
     given = {"gpu_layers": 9, "no_slots": True, "ctx_size": 1}
     assert canonical_parameters(given, NEW) == {"n_gpu_layers": 9, "slots": False, "ctx_size": 1}
     assert canonical_parameters(given, {}) == given
+
+
+def test_unknown_flags_are_named_all_at_once():
+    flags = {
+        "ctx_size": {"spelling": "--ctx-size", "value": True},
+        "parallel": {"spelling": "--parallel", "value": True},
+    }
+    with pytest.raises(FlagError) as caught:
+        render_flags({"ctx_sise": 1, "paralel": 2}, flags)
+    assert '"ctx_sise"; nearest: ctx_size.' in str(caught.value)
+    assert '"paralel"; nearest: parallel.' in str(caught.value)
