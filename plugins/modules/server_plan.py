@@ -339,6 +339,7 @@ def _host(given: dict, settings: Settings, record: dict, running: dict, gpus: li
         pending=dict.fromkeys(restart_pending(started_configs(given["state_dir"]), pids, digests), PENDING),
         restarts_pending=given["restart"] == "auto",
         cores=usable_cores(given["numa_mask"]),
+        gpu_groups=device_groups() if gpus else [],
         remembered=record.get("ports", {}),
     )
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,10 @@ from .quoting import systemd_paths
 
 UNIT_FOLDER = "/etc/systemd/system"
 UNIT_PREFIX = "magi-llama-"
+# Loads the driver's module that CUDA itself loads through a setuid program, which the servers' sandbox forbids.
+GPU_UNIT = "magi-llama.gpu.service"
+# Below /var/cache: not the folder of the runtime's cache, which root alone may write.
+GPU_CACHE = "magi-llama-gpu"
 TARGET = "magi-llama.target"
 
 # Names from /proc/devices: they cover all device nodes of every GPU.
@@ -61,11 +66,12 @@ def systemd_dependencies(server: Mapping[str, Any], gpu_access: Any = "auto") ->
     """What a server needs before it is started at boot: its models' mounts, its address, the GPU's devices."""
     host = str(server["host"])
     # A wildcard address can always be bound; binding any other before the network is up fails permanently.
+    uses_gpu = _uses_gpu(server, gpu_access)
     online = None if is_loopback(host) or host in ("0.0.0.0", "::") else "network-online.target"
     return {
         "After": [unit for unit in ("network.target", online) if unit]
-        + (["nvidia-persistenced.service"] if _uses_gpu(server, gpu_access) else []),
-        "Wants": online,
+        + (["nvidia-persistenced.service", GPU_UNIT] if uses_gpu else []),
+        "Wants": [online, GPU_UNIT] if uses_gpu else online,
         "RequiresMountsFor": [systemd_paths([folder]) for folder in model_folders(server["argv"])],
     }
 
@@ -131,6 +137,11 @@ def systemd_sandbox(
         "PrivateUsers": True if user_namespaces and not uses_gpu else None,
         "SystemCallFilter": None if uses_gpu or _places_itself(argv) else "~@resources",
         "DeviceAllow": [f"{device} rw" for device in GPU_DEVICES] if uses_gpu else [],
+        "SupplementaryGroups": _gpu_groups(server) if uses_gpu else [],
+        # Drivers keep the kernels that they compile there: without it each start compiles them again.
+        "CacheDirectory": f"{GPU_CACHE}/{server['name']}" if uses_gpu else None,
+        "CacheDirectoryMode": "0700" if uses_gpu else None,
+        "Environment": f"HOME=/var/cache/{GPU_CACHE}/{server['name']}" if uses_gpu else None,
         # GPU drivers compile kernels at run time, into executable memory.
         "MemoryDenyWriteExecute": not uses_gpu,
         "SocketBindDeny": "any" if binds else None,
@@ -138,6 +149,12 @@ def systemd_sandbox(
         "IPAddressDeny": "any" if closed else None,
         "IPAddressAllow": "localhost" if closed else None,
     }
+
+
+def _gpu_groups(server: Mapping[str, Any]) -> list[str]:
+    """The groups that the plan has found on the GPUs' device nodes."""
+    groups = str((server.get("env") or {}).get("MAGI_LLAMA_GPU_GROUPS", "")).split(",")
+    return [group for group in groups if re.fullmatch(r"[a-z][a-z0-9_-]{0,31}", group)]
 
 
 def _locks_memory(argv: Sequence[str]) -> bool:

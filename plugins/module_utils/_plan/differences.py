@@ -16,6 +16,9 @@ from .ports import port_of
 CONFIG = "its launch config changed"
 RESTART_PENDING = "restart pending"
 NEW_KEYS = "its API keys changed"
+# Of a server with layers on GPUs: which these are, and the groups that it needs for them.
+DEVICES = "MAGI_LLAMA_DEVICES"
+GROUPS = "MAGI_LLAMA_GPU_GROUPS"
 
 
 def with_action(server: Server, previous: Server | None, host: Host, move: str | None = None) -> Server:
@@ -62,6 +65,9 @@ def launch_differences(server: Server, process: Process) -> list[str]:
         reasons.append("llama-server itself changed")
     if env.get("MAGI_LLAMA_MODEL") != server["env"]["MAGI_LLAMA_MODEL"]:
         reasons.append("the model's file changed")
+    before, after = (text.get(DEVICES) or "none" for text in (env, server["env"]))
+    if before != after:
+        reasons.append(f"its GPUs changed ({before} → {after})")
     if process.stray:
         reasons.append(f"its environment has {', '.join(process.stray)}")
     if not reasons and env.get("MAGI_LLAMA_REVISION") != server["revision"]:

@@ -101,4 +101,5 @@ class Host:
     pending: Mapping[str, str] = field(default_factory=dict)
     restarts_pending: bool = False
     cores: int | None = None
+    gpu_groups: Sequence[str] = ()
     remembered: Mapping[str, int] = field(default_factory=dict)

@@ -18,7 +18,7 @@ from .._core.digests import digest_of
 from .._runtime.flags import FlagError
 from .._runtime.render_flags import render_flags
 from .cpu import SPIN_COUNT, Demand, busy_threads, oversubscription, share_cores
-from .differences import stopped_server, with_action
+from .differences import DEVICES, GROUPS, stopped_server, with_action
 from .document import PLAN
 from .drafts import Draft, make_draft, offloaded, where
 from .inputs import Host, PlanError, Server, Settings
@@ -232,6 +232,11 @@ def _server(
         # Keeps the user's llama.cpp/config.ini from changing the server.
         "XDG_CONFIG_HOME": "/nonexistent",
     }
+    if memory["vram_bytes"]:
+        used = [host.gpus[place] for place, size in enumerate(memory["gpu_bytes"]) if size]
+        env[DEVICES] = ", ".join(gpu.label for gpu in used)
+        if host.gpu_groups:
+            env[GROUPS] = ",".join(host.gpu_groups)
     if name in threads.spinning:
         # Of no effect in a build without OpenMP.
         env["GOMP_SPINCOUNT"] = str(SPIN_COUNT)

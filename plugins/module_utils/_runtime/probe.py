@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -45,6 +46,9 @@ _CHANGING_VARIABLE = re.compile(
     r"^\s*(?:export\s+)?(LLAMA_ARG_\w+|LLAMA_API_KEY|AIP_MODE|AIP_HTTP_PORT)\s*=", re.MULTILINE
 )
 _CACHE_SCHEMA = 1
+_GPU_BACKEND = re.compile(r"libggml-(cann|cuda|hip|metal|musa|opencl|sycl|vulkan)\b")
+# Next to the folder of the program: of archives, of distributions, and of a prefix with packages.
+_BACKEND_FOLDERS = ("lib", "lib64", "lib/*/ggml/backends*", "lib/ggml*", "root/usr/lib/*/ggml/backends*")
 
 
 def absent(path: str, source: str, warnings: Sequence[str] = ()) -> dict[str, Any]:
@@ -94,7 +98,8 @@ def probe(
     # A distribution's llama-server is a small file that uses shared libraries: an upgrade may leave it unchanged, so
     # its output is part of the identity.
     said = [line for line in text.splitlines() if line.startswith(("version:", "built with"))]
-    identity = hashlib.sha256(" ".join([sha256, *said]).encode()).hexdigest()[:16]
+    parts = [sha256, *said, *gpu_backends(file or path)]
+    identity = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
     help_text = cache["help"].get(identity)
     if not isinstance(help_text, str):
         help_text = _output(path, "--help", run, command)
@@ -120,6 +125,27 @@ def probe(
         "source": source,
         "warnings": build_warnings(path, version, flavour) + configuration_warnings(etc),
     }
+
+
+def gpu_backends(program: str) -> list[str]:
+    """The GPU backends that a llama-server loads from files of their own, with size and time, one text each.
+
+    Without its CUDA library the same file serves on the CPU: such a server is another one.
+    """
+    folders = {os.path.dirname(program), os.path.dirname(os.path.realpath(program))}
+    found: set[str] = set()
+    for folder in folders:
+        above = os.path.dirname(folder)
+        for place in _BACKEND_FOLDERS:
+            found.update(os.path.realpath(path) for path in glob.glob(f"{glob.escape(above)}/{place}/libggml-*.so*"))
+        found.update(os.path.realpath(path) for path in glob.glob(f"{glob.escape(folder)}/libggml-*.so*"))
+    texts = []
+    for path in found:
+        with contextlib.suppress(OSError):
+            if _GPU_BACKEND.match(os.path.basename(path)):
+                state = os.stat(path)
+                texts.append(f"{os.path.basename(path)}:{state.st_size}:{state.st_mtime_ns}")
+    return sorted(texts)
 
 
 def build_warnings(path: str, version: Version, flavour: str) -> list[str]:

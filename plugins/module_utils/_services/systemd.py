@@ -19,6 +19,8 @@ from .._launch.config_files import Managed, current_text, stale_files
 from .._launch.quoting import systemd_environment
 from .._launch.units import (
     CREDENTIALS_VERSION,
+    GPU_CACHE,
+    GPU_UNIT,
     TARGET,
     UNIT_FOLDER,
     UNIT_PREFIX,
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 
 BOOTED = "/run/systemd/system"
+# What a unit's CacheDirectory is below.
+CACHES = "/var/cache"
 
 
 # Where units are, in systemd's order.
@@ -118,13 +122,15 @@ class Systemd(ServiceManager):
         return {state for path in marked for state in pattern.findall(current_text(path))}
 
     def owned_paths(self, state_dir: str, names: Iterable[str], configs: Sequence[str]) -> list[str]:
-        halves = leftovers(UNIT_FOLDER)
+        caches = [os.path.join(CACHES, GPU_CACHE, name) for name in names]
+        halves = [*leftovers(UNIT_FOLDER), *(path for path in caches if os.path.isdir(path))]
         if stale_files([Managed(UNIT_FOLDER, f"{UNIT_PREFIX}*.service", f"{STATE_MARKER}=")], configs):
             # Another state directory on this host has units, and another run may be writing one right now.
             marker = self.managed(state_dir).marker
-            return [path for path in halves if marker in current_text(path)]
+            return [path for path in halves if path in caches or marker in current_text(path)]
         # The target is removed with the last unit.
         links = [os.path.join(UNIT_FOLDER, f"{TARGET}.wants"), self.common_config_path(state_dir)]
+        links += [path for path in (os.path.join(UNIT_FOLDER, GPU_UNIT),) if os.path.lexists(path)]
         return [*links, os.path.join(UNIT_FOLDER, "multi-user.target.wants", TARGET), *halves]
 
     def units_of_user(self, user: str, state_dir: str) -> list[str]:

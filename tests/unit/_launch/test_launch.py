@@ -24,6 +24,7 @@ DRIVER = "ansible_collections.magi.llama.plugins.module_utils._services.systemd_
 
 def server(**changes):
     return {
+        "name": "m",
         "argv": ["/usr/bin/llama-server", "--model", "/models/a/x.gguf", "--mmproj", "/models/b c/y.gguf"],
         "host": "127.0.0.1",
         "port": 8080,
@@ -87,6 +88,10 @@ def test_sandbox_on_cpu_has_no_devices_and_no_network():
         "ProtectHome": True,
         "PrivateDevices": True,
         "DeviceAllow": [],
+        "SupplementaryGroups": [],
+        "CacheDirectory": None,
+        "CacheDirectoryMode": None,
+        "Environment": None,
         "MemoryDenyWriteExecute": True,
         "IPAddressDeny": "any",
         "IPAddressAllow": "localhost",
@@ -104,6 +109,20 @@ def test_sandbox_on_cpu_has_no_devices_and_no_network():
             {"PrivateDevices": False, "DeviceAllow": [f"{d} rw" for d in units_module.GPU_DEVICES]},
         ),
         ({}, {"gpu_access": "no"}, {"PrivateDevices": True}),
+        (
+            {"memory": {"vram_bytes": 1}, "env": {"MAGI_LLAMA_GPU_GROUPS": "render,video"}},
+            {},
+            {
+                "SupplementaryGroups": ["render", "video"],
+                "CacheDirectory": "magi-llama-gpu/m",
+                "Environment": "HOME=/var/cache/magi-llama-gpu/m",
+            },
+        ),
+        (
+            {"memory": {"vram_bytes": 1}, "env": {"MAGI_LLAMA_GPU_GROUPS": "a b,\nroot"}},
+            {},
+            {"SupplementaryGroups": []},
+        ),
         ({"memory": {"vram_bytes": 1}}, {}, {"PrivateUsers": None, "SystemCallFilter": None}),
         ({}, {"user_namespaces": False}, {"PrivateUsers": None, "SystemCallFilter": "~@resources"}),
         ({"argv": ["/x", "--numa", "isolate"]}, {}, {"SystemCallFilter": None}),
@@ -155,7 +174,11 @@ def test_key_file_of_root_is_loaded_as_credential(monkeypatch):
         ({"host": "::1"}, ["network.target"], None),
         ({"host": "0.0.0.0"}, ["network.target"], None),
         ({"host": "10.0.0.5"}, ["network.target", "network-online.target"], "network-online.target"),
-        ({"memory": {"vram_bytes": 1}}, ["network.target", "nvidia-persistenced.service"], None),
+        (
+            {"memory": {"vram_bytes": 1}},
+            ["network.target", "nvidia-persistenced.service", "magi-llama.gpu.service"],
+            [None, "magi-llama.gpu.service"],
+        ),
     ],
 )
 def test_unit_waits_for_mounts_and_network(changes, after, wants):

@@ -184,3 +184,16 @@ def test_running_server_keeps_its_layers_when_a_little_less_is_free() -> None:
     process = Process(9, 1, "a", tuple(server["argv"]), dict(server["env"]), 0, 0.0, 9.0, 0)
     again = planned(5 * GIB - 300 * MIB, running={"a": process})["servers"][0]
     assert (again["action"], again["argv"]) == ("keep", server["argv"])
+
+
+def test_server_is_restarted_when_its_gpu_is_back() -> None:
+    server = planned(80 * GIB)["servers"][0]
+    assert server["env"]["MAGI_LLAMA_DEVICES"] == "CUDA0 (H100)"
+    without = {key: value for key, value in server["env"].items() if key != "MAGI_LLAMA_DEVICES"}
+    process = Process(9, 1, "a", tuple(server["argv"]), without, 0, 0.0, 9.0, 0)
+    again = planned(80 * GIB, running={"a": process})["servers"][0]
+    assert (again["action"], again["reason"]) == ("restart", "its GPUs changed (none → CUDA0 (H100))")
+
+
+def test_server_without_layers_on_a_gpu_does_not_depend_on_it() -> None:
+    assert "MAGI_LLAMA_DEVICES" not in planned(GIB)["servers"][0]["env"]

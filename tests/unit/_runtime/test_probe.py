@@ -23,6 +23,7 @@ from ansible_collections.magi.llama.plugins.module_utils._runtime.probe import (
     configuration_warnings,
     explain_exit,
     explain_start_error,
+    gpu_backends,
     probe,
     run_command,
 )
@@ -248,3 +249,22 @@ def test_binary_absent_has_the_same_keys(binary: str) -> None:
     assert set(fact) == set(probe(binary, FakeRun()))
     assert fact["installed"] is False
     assert render_flags({"anything": 1}, fact["flags"]) == ["--anything", "1"]
+
+
+@pytest.mark.parametrize(
+    ("program", "library"),
+    [
+        ("llama/llama-server", "llama/libggml-cuda.so"),
+        ("bin/llama-server", "lib/libggml-hip.so.0"),
+        ("usr/bin/llama-server", "usr/lib/x86_64-linux-gnu/ggml/backends0/libggml-vulkan.so"),
+        ("p/bin/llama-server", "p/root/usr/lib/x86_64-linux-gnu/ggml/backends0/libggml-vulkan.so"),
+    ],
+)
+def test_gpu_backends_are_part_of_the_identity(tmp_path: Path, program: str, library: str) -> None:
+    for path in (program, library, str(Path(library).parent / "libggml-cpu-haswell.so")):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(b"12")
+    os.utime(tmp_path / library, ns=(7, 7))
+    assert gpu_backends(str(tmp_path / program)) == [f"{Path(library).name}:2:7"]
+    (tmp_path / library).unlink()
+    assert gpu_backends(str(tmp_path / program)) == []
