@@ -87,6 +87,14 @@ options:
     description: Stop and forget deployed servers whose model is missing or was rejected, also those that run.
     type: bool
     default: false
+  require_gpu:
+    description:
+      - Whether a server that is planned on a GPU must hold its memory there after its start. V(auto) is yes where a
+        tool says what it holds; V(true) makes it a failure too where it is unknown, and refuses a plan in which a server
+        has no layers on a GPU.
+    type: str
+    choices: [auto, 'true', 'false']
+    default: auto
   move_on_conflict:
     description: Give a server a new port if an unmanaged process holds its port, instead of failing.
     type: bool
@@ -217,6 +225,7 @@ from ansible_collections.magi.llama.plugins.module_utils._core.commands import i
 from ansible_collections.magi.llama.plugins.module_utils._core.cores import usable_cores
 from ansible_collections.magi.llama.plugins.module_utils._core.device_groups import device_groups
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
+from ansible_collections.magi.llama.plugins.module_utils._core.gpu_processes import TOOL_FOLDERS
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import (
     command_of,
     foreign_marks,
@@ -236,7 +245,7 @@ from ansible_collections.magi.llama.plugins.module_utils._health.observations im
 from ansible_collections.magi.llama.plugins.module_utils._health.pending import PENDING, config_digests, restart_pending
 from ansible_collections.magi.llama.plugins.module_utils._launch.api_keys import key_file
 from ansible_collections.magi.llama.plugins.module_utils._models.registry_file import require
-from ansible_collections.magi.llama.plugins.module_utils._plan.devices import TOOL_FOLDERS, find_gpus
+from ansible_collections.magi.llama.plugins.module_utils._plan.devices import find_gpus
 from ansible_collections.magi.llama.plugins.module_utils._plan.differences import (
     drift,
     extra_warnings,

@@ -146,7 +146,7 @@ servers:
     state:
       description: >-
         V(ready), V(failed) (it died), or its state at the time-out, one of V(loading), V(not_listening),
-        V(hung), V(unhealthy), V(wrong_identity), V(unprotected).
+        V(hung), V(unhealthy), V(wrong_identity), V(unprotected), V(on_cpu).
       type: str
       sample: ready
     is_ready:
@@ -196,7 +196,9 @@ import time
 
 from ansible_collections.magi.llama.plugins.module_utils._arguments.wait_for_health import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
+from ansible_collections.magi.llama.plugins.module_utils._core.commands import output_of
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
+from ansible_collections.magi.llama.plugins.module_utils._core.gpu_processes import TOOL_FOLDERS, held_bytes
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import all_processes, listeners, processes
 from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import LockError, release, renew
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import (
@@ -213,6 +215,7 @@ from ansible_collections.magi.llama.plugins.module_utils._health.observations im
     ready_revisions,
     update_observations,
 )
+from ansible_collections.magi.llama.plugins.module_utils._health.on_cpu import planned_vram, with_servers_on_cpu
 from ansible_collections.magi.llama.plugins.module_utils._health.wait import (
     summary,
     to_be_stopped,
@@ -281,8 +284,25 @@ def _wait(module: Module, record: dict, driver: ServiceDriver) -> list:
         elapsed=given["elapsed"],
         baseline=given["baseline"],
     )
+    outcomes = _check_gpus(module, record, outcomes)
     failed = [outcome.port for outcome in outcomes if outcome.state == "failed"]
     return with_holders(outcomes, listeners(failed)) if failed else outcomes
+
+
+def _check_gpus(module: Module, record: dict, outcomes: list) -> list:
+    """Return the outcomes, with servers that run on the CPU instead of their GPU as failed."""
+    servers = {server["name"]: server for server in record["servers"]}
+    ready = [outcome for outcome in outcomes if outcome.is_ready and outcome.pid]
+    if not any(planned_vram(servers.get(outcome.name, {})) for outcome in ready):
+        return outcomes
+
+    def tool(command: list) -> str | None:
+        path = module.get_bin_path(command[0], opt_dirs=list(TOOL_FOLDERS))
+        return None if path is None else output_of(path, *command[1:])
+
+    found = all_processes(module.params["state_dir"], pids=[outcome.pid for outcome in ready])
+    children = {process.pid: process.children for process in found}
+    return with_servers_on_cpu(outcomes, record["servers"], held_bytes(tool), children)
 
 
 def _stop_bad(state_dir: str, record: dict, driver: ServiceDriver, outcomes: list) -> list:

@@ -26,6 +26,7 @@ ARGUMENTS = Arguments(
         "memory_overcommit": {"type": "bool", "default": False},
         "strict": {"type": "bool", "default": False},
         "prune": {"type": "bool", "default": False},
+        "require_gpu": {"type": "str", "choices": ["auto", "true", "false"], "default": "auto"},
         "move_on_conflict": {"type": "bool", "default": False},
         "ports": {"type": "dict", "default": {}},
         "cpu_expected_busy": {"type": "int"},

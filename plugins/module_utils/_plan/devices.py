@@ -12,16 +12,10 @@ from dataclasses import replace
 from typing import Any
 
 from .._core.commands import Completed
+from .._core.gpu_processes import NVIDIA_APPS_COMMAND, parse_apps
 from .._core.text import clean_text, format_bytes
 from .gpu import MIB, SMALLEST_BYTES, Gpu, read_gpus
 
-NVIDIA_APPS_COMMAND = [
-    "nvidia-smi",
-    "--query-compute-apps=gpu_uuid,pid,used_memory",
-    "--format=csv,noheader,nounits",
-]
-# Where vendors' tools are that are not on PATH: in containers, under WSL and where ROCm is installed.
-TOOL_FOLDERS = ("/usr/local/nvidia/bin", "/usr/lib/wsl/lib", "/opt/rocm/bin")
 MAX_HOLDERS = 4
 # Graphics that share the host's memory, by the names that drivers give them: their servers take RAM.
 _SHARED = re.compile(r"\b(UHD|HD|Iris\S*( Xe)?) Graphics\b|\bRadeon (Vega \d+ )?Graphics\b|\bRadeon \d{3}M\b|llvmpipe")
@@ -42,12 +36,6 @@ def parse_devices(text: str) -> list[Gpu]:
         label = clean_text(name)
         found.append(Gpu(int(number), label, int(total) * MIB, int(free) * MIB, vendor, f"{backend}{number}"))
     return found
-
-
-def parse_apps(text: str) -> list[tuple[str, int, int]]:
-    """The lines of NVIDIA_APPS_COMMAND as (the card's uuid, pid, bytes); lines without a figure are left out."""
-    rows = (re.fullmatch(r"([\w-]{1,80}), *([0-9]{1,9}), *([0-9]{1,9})", line.strip()) for line in text.splitlines())
-    return [(row[1], int(row[2]), int(row[3]) * MIB) for row in rows if row]
 
 
 def find_gpus(

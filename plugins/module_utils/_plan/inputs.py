@@ -45,6 +45,7 @@ class Settings:
     allow_powerful: bool = False
     stop_timeout: int = 30
     memory_overcommit: bool = False
+    require_gpu: str = "auto"
     move_on_conflict: bool = False
     restart_triggers: Mapping[str, Any] = field(default_factory=dict)
     manager_triggers: Sequence[Any] = ()
@@ -72,6 +73,7 @@ def settings_of(
         allow_powerful=given["allow_powerful"],
         stop_timeout=given["stop_timeout"],
         memory_overcommit=given["memory_overcommit"],
+        require_gpu=given["require_gpu"],
         move_on_conflict=given["move_on_conflict"],
         restart_triggers=given["restart_triggers"],
         manager_triggers=manager_triggers,

@@ -221,6 +221,11 @@ def _server(
     if settings.api_key_file:
         argv += ["--api-key-file", settings.key_path(name, settings.api_key_file)]
 
+    if settings.require_gpu == "true" and not memory["vram_bytes"]:
+        raise PlanError(
+            f"{where(profile, name)}: servers_require_gpu is true, and none of its layers is on a GPU: free the GPUs, "
+            "set n_gpu_layers, or set servers_require_gpu to auto."
+        )
     memory_max = int(memory["ram_bytes"] * MEMORY_MAX_MARGIN) + memory["growth_bytes"] + MEMORY_MAX_FLOOR
     # A limit above the host's RAM would have no effect.
     memory_max = min(memory_max, host.memory.total_bytes)
@@ -260,6 +265,7 @@ def _server(
         "revision": revision,
         "memory": memory,
         "memory_max_bytes": memory_max,
+        **({} if settings.require_gpu == "auto" else {"require_gpu": settings.require_gpu}),
         "api_key_file": settings.api_key_file,
         "api_key_stamp": str(settings.restart_triggers.get("api_key_stamp") or ""),
         "model_stamp": model_stamp(model),

@@ -9,12 +9,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 from ansible_collections.magi.llama.plugins.module_utils._core.commands import Completed
-from ansible_collections.magi.llama.plugins.module_utils._plan.devices import (
-    NVIDIA_APPS_COMMAND,
-    find_gpus,
-    parse_apps,
-    parse_devices,
-)
+from ansible_collections.magi.llama.plugins.module_utils._core.gpu_processes import NVIDIA_APPS_COMMAND, parse_apps
+from ansible_collections.magi.llama.plugins.module_utils._plan.devices import find_gpus, parse_devices
 from ansible_collections.magi.llama.plugins.module_utils._plan.gpu import NVIDIA_COMMAND, Gpu
 
 MIB = 1024 * 1024

@@ -12,7 +12,7 @@ from ansible_collections.magi.llama.plugins.module_utils._core.argv import flag_
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import Memory, Process
 from ansible_collections.magi.llama.plugins.module_utils._models.memory_shape import memory_shape
 from ansible_collections.magi.llama.plugins.module_utils._plan.gpu import Gpu
-from ansible_collections.magi.llama.plugins.module_utils._plan.inputs import Host, Settings
+from ansible_collections.magi.llama.plugins.module_utils._plan.inputs import Host, PlanError, Settings
 from ansible_collections.magi.llama.plugins.module_utils._plan.offload import (
     NO_GPU,
     Wish,
@@ -197,3 +197,10 @@ def test_server_is_restarted_when_its_gpu_is_back() -> None:
 
 def test_server_without_layers_on_a_gpu_does_not_depend_on_it() -> None:
     assert "MAGI_LLAMA_DEVICES" not in planned(GIB)["servers"][0]["env"]
+
+
+def test_server_without_a_gpu_is_refused_where_one_is_required() -> None:
+    with pytest.raises(PlanError, match="server a: servers_require_gpu is true, and none of its layers is on a GPU"):
+        planned(GIB, require_gpu="true")
+    assert planned(80 * GIB, require_gpu="true")["servers"][0]["require_gpu"] == "true"
+    assert "require_gpu" not in planned(80 * GIB)["servers"][0]
