@@ -90,8 +90,8 @@ options:
   require_gpu:
     description:
       - Whether a server that is planned on a GPU must hold its memory there after its start. V(auto) is yes where a
-        tool says what it holds; V(true) makes it a failure too where it is unknown, and refuses a plan in which a server
-        has no layers on a GPU.
+        tool says what it holds; V(true) makes it a failure too where it is unknown, and refuses a plan in which a
+        server has no layers on a GPU.
     type: str
     choices: [auto, 'true', 'false']
     default: auto

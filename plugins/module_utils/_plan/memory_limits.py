@@ -18,6 +18,12 @@ from .inputs import Host, PlanError, Server, Settings
 FIT_MARGIN_BYTES = 1024 * 1024**2
 
 
+# What stays with the system: kernel, services, logins. Small hosts have less of it, large ones more page tables.
+RESERVE_SHARE = 0.05
+LEAST_RESERVE_BYTES = 256 * 1024**2
+MOST_RESERVE_BYTES = 2 * 1024**3
+
+
 @dataclass(frozen=True)
 class _Limit:
     """One kind of memory: what it is, what the servers need of it, and what there is; detail says who has the rest."""
@@ -69,7 +75,7 @@ def check_memory(
 
 
 def _limits(staying: Sequence[Server], ram: int, host: Host) -> list[_Limit]:
-    limits = [_Limit("this host's RAM", ram, host.memory.total_bytes, "ram_bytes")]
+    limits = [_ram_limit(staying, ram, host)]
     starting = on_gpus([server for server in staying if server["action"] != "keep"], host.gpus)
     for gpu, need, new in zip(host.gpus, on_gpus(staying, host.gpus), starting):
         texts = [f"{format_bytes(gpu.total_bytes)} in all", f"{format_bytes(gpu.free_bytes)} free"]
@@ -78,6 +84,27 @@ def _limits(staying: Sequence[Server], ram: int, host: Host) -> list[_Limit]:
         limit = gpu_limit(gpu, starts=new > 0)
         limits.append(_Limit(f"the memory of GPU {gpu.label}", need, limit, "vram_bytes", "; ".join(texts)))
     return limits
+
+
+def ram_reserve(total_bytes: int) -> int:
+    """The bytes of a host's RAM that servers leave to the system: a twentieth of it, within bounds."""
+    reserve = min(max(int(total_bytes * RESERVE_SHARE), LEAST_RESERVE_BYTES), MOST_RESERVE_BYTES)
+    # A container of 512 MiB has its kernel elsewhere.
+    return min(reserve, total_bytes // 8)
+
+
+def _ram_limit(staying: Sequence[Server], ram: int, host: Host) -> _Limit:
+    """The RAM for all servers: less the reserve, and where one is to be started less what other programs hold."""
+    total, available = host.memory.total_bytes, host.memory.available_bytes
+    reserve = ram_reserve(total)
+    held = sum(process.rss_bytes for process in host.running.values())
+    texts = [f"{format_bytes(total)} in all", f"{format_bytes(available)} available"]
+    texts += [f"{format_bytes(held)} held by our servers"] if held else []
+    texts += [f"{format_bytes(reserve)} for the system"]
+    usable = total - reserve
+    if any(server["action"] != "keep" for server in staying):
+        usable = min(usable, available + held)
+    return _Limit("this host's RAM", ram, usable, "ram_bytes", "; ".join(texts))
 
 
 def _refusal(limit: _Limit, staying: Sequence[Server], vram: int) -> str:

@@ -13,6 +13,7 @@ from ansible_collections.magi.llama.plugins.module_utils._core.processes import 
 from ansible_collections.magi.llama.plugins.module_utils._core.text import format_bytes
 from ansible_collections.magi.llama.plugins.module_utils._plan.gpu import Gpu
 from ansible_collections.magi.llama.plugins.module_utils._plan.inputs import Host, PlanError, Settings
+from ansible_collections.magi.llama.plugins.module_utils._plan.memory_limits import ram_reserve
 from ansible_collections.magi.llama.plugins.module_utils._plan.plan import make_plan, plan_lines
 from ansible_collections.magi.llama.plugins.module_utils._plan.profile import ProfileError, validate
 from ansible_collections.magi.llama.plugins.module_utils._services.table import find_manager
@@ -203,10 +204,10 @@ def growing(monkeypatch: pytest.MonkeyPatch, growth: int) -> list[Any]:
 
 def test_growth_beyond_ram_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     caches = growing(monkeypatch, 2 * GIB)
-    (warning,) = plan([A, B], profile("a", "b"), host(memory=Memory(5 * GIB, GIB)))["warnings"]
+    (warning,) = plan([A, B], profile("a", "b"), host(memory=Memory(5 * GIB, 5 * GIB)))["warnings"]
     assert "may take 4.0 GiB more than the 2.0 GiB that they need, and this host's RAM is 5.0 GiB: a 2.0 GiB" in warning
     assert "Set cache_ram" in warning
-    assert plan([A, B], profile("a", "b"), host(memory=Memory(6 * GIB, GIB)))["warnings"] == []
+    assert plan([A, B], profile("a", "b"), host(memory=Memory(6 * GIB, 6 * GIB)))["warnings"] == []
     # This llama-server lacks the flag, so it has no such cache.
     assert set(caches) == {0}
 
@@ -579,7 +580,7 @@ def test_instance_name_never_equals_another_models_id() -> None:
     ("chosen", "on", "words"),
     [
         (profile("a", "b", memory_budget="1GiB"), host(), "need 2.0 GiB, the profile's memory_budget is 1.0 GiB: a 1.0 GiB"),
-        (profile("a", "b"), host(memory=Memory(GIB, GIB)), "this host's RAM is 1.0 GiB"),
+        (profile("a", "b"), host(memory=Memory(GIB, GIB)), "this host's RAM that they can use (1.0 GiB in all; 1.0 GiB available; 128.0 MiB for the system) is 896.0 MiB"),
         (profile("a", "b", parameters={"n_gpu_layers": "all"}), host(gpus=[Gpu(0, "g", GIB, GIB, "nvidia")]), "need 2.0 GiB, the memory of GPU 0 (g) that they can use (1.0 GiB in all; 1.0 GiB free; 1.0 GiB to spare) is 0 B"),
     ],
 )  # fmt: skip
@@ -833,3 +834,33 @@ def test_key_rotation_is_called_so() -> None:
     assert plan([A], profile("a"), up, with_keys("2"))["servers"][0]["reason"] == "its API keys changed"
     other = plan([A], profile("a"), up, with_keys("1", cpu_weight=50))
     assert other["servers"][0]["reason"] == "its launch config changed"
+
+
+# --- RAM: a reserve, and what already runs ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("total", "reserve"),
+    [(64 * GIB, 2 * GIB), (16 * GIB, 16 * GIB // 20), (2 * GIB, 256 * 1024**2), (GIB // 2, GIB // 16)],
+)
+def test_ram_reserve_of_the_system(total: int, reserve: int) -> None:
+    assert ram_reserve(total) == reserve
+
+
+def test_ram_that_other_programs_hold_is_not_planned() -> None:
+    with pytest.raises(PlanError) as error:
+        plan([A, B], profile("a", "b"), host(memory=Memory(64 * GIB, GIB)))
+    assert "need 2.0 GiB, this host's RAM that they can use (64.0 GiB in all; 1.0 GiB available; " in str(error.value)
+
+
+def test_ram_that_our_servers_hold_is_planned_again() -> None:
+    first = plan([A, B], profile("a", "b"))
+    running = deployed(first)
+    full = dataclasses.replace(running, memory=Memory(64 * GIB, GIB // 2))
+    # Nothing is to be started.
+    assert set(actions(plan([A, B], profile("a", "b"), full)).values()) == {"keep"}
+    changed = profile("a", "b", parameters={"ctx_size": 8})
+    with pytest.raises(PlanError, match="this host's RAM"):
+        plan([A, B], changed, full)
+    held = {name: dataclasses.replace(one, rss_bytes=GIB) for name, one in running.running.items()}
+    assert plan([A, B], changed, dataclasses.replace(full, running=held))["servers"]
