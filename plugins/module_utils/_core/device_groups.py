@@ -16,10 +16,16 @@ import stat
 GPU_GROUPS = ("render", "video")
 
 
+def gpu_nodes(dev: str = "/dev") -> list[str]:
+    """The device nodes of GPUs that programs compute with."""
+    found = [path for pattern in ("kfd", "dri/renderD*", "nvidia[0-9]*") for path in glob.glob(f"{dev}/{pattern}")]
+    return sorted(found)
+
+
 def device_groups(dev: str = "/dev") -> list[str]:
     """The groups among GPU_GROUPS without which the GPUs' device nodes cannot be used."""
     names = set()
-    for path in (f"{dev}/kfd", *sorted(glob.glob(f"{dev}/dri/renderD*")), *sorted(glob.glob(f"{dev}/nvidia[0-9]*"))):
+    for path in gpu_nodes(dev):
         with contextlib.suppress(OSError, KeyError):
             found = os.stat(path)
             if stat.S_IMODE(found.st_mode) & 0o006 != 0o006:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .._core.commands import Completed, Run
+from .._core.device_groups import gpu_nodes
 from .._core.errors import MagiError
 from .._core.text import redact
 
@@ -20,6 +21,8 @@ KEYRINGS = (
     "/usr/share/keyrings/debian-archive-keyring.gpg",
 )
 PACKAGE_NAME = "llama.cpp-tools"
+# Debian has no CUDA backend; Vulkan serves every vendor's GPUs.
+GPU_PACKAGES = ("libggml0-backend-vulkan", "libvulkan1")
 CLEAN_ENVIRONMENT = {
     "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
     "LC_ALL": "C.UTF-8",
@@ -45,7 +48,7 @@ def _no_objection() -> None:
 
 @dataclass(frozen=True)
 class Request:
-    """The role's request. etc, keyrings and package_path are parameters for tests.
+    """The role's request. etc, dev, keyrings and package_path are parameters for tests.
 
     owner is a user besides root who may own the binary at path; ask runs a llama-server to find out what it is.
     confirm raises LockError if this run must not change the host any more.
@@ -67,6 +70,12 @@ class Request:
     etc: str = "/etc"
     keyrings: Sequence[str] = KEYRINGS
     package_path: str = "/usr/bin/llama-server"
+    dev: str = "/dev"
+
+    @property
+    def gpu_packages(self) -> tuple[str, ...]:
+        """The packages with the backend for the host's GPUs; empty where it has none."""
+        return GPU_PACKAGES if gpu_nodes(self.dev) else ()
 
 
 @dataclass(frozen=True)

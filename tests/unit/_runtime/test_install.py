@@ -401,6 +401,52 @@ def test_portable_is_installed(tmp_path: Path, request_for: Callable[..., Reques
     assert (again.changed, again.fact) == (False, outcome.fact)
 
 
+@pytest.mark.usefixtures("debian_tools")
+def test_portable_brings_the_vulkan_backend_once_the_host_has_a_gpu(
+    tmp_path: Path, request_for: Callable[..., Request]
+) -> None:
+    request = request_for(**_debian(tmp_path), dev=str(tmp_path / "dev"))
+    before = FakeApt(tmp_path)
+    ensure(request, "portable", before)
+    assert not any("libggml0-backend-vulkan" in argv for argv in before.ran)
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "nvidia0").touch()
+    apt = FakeApt(tmp_path)
+    assert ensure(request, "portable", apt).changed
+    (install,) = [argv for argv in apt.ran if "--download-only" in argv]
+    assert install[-3:] == ["llama.cpp-tools", "libggml0-backend-vulkan", "libvulkan1"]
+    assert not ensure(request, "portable", never_but_probe(tmp_path)).changed
+
+
+@pytest.mark.parametrize(
+    ("candidate", "expected"),
+    [("1:0.7", ["llama.cpp-tools", "libggml0-backend-vulkan"]), ("(none)", ["llama.cpp-tools"])],
+)
+def test_package_brings_the_vulkan_backend_where_there_is_a_gpu(
+    tmp_path: Path,
+    request_for: Callable[..., Request],
+    monkeypatch: pytest.MonkeyPatch,
+    candidate: str,
+    expected: list[str],
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name, path: name if name == "apt-get" else None)
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    (tmp_path / "kfd").touch()
+    installs: list[list[str]] = []
+
+    def run(argv: Sequence[str], environment: Mapping[str, str], seconds: float) -> Completed:
+        if argv[:2] == ["apt-get", "install"]:
+            installs.append([word for word in argv[2:] if not word.startswith("-")])
+            return Completed(100, "", "E: stop here")
+        if "libggml0-backend-vulkan" in argv:
+            return Completed(0, f"libggml0-backend-vulkan:\n  Installed: (none)\n  Candidate: {candidate}\n", "")
+        return Completed(0, POLICY.format(tools="1:0.7", all="(none)"), "")
+
+    with pytest.raises(ProviderError):
+        ensure(request_for(dev=str(tmp_path)), "package", run)
+    assert installs == [expected]
+
+
 def never_but_probe(tmp_path: Path) -> Callable[[Sequence[str], Mapping[str, str], float], Completed]:
     def run(argv: Sequence[str], environment: Mapping[str, str], seconds: float) -> Completed:
         assert argv[0].startswith(str(tmp_path)), argv

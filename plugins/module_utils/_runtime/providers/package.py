@@ -44,10 +44,17 @@ def package(request: Request, run: Run) -> Provided:
         return Provided(request.package_path, note, installed=False, changed=True, after=after)
     if os.geteuid() != 0:
         raise ProviderError(f"{manager} has {found[0]}, but only root may install it. Set become or another method.")
-    done = run([*install, found[0]], CLEAN_ENVIRONMENT, DOWNLOAD_SECONDS)
+    done = run([*install, found[0], *_backends(request, manager, run)], CLEAN_ENVIRONMENT, DOWNLOAD_SECONDS)
     if done.code != 0:
         raise ProviderError(f"{manager} could not install {found[0]}: {last_lines(done)}")
     return Provided(request.package_path, note, changed=True, after=after)
+
+
+def _backends(request: Request, manager: str, run: Run) -> list[str]:
+    """The packages with the backend for the host's GPUs, as far as its repositories have them."""
+    names = request.gpu_packages if manager == "apt-get" else ()
+    text = run(["apt-cache", "policy", *names], CLEAN_ENVIRONMENT, QUICK_SECONDS).stdout if names else ""
+    return [name for name in names if parse_apt_policy(text, [name])]
 
 
 def parse_apt_policy(text: str, names: Sequence[str]) -> tuple[str, str] | None:

@@ -50,6 +50,9 @@ def portable(request: Request, run: Run) -> Provided:
     if request.portable_mirror:
         _check_source("runtime_portable_mirror", request.portable_mirror, _MIRROR)
     wanted = {"layout": PREFIX_LAYOUT, "method": "portable", "suite": request.portable_suite}
+    if request.gpu_packages:
+        # A prefix from before the host had a GPU lacks the backend.
+        wanted["backends"] = ["vulkan"]
     holds = f"{request.prefix} holds {PACKAGE_NAME} of {request.portable_suite}"
     if not request.upgrade and is_current(request.prefix, wanted):
         return Provided(os.path.join(request.prefix, "bin", "llama-server"), holds)
@@ -183,7 +186,7 @@ def apt_configuration(folder: str, host_settings: str) -> str:
 def _candidates(request: Request, keyring: str, mirror: str, run: Run) -> dict[str, str]:
     """Return the packages that the suite has now, with their versions."""
     with tempfile.TemporaryDirectory(prefix="magi-llama-") as folder:
-        argv = ["apt-get", "-q", "-s", "--no-install-recommends", "install", PACKAGE_NAME]
+        argv = ["apt-get", "-q", "-s", "--no-install-recommends", "install", PACKAGE_NAME, *request.gpu_packages]
         return parse_apt_simulation(_run_apt(request, folder, keyring, mirror, run, argv).stdout)
 
 
@@ -196,6 +199,7 @@ def _fetch_packages(request: Request, new: str, keyring: str, mirror: str, run: 
     """Download the packages with apt, which checks the signatures, and unpack them below new/root; return versions."""
     folder = os.path.join(new, "apt")
     argv = ["apt-get", "-q", "-y", "--download-only", "--no-install-recommends", "install", PACKAGE_NAME]
+    argv += request.gpu_packages
     _run_apt(request, folder, keyring, mirror, run, argv)
     environment = {**CLEAN_ENVIRONMENT, "APT_CONFIG": os.path.join(folder, "apt.conf")}
     packages: dict[str, str] = {}
