@@ -19,6 +19,8 @@ from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_
 from ansible_collections.magi.llama.plugins.plugin_utils.extra_vars import errors, load_spec, words
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.magi.llama.plugins.plugin_utils.inputs import decided, inputs_from_facts
+from ansible_collections.magi.llama.plugins.plugin_utils.show import show
+from ansible_collections.magi.llama.plugins.plugin_utils.silent_hosts import advice, without_keep_alive
 from ansible_collections.magi.llama.plugins.plugin_utils.variable_names import (
     extra_var_errors,
     host_var_errors,
@@ -57,6 +59,9 @@ class ActionModule(HostAction):
             wrong.update(dict.fromkeys(errors(options, {name: host_vars[name] for name in options if name in given})))
         if wrong:
             raise AnsibleActionFail("\n".join(wrong))
+        silent = without_keep_alive(hosts)
+        if silent:
+            show(task_vars, [f"      warning  {advice(silent)}"])
         # Not a fact: Ansible gives all hosts of a run_once task the same facts object, which later facts would change.
         return {
             **result,
