@@ -25,6 +25,20 @@ NUMBERS = {
 RANGES: dict[str, tuple[int, int | None]] = {"servers_cpu_weight": (1, 10000), "servers_lock_wait": (0, None)}
 NUMA_MASK = re.compile(r"[0-9]+(-[0-9]+)?([ ,]+[0-9]+(-[0-9]+)?)*")
 # Also auto, or empty.
+# Paths on the host, with the environment variable that sets one on the controller.
+HOST_PATHS = {
+    "registry_scan_paths": "MODEL_SCAN_PATH",
+    "registry_path": "REGISTRY_PATH",
+    "runtime_prefix": None,
+    "runtime_cache_path": None,
+    "runtime_binary_path": "LLAMA_SERVER_PATH",
+    "servers_state_dir": None,
+    "servers_registry_path": "REGISTRY_PATH",
+    "servers_api_key_file": None,
+    "servers_supervisord_path": None,
+    "servers_runtime_prefix": None,
+    "servers_runtime_cache_path": None,
+}
 BOOLEANS = ("servers_gpu_access", "servers_concurrent_starts")
 # What setting_errors explains better than an argument spec.
 EXPLAINED = (*NUMBERS, *BOOLEANS)
@@ -38,6 +52,7 @@ def setting_errors(settings: Mapping[str, Any]) -> list[str]:
     return [
         *_numbers(settings),
         *_ranges(settings),
+        *_relative_paths(settings),
         *_booleans(settings),
         *_port_range(settings),
         *_set_ports(settings),
@@ -56,6 +71,21 @@ def _numbers(settings: Mapping[str, Any]) -> list[str]:
         for name, text in numbers.items()
         if not WHOLE_NUMBER.fullmatch(text)
     ]
+
+
+def _relative_paths(settings: Mapping[str, Any]) -> list[str]:
+    """A relative path would be below the folder that a module happens to run in."""
+    wrong = []
+    for name, environment in HOST_PATHS.items():
+        value = settings.get(name)
+        for path in value if isinstance(value, (list, tuple)) else [value]:
+            if not isinstance(path, str) or path == "" or path.startswith(("/", "~")):
+                continue
+            if name == "servers_api_key_file" and path == "auto":
+                continue
+            by = f" (or {environment})" if environment else ""
+            wrong.append(f"{name} is {path}, a relative path: set it to an absolute path on the host{by}.")
+    return wrong
 
 
 def _ranges(settings: Mapping[str, Any]) -> list[str]:

@@ -124,3 +124,11 @@ def test_variables_not_given_are_not_checked():
     assert setting_errors({}) == []
     assert setting_errors({"servers_max_startup_time": "x"})[0].startswith("servers_max_startup_time is x")
     assert setting_errors({"servers_host": "0.0.0.0"}) == []
+
+
+def test_relative_paths_are_refused():
+    given = {"registry_scan_paths": ["/models", "models"], "servers_state_dir": "./state", "runtime_prefix": "~/llama"}
+    assert setting_errors({**GOOD, **given, "servers_api_key_file": "auto"}) == [
+        "registry_scan_paths is models, a relative path: set it to an absolute path on the host (or MODEL_SCAN_PATH).",
+        "servers_state_dir is ./state, a relative path: set it to an absolute path on the host.",
+    ]
