@@ -139,6 +139,20 @@ status:
           description: Whether its launch config is another one than its process was started with.
           type: bool
           sample: false
+        vram_bytes:
+          description: >-
+            GPU memory that it holds by C(nvidia-smi), V(null) where that is unknown. Only of servers planned on a GPU,
+            as are C(planned_vram_bytes) and C(device).
+          type: int
+          sample: 5649727488
+        planned_vram_bytes:
+          description: GPU memory that was planned for it.
+          type: int
+          sample: 5657067520
+        device:
+          description: The GPUs that it is planned on.
+          type: str
+          sample: CUDA0 (NVIDIA H100 80GB HBM3)
         memory:
           description: >-
             The memory for weights, caches and compute buffers, of a server that logs it; C(planned_bytes) as the plan
@@ -153,7 +167,9 @@ status:
 
 from ansible_collections.magi.llama.plugins.module_utils._arguments.server_info import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
+from ansible_collections.magi.llama.plugins.module_utils._core.commands import output_of
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
+from ansible_collections.magi.llama.plugins.module_utils._core.gpu_processes import TOOL_FOLDERS, held_bytes
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import processes
 from ansible_collections.magi.llama.plugins.module_utils._deployment.config_drift import config_drift
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import chosen, read_record
@@ -184,10 +200,24 @@ def run(module: Module) -> dict:
     pending = restart_pending(started_configs(state_dir), pids, digests)
     return {
         "changed": False,
-        "status": status_json(servers, statuses, probes, found, for_status(state_dir), pending),
+        "status": status_json(
+            servers, statuses, probes, found, for_status(state_dir), pending, _held(module, servers)
+        ),
         "drift": drift(servers, pids, *(_only(wanted, part) for part in (found, configs))),
         "start": starting(Deployment(record, ())),
     }
+
+
+def _held(module: Module, servers: list) -> dict | None:
+    """What processes hold of GPUs, by pid; no tool is asked where no server is planned there."""
+    if not any(server.get("memory", {}).get("vram_bytes") for server in servers):
+        return None
+
+    def tool(command: list) -> str | None:
+        path = module.get_bin_path(command[0], opt_dirs=list(TOOL_FOLDERS))
+        return None if path is None else output_of(path, *command[1:])
+
+    return held_bytes(tool)
 
 
 def _only(names: list, by_name: dict) -> dict:

@@ -31,7 +31,15 @@ _SERVER = Fields(
         "rss_bytes": (int, NULL),
         "restarts": int,
     },
-    {"threads": (int, NULL), "restart_pending": bool, "memory": MEMORY, "stuck_stop": STUCK_STOP},
+    {
+        "threads": (int, NULL),
+        "restart_pending": bool,
+        "vram_bytes": (int, NULL),
+        "planned_vram_bytes": int,
+        "device": (str, NULL),
+        "memory": MEMORY,
+        "stuck_stop": STUCK_STOP,
+    },
 )
 STATUS = Document(
     "status",
@@ -47,13 +55,18 @@ def status_json(
     running: Mapping[str, Process],
     seen: Mapping[str, Mapping[str, Any]],
     pending: Sequence[str] = (),
+    held: Mapping[int, int] | None = None,
 ) -> dict[str, Any]:
-    """The status document of all servers. seen are their observations, pending those with an old launch config."""
+    """The status document of all servers. seen are their observations, pending those with an old launch config.
+
+    held are the bytes of GPU memory by pid, None where no tool says it.
+    """
     entries = [
         _status_entry(server, statuses[server["name"]], probes.get(server["name"]), running.get(server["name"]))
         for server in servers
     ]
-    for entry in entries:
+    for server, entry in zip(servers, entries):
+        entry.update(_on_gpu(server, running.get(server["name"]), held))
         found = seen.get(entry["name"], {})
         entry["restart_pending"] = entry["name"] in pending
         if "stuck_stop" in found:
@@ -92,6 +105,20 @@ def _status_entry(
         "rss_bytes": process.rss_bytes if process else unseen,
         "restarts": status.restarts,
         "threads": _threads(server),
+    }
+
+
+def _on_gpu(server: Server, process: Process | None, held: Mapping[int, int] | None) -> dict[str, Any]:
+    """What the server holds of GPUs (None where it is unknown), what was planned, and on which; empty without any."""
+    planned = int((server.get("memory") or {}).get("vram_bytes", 0))
+    if not planned:
+        return {}
+    known = process is not None and held is not None
+    pids = (process.pid, *process.children) if process else ()
+    return {
+        "vram_bytes": sum((held or {}).get(pid, 0) for pid in pids) if known else None,
+        "planned_vram_bytes": planned,
+        "device": (server.get("env") or {}).get("MAGI_LLAMA_DEVICES"),
     }
 
 

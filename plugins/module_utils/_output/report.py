@@ -171,7 +171,8 @@ def summary_lines(
 
 
 def status_lines(status: Mapping[str, Any]) -> list[str]:
-    """The status JSON as a table."""
+    """The status JSON as a table, with columns about GPUs where a server is planned there."""
+    has_gpus = any("planned_vram_bytes" in server for server in status["servers"])
     rows = [
         [
             server["name"],
@@ -184,10 +185,12 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
             format_bytes(server["rss_bytes"]) if server["pid"] and server["rss_bytes"] is not None else "-",
             *_planned_and_loaded(server.get("memory")),
             server["restarts"],
+            *(_gpu_columns(server) if has_gpus else []),
         ]
         for server in status["servers"]
     ]
-    header = ("SERVER", "PORT", "PID", "TIER", "THREADS", "STATE", "UPTIME", "MEMORY", "PLANNED", "LOADED", "RESTARTS")
+    header = ["SERVER", "PORT", "PID", "TIER", "THREADS", "STATE", "UPTIME", "MEMORY", "PLANNED", "LOADED", "RESTARTS"]
+    header += ["GPU", "GPU MEMORY", "PLANNED ON GPU"] if has_gpus else []
     return [
         f"{status['ready_servers']} of {status['total_servers']} servers ready",
         *(table(header, rows) if rows else []),
@@ -198,6 +201,11 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
             if "stuck_stop" in server
         ),
     ]
+
+
+def _gpu_columns(server: Mapping[str, Any]) -> list[str]:
+    sizes = (server.get(key) for key in ("vram_bytes", "planned_vram_bytes"))
+    return [server.get("device") or "-", *("-" if size is None else format_bytes(size) for size in sizes)]
 
 
 def _planned_and_loaded(memory: Mapping[str, Any] | None) -> list[str]:

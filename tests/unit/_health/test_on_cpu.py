@@ -9,8 +9,12 @@ from typing import Any
 
 import pytest
 from ansible_collections.magi.llama.plugins.module_utils._core.gpu_processes import held_bytes
+from ansible_collections.magi.llama.plugins.module_utils._core.processes import Process
 from ansible_collections.magi.llama.plugins.module_utils._health.on_cpu import with_servers_on_cpu
 from ansible_collections.magi.llama.plugins.module_utils._health.outcome import Outcome
+from ansible_collections.magi.llama.plugins.module_utils._health.status import status_json
+from ansible_collections.magi.llama.plugins.module_utils._output.report import status_lines
+from ansible_collections.magi.llama.plugins.module_utils._services.base import ServiceStatus
 
 MIB = 1024**2
 READY = Outcome("a", 8080, "Q4", 100, "ready", True, True)
@@ -56,3 +60,28 @@ def test_unknown_use_of_a_gpu_is_a_failure_only_where_it_is_required() -> None:
 )
 def test_what_processes_hold(text: str | None, expected: dict | None) -> None:
     assert held_bytes(lambda _command: text) == expected
+
+
+def test_status_shows_gpu_memory_held_and_planned() -> None:
+    servers = [
+        {
+            "name": name,
+            "model_id": name,
+            "port": 8080,
+            "memory": {"vram_bytes": size},
+            "env": {"MAGI_LLAMA_DEVICES": "CUDA0 (H100)"} if size else {},
+        }
+        for name, size in (("a", 5395 * MIB), ("b", 0))
+    ]
+    statuses = {name: ServiceStatus(name, "running", pid=100) for name in ("a", "b")}
+    process = Process(100, 1, "a", (), {}, 0, 0.0, 9.0, 0, children=(101,))
+    shown = status_json(servers, statuses, {}, {"a": process}, {}, held={101: 5388 * MIB, 7: MIB})
+    on_gpu, on_cpu = shown["servers"]
+    assert (on_gpu["vram_bytes"], on_gpu["planned_vram_bytes"]) == (5388 * MIB, 5395 * MIB)
+    assert on_gpu["device"] == "CUDA0 (H100)"
+    assert "planned_vram_bytes" not in on_cpu
+    lines = status_lines(shown)
+    assert lines[1].endswith("GPU           GPU MEMORY  PLANNED ON GPU")
+    assert lines[2].endswith("CUDA0 (H100)  5.3 GiB     5.3 GiB")
+    unknown = status_json(servers, statuses, {}, {"a": process}, {})
+    assert unknown["servers"][0]["vram_bytes"] is None
