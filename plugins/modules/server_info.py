@@ -200,9 +200,7 @@ def run(module: Module) -> dict:
     pending = restart_pending(started_configs(state_dir), pids, digests)
     return {
         "changed": False,
-        "status": status_json(
-            servers, statuses, probes, found, for_status(state_dir), pending, _held(module, servers)
-        ),
+        "status": status_json(servers, statuses, probes, found, for_status(state_dir), pending, _held(module, servers)),
         "drift": drift(servers, pids, *(_only(wanted, part) for part in (found, configs))),
         "start": starting(Deployment(record, ())),
     }

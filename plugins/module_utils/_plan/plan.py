@@ -62,10 +62,7 @@ def make_plan(
         raise PlanError(nothing_left(profile, models, warnings))
     host = with_ports_of_renamed(moved, host)
     ports = assign_ports(wanted, orphans, settings, host, profile)
-
-    sizes = companion_sizes(registry)
-    drafts = [make_draft(name, selected, profile, runtime, settings, host, sizes) for name, selected in wanted]
-    drafts, layer_warnings = offloaded(drafts, runtime, settings, host, sizes, orphans)
+    drafts, layer_warnings = _drafts(wanted, registry, profile, runtime, settings, host, orphans)
     threads, thread_warnings = _share_cores(drafts, settings, host)
     planned = []
     remembered = dict(ports.remembered)
@@ -81,10 +78,7 @@ def make_plan(
         planned.append(server)
     warnings += [f"{server['name']}: {text}" for server in planned for text in _context_warnings(server)]
     planned += orphans
-    planned += [
-        stopped_server(name, before.get(name), host.running.get(name), lost.get(name), profile)
-        for name in sorted({*before, *host.running} - {server["name"] for server in planned})
-    ]
+    planned += _stopped(planned, before, lost, profile, host)
     memory = check_memory(planned, profile, settings, host)
     warnings += [*growth_warnings(planned, memory), *layer_warnings, *thread_warnings]
     _assert_unique(planned)
@@ -99,6 +93,42 @@ def make_plan(
             **lost_part(lost, moved, selection.missing, known_elsewhere),
         }
     )
+
+
+def _drafts(
+    wanted: Sequence[tuple[str, Selected]],
+    registry: Mapping[str, Any],
+    profile: Mapping[str, Any],
+    runtime: Mapping[str, Any],
+    settings: Settings,
+    host: Host,
+    orphans: Sequence[Server],
+) -> tuple[list[Draft], list[str]]:
+    """Return the servers with the layers that fit on the GPUs, and warnings. Raises PlanError."""
+    sizes = companion_sizes(registry)
+    drafts = [make_draft(name, selected, profile, runtime, settings, host, sizes) for name, selected in wanted]
+    drafts, warnings = offloaded(drafts, runtime, settings, host, sizes, orphans)
+    for draft in drafts:
+        if settings.require_gpu == "true" and not draft.memory["vram_bytes"]:
+            raise PlanError(
+                f"{where(profile, draft.name)}: servers_require_gpu is true, and none of its layers is on a GPU: free "
+                "the GPUs, set n_gpu_layers, or set servers_require_gpu to auto."
+            )
+    return drafts, warnings
+
+
+def _stopped(
+    planned: Sequence[Server],
+    before: Mapping[str, Server],
+    lost: Mapping[str, str],
+    profile: Mapping[str, Any],
+    host: Host,
+) -> list[Server]:
+    """Return the servers that are deployed or running and not planned."""
+    return [
+        stopped_server(name, before.get(name), host.running.get(name), lost.get(name), profile)
+        for name in sorted({*before, *host.running} - {server["name"] for server in planned})
+    ]
 
 
 def _orphans(lost: Mapping[str, str], host: Host) -> list[Server]:
@@ -221,30 +251,10 @@ def _server(
     if settings.api_key_file:
         argv += ["--api-key-file", settings.key_path(name, settings.api_key_file)]
 
-    if settings.require_gpu == "true" and not memory["vram_bytes"]:
-        raise PlanError(
-            f"{where(profile, name)}: servers_require_gpu is true, and none of its layers is on a GPU: free the GPUs, "
-            "set n_gpu_layers, or set servers_require_gpu to auto."
-        )
     memory_max = int(memory["ram_bytes"] * MEMORY_MAX_MARGIN) + memory["growth_bytes"] + MEMORY_MAX_FLOOR
     # A limit above the host's RAM would have no effect.
     memory_max = min(memory_max, host.memory.total_bytes)
-    env = {
-        "MAGI_LLAMA_STATE": settings.state_dir,
-        "MAGI_LLAMA_SERVER": name,
-        "MAGI_LLAMA_RUNTIME": str(runtime.get("identity") or ""),
-        "MAGI_LLAMA_MODEL": _fingerprint(model),
-        # Keeps the user's llama.cpp/config.ini from changing the server.
-        "XDG_CONFIG_HOME": "/nonexistent",
-    }
-    if memory["vram_bytes"]:
-        used = [host.gpus[place] for place, size in enumerate(memory["gpu_bytes"]) if size]
-        env[DEVICES] = ", ".join(gpu.label for gpu in used)
-        if host.gpu_groups:
-            env[GROUPS] = ",".join(host.gpu_groups)
-    if name in threads.spinning:
-        # Of no effect in a build without OpenMP.
-        env["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
+    env = _environment(draft, runtime, settings, host, threads)
     launch = [argv, env, settings.restart_triggers, settings.service_manager, *settings.manager_triggers]
     revision = digest_of(launch)[:12]
     same = previous is not None and previous.get("revision") == revision
@@ -272,6 +282,29 @@ def _server(
         "stop_timeout": settings.stop_timeout,
         "max_startup_time": profile["start"]["max_startup_time"],
     }
+
+
+def _environment(
+    draft: Draft, runtime: Mapping[str, Any], settings: Settings, host: Host, threads: _Threads
+) -> dict[str, str]:
+    """Return the variables that a server is started with, except for its revision."""
+    env = {
+        "MAGI_LLAMA_STATE": settings.state_dir,
+        "MAGI_LLAMA_SERVER": draft.name,
+        "MAGI_LLAMA_RUNTIME": str(runtime.get("identity") or ""),
+        "MAGI_LLAMA_MODEL": _fingerprint(draft.selected.model),
+        # Keeps the user's llama.cpp/config.ini from changing the server.
+        "XDG_CONFIG_HOME": "/nonexistent",
+    }
+    if draft.memory["vram_bytes"]:
+        used = [host.gpus[place] for place, size in enumerate(draft.memory["gpu_bytes"]) if size]
+        env[DEVICES] = ", ".join(gpu.label for gpu in used)
+        if host.gpu_groups:
+            env[GROUPS] = ",".join(host.gpu_groups)
+    if draft.name in threads.spinning:
+        # Of no effect in a build without OpenMP.
+        env["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
+    return env
 
 
 def companion_sizes(registry: Mapping[str, Any]) -> dict[str, int]:
