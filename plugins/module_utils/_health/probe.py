@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .._core.argv import flag_value
-from .._core.http import request
+from .._core.exchange import request
 from .._core.processes import command_of, listeners, owner_of
 from .._core.text import clean_text, visible_line
 from .._launch.api_keys import first_key

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import pytest
-from ansible_collections.magi.llama.plugins.module_utils._core.http import TooLongError, request
+from ansible_collections.magi.llama.plugins.module_utils._core.exchange import TooLongError, request
 
 Handler = Callable[[socket.socket], None]
 HEAD = b"HTTP/1.1 200 OK\r\n"
