@@ -44,6 +44,6 @@ def require_readable(
     listed = ", ".join(f"{path} (server {files[path]})" for path in wrong[:MAX_LISTED])
     more = f" and {len(wrong) - MAX_LISTED} more" if len(wrong) > MAX_LISTED else ""
     raise PlanError(
-        f"The servers' user {user} may not read {listed}{more}. Nothing was changed. Let that user read the file "
-        "(chmod o+r) and enter the folders above it (chmod o+x), or add a group that may to servers_user_groups."
+        f"The servers' user {user} cannot read {listed}{more}. Nothing was changed. If the file exists, let that user "
+        "read it (chmod o+r) and enter the folders above it (chmod o+x), or add a group that may to servers_user_groups."
     )

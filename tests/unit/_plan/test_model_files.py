@@ -30,7 +30,7 @@ def test_files_are_those_of_servers_that_are_started() -> None:
 
 
 def test_unreadable_file_is_an_error_that_names_file_server_and_user() -> None:
-    with pytest.raises(PlanError, match=r"user llama may not read /m/a-2-of-2.gguf \(server a\)\. Nothing was changed"):
+    with pytest.raises(PlanError, match=r"user llama cannot read /m/a-2-of-2.gguf \(server a\)\. Nothing was changed"):
         require_readable(planned(), REGISTRY, "llama", lambda paths: [path for path in paths if "2-of-2" in path])
     require_readable(planned(), REGISTRY, "llama", lambda _paths: [])
 
