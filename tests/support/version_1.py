@@ -35,6 +35,15 @@ def layout(value: Any) -> Any:
     return [layout(value[0])] if isinstance(value, list) and value else None
 
 
+def without_newer(value: Any, recorded_value: Any) -> Any:
+    """The value without the keys that were added since, at every depth; the first item of a list is the pattern of all."""
+    if isinstance(value, dict) and isinstance(recorded_value, dict):
+        return {key: without_newer(value[key], recorded_value[key]) for key in recorded_value if key in value}
+    if isinstance(value, list) and isinstance(recorded_value, list) and recorded_value:
+        return [without_newer(item, recorded_value[0]) for item in value]
+    return value
+
+
 def put_back(state: Path) -> None:
     """Replace deployment.json and observed.json. Raises AssertionError if a layout differs from the recorded one."""
     deployment, observed = (json.loads((state / name).read_text(encoding="utf-8")) for name in NEW)
@@ -50,6 +59,8 @@ def put_back(state: Path) -> None:
         previous = {"schema_version": 1, "record": before, "files": deployment["previous"]["files"]}
         texts["previous.json"] = json.dumps(previous, indent=2) + "\n"
     for name, text in texts.items():
+        if name != "ready.json":
+            text = json.dumps(without_newer(json.loads(text), recorded(name)), indent=2) + "\n"
         found, expected = layout(json.loads(text)), layout(recorded(name))
         if name == "ready.json":
             # Its keys are names.
