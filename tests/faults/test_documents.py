@@ -99,7 +99,10 @@ def test_state_of_older_version_is_migrated_without_restart(old: Bed) -> None:
     back = old.pids()
     old.run("rollback", code=2).expect("There is nothing to roll back to", "profile pair")
     assert old.pids() == back
+    # The launch configs that the rollback brought back are those of the older template.
+    assert old.run("site").changed > 0
     assert old.run("site").changed == 0
+    assert old.pids() == back
 
 
 def test_rollback_with_state_of_older_version_migrates_it(old: Bed) -> None:

@@ -26,7 +26,7 @@ def test_model_file_broken_keeps_server_and_replaced_restarts_it(bed: Bed, model
     before = bed.pids()
     model.unlink()
     gone = bed.run("site")
-    gone.expect("0 launched, 2 ready")
+    gone.expect("0 launched, 2 of 2 ready")
     gone.expect(f"{Q4}: {model} is gone. The running server is left alone")
     assert bed.pids() == before
 
