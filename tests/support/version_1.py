@@ -36,7 +36,7 @@ def layout(value: Any) -> Any:
 
 
 def without_newer(value: Any, recorded_value: Any) -> Any:
-    """The value without the keys that were added since, at every depth; the first item of a list is the pattern of all."""
+    """The value without the keys that were added since, at every depth; a list's first item is the pattern of all."""
     if isinstance(value, dict) and isinstance(recorded_value, dict):
         return {key: without_newer(value[key], recorded_value[key]) for key in recorded_value if key in value}
     if isinstance(value, list) and isinstance(recorded_value, list) and recorded_value:

@@ -45,5 +45,5 @@ def require_readable(
     more = f" and {len(wrong) - MAX_LISTED} more" if len(wrong) > MAX_LISTED else ""
     raise PlanError(
         f"The servers' user {user} cannot read {listed}{more}. Nothing was changed. If the file exists, let that user "
-        "read it (chmod o+r) and enter the folders above it (chmod o+x), or add a group that may to servers_user_groups."
+        "read it (chmod o+r) and enter its folders (chmod o+x), or add a group that may to servers_user_groups."
     )
