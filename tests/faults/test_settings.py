@@ -87,7 +87,7 @@ def test_supervisor_without_package_is_installed_from_pypi_if_allowed(folder: Pa
     program.parent.mkdir(parents=True)
     program.touch(0o755)
     user = getpass.getuser()
-    host = {"user": user, "user_exists": True, "root": True, "service_manager": "supervisor"}
+    host = {"user": user, "user_exists": True, "user_is_ours": True, "root": True, "service_manager": "supervisor"}
     host.update(service_manager_missing=True, supervisord=None)
     play = {
         "hosts": "localhost",
