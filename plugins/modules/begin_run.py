@@ -129,6 +129,10 @@ ansible_facts:
         user_exists:
           description: Whether that user exists.
           type: bool
+        sets_groups:
+          description: Whether launch configs of the service manager give servers groups besides those of the user.
+          type: bool
+          sample: true
         user_is_ours:
           description: Whether that user was made by the role servers, which says so in the user's comment.
           type: bool

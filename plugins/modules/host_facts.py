@@ -96,6 +96,10 @@ ansible_facts:
         user_exists:
           description: Whether that user exists.
           type: bool
+        sets_groups:
+          description: Whether launch configs of the service manager give servers groups besides those of the user.
+          type: bool
+          sample: true
         user_is_ours:
           description: Whether the role servers created that user, according to the user's comment field.
           type: bool

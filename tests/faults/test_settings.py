@@ -87,8 +87,8 @@ def test_supervisor_without_package_is_installed_from_pypi_if_allowed(folder: Pa
     program.parent.mkdir(parents=True)
     program.touch(0o755)
     user = getpass.getuser()
-    host = {"user": user, "user_exists": True, "user_is_ours": True, "root": True, "service_manager": "supervisor"}
-    host.update(service_manager_missing=True, supervisord=None)
+    host = {"user": user, "user_exists": True, "user_is_ours": True, "root": True, "sets_groups": False}
+    host.update(service_manager="supervisor", service_manager_missing=True, supervisord=None)
     play = {
         "hosts": "localhost",
         "connection": "local",

@@ -46,6 +46,7 @@ _HOST = Fields(
         "group": str,
         "user_exists": bool,
         "user_is_ours": bool,
+        "sets_groups": bool,
         "api_key_stamp": str,
         "stray_variables": [str],
     }

@@ -39,6 +39,7 @@ def host_facts(given: Mapping[str, Any], find_program: Callable[[str], str | Non
     return {
         "service_manager": manager.name,
         "service_manager_missing": manager.is_missing(found),
+        "sets_groups": manager.sets_groups,
         "root": os.geteuid() == 0,
         "api_key_stamp": "",
         "hands_over_keys": False,

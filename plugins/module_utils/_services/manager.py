@@ -31,6 +31,8 @@ class ServiceManager(ABC):
     needs_root = False
     # Whether it starts the servers again after a reboot of the host.
     starts_at_boot = True
+    # Whether its launch configs give a server groups of its own, besides those of the user.
+    sets_groups = False
     # The executable that facts() needs; the option <program>_path of host_facts, if there is one, takes precedence.
     program: str | None = None
 

@@ -49,6 +49,7 @@ class Systemd(ServiceManager):
     template = "systemd.service.j2"
     common_template = "magi-llama.target.j2"
     needs_root = True
+    sets_groups = True
 
     def runs_here(self) -> bool:
         try:

@@ -17,7 +17,7 @@ from ansible_collections.magi.llama.plugins.plugin_utils.this_run import this_ru
 OTHER = {"id": "elsewhere/1/1", "text": "site.yml by ann on ops (pid 1, since 09:00)", "seconds_left": 800.0}
 HOST = {
     **{"service_manager": "systemd", "service_manager_missing": False, "supervisord": None, "root": True},
-    **{"user": "llama", "group": "llama", "user_exists": True, "user_is_ours": True},
+    **{"user": "llama", "group": "llama", "user_exists": True, "user_is_ours": True, "sets_groups": True},
     **{"api_key_stamp": "", "stray_variables": []},
 }
 
