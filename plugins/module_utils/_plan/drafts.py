@@ -62,11 +62,11 @@ def make_draft(
     flags = runtime.get("flags") or {}
     try:
         parameters = effective_parameters(model, selected.parameters)
-        parameters.update(
-            exposure_defaults(canonical_parameters(parameters, flags), flags, bool(settings.api_key_file))
-        )
-        parameters.update(stop_defaults(canonical_parameters(parameters, flags), flags, settings.stop_timeout))
-        parameters.update(log_defaults(canonical_parameters(parameters, flags), flags))
+        given = canonical_parameters(parameters, flags)
+        # Each is about flags of its own.
+        parameters.update(exposure_defaults(given, flags, bool(settings.api_key_file)))
+        parameters.update(stop_defaults(given, flags, settings.stop_timeout))
+        parameters.update(log_defaults(given, flags))
         canonical = canonical_parameters(parameters, flags)
         refuse_powerful({**selected.parameters, **canonical}, settings)
         refuse_sleep(canonical, runtime)

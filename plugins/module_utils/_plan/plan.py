@@ -212,8 +212,9 @@ def _share_cores(drafts: Sequence[Draft], settings: Settings, host: Host) -> tup
     shared = {name: count for name, count in threads.items() if name not in own}
     # More servers than expected may be busy, and then each waits for threads that others keep off the cores. A server
     # that does not share the cores is not restarted for what others do.
-    spinning = {name for name, count in shared.items() if count > 1 and sum(threads.values()) > cores}
-    return _Threads(shared, frozenset(spinning)), oversubscription(cores, own, total)
+    is_crowded = sum(threads.values()) > cores
+    spinning = frozenset(name for name, count in shared.items() if is_crowded and count > 1)
+    return _Threads(shared, spinning), oversubscription(cores, own, total)
 
 
 def _thread_flags(draft: Draft, threads: _Threads, flags: Mapping[str, Any]) -> dict[str, Any]:
