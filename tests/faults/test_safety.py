@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.magi.llama.plugins.module_utils._plan.profile import validate
 from support.bed import BINARIES, Bed
 
 Q3, Q4 = "tiny-llama-q3_k_m", "tiny-llama-q4_k_m"
@@ -24,16 +25,9 @@ Registry = dict[str, Any]
 
 def plan_arguments(bed: Bed, **more: Any) -> dict[str, Any]:
     """The arguments of server_plan as the role passes them, with a placeholder profile and binary."""
-    entry = {"model": None, "selector": {"tier": "Q4"}, "parameters": {}, "instances": 1, "key": "enabled_models[0]"}
     return {
         "registry_path": str(bed.registry),
-        "profile": {
-            "name": "pair",
-            "source": "pair.yml",
-            "enabled_models": [entry],
-            "parameters": {},
-            "start": {"max_startup_time": 60},
-        },
+        "profile": validate("pair", "pair.yml", {"enabled_models": [{"tier": "Q4"}]}),
         "runtime": {"path": "/usr/bin/llama-server", "identity": "x", "build": None, "flags": {}},
         "state_dir": str(bed.state),
         "service_manager": "supervisor",
@@ -130,10 +124,8 @@ def test_unmanaged_servers_are_never_stopped(bed: Bed, unmanaged_server: subproc
     # A port of the range that another process holds is skipped.
     while not any(server["port"] == bed.port + 3 for server in answer.get("servers", [])):
         assert time.monotonic() < deadline, answer
-        entry = {"model": None, "selector": {"id": "*"}, "parameters": {}, "instances": 1, "key": "enabled_models[0]"}
-        arguments = plan_arguments(bed)
-        arguments["profile"]["enabled_models"] = [entry]
-        answer = bed.module("server_plan", **arguments)["ansible_facts"]["llama_plan"]
+        everything = validate("all", "all.yml", {"enabled_models": [{"id": "*"}]})
+        answer = bed.module("server_plan", **plan_arguments(bed, profile=everything))["ansible_facts"]["llama_plan"]
     actions = dict.fromkeys((Q3, Q4), "stop")
     bed.module("server_state", state_dir=str(bed.state), actions=actions)
     assert not bed.pids()

@@ -145,9 +145,10 @@ def test_other_tags_skip_checks_of_servers(bed: Bed) -> None:
 def test_stopped_server_when_probed_is_not_marked_refused(bed: Bed) -> None:
     ready = bed.state / "observed.json"
     bed.run("stop", "-e", "servers=tiny-llama-q3_k_m")
-    bed.run("verify", code=2).expect("All connection attempts failed")
+    bed.run("verify", code=2).expect("tiny-llama-q3_k_m: it is stopped")
     assert "ready_revision" not in json.loads(ready.read_text())["servers"]["tiny-llama-q3_k_m"]
     bed.run("start", *ALL)
     bed.run("site")
     seen = json.loads(ready.read_text())["servers"]["tiny-llama-q3_k_m"]
-    assert seen.keys() == {"pid", "seconds_to_ready", "ready_since", "restarts", "ready_revision"}
+    known = {"pid", "seconds_to_ready", "ready_since", "restarts", "ready_revision", "started_config", "memory"}
+    assert seen.keys() == known

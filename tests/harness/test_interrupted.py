@@ -80,8 +80,9 @@ def folder() -> Iterator[Path]:
         yield path
 
 
-def start_test_run(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Start a test run, and wait until its three processes of different kinds run."""
+def start_test_run(folder: Path, *arguments: str) -> tuple[subprocess.Popen[str], Path]:
+    """Start a test run, and wait until its three processes of different kinds run. Also returns its record."""
+    before = set(reaper.RECORDS.iterdir())
     state = folder / "state"
     test = folder / "test_interrupted.py"
     test.write_text(TEST.format(state=str(state), undone=str(folder / "undone"), daemon=DAEMON, stubborn=STUBBORN))
@@ -99,31 +100,33 @@ def start_test_run(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     wait_until(lambda: list(folder.glob("tmp/**/asleep")) or run.poll() is not None, "nothing started")
     time.sleep(0.2)
     assert len([line for line in mentioning(folder) if "time.sleep(600)" in line]) == 3, mentioning(folder)
-    return run
+    [record] = set(reaper.RECORDS.iterdir()) - before
+    return run, record
 
 
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_interrupted_run_leaves_no_process(which: signal.Signals, folder: Path) -> None:
-    run = start_test_run(folder)
+    run, record = start_test_run(folder)
     os.kill(run.pid, which)
     output, _ = run.communicate(timeout=SECONDS)
     wait_until(lambda: not mentioning(folder), f"{mentioning(folder)}\n{output}")
+    wait_until(lambda: not record.exists(), "the reaper goes on")
     # After SIGINT the test itself leaves its block.
     wait_until(lambda: (folder / "undone").exists() == (which is not signal.SIGINT), "undone")
     assert not (folder / "undone-left").exists()
 
 
 def test_run_with_workers_leaves_no_process_when_its_controller_is_killed(folder: Path) -> None:
-    run = start_test_run(folder, "-n", "1")
+    run, record = start_test_run(folder, "-n", "1")
     os.kill(run.pid, signal.SIGKILL)
     run.communicate(timeout=SECONDS)
     wait_until(lambda: not mentioning(folder), str(mentioning(folder)))
+    # Until then a worker, which does not mention the folder, may write in it.
+    wait_until(lambda: not record.exists(), "the reaper goes on")
 
 
 def test_next_run_cleans_up_after_a_killed_reaper(folder: Path) -> None:
-    before = set(reaper.RECORDS.iterdir())
-    run = start_test_run(folder)
-    [record] = set(reaper.RECORDS.iterdir()) - before
+    run, record = start_test_run(folder)
     [pid] = [int(line.split()[0]) for line in mentioning(record)]
     os.kill(pid, signal.SIGKILL)
     os.kill(run.pid, signal.SIGKILL)

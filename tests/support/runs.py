@@ -22,11 +22,19 @@ BIN = Path(sys.executable).parent
 NOT_PASSED_ON = re.compile(r"(ANSIBLE|MAGI|MODEL|LLAMA)_|REGISTRY_PATH$|VIRTUAL_ENV$|PYTHONPATH$")
 # Ansible's warning about the Python that it chose on a host.
 ABOUT_PYTHON = "using the discovered Python interpreter"
+# What a run says that starts servers under supervisor.
+AFTER_REBOOT = (
+    "supervisor does not start the servers after a reboot of the host: run start.yml -e servers=all then. Until then "
+    "status.yml shows them as stopped, and fails with -e fail_on=degraded."
+)
 
 
 @dataclass(frozen=True)
 class Run:
-    """The result of a run of ansible-playbook: the recap's numbers by host, the warnings, the output."""
+    """The result of a run of ansible-playbook: the recap's numbers by host, the warnings, the output.
+
+    Each warning is there once: some versions of ansible-core print those of modules themselves, after our report.
+    """
 
     recap: dict[str, dict[str, int]]
     warnings: list[str]
@@ -50,7 +58,10 @@ def play(arguments: Sequence[str | Path], cwd: Path, bin_dir: Path = BIN, **envi
     rows = re.findall(r"^(\S+)\s+: (ok=.*)$", done.stdout, re.MULTILINE)
     recap = {host: {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", row)} for host, row in rows}
     assert recap, done.stdout + done.stderr
-    return Run(recap, [line for line in done.stderr.splitlines() if line and ABOUT_PYTHON not in line], done.stdout)
+    reported = re.findall(r"^(?:\S+ \| )? +warning  (.+)$", done.stdout, re.MULTILINE)
+    printed = [line.removeprefix("[WARNING]: ") for line in done.stderr.splitlines() if line]
+    warnings = dict.fromkeys(text for text in [*reported, *printed] if ABOUT_PYTHON not in text)
+    return Run(recap, list(warnings), done.stdout)
 
 
 def host_variables(folder: Path, first_port: int, last_port: int) -> dict[str, object]:
@@ -85,4 +96,9 @@ def server_path() -> Path:
 
 def no_registry(folder: Path) -> str:
     """The warning of a first scan."""
-    return f"[WARNING]: There is no registry at {folder}/state/registry.json yet: every file is read."
+    return f"There is no registry at {folder}/state/registry.json yet: every file is read."
+
+
+def first_start(folder: Path) -> list[str]:
+    """The warnings of a first run of site.yml, under supervisor."""
+    return [no_registry(folder), AFTER_REBOOT]
