@@ -110,7 +110,7 @@ def test_interrupted_run_leaves_no_process(which: signal.Signals, folder: Path) 
     os.kill(run.pid, which)
     output, _ = run.communicate(timeout=SECONDS)
     wait_until(lambda: not mentioning(folder), f"{mentioning(folder)}\n{output}")
-    wait_until(lambda: not record.exists(), "the reaper goes on")
+    wait_until(lambda: not record.exists(), "the reaper has not ended")
     # After SIGINT the test itself leaves its block.
     wait_until(lambda: (folder / "undone").exists() == (which is not signal.SIGINT), "undone")
     assert not (folder / "undone-left").exists()
@@ -122,7 +122,7 @@ def test_run_with_workers_leaves_no_process_when_its_controller_is_killed(folder
     run.communicate(timeout=SECONDS)
     wait_until(lambda: not mentioning(folder), str(mentioning(folder)))
     # Until then a worker, which does not mention the folder, may write in it.
-    wait_until(lambda: not record.exists(), "the reaper goes on")
+    wait_until(lambda: not record.exists(), "the reaper has not ended")
 
 
 def test_next_run_cleans_up_after_a_killed_reaper(folder: Path) -> None:
