@@ -94,13 +94,12 @@ class ServiceDriver(Protocol):
         """If no server is left, stop the processes that exist only to run servers; returns whether it did."""
 
     def log_tail(self, name: str, lines: int) -> list[str]:
-        """Return the last messages of a server's log."""
+        """Return the last messages of a server since its last deliberate start, also of processes that crashed."""
 
     def start_logs(self, pids: Mapping[str, int]) -> dict[str, list[str]]:
         """Return the lines that servers have logged since the start of these processes, as they are, by name.
 
-        For servers that have started just now: of a long log, lines are missing. A log may begin with lines of the
-        process before.
+        For servers that have started just now: of a long log, lines are missing.
         """
 
 

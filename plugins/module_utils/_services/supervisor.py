@@ -30,7 +30,7 @@ VENV_MARK = "magi.llama"
 SOCKET_PATH_LIMIT = 107 - len(".4194304")
 # Files next to our supervisord.conf.
 OWN_FILE = re.compile(
-    r"supervisord\.(conf|pid|log(\.\d+)?)|supervisor\.sock(\.\d+)?|started\.json|venv"
+    r"supervisord\.(conf|pid|log(\.\d+)?)|supervisor\.sock(\.\d+)?|(started|log_marks)\.json|venv"
     rf"|{re.escape(TEMPORARY_PREFIX)}.*{re.escape(TEMPORARY_SUFFIX)}"
 )
 

@@ -37,13 +37,13 @@ from .base import (
     log_lines,
     terminate,
 )
+from .log_files import LogFiles
 from .supervisor import check_socket_path, daemon_pid, folder_of
 from .supervisor_log import History, parse_log
 
 PR_SET_NO_NEW_PRIVS = 38
 START_DEADLINE = 15.0
 POLL = 0.05
-TAIL_BYTES = 65536
 
 STATES = {
     0: "stopped",
@@ -92,6 +92,7 @@ class SupervisorDriver:
         self._supervisord = supervisord
         self._histories: dict[str, History] = {}
         self._read_to = (0, 0)
+        self._logs = LogFiles(state_dir, os.path.join(self._folder, "log_marks.json"))
         check_socket_path(state_dir)
 
     def status(self, names: Sequence[str]) -> dict[str, ServiceStatus]:
@@ -119,6 +120,7 @@ class SupervisorDriver:
         self._quietly("supervisor.addProcessGroup", [(name,) for name in names if name in {*added, *changed}])
         self._read_log()
         before = {name: len(self._history(name).pids) for name in names}
+        self._logs.mark(names)
         faults = {}
         for name in names:
             faults.update(self._quietly("supervisor.startProcess", [(name, False)]))
@@ -173,20 +175,13 @@ class SupervisorDriver:
         if self._infos() is not None:
             self._quietly("supervisor.removeProcessGroup", [(name,) for name in names])
         self._write_started({name: pid for name, pid in self._started().items() if name not in names})
+        self._logs.forget(names)
 
     def log_tail(self, name: str, lines: int) -> list[str]:
-        return log_lines(self._log_end(name), lines)
+        return log_lines(self._logs.since_start(name), lines)
 
     def start_logs(self, pids: Mapping[str, int]) -> dict[str, list[str]]:
-        return {name: self._log_end(name).splitlines() for name in pids}
-
-    def _log_end(self, name: str) -> str:
-        try:
-            with open(os.path.join(self._state_dir, "log", f"{name}.log"), "rb") as stream:
-                stream.seek(max(0, os.fstat(stream.fileno()).st_size - TAIL_BYTES))
-                return stream.read().decode("utf-8", "replace")
-        except OSError:
-            return ""
+        return {name: self._logs.since_start(name).splitlines() for name in pids}
 
     def shutdown_if_idle(self) -> bool:
         # A failed program, or one to be retried, still has a status to report.

@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from .._core.commands import SECONDS, CommandTimeoutError, Completed, run_command
 from .._core.processes import STRAY_VARIABLE
@@ -37,6 +37,7 @@ PROPERTIES = (
     "NeedDaemonReload",
     "MainPID",
     "NRestarts",
+    "InvocationID",
     "Result",
     "ExecMainPID",
     "ExecMainCode",
@@ -204,27 +205,19 @@ class SystemdDriver:
         return sorted(set(STRAY_VARIABLE.findall(shown)))
 
     def log_tail(self, name: str, lines: int) -> list[str]:
-        # The last output of a process may not have reached the journal yet.
-        with contextlib.suppress(CommandTimeoutError):
-            self._run(["journalctl", "--sync"], LOG_SECONDS)
-        command = [
-            "journalctl",
-            "--quiet",
-            "--no-pager",
-            "-o",
-            "cat",
-            "-u",
-            unit_name(name),
-            "-t",
-            name,
-            "-n",
-            str(lines),
-        ]
+        unit = unit_name(name)
+        command = ["journalctl", "--quiet", "--no-pager", "--all", "-o", "json"]
+        command += ["--output-fields=MESSAGE,_SYSTEMD_INVOCATION_ID", "-u", unit, "-t", name, "-n", str(lines)]
         try:
-            return log_lines(self._run(command, LOG_SECONDS)[1], lines)
+            shown = self._show([unit]).get(unit, {})
+            # The last output of a process may not have reached the journal yet.
+            with contextlib.suppress(CommandTimeoutError):
+                self._run(["journalctl", "--sync"], LOG_SECONDS)
+            messages = since_start(self._run(command, LOG_SECONDS)[1], shown)
         except CommandTimeoutError as error:
             # The log explains a result; it is not worth losing the result for it.
             return [str(error)]
+        return log_lines("\n".join(messages), lines)
 
     def start_logs(self, pids: Mapping[str, int]) -> dict[str, list[str]]:
         if not pids:
@@ -252,18 +245,48 @@ class SystemdDriver:
             raise ServiceError(f"{' '.join(command)} failed: {complaint.strip()}")
 
 
+def since_start(output: str, shown: Mapping[str, str]) -> list[str]:
+    """Return the messages in the output of `journalctl -o json` since a unit's last deliberate start.
+
+    shown are its properties. systemd gives each process of a unit another InvocationID, also after a crash; without one
+    all messages are returned.
+    """
+    entries = _journal_entries(output)
+    current = shown.get("InvocationID")
+    if not current:
+        return [message for _entry, message in entries]
+    logged = dict.fromkeys(entry.get("_SYSTEMD_INVOCATION_ID") for entry, _message in entries)
+    earlier = [invocation for invocation in logged if invocation != current]
+    restarts = int(shown.get("NRestarts") or 0)
+    wanted = {current, *(earlier[-restarts:] if restarts else ())}
+    return [message for entry, message in entries if entry.get("_SYSTEMD_INVOCATION_ID") in wanted]
+
+
 def parse_journal(output: str, pids: Mapping[str, int]) -> dict[str, list[str]]:
     """Return the messages of these processes in the output of `journalctl -o json`, by the names of their servers."""
     logs: dict[str, list[str]] = {name: [] for name in pids}
+    for entry, message in _journal_entries(output):
+        name = str(entry.get("SYSLOG_IDENTIFIER"))
+        if name in pids and entry.get("_PID") == str(pids[name]):
+            logs[name].append(message)
+    return logs
+
+
+def _journal_entries(output: str) -> list[tuple[dict[str, Any], str]]:
+    """Return the entries in the output of `journalctl -o json`, each with its message."""
+    found = []
     for line in output.splitlines():
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        name = str(entry.get("SYSLOG_IDENTIFIER"))
-        if name in pids and entry.get("_PID") == str(pids[name]) and isinstance(entry.get("MESSAGE"), str):
-            logs[name].append(entry["MESSAGE"])
-    return logs
+        message = entry.get("MESSAGE") if isinstance(entry, dict) else None
+        if isinstance(message, list):
+            # The bytes of a message that is not UTF-8 or has control characters.
+            message = bytes(byte for byte in message if byte in range(256)).decode("utf-8", "replace")
+        if isinstance(message, str):
+            found.append((entry, message))
+    return found
 
 
 def parse_show(output: str) -> dict[str, dict[str, str]]:

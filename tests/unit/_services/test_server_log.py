@@ -47,8 +47,12 @@ def test_journal_is_split_by_process() -> None:
             '{"_PID":"6","SYSLOG_IDENTIFIER":"b","MESSAGE":"of b"}',
             # A PID that was another program's since the boot.
             '{"_PID":"5","SYSLOG_IDENTIFIER":"sshd","MESSAGE":"of sshd"}',
-            '{"_PID":"5","SYSLOG_IDENTIFIER":"a","MESSAGE":[255,254]}',
+            # Not UTF-8, and hostile.
+            '{"_PID":"5","SYSLOG_IDENTIFIER":"a","MESSAGE":[255,111,107,999,"x"]}',
+            '{"_PID":"5","SYSLOG_IDENTIFIER":"a","MESSAGE":null}',
             "not json",
+            "[" * 9999,
+            "7",
         ]
     )
-    assert parse_journal(output, {"a": 5, "b": 6, "c": 7}) == {"a": ["of a"], "b": ["of b"], "c": []}
+    assert parse_journal(output, {"a": 5, "b": 6, "c": 7}) == {"a": ["of a", "\ufffdok"], "b": ["of b"], "c": []}

@@ -193,6 +193,22 @@ def test_exit_1_is_reported_with_code_and_log(bed):
     assert (status.state, status.exit_code) == ("failed", 1)
 
 
+def test_log_of_a_failed_start_leaves_out_earlier_starts(bed):
+    for text in ("first", "second"):
+        bed.add("a", WRONG.replace("--x", f"--{text}"))
+        bed.manager.start(["a"])
+        bed.until("a", lambda status: not status.is_alive)
+        assert bed.manager.log_tail("a", 5) == [f"error: invalid argument: --{text}"]
+        assert bed.manager.start_logs({"a": 1}) == {"a": [f"error: invalid argument: --{text}"]}
+        bed.manager.stop(["a"], 5)
+    log = bed.root / "log" / "a.log"
+    log.rename(bed.root / "log" / "a.log.1")
+    log.write_text("after a rotation\n")
+    assert bed.manager.log_tail("a", 5) == ["after a rotation"]
+    bed.manager.forget(["a"])
+    assert (bed.root / "supervisor" / "log_marks.json").read_text() == "{}"
+
+
 def test_killed_server_is_restarted(bed):
     bed.add("a", SERVE)
     bed.manager.start(["a"])

@@ -3,6 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from __future__ import annotations
 
+import json
+
 import pytest
 from ansible_collections.magi.llama.plugins.module_utils._core.commands import CommandTimeoutError
 from ansible_collections.magi.llama.plugins.module_utils._services import systemd, systemd_driver, table
@@ -227,6 +229,30 @@ def test_hanging_start_is_that_servers_error():
 def test_hanging_journal_does_not_lose_the_result():
     driver = systemd_driver.SystemdDriver(FakeSystemctl({}, hanging=("journalctl",)))
     assert driver.log_tail("a", 5) == ["--quiet did not end within 20 s."]
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        # Invocation f logged nothing: what is in the journal is of earlier starts.
+        ({"InvocationID": "f", "NRestarts": "0"}, []),
+        ({"InvocationID": "c", "NRestarts": "0"}, ["of c"]),
+        # Processes that crashed, and were restarted by systemd, are of the same deliberate start.
+        ({"InvocationID": "c", "NRestarts": "1"}, ["of b", "more of b", "of c"]),
+        ({"InvocationID": "d", "NRestarts": "1"}, ["of c"]),
+        ({}, ["of a", "of b", "more of b", "of c"]),
+    ],
+)
+def test_log_of_a_failed_start_leaves_out_earlier_starts(shown, expected):
+    journal = [("a", "of a"), ("b", "of b"), ("b", "more of b"), ("c", "of c")]
+    lines = [json.dumps({"_SYSTEMD_INVOCATION_ID": invocation, "MESSAGE": text}) for invocation, text in journal]
+    systemctl = FakeSystemctl({A: {**ENABLED, **shown}})
+
+    def run(command, seconds=60.0):
+        is_read = command[0] == "journalctl" and "--sync" not in command
+        return (0, "\n".join(lines), "") if is_read else systemctl(command, seconds)
+
+    assert systemd_driver.SystemdDriver(run).log_tail("a", 20) == expected
 
 
 @pytest.mark.parametrize("folder", [True, False])
