@@ -12,6 +12,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.utils.display import Display
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
+from ansible_collections.magi.llama.plugins.plugin_utils.playbooks import as_called
 from ansible_collections.magi.llama.plugins.plugin_utils.show import prints_document
 from ansible_collections.magi.llama.plugins.plugin_utils.this_run import this_run
 
@@ -65,7 +66,9 @@ class ActionModule(HostAction):
         path = os.path.abspath(sibling) if os.path.isfile(sibling) else self._find_needle("files", name)
         manifest = self._loader.load_from_file(path)
         if not isinstance(manifest, dict):
-            raise AnsibleActionFail(f"{path} is not a manifest: it contains no mapping. Write it with manifest.yml.")
+            raise AnsibleActionFail(
+                f"{path} is not a manifest: it contains no mapping. {as_called('Write it with manifest.yml.')}"
+            )
         return manifest
 
 

@@ -19,6 +19,7 @@ from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_
 from ansible_collections.magi.llama.plugins.plugin_utils.extra_vars import errors, load_spec, words
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.magi.llama.plugins.plugin_utils.inputs import decided, inputs_from_facts
+from ansible_collections.magi.llama.plugins.plugin_utils.inventory_places import misplaced
 from ansible_collections.magi.llama.plugins.plugin_utils.show import show
 from ansible_collections.magi.llama.plugins.plugin_utils.silent_hosts import advice, without_keep_alive
 from ansible_collections.magi.llama.plugins.plugin_utils.variable_names import (
@@ -59,6 +60,8 @@ class ActionModule(HostAction):
             wrong.update(dict.fromkeys(errors(options, {name: host_vars[name] for name in options if name in given})))
         if wrong:
             raise AnsibleActionFail("\n".join(wrong))
+        own = [one.get("inventory_dir") for one in hosts.values() if "inventory_dir" not in inputs_from_facts(one)]
+        show(task_vars, [f"      warning  {text}" for text in misplaced(own)])
         silent = without_keep_alive(hosts)
         if silent:
             show(task_vars, [f"      warning  {advice(silent)}"])

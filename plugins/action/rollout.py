@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from ansible_collections.magi.llama.plugins.module_utils._output import rollout_
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
 from ansible_collections.magi.llama.plugins.plugin_utils.extra_vars import load_spec
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
+from ansible_collections.magi.llama.plugins.plugin_utils.playbooks import are_called_by_path
 from ansible_collections.magi.llama.plugins.plugin_utils.result_file import publish
 
 ROLE = Path(__file__).parents[2] / "roles/servers"
@@ -127,9 +127,8 @@ def _rollback_command(task_vars: dict[str, Any]) -> str:
     """The command of this run, limited to this host."""
     given = context.CLIARGS
     playbook = Path(task_vars["playbook_dir"]) / "rollback.yml"
-    by_name = "magi.llama.rollout" in sys.argv or not playbook.exists()
     return rollout_summary.rollback_command(
-        "magi.llama.rollback" if by_name else _short(str(playbook)),
+        _short(str(playbook)) if are_called_by_path() and playbook.exists() else "magi.llama.rollback",
         [_short(path) for path in given.get("inventory") or ()],
         task_vars["inventory_hostname"],
         [part for text in given.get("extra_vars") or () for part in _parts(str(text))],

@@ -19,6 +19,7 @@ from ansible_collections.magi.llama.plugins.module_utils._core.values import is_
 from ansible_collections.magi.llama.plugins.module_utils._health.probe import TOKEN_REQUESTS
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
+from ansible_collections.magi.llama.plugins.plugin_utils.playbooks import as_called
 from ansible_collections.magi.llama.plugins.plugin_utils.show import show
 
 try:
@@ -41,7 +42,7 @@ class ActionModule(HostAction):
         servers = known.get("deployed") or []
         if not servers:
             why = known.get("msg") or f"{arguments['state_dir']}/deployment.json lists none. Run site.yml first."
-            raise AnsibleActionFail(f"No servers are deployed here: {why}")
+            raise AnsibleActionFail(as_called(f"No servers are deployed here: {why}"))
         asking = Asking(
             host=str(task_vars.get("ansible_host", task_vars["inventory_hostname"])),
             bind=arguments["host"],

@@ -12,8 +12,13 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
 from ansible_collections.magi.llama.plugins.module_utils._launch import quoting, units
 from ansible_collections.magi.llama.plugins.module_utils._models import checksums
+from ansible_collections.magi.llama.plugins.plugin_utils.inventory_places import existing_manifest, next_to_inventory
+from ansible_collections.magi.llama.plugins.plugin_utils.playbooks import as_called
 
 FUNCTIONS = (
+    as_called,
+    existing_manifest,
+    next_to_inventory,
     checksums.merge_manifests,
     units.systemd_dependencies,
     units.systemd_restart,

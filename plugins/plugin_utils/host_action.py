@@ -14,6 +14,7 @@ from ansible.plugins.action import ActionBase
 from ansible_collections.magi.llama.plugins.module_utils._arguments.answers import held_answer
 from ansible_collections.magi.llama.plugins.module_utils._core.documents import DocumentError
 from ansible_collections.magi.llama.plugins.plugin_utils.inputs import refuse_inputs_from_facts
+from ansible_collections.magi.llama.plugins.plugin_utils.playbooks import answer_as_called, as_called
 from ansible_collections.magi.llama.plugins.plugin_utils.show import prints_document, show
 
 PREFIX = "magi.llama."
@@ -42,12 +43,14 @@ class HostAction(ActionBase):  # type: ignore[misc]
             module_name=f"{PREFIX}{name}", module_args=dict(arguments), task_vars=task_vars, wrap_async=wrap_async
         )
         try:
-            held = dict(held_answer(name, answer))
+            held = answer_as_called(held_answer(name, answer))
         except DocumentError as error:
             raise AnsibleActionFail(
                 f"The host's answer is not used: {error}. Either the collection is not the same everywhere, or what "
                 "runs on this host is not what was sent there."
             ) from None
+        if held.get("warnings"):
+            held["warnings"] = [_as_called(warning) for warning in held["warnings"]]
         _show_warnings(held, task_vars or {})
         return held
 
@@ -66,6 +69,12 @@ def _show_warnings(answer: dict[str, Any], task_vars: dict[str, Any]) -> None:
         return
     del answer["warnings"]
     show(task_vars, [f"      warning  {text}" for text in texts if text not in reported])
+
+
+def _as_called(warning: Any) -> Any:
+    text = _text_of(warning)
+    called = as_called(text)
+    return warning if called == text else called
 
 
 def _text_of(warning: Any) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from support.bed import free_ports
 from support.pythons import ROOT
-from support.runs import AFTER_REBOOT, BIN, execute, first_start, host_variables, play, server_path, write_inventory
+from support.runs import BIN, after_reboot, execute, first_start, host_variables, play, server_path, write_inventory
 
 # The files that a user of the collection gets.
 PAPERS = {"README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"}
@@ -81,7 +81,12 @@ def check_with_defaults(installed: Path, profile: str, says: str) -> None:
     given = {"MODEL_SCAN_PATH": str(ROOT / ".cache/models"), "LLAMA_SERVER_PATH": str(server_path())}
     run = play(arguments, installed, PWD=str(installed), **environment(installed), **given)
     assert says in run.output
-    expected = ("There is no registry", "provided hosts list is empty", "No inventory was parsed", AFTER_REBOOT)
+    expected = (
+        "There is no registry",
+        "provided hosts list is empty",
+        "No inventory was parsed",
+        after_reboot(by_name=True),
+    )
     assert [line for line in run.warnings if not any(text in line for text in expected)] == []
 
 
@@ -96,7 +101,7 @@ def test_installed_collection_runs_servers(installed: Path) -> None:
     try:
         run = play(["-i", "hosts.yml", "magi.llama.site", "-e", "profile=production"], **common)
         assert "2 launched, 2 ready" in run.output
-        assert run.warnings == first_start(installed)
+        assert run.warnings == first_start(installed, by_name=True)
         again = ["magi.llama.site", "magi.llama.status", "magi.llama.verify"]
         run = play(["-i", "hosts.yml", *again, "-e", "profile=production"], **common)
         assert (run.changed(), run.warnings) == (0, []), run.output

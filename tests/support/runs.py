@@ -24,8 +24,8 @@ NOT_PASSED_ON = re.compile(r"(ANSIBLE|MAGI|MODEL|LLAMA)_|REGISTRY_PATH$|VIRTUAL_
 ABOUT_PYTHON = "using the discovered Python interpreter"
 # What a run says that starts servers under supervisor.
 AFTER_REBOOT = (
-    "supervisor does not start the servers after a reboot of the host: run start.yml -e servers=all then. Until then "
-    "status.yml shows them as stopped, and fails with -e fail_on=degraded."
+    "supervisor does not start the servers after a reboot of the host: run {start} -e servers=all then. Until then "
+    "{status} shows them as stopped, and fails with -e fail_on=degraded."
 )
 
 
@@ -99,6 +99,12 @@ def no_registry(folder: Path) -> str:
     return f"There is no registry at {folder}/state/registry.json yet: every file is read."
 
 
-def first_start(folder: Path) -> list[str]:
+def after_reboot(by_name: bool = False) -> str:
+    """The warning about reboots under supervisor; by_name in a run of an installed collection."""
+    call = "magi.llama.{}" if by_name else "{}.yml"
+    return AFTER_REBOOT.format(start=call.format("start"), status=call.format("status"))
+
+
+def first_start(folder: Path, by_name: bool = False) -> list[str]:
     """The warnings of a first run of site.yml, under supervisor."""
-    return [no_registry(folder), AFTER_REBOOT]
+    return [no_registry(folder), after_reboot(by_name)]

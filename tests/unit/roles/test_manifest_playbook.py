@@ -40,8 +40,14 @@ class Fleet:
             },
         )
 
-    def run(self, playbook: str, *arguments: str, code: int = 0) -> str:
-        command = [BIN / "ansible-playbook", "-i", self.inventory, ROOT / f"playbooks/{playbook}.yml", *arguments]
+    def run(self, playbook: str, *arguments: str, code: int = 0, inventory: Path | None = None) -> str:
+        command = [
+            BIN / "ansible-playbook",
+            "-i",
+            inventory or self.inventory,
+            ROOT / f"playbooks/{playbook}.yml",
+            *arguments,
+        ]
         environment = {"ANSIBLE_COLLECTIONS_PATH": str(ROOT / "collections")}
         done: CompletedProcess[str] = execute(command, self.folder, **environment)
         assert done.returncode == code, done.stdout + done.stderr
@@ -104,3 +110,38 @@ def test_manifest_with_unreadable_file_fails(fleet: Fleet) -> None:
 def test_scan_alone_runs_during_another_run(fleet: Fleet, playbook: str) -> None:
     run_lock.acquire(str(fleet.folder / "one.state"), run_lock.Run("other", "controller", "user", 1, "site.yml"))
     fleet.run(playbook, "--limit", "one")
+
+
+def test_files_in_folder_inventory_are_found_and_moved_out_of_its_way(fleet: Fleet) -> None:
+    folder = fleet.inventory.parent
+    hidden = folder / ".magi-llama"
+    fleet.run("manifest")
+    (folder / "profiles").mkdir()
+    (folder / "profiles/mine.yml").write_text("enabled_models: [{tier: Q4}]\n", encoding="utf-8")
+    before = fleet.listed()
+
+    # Both are used where they were, and the run says what to do about them.
+    (fleet.folder / "one/one.gguf").unlink()
+    output = fleet.run("scan", "-e", "profile=mine", inventory=folder)
+    assert "one.gguf is in the manifest" in output
+    for name in ("profiles", "models.lock.yml"):
+        assert f"mkdir -p {hidden} && mv {folder}/{name} {hidden}/" in output
+
+    # A manifest of some hosts is made from the one that was there.
+    fleet.run("manifest", "--limit", "two", "--check", inventory=folder)
+    assert fleet.listed() == before
+    output = fleet.run("manifest", "--limit", "two", inventory=folder)
+    assert f"moved {folder}/models.lock.yml to {hidden}/models.lock.yml" in output
+    assert not fleet.manifest.exists()
+    fleet.manifest = hidden / "models.lock.yml"
+    assert fleet.listed() == before
+    fleet.run("manifest", inventory=folder)
+    assert list(fleet.listed()) == ["both.gguf", "two.gguf"]
+
+    (folder / "profiles").rename(hidden / "profiles")
+    command = [BIN / "ansible-inventory", "-i", folder, "--list"]
+    done = execute(command, fleet.folder, ANSIBLE_COLLECTIONS_PATH=str(ROOT / "collections"))
+    assert (done.returncode, done.stderr) == (0, "")
+    output = fleet.run("scan", "-e", "profile=mine", "--limit", "two", inventory=folder)
+    assert "Skipping" not in output
+    assert "mkdir" not in output
