@@ -11,6 +11,7 @@ from ansible_collections.magi.llama.plugins.module_utils._arguments.playbook_fin
 from ansible_collections.magi.llama.plugins.module_utils._core.text import visible_text
 from ansible_collections.magi.llama.plugins.module_utils._output.result_document import result_document
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
+from ansible_collections.magi.llama.plugins.plugin_utils.earlier_tasks import LEFT_OUT
 from ansible_collections.magi.llama.plugins.plugin_utils.extra_vars import words
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.magi.llama.plugins.plugin_utils.host_results import failure, host_result
@@ -42,6 +43,8 @@ class ActionModule(HostAction):
         if own:
             # That task has shown its error already; no task has shown why a host was out of reach.
             where = f'The playbook stopped here at the task "{own["task"]}".' if own["task"] else None
+            if where and BEGUN not in task_vars:
+                where += f" {LEFT_OUT}"
             first = (str(own["error"]).splitlines() or [""])[0]
             return {
                 **result,

@@ -12,6 +12,7 @@ from ansible.errors import AnsibleActionFail
 from ansible_collections.magi.llama.plugins.module_utils._arguments.report import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._output import report
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
+from ansible_collections.magi.llama.plugins.plugin_utils.earlier_tasks import fact_of
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.magi.llama.plugins.plugin_utils.show import show
 
@@ -29,17 +30,16 @@ class ActionModule(HostAction):
             # If unreachable hosts are ignored, as in a rollout, this detects them.
             raise AnsibleActionFail(arguments["health"].get("msg") or "The host did not report its servers' health.")
         for step in steps:
-            warnings = _warnings(step, arguments, task_vars["ansible_facts"])
             lines = self._lines(step, arguments, task_vars)
+            warnings = _warnings(step, arguments, task_vars["ansible_facts"])
             show(task_vars, lines + [f"      warning  {warning}" for warning in warnings])
         return result
 
     def _lines(self, step: str, arguments: dict[str, Any], task_vars: dict[str, Any]) -> list[str]:
-        found = task_vars["ansible_facts"]
         if step == "text":
             return [str(arguments["text"])]
         if step == "runtime":
-            return report.runtime_lines(found["llama_runtime"], arguments["tried"])
+            return report.runtime_lines(fact_of(task_vars, "llama_runtime"), arguments["tried"])
         if step == "status":
             return report.status_lines(arguments["status"])
         if step == "health":
@@ -47,18 +47,20 @@ class ActionModule(HostAction):
         if step == "summary":
             started = task_vars.get("__llama_begun", {}).get("started")
             seconds = time.time() - started if started else None
-            return report.summary_lines(found.get("llama_registry"), found["llama_plan"], arguments["health"], seconds)
+            # Where tags left the scan out there is none.
+            registry, plan = task_vars["ansible_facts"].get("llama_registry"), fact_of(task_vars, "llama_plan")
+            return report.summary_lines(registry, plan, arguments["health"], seconds)
         if step == "discovery":
-            return report.discovery_lines(found["llama_registry"], arguments["changes"])
+            return report.discovery_lines(fact_of(task_vars, "llama_registry"), arguments["changes"])
         if step == "registry":
-            return report.registry_lines(found["llama_registry"], found["llama_profile"])
+            return report.registry_lines(fact_of(task_vars, "llama_registry"), fact_of(task_vars, "llama_profile"))
         facts = {
             "profile": (report.profile_lines, "llama_profile"),
             "enabled": (report.enabled_lines, "llama_plan"),
             "launch": (report.launch_lines, "llama_plan"),
         }
         lines, fact = facts[step]
-        return lines(found[fact])
+        return lines(fact_of(task_vars, fact))
 
 
 def _warnings(step: str, arguments: dict[str, Any], found: dict[str, Any]) -> list[str]:

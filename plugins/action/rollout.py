@@ -20,6 +20,7 @@ from ansible_collections.magi.llama.plugins.module_utils._arguments.rollout impo
 from ansible_collections.magi.llama.plugins.module_utils._core.text import visible_line
 from ansible_collections.magi.llama.plugins.module_utils._output import rollout_summary
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
+from ansible_collections.magi.llama.plugins.plugin_utils.earlier_tasks import begun
 from ansible_collections.magi.llama.plugins.plugin_utils.extra_vars import load_spec
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.magi.llama.plugins.plugin_utils.playbooks import are_called_by_path
@@ -94,7 +95,7 @@ class ActionModule(HostAction):
 
     def _summary(self, arguments: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
         hosts = _hosts(task_vars)
-        answer = rollout_summary.summary(hosts, time.time() - task_vars["__llama_begun"]["started"])
+        answer = rollout_summary.summary(hosts, time.time() - begun(task_vars)["started"])
         on_screen = arguments["format"] == "json"
         if not on_screen:
             for line in rollout_summary.summary_lines(answer):

@@ -23,8 +23,9 @@ class ActionModule(HostAction):
         if self._task.check_mode:
             # The scan was in check mode too, so the file may be old or missing: use the fact, unless it is the short
             # one, which means that the file is current.
-            registry = task_vars["ansible_facts"]["llama_registry"]
-            if all("memory" in model for model in registry["models"]):
+            # The one exception is a check without a scan, which plans from the file.
+            registry = (task_vars.get("ansible_facts") or {}).get("llama_registry")
+            if registry and all("memory" in model for model in registry["models"]):
                 arguments.setdefault("registry", registry)
         missing = named - _ids(task_vars)
         if missing:

@@ -205,3 +205,14 @@ BACK = {**WRITTEN, "restored": [], "ansible_facts": {"llama_plan": PLAN, "llama_
 def test_rollback_is_sent_with_the_run(run_action):
     run = run_action("rollback", {"state_dir": "/s"}, answers=[BACK])
     assert run.calls[0][1] == {"state_dir": "/s", FILLED_IN: {"run_id": this_run("h")["id"]}} and run.result["changed"]
+
+
+@pytest.mark.parametrize("step", ["runtime", "discovery", "registry", "profile", "enabled", "launch"])
+def test_report_of_what_no_task_has_found_says_what_to_run(run_action, step):
+    with pytest.raises(AnsibleError, match=r"llama_\w+ is missing. .*Run the playbook from its beginning"):
+        run_action("report", {"step": step})
+
+
+def test_plan_check_without_a_scan_uses_the_file_on_the_host(run_action):
+    run = run_action("server_plan", {"profile": {"enabled_models": []}}, answers=[PLANNED], check=True)
+    assert "registry" not in run.calls[0][1]

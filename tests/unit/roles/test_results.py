@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import subprocess
 import tempfile
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ansible_collections.magi.llama.plugins.module_utils._core.version import COLLECTION_VERSION
 from support import gguf_files as make
 from support.runs import BIN, ROOT, execute, write_inventory
@@ -43,6 +45,7 @@ class Fleet:
     def run(self, playbook: str, *arguments: str, code: int = 0, **env: str) -> str:
         inventory = self.folder / "hosts.yml"
         write_inventory(inventory, self.hosts)
+        # An absolute path replaces the folder.
         command = [BIN / "ansible-playbook", "-i", inventory, ROOT / "playbooks" / f"{playbook}.yml", *arguments]
         env = {"ANSIBLE_COLLECTIONS_PATH": str(ROOT / "collections"), "ANSIBLE_NOCOLOR": "1", **env}
         done = execute(command, self.folder, **env)
@@ -186,7 +189,7 @@ def test_invalid_variable_fails_before_a_host_is_reached(fleet: Fleet, playbook:
     """No host can be reached, and none is tried."""
     fleet.add("one", **UNREACHABLE)
     output = fleet.run(playbook, "-e", given, code=2)
-    assert says in " ".join(output.split())
+    assert says in " ".join(output.split()), output
     assert "UNREACHABLE" not in output
 
 
@@ -230,3 +233,37 @@ def test_site_in_batches_prints_one_document_of_all_hosts(fleet: Fleet) -> None:
     output = fleet.run("site", "-e", "servers_serial=1", "-e", "output=json", "--tags", "registry")
     (document,) = documents(output)
     assert list(document["hosts"]) == ["one", "two", "three"]
+
+
+START_OVER = "Run the playbook from its beginning"
+
+
+@pytest.mark.parametrize(
+    ("playbook", "arguments", "says"),
+    [
+        ("site", ["--skip-tags", "runtime"], "Run site.yml, with --tags servers"),
+        ("alone", [], "magi.llama.runtime and magi.llama.registry before magi.llama.servers"),
+        ("site", ["--start-at-task", "Plan the servers"], START_OVER),
+        # What it shows is registered by a task before it.
+        ("site", ["--start-at-task", "Show what was found"], START_OVER),
+        ("verify", ["--start-at-task", "Probe every server with one token"], START_OVER),
+        ("rollout", ["--start-at-task", "Show every host"], START_OVER),
+    ],
+)
+def test_run_without_its_first_tasks_says_what_to_run(
+    fleet: Fleet, playbook: str, arguments: list[str], says: str
+) -> None:
+    fleet.add(
+        "one",
+        servers_user=getpass.getuser(),
+        servers_allow_root=True,
+        servers_service_manager="supervisor",
+        servers_supervisord_path=str(BIN / "supervisord"),
+    )
+    make.small_model(fleet.folder / "one" / "one.gguf")
+    alone = fleet.folder / "alone.yml"
+    alone.write_text(yaml.safe_dump([{"hosts": "all", "gather_facts": False, "roles": ["magi.llama.servers"]}]))
+    path = str(alone.with_suffix("")) if playbook == "alone" else playbook
+    output = fleet.run(path, "--check", *arguments, code=2)
+    assert says in " ".join(output.split()), output
+    assert "Traceback" not in output
