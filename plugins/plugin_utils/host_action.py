@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
@@ -18,6 +20,8 @@ from ansible_collections.magi.llama.plugins.plugin_utils.playbooks import answer
 from ansible_collections.magi.llama.plugins.plugin_utils.show import prints_document, show
 
 PREFIX = "magi.llama."
+# Where ansible-core collects a task's warnings since 2.19.
+CONTEXT = ("ansible._internal._display_utils", "DeferredWarningContext")
 
 
 class HostAction(ActionBase):  # type: ignore[misc]
@@ -39,9 +43,10 @@ class HostAction(ActionBase):  # type: ignore[misc]
     ) -> dict[str, Any]:
         """The answer of a module of the collection on the host. Raises AnsibleActionFail where it is not one."""
         name = module.removeprefix(PREFIX)
-        answer = self._execute_module(
-            module_name=f"{PREFIX}{name}", module_args=dict(arguments), task_vars=task_vars, wrap_async=wrap_async
-        )
+        with _warnings_kept_in_answer(task_vars or {}):
+            answer = self._execute_module(
+                module_name=f"{PREFIX}{name}", module_args=dict(arguments), task_vars=task_vars, wrap_async=wrap_async
+            )
         try:
             held = answer_as_called(held_answer(name, answer))
         except DocumentError as error:
@@ -53,6 +58,19 @@ class HostAction(ActionBase):  # type: ignore[misc]
             held["warnings"] = [_as_called(warning) for warning in held["warnings"]]
         _show_warnings(held, task_vars or {})
         return held
+
+
+def _warnings_kept_in_answer(task_vars: dict[str, Any]) -> AbstractContextManager[Any]:
+    """Without it, ansible-core prints a module's warnings as the host sent them, whatever becomes of the answer.
+
+    Its class is not public: where it is not found, those warnings are shown twice.
+    """
+    module, name = CONTEXT
+    try:
+        context: AbstractContextManager[Any] = getattr(import_module(module), name)(variables=task_vars)
+    except (ImportError, AttributeError, TypeError):
+        return nullcontext()
+    return context
 
 
 def _show_warnings(answer: dict[str, Any], task_vars: dict[str, Any]) -> None:
