@@ -61,7 +61,7 @@ class HostAction(ActionBase):  # type: ignore[misc]
 
 
 def _warnings_kept_in_answer(task_vars: dict[str, Any]) -> AbstractContextManager[Any]:
-    """Without it, ansible-core prints a module's warnings as the host sent them, whatever becomes of the answer.
+    """Without it, ansible-core prints the warnings of a module as the host sent them, also where the answer has none any more.
 
     Its class is not public: where it is not found, those warnings are shown twice.
     """
