@@ -61,7 +61,7 @@ class HostAction(ActionBase):  # type: ignore[misc]
 
 
 def _warnings_kept_in_answer(task_vars: dict[str, Any]) -> AbstractContextManager[Any]:
-    """Without it, ansible-core prints the warnings of a module as the host sent them, also where the answer has none any more.
+    """Without it, ansible-core prints the warnings that the host sent, also those that are taken out of its answer.
 
     Its class is not public: where it is not found, those warnings are shown twice.
     """
