@@ -196,7 +196,8 @@ ansible_facts:
           description: >-
             Every server with C(name), C(model_id), C(display_name), C(tier), C(kind), C(instance), C(generation),
             C(host), C(port), C(argv), C(env), C(revision), C(memory) (bytes), C(memory_max_bytes), C(action) (one of
-            keep, start, restart, stop) and C(reason).
+            keep, start, restart, stop) and C(reason); under systemd also C(sandbox), what the unit must show
+            of homes and temporary folders.
           type: list
           elements: dict
         memory:
@@ -221,7 +222,7 @@ ansible_facts:
 
 from ansible_collections.magi.llama.plugins.module_utils._arguments.server_plan import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
-from ansible_collections.magi.llama.plugins.module_utils._core.commands import ids_of, output_of, run_command
+from ansible_collections.magi.llama.plugins.module_utils._core.commands import User, ids_of, output_of, run_command
 from ansible_collections.magi.llama.plugins.module_utils._core.cores import usable_cores
 from ansible_collections.magi.llama.plugins.module_utils._core.device_groups import device_groups
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
@@ -244,6 +245,7 @@ from ansible_collections.magi.llama.plugins.module_utils._deployment.state_files
 from ansible_collections.magi.llama.plugins.module_utils._health.observations import started_configs
 from ansible_collections.magi.llama.plugins.module_utils._health.pending import PENDING, config_digests, restart_pending
 from ansible_collections.magi.llama.plugins.module_utils._launch.api_keys import key_file
+from ansible_collections.magi.llama.plugins.module_utils._launch.hidden import sandbox_warnings, shown_files
 from ansible_collections.magi.llama.plugins.module_utils._models.registry_file import require
 from ansible_collections.magi.llama.plugins.module_utils._plan.devices import find_gpus
 from ansible_collections.magi.llama.plugins.module_utils._plan.differences import (
@@ -256,6 +258,7 @@ from ansible_collections.magi.llama.plugins.module_utils._plan.differences impor
 from ansible_collections.magi.llama.plugins.module_utils._plan.inputs import Host, Settings, settings_of
 from ansible_collections.magi.llama.plugins.module_utils._plan.model_files import require_readable
 from ansible_collections.magi.llama.plugins.module_utils._plan.plan import make_plan, plan_lines
+from ansible_collections.magi.llama.plugins.module_utils._runtime.libraries import loaded_files
 from ansible_collections.magi.llama.plugins.module_utils._runtime.probe import PROBE_ENVIRONMENT, PROBE_SECONDS
 from ansible_collections.magi.llama.plugins.module_utils._services.table import (
     disabled,
@@ -285,9 +288,11 @@ def run(module: Module) -> dict:
     host = _host(given, settings, record, running, gpus)
     plan = make_plan(registry, given["profile"], given["runtime"], settings, host, given["known_elsewhere"])
     user = given["restart_triggers"].get("user")
+    ids = ids_of(user, given["restart_triggers"].get("user_groups") or [])
     if user:
-        ids = ids_of(user, given["restart_triggers"].get("user_groups") or [])
         require_readable(plan, registry, user, lambda paths: unreadable(paths, ids))
+    if manager.hides_folders:
+        _find_hidden(plan, given["runtime"], ids)
     off = disabled(record, manager.name)
     plan["warnings"] += extra_warnings(plan, given["stray_variables"], off, foreign_units())
     plan["warnings"] += bounded(foreign_marks(given["state_dir"]), MAX_FOREIGN)
@@ -310,6 +315,15 @@ def run(module: Module) -> dict:
         "ansible_facts": {"llama_plan": plan},
         "diff": plan_diff(running, plan),
     }
+
+
+def _find_hidden(plan: dict, runtime: dict, ids: User | None) -> None:
+    """Add to each server what its launch config must show of homes and temporary folders, and warnings."""
+    loaded = loaded_files(runtime["path"], lambda *command: run_command(*command, user=ids))
+    staying = [server for server in plan["servers"] if server["action"] != "stop"]
+    for server in staying:
+        server["sandbox"] = shown_files(server["argv"], loaded)
+    plan["warnings"] += sandbox_warnings(staying)
 
 
 def _record(state_dir: str) -> tuple:

@@ -193,13 +193,19 @@ servers:
 """
 
 import time
+from collections.abc import Callable
 
 from ansible_collections.magi.llama.plugins.module_utils._arguments.wait_for_health import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
-from ansible_collections.magi.llama.plugins.module_utils._core.commands import output_of
+from ansible_collections.magi.llama.plugins.module_utils._core.commands import (
+    CommandTimeoutError,
+    ids_of,
+    output_of,
+)
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._core.gpu_processes import TOOL_FOLDERS, held_bytes
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import all_processes, listeners, processes
+from ansible_collections.magi.llama.plugins.module_utils._core.readable import unreadable
 from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import LockError, release, renew
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import (
     chosen,
@@ -224,7 +230,11 @@ from ansible_collections.magi.llama.plugins.module_utils._health.wait import (
     with_stops,
 )
 from ansible_collections.magi.llama.plugins.module_utils._services.base import ServiceDriver
-from ansible_collections.magi.llama.plugins.module_utils._services.table import driver_for
+from ansible_collections.magi.llama.plugins.module_utils._services.table import (
+    WITHOUT_DEPLOYMENT,
+    driver_for,
+    find_manager,
+)
 
 
 def main() -> None:
@@ -274,7 +284,7 @@ def _wait(module: Module, record: dict, driver: ServiceDriver) -> list:
     given = module.params
     outcomes = wait(
         chosen(record, given["servers"]),
-        Machine(driver, given["state_dir"], given["deep"], given["timeout"]),
+        Machine(driver, given["state_dir"], given["deep"], given["timeout"], _reader(record)),
         clock=time.monotonic,
         sleep=time.sleep,
         interval=given["interval"],
@@ -287,6 +297,21 @@ def _wait(module: Module, record: dict, driver: ServiceDriver) -> list:
     outcomes = _check_gpus(module, record, outcomes)
     failed = [outcome.port for outcome in outcomes if outcome.state == "failed"]
     return with_holders(outcomes, listeners(failed)) if failed else outcomes
+
+
+def _reader(record: dict) -> Callable | None:
+    """Return what finds the files that the servers' user may not read; None if the servers have no sandbox."""
+    users = record.get("users") or []
+    if not users or not find_manager(record["service_manager"] or WITHOUT_DEPLOYMENT).hides_folders:
+        return None
+
+    def ask(paths: list) -> list:
+        try:
+            return unreadable(paths, ids_of(users[0]))
+        except CommandTimeoutError:
+            return paths
+
+    return ask
 
 
 def _check_gpus(module: Module, record: dict, outcomes: list) -> list:

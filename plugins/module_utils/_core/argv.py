@@ -11,6 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 # Files that llama-server reads.
 PATH_FLAGS = ("--model", "--mmproj", "--lora", "--model-draft", "--spec-draft-model", "--chat-template-file")
 
+# Flags whose path a server writes below.
+WRITE_FLAGS = ("--slot-save-path", "--log-prompts-dir", "--lookup-cache-dynamic")
+
 
 def flag_values(argv: Sequence[str], flags: Iterable[str]) -> Iterator[str]:
     """The word after each occurrence of one of these flags."""

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 # What llama-server writes when it gives up, and what to do about it.
 CAUSES = (
@@ -48,14 +48,43 @@ CAUSES = (
 )
 
 
-def explain(log: Sequence[str], exit_code: int | None) -> str | None:
-    """The likely cause of a server's end and its fix; None if no cause is recognised."""
+# A file that is there, and that a server under its service manager does not see.
+HIDDEN = (
+    "the servers' user can read {what}, but the sandbox of the unit hides it: run site.yml, which opens the sandbox "
+    "for what a path leads to now. If that does not help, move the file out of home and temporary folders"
+)
+HIDDEN_LIBRARY = (
+    "the sandbox of the unit hides the library: run site.yml, or move llama-server with its libraries out of home and "
+    "temporary folders"
+)
+LIBRARY = "error while loading shared libraries"
+# systemd's exit code for a program that could not be run. It says why in a log that is not the server's.
+EXEC_FAILED = 203
+
+
+def explain(
+    log: Sequence[str],
+    exit_code: int | None,
+    program: str = "",
+    is_readable: Callable[[str], bool] = lambda _path: False,
+) -> str | None:
+    """The likely cause of a server's end and its fix; None if no cause is recognised.
+
+    program is the server's llama-server. is_readable says whether the servers' user may read a file outside the sandbox
+    of a unit; false without a sandbox.
+    """
+    if exit_code == EXEC_FAILED and is_readable(program):
+        return HIDDEN.format(what=program)
     # From the end, because the log may also contain messages of an earlier run.
     for line in reversed(log):
         for pattern, fix in CAUSES:
             match = re.search(pattern, line)
             if match:
                 what = next((value for value in match.groupdict().values() if value), "")
+                if what.startswith("/") and is_readable(what):
+                    fix = HIDDEN
+                elif LIBRARY in line and is_readable(program):
+                    fix = HIDDEN_LIBRARY
                 return fix.format(what=what)
     if exit_code == 137:
         return "it was killed, most often for lack of memory: lower ctx_size or parallel, and check the kernel log"

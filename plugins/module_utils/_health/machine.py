@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from .._core.processes import all_processes
 from .._services.base import ServiceDriver, ServiceStatus
@@ -17,11 +17,18 @@ class Machine:
     """Reads the servers' status, health, uptime and logs while they are waited for."""
 
     def __init__(
-        self, manager: ServiceDriver, state_dir: str, deep: bool = False, deep_timeout: float | None = None
+        self,
+        manager: ServiceDriver,
+        state_dir: str,
+        deep: bool = False,
+        deep_timeout: float | None = None,
+        unreadable: Callable[[Sequence[str]], Sequence[str]] | None = None,
     ) -> None:
+        """unreadable returns the paths that the servers' user may not read outside a sandbox; None without one."""
         self._manager = manager
         self._state_dir = state_dir
         self._deep = deep
+        self._unreadable = unreadable
         self._deep_timeout = deep_timeout or DEEP_TIMEOUT
 
     def status(self, names: Sequence[str]) -> dict[str, ServiceStatus]:
@@ -35,3 +42,7 @@ class Machine:
 
     def log_tail(self, name: str, lines: int) -> list[str]:
         return self._manager.log_tail(name, lines)
+
+    def is_readable(self, path: str) -> bool:
+        """Return whether the servers' user may read a file that a sandbox may hide; false without one."""
+        return self._unreadable is not None and not self._unreadable([path])

@@ -112,7 +112,7 @@ def _outcome(
     else:
         return Outcome(name, port, tier, status.pid, answer.state, restarts=status.restarts, detail=answer.detail)
     tail = machine.log_tail(name, LOG_LINES)
-    fix = explain(tail, status.exit_code) if state == "failed" else None
+    fix = explain(tail, status.exit_code, _program(server), machine.is_readable) if state == "failed" else None
     if state == "wrong_identity":
         fix = "stop what answers there, or run with -e servers_move_on_conflict=true"
     if state == "unprotected":
@@ -131,6 +131,10 @@ def _outcome(
         fix=fix,
         log_tail=tuple(tail),
     )
+
+
+def _program(server: Server) -> str:
+    return str((server.get("argv") or [""])[0])
 
 
 def _death(status: ServiceStatus, crashed: bool) -> str:

@@ -52,6 +52,14 @@ def systemd_paths(paths: Sequence[str]) -> str:
     return " ".join(_systemd_word(path) for path in paths)
 
 
+def systemd_binds(shows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the values of a setting like BindPaths=, for each "path" and its "source", if it exists."""
+    return [
+        systemd_paths(["-" + (show["path"] if show["path"] == show["source"] else f"{show['source']}:{show['path']}")])
+        for show in shows
+    ]
+
+
 def systemd_settings(settings: Mapping[str, Any]) -> str:
     """Return Key=value lines; null or empty settings are omitted, a list gets one line per entry."""
     lines = []

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .._core.argv import PATH_FLAGS, flag_value, flag_values
+from .._core.argv import PATH_FLAGS, WRITE_FLAGS, flag_value, flag_values
+from .._core.links import is_below
 from .._core.stopping import first_wait_seconds
 from .._core.values import is_loopback, parse_bool
-from .quoting import systemd_paths
+from .hidden import HOME, HOMES, TMP
+from .quoting import systemd_binds, systemd_paths
 
 UNIT_FOLDER = "/etc/systemd/system"
 UNIT_PREFIX = "magi-llama-"
@@ -43,9 +45,6 @@ STILL_RUNS = 75
 # Where the process has ended before the stop, systemd runs the command without its PID.
 _STOP_SCRIPT = """[ -n "$MAINPID" ] || exit 0; kill -TERM "$MAINPID" || exit 0; n=0; \
 while [ $n -lt {tenths} ]; do sleep 0.1; kill -0 "$MAINPID" 2>/dev/null || exit 0; n=$((n+1)); done; exit {code}"""
-HOMES = ("/home/", "/root/", "/run/user/")
-# Flags whose path a server writes below.
-WRITE_FLAGS = ("--slot-save-path", "--log-prompts-dir", "--lookup-cache-dynamic")
 # Flags with which a server places its threads or memory itself.
 PLACEMENT_FLAGS = ("--numa", "--cpu-mask", "--cpu-range", "--cpu-strict", "--prio", "--poll")
 # llama-server has a thread for each core twice and one for each connection; this only bounds a runaway.
@@ -72,7 +71,11 @@ def systemd_dependencies(server: Mapping[str, Any], gpu_access: Any = "auto") ->
         "After": [unit for unit in ("network.target", online) if unit]
         + (["nvidia-persistenced.service", GPU_UNIT] if uses_gpu else []),
         "Wants": [online, GPU_UNIT] if uses_gpu else online,
-        "RequiresMountsFor": [systemd_paths([folder]) for folder in model_folders(server["argv"])],
+        # systemd does not follow links for this.
+        "RequiresMountsFor": [
+            systemd_paths([folder])
+            for folder in sorted({*model_folders(server["argv"]), *_sandbox(server).get("folders", [])})
+        ],
     }
 
 
@@ -115,7 +118,9 @@ def systemd_sandbox(
     """
     argv = [str(word) for word in server["argv"]]
     uses_gpu = _uses_gpu(server, gpu_access)
-    at_home = any(f"{word}/".startswith(HOMES) for word in argv)
+    sandbox = _sandbox(server)
+    shows = sandbox.get("shows", [])
+    shown = {str(show["path"]) for show in shows}
     # RPC servers and clients on other machines need more than the loopback address.
     closed = is_loopback(str(server["host"])) and "--rpc" not in argv
     binds = systemd_version is not None and systemd_version >= SOCKET_BIND_VERSION
@@ -129,9 +134,12 @@ def systemd_sandbox(
         "LimitMEMLOCK": "infinity" if _locks_memory(argv) else None,
         "NUMAPolicy": numa_policy,
         "NUMAMask": numa_mask,
-        "ReadOnlyPaths": [systemd_paths([f"-{folder}"]) for folder in model_folders(argv)],
-        "ReadWritePaths": [systemd_paths([f"-{path}"]) for path in sorted(set(flag_values(argv, WRITE_FLAGS)))],
-        "ProtectHome": "read-only" if at_home else True,
+        "ReadOnlyPaths": _existing(folder for folder in model_folders(argv) if not is_below(folder, shown)),
+        "ReadWritePaths": _existing({*flag_values(argv, WRITE_FLAGS)} - shown),
+        "ProtectHome": _protect_home(sandbox),
+        "PrivateTmp": TMP not in sandbox.get("opens", []),
+        "BindReadOnlyPaths": systemd_binds([show for show in shows if not show["writable"]]),
+        "BindPaths": systemd_binds([show for show in shows if show["writable"]]),
         "PrivateDevices": not uses_gpu,
         # Drivers of GPUs need the host's own users and place threads and memory.
         "PrivateUsers": True if user_namespaces and not uses_gpu else None,
@@ -149,6 +157,24 @@ def systemd_sandbox(
         "IPAddressDeny": "any" if closed else None,
         "IPAddressAllow": "localhost" if closed else None,
     }
+
+
+def _existing(paths: Iterable[str]) -> list[str]:
+    """Return each path as a setting's value, which does not count where the path is missing."""
+    return [systemd_paths([f"-{path}"]) for path in sorted(paths)]
+
+
+def _sandbox(server: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the plan has found that the sandbox must show."""
+    sandbox: Mapping[str, Any] = server.get("sandbox") or {}
+    return sandbox
+
+
+def _protect_home(sandbox: Mapping[str, Any]) -> str | bool:
+    if HOME in sandbox.get("opens", []):
+        return "read-only"
+    # In an empty home, and only there, further paths can be shown.
+    return "tmpfs" if any(is_below(str(show["path"]), HOMES) for show in sandbox.get("shows", [])) else True
 
 
 def _gpu_groups(server: Mapping[str, Any]) -> list[str]:

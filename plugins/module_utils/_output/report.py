@@ -13,6 +13,7 @@ from typing import Any
 from .._core.errors import EstimateError
 from .._core.text import bounded, format_bytes
 from .._health.breakdown import deviation
+from .._launch.hidden import shown_text
 from .._plan.drafts import effective_parameters
 from .._plan.memory import estimate
 from .._plan.plan import companion_sizes, plan_lines
@@ -126,7 +127,13 @@ def launch_lines(plan: Mapping[str, Any]) -> list[str]:
     order = ("start", "restart", "stop", "keep")
     text = ", ".join(f"{counts[action]} to {action}" for action in order if counts[action]) or "nothing to do"
     changing = {**plan, "servers": [server for server in plan["servers"] if server["action"] != "keep"]}
-    return [step_line("launch", text), *(f"      {line}" for line in plan_lines(changing))]
+    launched = [server for server in changing["servers"] if server["action"] != "stop"]
+    shown = [f"      {server['name']}: {text}" for server in launched for text in [shown_text(server)] if text]
+    return [
+        step_line("launch", text),
+        *(f"      {line}" for line in plan_lines(changing)),
+        *bounded(shown, MAX_LISTED),
+    ]
 
 
 def health_lines(health: Mapping[str, Any]) -> list[str]:

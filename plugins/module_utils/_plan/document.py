@@ -8,9 +8,19 @@ from __future__ import annotations
 
 import re
 
-from .._core.documents import NULL, Document, Fields, Map
+from .._core.documents import ABSOLUTE_PATH, NULL, Document, Fields, Map
 
 ACTIONS = ("keep", "start", "restart", "stop")
+# What a launch config shows of folders that it hides; empty parts are missing.
+_SANDBOX = Fields(
+    {},
+    {
+        "shows": [Fields({"path": ABSOLUTE_PATH, "source": ABSOLUTE_PATH, "writable": bool})],
+        "opens": [str],
+        "folders": [ABSOLUTE_PATH],
+        "closed": [ABSOLUTE_PATH],
+    },
+)
 # A server to be stopped may be known by its process only. What is launched is checked again where it is recorded.
 _SERVER = Fields(
     {
@@ -20,7 +30,8 @@ _SERVER = Fields(
         "argv": [str],
         "action": re.compile("|".join(ACTIONS)),
         "reason": str,
-    }
+    },
+    {"sandbox": _SANDBOX},
 )
 PLAN = Document(
     "plan",

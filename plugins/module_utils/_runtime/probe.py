@@ -127,11 +127,8 @@ def probe(
     }
 
 
-def gpu_backends(program: str) -> list[str]:
-    """The GPU backends that a llama-server loads from files of their own, with size and time, one text each.
-
-    Without its CUDA library the same file serves on the CPU: such a server is another one.
-    """
+def gpu_backend_files(program: str) -> list[str]:
+    """The files of GPU backends that a llama-server loads at run time."""
     folders = {os.path.dirname(program), os.path.dirname(os.path.realpath(program))}
     found: set[str] = set()
     for folder in folders:
@@ -139,12 +136,19 @@ def gpu_backends(program: str) -> list[str]:
         for place in _BACKEND_FOLDERS:
             found.update(os.path.realpath(path) for path in glob.glob(f"{glob.escape(above)}/{place}/libggml-*.so*"))
         found.update(os.path.realpath(path) for path in glob.glob(f"{glob.escape(folder)}/libggml-*.so*"))
+    return sorted(path for path in found if _GPU_BACKEND.match(os.path.basename(path)))
+
+
+def gpu_backends(program: str) -> list[str]:
+    """The GPU backends that a llama-server loads from files of their own, with size and time, one text each.
+
+    Without its CUDA library the same file serves on the CPU: such a server is another one.
+    """
     texts = []
-    for path in found:
+    for path in gpu_backend_files(program):
         with contextlib.suppress(OSError):
-            if _GPU_BACKEND.match(os.path.basename(path)):
-                state = os.stat(path)
-                texts.append(f"{os.path.basename(path)}:{state.st_size}:{state.st_mtime_ns}")
+            state = os.stat(path)
+            texts.append(f"{os.path.basename(path)}:{state.st_size}:{state.st_mtime_ns}")
     return sorted(texts)
 
 

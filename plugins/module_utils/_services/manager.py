@@ -33,6 +33,8 @@ class ServiceManager(ABC):
     starts_at_boot = True
     # Whether its launch configs give a server groups of its own, besides those of the user.
     sets_groups = False
+    # Whether its launch configs hide homes and temporary folders, except for what the plan finds that a server needs.
+    hides_folders = False
     # The executable that facts() needs; the option <program>_path of host_facts, if there is one, takes precedence.
     program: str | None = None
 

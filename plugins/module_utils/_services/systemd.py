@@ -50,6 +50,7 @@ class Systemd(ServiceManager):
     common_template = "magi-llama.target.j2"
     needs_root = True
     sets_groups = True
+    hides_folders = True
 
     def runs_here(self) -> bool:
         try:

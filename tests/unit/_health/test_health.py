@@ -79,6 +79,9 @@ class FakeHost:
     def log_tail(self, name, lines):
         return ["error: invalid argument: --x"]
 
+    def is_readable(self, path):
+        return False
+
 
 def running(name="a", restarts=0):
     return ServiceStatus(name, "running", 42, restarts=restarts)
@@ -242,6 +245,34 @@ def test_server_ready_for_long_has_no_seconds():
 def test_causes_known_are_explained(lines, code, expected):
     found = causes.explain(lines, code)
     assert found == expected if expected is None else expected in found
+
+
+HIDDEN_FILE = "E gguf_init_from_file: failed to open GGUF file '/home/me/a.gguf' ({})"
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "expected"),
+    [
+        ([HIDDEN_FILE.format("No such file or directory")], 1, "/home/me/a.gguf, but the sandbox of the unit hides it"),
+        ([HIDDEN_FILE.format("Permission denied")], 1, "/home/me/a.gguf, but the sandbox of the unit hides it"),
+        ([], 203, "/home/me/llama-server, but the sandbox of the unit hides it"),
+        (
+            ["/x: error while loading shared libraries: libllama.so.0: cannot open shared object file"],
+            127,
+            "the sandbox of the unit hides the library",
+        ),
+        ([HIDDEN_FILE.format("No such file or directory").replace("/home/me", "/m")], 1, "/m/a.gguf is missing"),
+        (["error: invalid argument: --x"], 1, "the flag --x"),
+    ],
+)
+def test_sandbox_is_named_if_the_file_is_readable_outside(lines, code, expected):
+    assert expected in causes.explain(lines, code, "/home/me/llama-server", lambda path: path.startswith("/home/"))
+
+
+def test_file_is_asked_for_outside_a_sandbox_only():
+    assert not machine.Machine(None, "/s").is_readable("/")
+    assert machine.Machine(None, "/s", unreadable=lambda paths: []).is_readable("/a")
+    assert not machine.Machine(None, "/s", unreadable=lambda paths: paths).is_readable("/a")
 
 
 def test_failure_text_names_each_server():
