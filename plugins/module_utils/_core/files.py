@@ -25,14 +25,19 @@ def plain_path(path: str) -> str:
 
 
 def make_folders(folder: str) -> None:
-    """Make a folder and those above it that are missing, each 0755 under any usual umask. Raises OSError."""
+    """Make a folder and those above it that are missing, each 0755 under any umask. Raises OSError."""
     if os.path.isdir(folder):
         return
     parent = os.path.dirname(folder)
     if parent != folder:
         make_folders(parent or ".")
-    # Another run may make it meanwhile.
-    os.makedirs(folder, mode=0o755, exist_ok=True)
+    # The servers' user has to pass, also where the run has a umask such as 077. A later chmod could meet a link.
+    mask = os.umask(0o022)
+    try:
+        # Another run may make it meanwhile.
+        os.makedirs(folder, mode=0o755, exist_ok=True)
+    finally:
+        os.umask(mask)
 
 
 class Temporary(NamedTuple):

@@ -43,3 +43,15 @@ def test_temporary_file_of_another_run_stays_while_it_is_written(tmp_path):
     os.replace(other.path, tmp_path / "b")
     files.discard(other)
     assert (tmp_path / "b").read_bytes() == b"other"
+
+
+def test_folders_are_open_to_the_servers_user_under_a_closed_umask(tmp_path):
+    mask = os.umask(0o077)
+    try:
+        files.write_atomic(str(tmp_path / "state" / "conf" / "one.json"), b"{}", 0o644)
+    finally:
+        # Unchanged for what follows.
+        assert os.umask(mask) == 0o077
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "state").rglob("*")}
+    assert modes == {"conf": 0o755, "one.json": 0o644}
+    assert (tmp_path / "state").stat().st_mode & 0o777 == 0o755
