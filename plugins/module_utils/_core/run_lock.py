@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from .boot import boot_id
 from .errors import MagiError
 from .files import make_folders
 from .ownership import OwnershipError, require_trusted
@@ -244,11 +245,6 @@ def _write(descriptor: int, held: Mapping[str, Any]) -> None:
 
 def _clock(proc: str) -> tuple[str, float]:
     """Return the boot id and the seconds since boot: clock changes do not affect them, and a reboot ends every lock."""
-    with open(f"{proc}/sys/kernel/random/boot_id", encoding="utf-8") as stream:
-        boot = stream.read().strip()
     with open(f"{proc}/uptime", encoding="utf-8") as stream:
         uptime = float(stream.read().split()[0])
-    with open(f"{proc}/1/stat", encoding="utf-8", errors="replace") as stream:
-        # A container shares its machine's boot id; the start time of its PID 1 identifies the container's boot.
-        first = stream.read().rpartition(")")[2].split()[19]
-    return f"{boot}.{first}", uptime
+    return boot_id(proc), uptime

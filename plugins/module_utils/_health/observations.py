@@ -18,6 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from .._core.boot import boot_id
 from .._core.documents import NAME, NULL, NUMBER, Document, DocumentError, Fields, Map, NewerDocumentError, check
 from .._core.errors import MagiError
 from .._core.files import write_atomic
@@ -33,6 +34,8 @@ _SECONDS = (*NUMBER, NULL)
 STUCK_STOP = Fields({"signal": str, "seconds": NUMBER})
 # What is known of a server besides its process.
 _LASTING = ("refused_revision", "stuck_stop", "started_config")
+# What still holds after a reboot, when its PID may be that of another process.
+_LASTING_OVER_BOOTS = ("ready_revision", "refused_revision", "stuck_stop")
 _SERVER = Fields(
     {},
     {
@@ -49,7 +52,7 @@ _SERVER = Fields(
     },
 )
 # Version 1 was ready.json, without a schema version or collection version.
-OBSERVED = Document("observed", 2, Fields({"collection_version": str, "servers": Map(_SERVER, NAME)}))
+OBSERVED = Document("observed", 2, Fields({"collection_version": str, "servers": Map(_SERVER, NAME)}, {"boot": str}))
 MODE = 0o644
 
 Known = dict[str, dict[str, Any]]
@@ -199,24 +202,38 @@ def migrate_observations(state_dir: str) -> File | None:
 
 
 def _file(state_dir: str, known: Mapping[str, Any]) -> File:
-    text = json.dumps(OBSERVED.stamp({"servers": dict(known)}), indent=2) + "\n"
+    boot = _boot()
+    text = json.dumps(OBSERVED.stamp({**({"boot": boot} if boot else {}), "servers": dict(known)}), indent=2) + "\n"
     return File(observed_path(state_dir), text.encode(), MODE)
 
 
 def _read(state_dir: str) -> Known:
     """The observations by server; empty if the file is missing or damaged, because they can be made again."""
     servers: Any = {}
+    boot = None
     with contextlib.suppress(OSError, ValueError, RecursionError, DocumentError):
         try:
             with open_trusted(observed_path(state_dir)) as stream:
-                servers = OBSERVED.migrated(json.load(stream)).get("servers")
+                found = OBSERVED.migrated(json.load(stream))
+                servers, boot = found.get("servers"), found.get("boot")
         except NewerDocumentError as error:
             raise ObservedError(f"{observed_path(state_dir)}: {error}") from error
         except FileNotFoundError:
             with open_trusted(old_path(state_dir)) as stream:
                 servers = migrated_version_1(json.load(stream))
     servers = servers if isinstance(servers, dict) else {}
-    return {name: seen for name, seen in servers.items() if _is_valid(name, seen)}
+    known = {name: seen for name, seen in servers.items() if _is_valid(name, seen)}
+    if boot is None or boot == (_boot() or boot):
+        return known
+    return {name: {key: seen[key] for key in _LASTING_OVER_BOOTS if key in seen} for name, seen in known.items()}
+
+
+def _boot() -> str | None:
+    """This boot of the host; None where it is hidden from this user."""
+    try:
+        return boot_id()
+    except OSError:
+        return None
 
 
 def _is_valid(name: Any, seen: Any) -> bool:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,31 @@ def test_config_written_after_the_start_is_pending(tmp_path: Path, config: Path)
     config.unlink()
     assert pending(state, 6) == []
     assert config_digests(state, None, ["a"]) == {}
+
+
+def test_pid_of_another_boot_is_another_process(tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state, ready = str(tmp_path), Outcome("a", 8080, "Q4", 5, "ready", True, True, 1.0)
+    observations.note_started_configs(state, {"a": 5}, config_digests(state, "supervisor", ["a"]))
+    observations.update_observations(state, [ready], {"a": "r1"})
+    observations.note_memory(state, {"a": {"planned_bytes": 1, "loaded_bytes": 1, "rows": []}})
+    config.write_text("[program:a]\numask=077\n")
+    monkeypatch.setattr(observations, "boot_id", lambda: "another")
+    assert pending(state, 5) == []
+    assert observations.for_status(state) == {"a": {}}
+    assert observations.ready_revisions(state) == {"a": "r1"}
+    # Ready for long when someone looks: how long it took is unknown, and not what the process before took.
+    [seen] = observations.update_observations(state, [replace(ready, seconds_to_ready=None)], {})
+    assert (seen["became_ready"], seen["seconds_to_ready"]) == (True, None)
+    assert observations.for_status(state) == {"a": {"pid": 5}}
+
+
+def test_hidden_boot_is_the_same_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hidden() -> str:
+        raise FileNotFoundError
+
+    observations.update_observations(str(tmp_path), [Outcome("a", 8080, "Q4", 5, "ready", True, True, 1.0)], {})
+    monkeypatch.setattr(observations, "boot_id", hidden)
+    assert observations.for_status(str(tmp_path)) == {"a": {"pid": 5}}
 
 
 @pytest.mark.parametrize(
