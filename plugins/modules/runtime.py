@@ -24,7 +24,7 @@ options:
       - V(existing) uses the binary at O(path).
       - >-
         V(package) installs the distribution's package from the host's configured repositories, with the Vulkan backend
-        where the host has a GPU; needs root.
+        where the host has a GPU, also next to a llama-server that apt has installed already; needs root.
       - >-
         V(portable) unpacks Debian's signed packages into O(prefix), with their own loader and libraries, so that
         they run on an older Debian. Needs no root if the user can write to O(prefix).

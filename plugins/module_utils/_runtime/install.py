@@ -99,6 +99,7 @@ def _attempt(request: Request, method: str, run: Run, cache: str | None, tried: 
     else:
         fact = absent(provided.path, method)
     fact["staged"] = provided.staged_dir is not None and not provided.discard
+    fact["warnings"] = [*fact["warnings"], *provided.warnings]
     steps = [*tried, {"method": method, "result": provided.note}]
     return Provision(fact, method, provided.changed, steps, provided.before, provided.after)
 

@@ -93,6 +93,7 @@ class Provided:
     discard: bool = False
     before: Mapping[str, Any] = field(default_factory=dict)
     after: Mapping[str, Any] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
 
 
 Provider = Callable[[Request, Run], Provided]

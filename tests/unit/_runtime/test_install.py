@@ -447,6 +447,71 @@ def test_package_brings_the_vulkan_backend_where_there_is_a_gpu(
     assert installs == [expected]
 
 
+GPU_POLICY = "".join(
+    f"{name}:\n  Installed: {{{key}}}\n  Candidate: 1:0.7\n  Version table:\n"
+    for name, key in {"llama.cpp-tools": "tools", "libggml0-backend-vulkan": "backend", "libvulkan1": "loader"}.items()
+)
+HAS_BACKEND = {"tools": "1:0.7", "backend": "1:0.7", "loader": "1.4"}
+LACKS_BACKEND = {**HAS_BACKEND, "backend": "(none)"}
+
+
+@pytest.mark.parametrize(
+    ("policy", "how", "code", "expected", "warns"),
+    [
+        (LACKS_BACKEND, {}, 0, ["libggml0-backend-vulkan"], None),
+        ({**LACKS_BACKEND, "loader": "(none)"}, {}, 0, ["libggml0-backend-vulkan", "libvulkan1"], None),
+        (LACKS_BACKEND, {"check": True}, 0, [], None),
+        (LACKS_BACKEND, {"install_if_missing": False}, 0, [], None),
+        (
+            LACKS_BACKEND,
+            {},
+            100,
+            ["libggml0-backend-vulkan"],
+            "libggml0-backend-vulkan is not installed. apt-get could",
+        ),
+        (HAS_BACKEND, {}, 0, None, None),
+        # Copied there by hand: Debian's backend may not fit it.
+        ({**LACKS_BACKEND, "tools": "(none)"}, {}, 0, None, None),
+        (LACKS_BACKEND, {"dev": "/nonexistent"}, 0, None, None),
+    ],
+)
+def test_installed_package_gets_the_vulkan_backend_that_it_lacks(
+    tmp_path: Path,
+    request_for: Callable[..., Request],
+    monkeypatch: pytest.MonkeyPatch,
+    policy: Mapping[str, str],
+    how: Mapping[str, object],
+    code: int,
+    expected: list[str] | None,
+    warns: str | None,
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name, path: name if name == "apt-get" else None)
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    (tmp_path / "kfd").touch()
+    binary = tmp_path / "llama-server"
+    binary.write_text(SERVER)
+    binary.chmod(0o755)
+    installs: list[str] = []
+
+    def run(argv: Sequence[str], environment: Mapping[str, str], seconds: float) -> Completed:
+        if argv[:2] == ["apt-get", "install"]:
+            installs.extend(word for word in argv[2:] if not word.startswith("-"))
+            return Completed(code, "", "E: no network")
+        if argv[0] == "apt-cache":
+            return Completed(0, GPU_POLICY.format(**policy), "")
+        return run_command(argv, environment, seconds)
+
+    request = request_for(**{"package_path": str(binary), "dev": str(tmp_path), **how})
+    outcome = ensure(request, "package", run)
+    assert installs == (expected or [])
+    assert outcome.changed is (expected is not None and code == 0)
+    assert [warns in text for text in outcome.fact["warnings"] if "GPU" in text] == ([True] if warns else [])
+    # A backend of another kind will do.
+    backend = tmp_path / "libggml-hip.so"
+    backend.touch()
+    assert not ensure(request, "package", run).changed
+
+
 def never_but_probe(tmp_path: Path) -> Callable[[Sequence[str], Mapping[str, str], float], Completed]:
     def run(argv: Sequence[str], environment: Mapping[str, str], seconds: float) -> Completed:
         assert argv[0].startswith(str(tmp_path)), argv

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Sequence
 
 from ..._core.commands import Run
+from ..probe import gpu_backends
 from ..requests import (
     CLEAN_ENVIRONMENT,
     DOWNLOAD_SECONDS,
@@ -24,13 +25,15 @@ from ..requests import (
     last_lines,
 )
 
+_APT_NAMES = (PACKAGE_NAME, "llama.cpp")
+
 # --- package ----------------------------------------------------------------------------------------------------------
 
 
 def package(request: Request, run: Run) -> Provided:
     """Install the distribution's package from the repositories that the host already uses."""
     if os.path.exists(request.package_path):
-        return Provided(request.package_path, f"{request.package_path} is installed")
+        return _with_backend(request, run)
     manager = next((name for name in _MANAGERS if shutil.which(name, path=CLEAN_ENVIRONMENT["PATH"])), None)
     if manager is None:
         raise ProviderError(f"the host has none of {', '.join(_MANAGERS)}.")
@@ -50,6 +53,43 @@ def package(request: Request, run: Run) -> Provided:
     return Provided(request.package_path, note, changed=True, after=after)
 
 
+def _with_backend(request: Request, run: Run) -> Provided:
+    """What is installed; it gets a backend for the GPUs of the host if it has none, and would serve on the CPU."""
+    path, note = request.package_path, f"{request.package_path} is installed"
+    missing = [] if not request.gpu_packages or gpu_backends(path) else _missing_backends(request, run)
+    if not missing:
+        return Provided(path, note)
+    names = ", ".join(name for name, _version in missing)
+    after = {"method": "package", "packages": dict(missing)}
+    if request.check or not request.install_if_missing:
+        return Provided(path, f"{note}, with {names} for the host's GPU", changed=True, after=after)
+    if os.geteuid() != 0:
+        why = "Only root may install it: set become"
+    else:
+        install = _MANAGERS["apt-get"][1]
+        done = run([*install, *(name for name, _version in missing)], CLEAN_ENVIRONMENT, DOWNLOAD_SECONDS)
+        if done.code == 0:
+            return Provided(path, f"{note}, with {names} for the host's GPU", changed=True, after=after)
+        why = f"apt-get could not install it: {last_lines(done)}"
+    # It serves all the same: another method would put a second llama-server on the host.
+    warning = f"{path} does not use the host's GPU, as {names} is not installed. {why}."
+    return Provided(path, note, warnings=[warning])
+
+
+def _missing_backends(request: Request, run: Run) -> list[tuple[str, str]]:
+    """The packages for GPUs that apt has and the host lacks, with versions; none if llama-server is not of apt."""
+    if not shutil.which("apt-get", path=CLEAN_ENVIRONMENT["PATH"]):
+        return []
+    argv = ["apt-cache", "policy", *_APT_NAMES, *request.gpu_packages]
+    text = run(argv, CLEAN_ENVIRONMENT, QUICK_SECONDS).stdout
+    installed = dict(re.findall(r"^(\S+):\n  Installed: (\S+)$", text, re.MULTILINE))
+    absent = {name for name, version in installed.items() if version == "(none)"}
+    if not (set(_APT_NAMES) & installed.keys()) - absent:
+        return []
+    found = [parse_apt_policy(text, [name]) for name in request.gpu_packages if name in absent]
+    return [candidate for candidate in found if candidate]
+
+
 def _backends(request: Request, manager: str, run: Run) -> list[str]:
     """The packages with the backend for the host's GPUs, as far as its repositories have them."""
     names = request.gpu_packages if manager == "apt-get" else ()
@@ -67,13 +107,13 @@ def parse_apt_policy(text: str, names: Sequence[str]) -> tuple[str, str] | None:
 
 
 def _apt_candidate(request: Request, run: Run) -> tuple[str, str] | None:
-    names = (PACKAGE_NAME, "llama.cpp")
-    found = parse_apt_policy(run(["apt-cache", "policy", *names], CLEAN_ENVIRONMENT, QUICK_SECONDS).stdout, names)
+    policy = ["apt-cache", "policy", *_APT_NAMES]
+    found = parse_apt_policy(run(policy, CLEAN_ENVIRONMENT, QUICK_SECONDS).stdout, _APT_NAMES)
     if found or request.check or os.geteuid() != 0 or glob.glob("/var/lib/apt/lists/*Packages*"):
         return found
     # A fresh image has no package lists yet: update them before concluding that the package is missing.
     run(["apt-get", "-q", "update"], CLEAN_ENVIRONMENT, DOWNLOAD_SECONDS)
-    return parse_apt_policy(run(["apt-cache", "policy", *names], CLEAN_ENVIRONMENT, QUICK_SECONDS).stdout, names)
+    return parse_apt_policy(run(policy, CLEAN_ENVIRONMENT, QUICK_SECONDS).stdout, _APT_NAMES)
 
 
 def _dnf_candidate(_request: Request, run: Run) -> tuple[str, str] | None:
