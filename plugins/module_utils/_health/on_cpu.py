@@ -54,7 +54,9 @@ def _judged(
         detail = "no tool (nvidia-smi) says whether it runs on a GPU, and servers_require_gpu is true"
     else:
         has = sum(held.get(pid, 0) for pid in (outcome.pid, *children.get(outcome.pid, ())))
-        if has >= LEAST_SHARE * planned:
+        # A flag may move weights off the GPU, and the plan not know how many.
+        is_known = "vram_bytes" not in server["memory"].get("estimates", ())
+        if has >= (LEAST_SHARE * planned if is_known else 1):
             return outcome
         detail = f"runs on the CPU: it holds {format_bytes(has)} of GPU memory, planned are {format_bytes(planned)}"
     fix = (

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .memory_flags import Context, Flags
+from .memory_flags import UNCOUNTED, Context, Flags, uncounted
 
 MIB = 1024 * 1024
 
@@ -161,6 +161,13 @@ def _vram(
     return vram + (shape["output_bytes"] + shape["tied_bytes"] if has_output else 0), has_output
 
 
+def _expert_cache(layers: Sequence[Mapping[str, int]], settings: Flags) -> int:
+    """The bytes on all GPUs that copies of experts in RAM take there."""
+    first, experts_in_ram = _offload(len(layers), settings)
+    cached = sum(layer.get("experts", 0) for layer in layers[: max(first, experts_in_ram)])
+    return min(cached, max(0, settings.number("moe_cache_mib", default=0)) * MIB)
+
+
 def _gpu_runtime(shape: Mapping[str, Any], layers: Sequence[Mapping[str, int]], settings: Flags) -> int:
     """What the runtime takes on each GPU, with the copy of weights in RAM that long prompts are computed with."""
     first, experts_in_ram = _offload(len(layers), settings)
@@ -184,7 +191,8 @@ def computes_on_cpu(shape: Mapping[str, Any], settings: Mapping[str, Any], gpus:
         return True
     first, experts_in_ram = _offload(len(shape["layers"]), flags)
     has_experts = any(shape["kinds"][number].get("experts") for number in shape["layers"][:experts_in_ram])
-    return first > 0 or has_experts or not flags.on("kv_offload", default=True)
+    has_dense = flags.number("n_cpu_ffn", default=0) > 0
+    return first > 0 or has_experts or has_dense or not flags.on("kv_offload", default=True)
 
 
 def slot_context(
@@ -232,11 +240,12 @@ def estimate(
     weights = _weights(shape, layers, flags, output_on_gpu=output_on_gpu) + companion_bytes
     compute, inputs = _compute(shape, layers, context, flash=flags.flash, build=build)
     fixed = compute + _gpu_runtime(shape, layers, flags) if gpus else 0
-    vram += fixed * gpus + (companion_bytes if gpus and flags.on("mmproj_offload", default=True) else 0)
+    copies = _expert_cache(layers, flags) if gpus else 0
+    vram += copies + fixed * gpus + (companion_bytes if gpus and flags.on("mmproj_offload", default=True) else 0)
     outputs = 4 * context.slots * (shape["vocab_size"] + (shape["embedding_length"] if context.embeds else 0))
     # With a GPU the batch's inputs are kept on both sides.
     host = _process(shape) + outputs + (GPU_RUNTIME_BYTES + inputs if gpus else 0)
-    total = weights + sum(states_and_cells) + host + (fixed * gpus if gpus else compute)
+    total = weights + copies + sum(states_and_cells) + host + (fixed * gpus if gpus else compute)
     growth, expected = _growth(layers, flags, context, rows) if kind == "model" and not context.embeds else (0, 0)
     return {
         "weights_bytes": weights,
@@ -252,7 +261,7 @@ def estimate(
         "vram_bytes": vram,
         "total_bytes": total,
         "slot_context": context.slot_context,
-        "estimates": [*_ESTIMATED, *shape["estimated"], *_unforeseen(flags)],
+        "estimates": [*_ESTIMATED, *shape["estimated"], *_unforeseen(flags, settings)],
     }
 
 
@@ -296,5 +305,6 @@ def _weights(
     return weights + (shape["tied_bytes"] if is_twice else 0)
 
 
-def _unforeseen(flags: Flags) -> list[str]:
-    return ["total_bytes"] if any(flags.value(name) for name in _UNFORESEEN) else []
+def _unforeseen(flags: Flags, settings: Mapping[str, Any]) -> list[str]:
+    found = {"total_bytes"} if any(flags.value(name) for name in _UNFORESEEN) else set()
+    return sorted(found.union(*(UNCOUNTED[name][1] for name in uncounted(settings))))

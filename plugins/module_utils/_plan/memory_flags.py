@@ -38,6 +38,17 @@ CACHE_TYPES: dict[str, tuple[int, int]] = {
 }
 
 
+# Flags whose effect on memory the estimate does not have: what it counts instead, and the figures that are not exact.
+UNCOUNTED = {
+    "n_cpu_ffn": (
+        "the weights that it keeps in RAM are counted for the GPU, and after the start it is checked only whether the "
+        "server uses the GPU at all",
+        ("total_bytes", "vram_bytes"),
+    ),
+    "lazy_mode": ("tensors that it leaves on disk are counted for RAM", ("total_bytes",)),
+}
+
+
 def _pad(value: int) -> int:
     return -(-value // CACHE_PAD) * CACHE_PAD
 
@@ -125,3 +136,16 @@ class Context:
         if not window or self.swa_full:
             return self.cells
         return _pad(min(self.cells, window * (self.slots if self.unified else 1) + self.ubatch))
+
+
+def uncounted(settings: Mapping[str, Any]) -> list[str]:
+    """Return the flags whose effect on memory the estimate does not have."""
+    flags = Flags(settings)
+    # By default such tensors are left on disk above 4 GiB only.
+    given = {"n_cpu_ffn": flags.number("n_cpu_ffn", default=0) > 0, "lazy_mode": flags.on("lazy_mode", default=False)}
+    return [name for name in UNCOUNTED if given[name]]
+
+
+def uncounted_warnings(settings: Mapping[str, Any]) -> list[str]:
+    """Return a warning for each flag whose effect on memory the estimate does not have."""
+    return [f"{name} is not in the estimate of its memory: {UNCOUNTED[name][0]}." for name in uncounted(settings)]

@@ -22,6 +22,7 @@ from .differences import DEVICES, GROUPS, stopped_server, with_action
 from .document import PLAN
 from .drafts import Draft, make_draft, offloaded, where
 from .inputs import Host, PlanError, Server, Settings
+from .memory_flags import uncounted_warnings
 from .memory_limits import check_memory, growth_warnings, memory_text
 from .missing import lost_part, lost_servers, missing_models, nothing_left, refuse_lost
 from .ports import assign_ports, back_home
@@ -108,6 +109,7 @@ def _drafts(
     sizes = companion_sizes(registry)
     drafts = [make_draft(name, selected, profile, runtime, settings, host, sizes) for name, selected in wanted]
     drafts, warnings = offloaded(drafts, runtime, settings, host, sizes, orphans)
+    warnings += [f"{draft.name}: {text}" for draft in drafts for text in uncounted_warnings(draft.canonical)]
     for draft in drafts:
         if settings.require_gpu == "true" and not draft.memory["vram_bytes"]:
             raise PlanError(

@@ -44,6 +44,12 @@ def test_server_is_not_judged_where_it_need_not_be_on_a_gpu() -> None:
     assert judged({}, planned_mib=0) == READY
 
 
+def test_server_with_uncounted_weights_in_ram_has_to_use_its_gpu_at_all() -> None:
+    memory = {"vram_bytes": 5395 * MIB, "estimates": ["total_bytes", "vram_bytes"]}
+    assert judged({100: 754 * MIB}, memory=memory) == READY
+    assert judged({}, memory=memory).state == "on_cpu"
+
+
 def test_unknown_use_of_a_gpu_is_a_failure_only_where_it_is_required() -> None:
     assert judged(None) == READY
     assert judged(None, require_gpu="true").state == "on_cpu"

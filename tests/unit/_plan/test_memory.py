@@ -18,6 +18,7 @@ from ansible_collections.magi.llama.plugins.module_utils._plan.memory import (
     computes_on_cpu,
     estimate,
 )
+from ansible_collections.magi.llama.plugins.module_utils._plan.memory_flags import uncounted_warnings
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
@@ -421,6 +422,29 @@ def test_tied_embeddings_are_counted_for_output(
     assert estimate(shape, settings, gpus=gpus)["weights_bytes"] == (mib + 1 + 4 * 111) * MIB
 
 
+@pytest.mark.parametrize(
+    ("settings", "named", "expected"),
+    [
+        ({}, [], set()),
+        ({"n_cpu_ffn": 0, "lazy_mode": "off"}, [], set()),
+        ({"lazy_mode": "auto"}, [], set()),
+        ({"lazy_mode": "on"}, ["lazy_mode"], {"total_bytes"}),
+        ({"n_cpu_ffn": 3, "lazy_mode": "on"}, ["n_cpu_ffn", "lazy_mode"], {"total_bytes", "vram_bytes"}),
+    ],
+)
+def test_flags_that_are_not_counted_are_named(settings: dict[str, Any], named: list[str], expected: set[str]) -> None:
+    shape = shape_of("qwen3moe", moe_tensors(4), **MOE)
+    assert set(estimate(shape, settings, gpus=1)["estimates"]) & {"total_bytes", "vram_bytes"} == expected
+    assert [warning.split()[0] for warning in uncounted_warnings(settings)] == named
+    assert computes_on_cpu(shape, settings, 1) == ("n_cpu_ffn" in named)
+
+
+def test_moe_cache_is_taken_besides_the_experts_in_ram() -> None:
+    shape = shape_of("qwen3moe", moe_tensors(4), **MOE)
+    without, cached = (estimate(shape, {"cpu_moe": True, "moe_cache_mib": size}, gpus=1) for size in (0, 50))
+    assert (cached["ram_bytes"], cached["vram_bytes"]) == (without["ram_bytes"], without["vram_bytes"] + 50 * MIB)
+
+
 KV = 4096 * 2 * 2 * 64 * 2
 
 
@@ -437,6 +461,10 @@ KV = 4096 * 2 * 2 * 64 * 2
         ({"n_gpu_layers": 0}, 0),
         ({"cpu_moe": True}, 61 * MIB + 4 * (11 * MIB + KV)),
         ({"n_cpu_moe": 3}, 61 * MIB + 3 * (11 * MIB + KV) + 111 * MIB + KV),
+        # Copies of experts in RAM, as many as there are.
+        ({"n_cpu_moe": 3, "moe_cache_mib": 50}, 61 * MIB + 3 * (11 * MIB + KV) + 111 * MIB + KV + 50 * MIB),
+        ({"n_cpu_moe": 1, "moe_cache_mib": 5000}, 61 * MIB + 4 * (111 * MIB + KV)),
+        ({"moe_cache_mib": 50}, 61 * MIB + 4 * (111 * MIB + KV)),
         ({"no_kv_offload": True}, 61 * MIB + 4 * 111 * MIB),
         ({"kv_offload": False}, 61 * MIB + 4 * 111 * MIB),
     ],

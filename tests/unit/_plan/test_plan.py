@@ -212,6 +212,14 @@ def test_growth_beyond_ram_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None
     assert set(caches) == {0}
 
 
+def test_flag_that_the_estimate_does_not_count_is_a_warning() -> None:
+    registry = {"models": [A], "rejected": [], "companions": []}
+    runtime = {**RUNTIME, "flags": {**RUNTIME["flags"], "lazy_mode": RUNTIME["flags"]["ctx_size"]}}
+    made = make_plan(registry, profile("a", parameters={"lazy_mode": "on"}), runtime, SETTINGS, host())
+    (warning,) = made["warnings"]
+    assert warning.startswith("a: lazy_mode is not in the estimate of its memory: ")
+
+
 def test_plan_already_running_keeps_all() -> None:
     chosen = profile("a", "b")
     first = plan([A, B], chosen)
