@@ -225,8 +225,8 @@ def estimate(
     ram_bytes + growth_bytes), not for a budget; expected_growth_bytes is what is likely of it. slot_context is what a
     slot gets, in tokens.
 
-    Layers that --fit moves off a full GPU, and the context that it shortens, are not foreseen. Caches and graphs of draft
-    models, projectors and adapters are not counted: with such a flag "estimates" names total_bytes too.
+    Layers that --fit moves off a full GPU, and the context that it shortens, are not foreseen. Caches and graphs of
+    draft models, projectors and adapters are not counted: with such a flag "estimates" names total_bytes too.
     """
     flags = Flags(settings)
     context = Context(shape, flags, kind, build)
