@@ -9,14 +9,15 @@ from typing import Any
 
 from ansible_collections.magi.llama.plugins.module_utils._arguments.playbook_finish import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._core.text import visible_text
+from ansible_collections.magi.llama.plugins.module_utils._output.fleet import fleet_lines
 from ansible_collections.magi.llama.plugins.module_utils._output.result_document import result_document
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
 from ansible_collections.magi.llama.plugins.plugin_utils.earlier_tasks import LEFT_OUT
 from ansible_collections.magi.llama.plugins.plugin_utils.extra_vars import words
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
-from ansible_collections.magi.llama.plugins.plugin_utils.host_results import failure, host_result
+from ansible_collections.magi.llama.plugins.plugin_utils.host_results import failure, host_result, host_state
 from ansible_collections.magi.llama.plugins.plugin_utils.result_file import publish
-from ansible_collections.magi.llama.plugins.plugin_utils.show import BEGUN
+from ansible_collections.magi.llama.plugins.plugin_utils.show import BEGUN, show
 
 
 class ActionModule(HostAction):
@@ -31,13 +32,18 @@ class ActionModule(HostAction):
         on_screen = arguments["format"] == "json"
         # By now every host of the batch has finished the earlier tasks, so the first one has all results.
         batch = task_vars.get("ansible_play_batch") or hosts
-        if task_vars["inventory_hostname"] == batch[0] and (on_screen or arguments["path"]):
+        has_summary = arguments["playbook"] == "site" and len(hosts) > 1
+        if task_vars["inventory_hostname"] == batch[0] and (on_screen or arguments["path"] or has_summary):
             found = {name: task_vars["hostvars"][name] for name in hosts}
             results = {name: host_result(arguments["playbook"], one) for name, one in found.items()}
+            states = {name: host_state(one) for name, one in found.items()}
             # No batch follows one that failed. The file has what is known by then.
-            is_last = all(BEGUN in one for one in found.values()) or any(failure(one) for one in found.values())
-            on_screen = on_screen and (is_last or len(batch) == len(hosts))
-            publish(result_document(arguments["playbook"], results), on_screen, arguments["path"])
+            is_last = not {"failed", "unreachable"}.isdisjoint(states.values()) or "not begun" not in states.values()
+            is_last = is_last or len(batch) == len(hosts)
+            if on_screen or arguments["path"]:
+                publish(result_document(arguments["playbook"], results), on_screen and is_last, arguments["path"])
+            if has_summary and is_last:
+                show(task_vars, fleet_lines(results, states), prefixed=False)
         result["changed"] = False
         own = failure(task_vars)
         if own:

@@ -56,7 +56,7 @@ class ActionModule(HostAction):
         failed = [answer for answer in answers if not answer["ok"]]
         for answer in result["servers"]:
             outcome = f"ok in {answer['seconds']:.2f} s" if answer["ok"] else f"FAILED: {answer['error']}"
-            show(task_vars, [f"{answer['name']} port {answer['port']}: {outcome}"], always_prefixed=True)
+            show(task_vars, [f"{answer['name']} port {answer['port']}: {outcome}"], prefixed=True)
         result["msg"] = f"{len(answers) - len(failed)} of {len(answers)} servers answered with a token"
         note = {
             "failed": [answer["name"] for answer in failed],

@@ -153,6 +153,31 @@ status:
           description: The GPUs that it is planned on.
           type: str
           sample: CUDA0 (NVIDIA H100 80GB HBM3)
+        kind:
+          description: What it serves, such as V(model), V(embedding) or V(reranker).
+          type: str
+        bind_address:
+          description: Address that it listens on.
+          type: str
+          sample: 127.0.0.1
+        context_size:
+          description: Tokens that one request can have, null if that is unknown.
+          type: int
+          sample: 4096
+        needs_api_key:
+          description: Whether requests need an API key.
+          type: bool
+        has_tls:
+          description: Whether it is reached by https.
+          type: bool
+        profile:
+          description: Profile that it is deployed with.
+          type: str
+          sample: production
+        build:
+          description: Build of its llama-server, null if that is unknown.
+          type: int
+          sample: 11669
         memory:
           description: >-
             The memory for weights, caches and compute buffers, of a server that logs it; C(planned_bytes) as the plan
@@ -198,9 +223,10 @@ def run(module: Module) -> dict:
     configs = config_drift(state_dir, record)
     digests = config_digests(state_dir, record["service_manager"], pids)
     pending = restart_pending(started_configs(state_dir), pids, digests)
+    seen, held = for_status(state_dir), _held(module, servers)
     return {
         "changed": False,
-        "status": status_json(servers, statuses, probes, found, for_status(state_dir), pending, _held(module, servers)),
+        "status": status_json(servers, statuses, probes, found, seen, pending, held, record["profile"]),
         "drift": drift(servers, pids, *(_only(wanted, part) for part in (found, configs))),
         "start": starting(Deployment(record, ())),
     }

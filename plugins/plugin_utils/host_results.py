@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ansible_collections.magi.llama.plugins.module_utils._output import rollout_summary
+from ansible_collections.magi.llama.plugins.module_utils._output import fleet, rollout_summary
+from ansible_collections.magi.llama.plugins.plugin_utils.show import BEGUN
 
 # Set by tasks/record_failure.yml.
 FAILURE = "__playbook_failure"
@@ -27,7 +28,18 @@ def host_result(playbook: str, host_vars: HostVars) -> dict[str, Any]:
         # Earlier tasks failed, were skipped, or are excluded by tags.
         found = {}
     failed = failure(host_vars)
+    if playbook in LOCATED:
+        name = str(host_vars["inventory_hostname"])
+        found = fleet.located(found, name, str(host_vars.get("ansible_host") or name))
     return {**found, "task": failed["task"], "error": failed["error"]} if failed else found
+
+
+def host_state(host_vars: HostVars) -> str:
+    """How a run ended on a host: ok, failed, unreachable or not begun."""
+    failed = failure(host_vars)
+    if failed:
+        return "unreachable" if failed["unreachable"] else "failed"
+    return "ok" if BEGUN in host_vars else "not begun"
 
 
 def failure(host_vars: HostVars) -> dict[str, Any] | None:
@@ -79,9 +91,12 @@ def _site(host_vars: HostVars) -> Mapping[str, Any]:
         "profile": plan["profile"],
         **rollout_summary.readiness(health),
         "actions": rollout_summary.actions_of(plan),
+        "servers": fleet.planned_servers(plan, health),
     }
 
 
+# The playbooks whose documents say where servers are reached.
+LOCATED = ("status", "site")
 RESULTS: dict[str, Callable[[HostVars], Mapping[str, Any]]] = {
     "status": _status,
     "plan": _plan,

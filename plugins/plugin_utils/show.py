@@ -17,12 +17,15 @@ PLAYBOOK = "__llama_playbook"
 BEGUN = "__llama_begun"
 
 
-def show(task_vars: dict[str, Any], lines: list[str], *, always_prefixed: bool = False) -> None:
-    """Print lines, with the host's name in front if the run has several hosts; nothing if a document is printed."""
+def show(task_vars: dict[str, Any], lines: list[str], *, prefixed: bool | None = None) -> None:
+    """Print lines, with the host's name in front if the run has several hosts; nothing if a document is printed.
+
+    prefixed says whether the name is in front, for any number of hosts.
+    """
     if prints_document(task_vars):
         return
     several = len(task_vars.get("ansible_play_hosts_all") or []) > 1
-    prefix = f"{task_vars['inventory_hostname']} | " if several or always_prefixed else ""
+    prefix = f"{task_vars['inventory_hostname']} | " if (several if prefixed is None else prefixed) else ""
     display = Display()
     for text in lines:
         for line in visible_lines(text):

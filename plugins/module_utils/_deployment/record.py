@@ -46,6 +46,7 @@ _SERVER = Fields(
         "memory_max_bytes": int,
         "require_gpu": str,
         "sandbox": dict,
+        "build": (int, NULL),
         "api_key_file": (str, NULL),
         # What changes with the API keys, and with the model's file, but not with its name.
         "api_key_stamp": str,

@@ -14,6 +14,7 @@ from .._core.documents import NULL, Document, Fields
 from .._core.processes import Process
 from .._services.base import ServiceStatus
 from .breakdown import MEMORY
+from .endpoint import ENDPOINT, endpoint
 from .observations import STUCK_STOP
 from .probe import Probe, Server
 
@@ -39,12 +40,20 @@ _SERVER = Fields(
         "device": (str, NULL),
         "memory": MEMORY,
         "stuck_stop": STUCK_STOP,
+        **ENDPOINT,
+        # What only the controller knows.
+        "host": str,
+        "address": str,
+        "url": (str, NULL),
     },
 )
 STATUS = Document(
     "status",
     1,
-    Fields({"collection_version": str, "total_servers": int, "ready_servers": int, "servers": [_SERVER]}),
+    Fields(
+        {"collection_version": str, "total_servers": int, "ready_servers": int, "servers": [_SERVER]},
+        {"host": str, "address": str},
+    ),
 )
 
 
@@ -56,16 +65,18 @@ def status_json(
     seen: Mapping[str, Mapping[str, Any]],
     pending: Sequence[str] = (),
     held: Mapping[int, int] | None = None,
+    profile: str | None = None,
 ) -> dict[str, Any]:
     """The status document of all servers. seen are their observations, pending those with an old launch config.
 
-    held are the bytes of GPU memory by pid, None where no tool says it.
+    profile is the one that they are deployed with. held are the bytes of GPU memory by pid, None where no tool says it.
     """
     entries = [
         _status_entry(server, statuses[server["name"]], probes.get(server["name"]), running.get(server["name"]))
         for server in servers
     ]
     for server, entry in zip(servers, entries):
+        entry.update(endpoint(server, profile))
         entry.update(_on_gpu(server, running.get(server["name"]), held))
         found = seen.get(entry["name"], {})
         entry["restart_pending"] = entry["name"] in pending

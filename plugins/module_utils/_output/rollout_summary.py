@@ -19,7 +19,7 @@ from .report import format_seconds, table
 
 # A host is untouched until its turn. One that was being updated when the run ended is counted as failed.
 STATES = ("updated", "unchanged", "planned", "failed", "untouched")
-_DONE = {"start": "started", "restart": "restarted", "stop": "stopped"}
+DONE = {"start": "started", "restart": "restarted", "stop": "stopped"}
 # Variables that say how to reach a host, and hold no secret. The path of a secret is not secret.
 _CONNECTION = frozenset(
     f"ansible_{name}"
@@ -120,7 +120,7 @@ def not_as_planned(plan: Mapping[str, Any], running: Mapping[str, str]) -> list[
 def actions_of(plan: Mapping[str, Any]) -> dict[str, int]:
     """How many servers a plan starts, restarts and stops."""
     counts = Counter(str(server["action"]) for server in plan.get("servers", ()))
-    return {action: counts[action] for action in _DONE if counts[action]}
+    return {action: counts[action] for action in DONE if counts[action]}
 
 
 def readiness(health: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def _ready(entry: Host) -> str:
 
 def _actions(entry: Host) -> str:
     would = entry["state"] == "planned"
-    listed = [f"{count} {f'to {action}' if would else _DONE[action]}" for action, count in entry["actions"].items()]
+    listed = [f"{count} {f'to {action}' if would else DONE[action]}" for action, count in entry["actions"].items()]
     return ", ".join(listed) or "-"
 
 

@@ -279,6 +279,7 @@ def _server(
         "memory": memory,
         "memory_max_bytes": memory_max,
         **({} if settings.require_gpu == "auto" else {"require_gpu": settings.require_gpu}),
+        "build": runtime.get("build"),
         "api_key_file": settings.api_key_file,
         "api_key_stamp": str(settings.restart_triggers.get("api_key_stamp") or ""),
         "model_stamp": model_stamp(model),

@@ -297,7 +297,10 @@ def test_failure_text_names_each_server():
 
 def test_status_json_has_exactly_the_documented_keys():
     status = status_module.status_json(
-        [server(), server("b", 8081), server("c", 8082), server("d", 8083)],
+        [
+            server(api_key_file="/k", memory={"slot_context": 4096}, build=11669),
+            *(server("b", 8081), server("c", 8082), server("d", 8083)),
+        ],
         {
             "a": running(restarts=2),
             "b": ServiceStatus("b", "failed", None, 1, "exit code 1"),
@@ -312,6 +315,7 @@ def test_status_json_has_exactly_the_documented_keys():
             "c": {"pid": 41, "memory": {"planned_bytes": 5, "loaded_bytes": 6, "rows": []}},
         },
         ["a"],
+        profile="production",
     )
     assert list(status) == ["schema_version", "collection_version", "total_servers", "ready_servers", "servers"]
     assert (status["total_servers"], status["ready_servers"]) == (4, 1)
@@ -330,6 +334,13 @@ def test_status_json_has_exactly_the_documented_keys():
         "restarts": 2,
         "threads": None,
         "memory": {"planned_bytes": 5, "loaded_bytes": 6, "rows": []},
+        "kind": "model",
+        "bind_address": "127.0.0.1",
+        "context_size": 4096,
+        "needs_api_key": True,
+        "has_tls": False,
+        "profile": "production",
+        "build": 11669,
     }
     assert [entry["state"] for entry in status["servers"]] == ["ready", "failed", "starting", "loading"]
     assert "memory" not in status["servers"][2]

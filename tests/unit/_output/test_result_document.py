@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.magi.llama.plugins.module_utils._health.status import STATUS
+from ansible_collections.magi.llama.plugins.module_utils._output import fleet
 from ansible_collections.magi.llama.plugins.module_utils._output.result_document import result_document, to_text
 from ansible_collections.magi.llama.plugins.module_utils._output.rollout_summary import begin, summary
 from ansible_collections.magi.llama.plugins.module_utils._plan.document import PLAN
@@ -21,6 +22,14 @@ PROBE = {
     **{"name": "a", "port": 8080, "ok": True, "via": "controller"},
     **{"seconds": 0.1, "error": None, "own_fault": False},
 }
+PLANNED = {
+    **{"name": "a", "model_id": "a", "display_name": "A", "tier": "Q4", "kind": "model", "port": 8080},
+    **{"host": "0.0.0.0", "argv": ["llama-server", "--host", "0.0.0.0"], "action": "keep", "build": 11669},
+    "memory": {"slot_context": 4096, "vram_bytes": 5},
+}
+LOCATED = fleet.located(
+    {"servers": fleet.planned_servers({"profile": "p", "servers": [PLANNED]}, {})}, "gpu1", "10.0.0.1"
+)
 
 
 def test_result_begins_with_versions_and_ends_with_hosts() -> None:
@@ -59,6 +68,7 @@ def test_result_follows_its_schema() -> None:
         ("status", STATUS.stamp(EMPTY)),
         ("plan", PLAN.stamp({"profile": "p", "start": None, "servers": [], "memory": {}, "warnings": []})),
         ("site", {"profile": "p", "total_servers": 2, "ready_servers": 1, "actions": {"start": 2}}),
+        ("site", {"profile": "p", "total_servers": 1, "ready_servers": 1, "actions": {}, **LOCATED}),
         ("site", {"profile": "p", "total_servers": None, "ready_servers": None, "actions": {}}),
         ("verify", {"total_servers": 1, "answered_servers": 1, "servers": [PROBE]}),
     ],

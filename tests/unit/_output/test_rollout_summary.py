@@ -146,12 +146,12 @@ def test_rollback_command_repeats_extra_vars(extra_vars, expected):
 
 def test_rollback_command_repeats_connection_options(monkeypatch):
     given = ["-i", "h,", "-u", "deploy", "--private-key", "/k", "-b", "-K", "--vault-id", "a@p", "--vault-id", "b@q"]
-    given += ["--ssh-common-args=-J bastion", "-e", "profile=x servers_state_dir=/srv/llama", "-e", '{"a": 1}', "r.yml"]
+    given += ["--ssh-common-args=-J bastion", "-e", "profile=x servers_state_dir=/srv/llama", "-e", '{"a": 1}']
+    given += ["magi.llama.rollout"]
     cli = PlaybookCLI(["ansible-playbook", *given])
     cli.init_parser()
     arguments = vars(cli.parser.parse_args(given))
     monkeypatch.setattr(action.context, "CLIARGS", arguments)
-    monkeypatch.setattr(action.sys, "argv", ["magi.llama.rollout"])
     assert action._rollback_command({"playbook_dir": "/p", "inventory_hostname": "gpu1"}) == (
         "ansible-playbook -i h, magi.llama.rollback --limit gpu1 --user=deploy --private-key=/k "
         "'--ssh-common-args=-J bastion' --become --ask-become-pass --vault-id=a@p --vault-id=b@q "

@@ -21,6 +21,13 @@ from support.runs import BIN, ROOT, execute, write_inventory
 
 HEAD = {"schema_version": 1, "collection_version": COLLECTION_VERSION}
 EMPTY = {**HEAD, "total_servers": 0, "ready_servers": 0, "servers": []}
+
+
+def empty(name: str) -> dict[str, Any]:
+    """A host's part of the status where nothing is deployed."""
+    return {**EMPTY, "host": name, "address": name}
+
+
 # Port 1 refuses.
 UNREACHABLE = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
 
@@ -77,13 +84,15 @@ def test_status_json_of_several_hosts_is_one_document(fleet: Fleet, callback: st
     fleet.add("one")
     fleet.add("two")
     output = fleet.run("status", "-e", "output=json", ANSIBLE_STDOUT_CALLBACK=callback)
-    assert documents(output) == [{**HEAD, "kind": "status", "hosts": {"one": EMPTY, "two": EMPTY}}]
+    assert documents(output) == [{**HEAD, "kind": "status", "hosts": {"one": empty("one"), "two": empty("two")}}]
     assert "servers ready" not in output
 
 
 def test_status_json_of_one_host_has_the_same_shape(fleet: Fleet) -> None:
     fleet.add("one")
-    assert documents(fleet.run("status", "-e", "output=json")) == [{**HEAD, "kind": "status", "hosts": {"one": EMPTY}}]
+    assert documents(fleet.run("status", "-e", "output=json")) == [
+        {**HEAD, "kind": "status", "hosts": {"one": empty("one")}}
+    ]
 
 
 def test_output_file_holds_what_is_printed(fleet: Fleet) -> None:
@@ -119,7 +128,8 @@ def test_failed_and_unreachable_hosts_are_in_the_document(fleet: Fleet, given: s
     assert "onnect" in hosts["away"]["error"]
     assert "deployment.json is damaged" in hosts["broken"]["error"]
     assert hosts["broken"]["task"] == "Read the status of the servers"
-    assert hosts["good"] == EMPTY
+    assert hosts["good"] == empty("good")
+    assert (hosts["away"]["host"], hosts["away"]["address"]) == ("away", "127.0.0.1")
 
 
 def test_only_host_that_fails_is_in_the_document(fleet: Fleet) -> None:
@@ -233,6 +243,26 @@ def test_site_in_batches_prints_one_document_of_all_hosts(fleet: Fleet) -> None:
     output = fleet.run("site", "-e", "servers_serial=1", "-e", "output=json", "--tags", "registry")
     (document,) = documents(output)
     assert list(document["hosts"]) == ["one", "two", "three"]
+
+
+def test_site_of_several_hosts_ends_with_a_line_for_each(fleet: Fleet) -> None:
+    for name in ("one", "two"):
+        fleet.add(name)
+        make.small_model(fleet.folder / name / f"{name}.gguf")
+    fleet.add("away", **UNREACHABLE)
+    fleet.add("broken", registry_scan_paths=["/not/there"])
+    output = fleet.run("site", "--tags", "registry", code=4)
+    lines = output.partition("fleet  4 hosts: 2 ok, 1 failed, 1 unreachable\n")[2].splitlines()
+    assert [line.split()[:3] for line in lines[1:5]] == [
+        ["one", "-", "ok"],
+        ["two", "-", "ok"],
+        ["away", "-", "unreachable"],
+        ["broken", "-", "failed"],
+    ]
+    assert "/not/there" in lines[4]
+    # Not of a single host, and once for all batches.
+    assert "fleet  " not in fleet.run("site", "--tags", "registry", "--limit", "one")
+    assert fleet.run("site", "--tags", "registry", "--limit", "one,two", "-e", "servers_serial=1").count("fleet  ") == 1
 
 
 START_OVER = "Run the playbook from its beginning"
