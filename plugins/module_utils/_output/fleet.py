@@ -22,7 +22,7 @@ Host = Mapping[str, Any]
 
 
 def located(found: Host, name: str, address: str) -> dict[str, Any]:
-    """A host's result with its name and address, and its servers with theirs and their URL."""
+    """A host's result with its name and address, and those of each server with its URL."""
     more = {"host": name, "address": address}
     servers = [{**server, **more, "url": url_of(server, address)} for server in found.get("servers", ())]
     return {**found, **more, **({"servers": servers} if "servers" in found else {})}
