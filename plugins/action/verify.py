@@ -16,7 +16,7 @@ from ansible_collections.magi.llama.plugins.module_utils._arguments.verify impor
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
 from ansible_collections.magi.llama.plugins.module_utils._core.text import clean_text
 from ansible_collections.magi.llama.plugins.module_utils._core.values import is_loopback
-from ansible_collections.magi.llama.plugins.module_utils._health.probe import TOKEN_REQUESTS
+from ansible_collections.magi.llama.plugins.module_utils._health.probe import TOKEN_REQUESTS, tokens_per_second
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.magi.llama.plugins.plugin_utils.playbooks import as_called
@@ -55,7 +55,8 @@ class ActionModule(HostAction):
         result["servers"] = sorted(answers, key=lambda answer: int(answer["port"]))
         failed = [answer for answer in answers if not answer["ok"]]
         for answer in result["servers"]:
-            outcome = f"ok in {answer['seconds']:.2f} s" if answer["ok"] else f"FAILED: {answer['error']}"
+            speed = f", {answer['tokens_per_second']:g} tokens/s" if answer["tokens_per_second"] is not None else ""
+            outcome = f"ok in {answer['seconds']:.2f} s{speed}" if answer["ok"] else f"FAILED: {answer['error']}"
             show(task_vars, [f"{answer['name']} port {answer['port']}: {outcome}"], prefixed=True)
         result["msg"] = f"{len(answers) - len(failed)} of {len(answers)} servers answered with a token"
         note = {
@@ -63,9 +64,15 @@ class ActionModule(HostAction):
             "refused": [answer["name"] for answer in failed if answer["own_fault"]],
             "answered": [answer["name"] for answer in answers if answer["ok"] and answer["name"] in known["refused"]],
         }
-        if any(note.values()):
+        # What the host measures it has noted itself.
+        speeds = {
+            answer["name"]: answer["tokens_per_second"]
+            for answer in answers
+            if answer["via"] == "controller" and answer["tokens_per_second"] is not None
+        }
+        if any(note.values()) or speeds:
             # Recorded even if this task fails.
-            self.ask(MODULE, fill_in({"state_dir": arguments["state_dir"]}, **note), task_vars)
+            self.ask(MODULE, fill_in({"state_dir": arguments["state_dir"]}, speeds=speeds, **note), task_vars)
         if failed:
             result["failed"] = True
             result["msg"] += "".join(f"; {answer['name']}: {answer['error']}" for answer in failed)
@@ -117,6 +124,7 @@ class ActionModule(HostAction):
                 "ok": state["is_ready"],
                 "via": "host",
                 "seconds": state["token_seconds"] or 0.0,
+                "tokens_per_second": state["tokens_per_second"],
                 "error": None if state["is_ready"] else state.get("detail") or state["state"],
                 # In any other state the process is not running, not ready yet, or not the server's.
                 "own_fault": state["state"] in ("hung", "unhealthy"),
@@ -178,7 +186,8 @@ def _not_from_here(server: dict[str, Any], asking: Asking) -> dict[str, Any]:
 
 
 def _unanswered(server: dict[str, Any]) -> dict[str, Any]:
-    return {"name": server["name"], "port": server["port"], "via": "controller", "ok": False, "own_fault": False}
+    answer = {"name": server["name"], "port": server["port"], "via": "controller", "ok": False, "own_fault": False}
+    return {**answer, "tokens_per_second": None}
 
 
 async def _ask_all(servers: list[tuple[dict[str, Any], str]], key: str | None, timeout: float) -> list[dict[str, Any]]:
@@ -189,7 +198,7 @@ async def _ask_all(servers: list[tuple[dict[str, Any], str]], key: str | None, t
 
 
 async def _ask(client: Any, server: dict[str, Any], address: str, key: str | None, timeout: float) -> dict[str, Any]:
-    """One token, one embedding or one ranking, by the server's kind; timeout is for the whole exchange."""
+    """A few tokens, one embedding or one ranking, by the server's kind; timeout is for the whole exchange."""
     host = f"[{address}]" if ":" in address else address
     base = f"http://{host}:{server['port']}"
     path, body, field = TOKEN_REQUESTS.get(str(server.get("kind")), TOKEN_REQUESTS["model"])
@@ -205,7 +214,9 @@ async def _ask(client: Any, server: dict[str, Any], address: str, key: str | Non
         else:
             found = json.loads(text)
             answer.update(ok=isinstance(found, dict) and field in found, error=None)
-            if not answer["ok"]:
+            if answer["ok"]:
+                answer["tokens_per_second"] = tokens_per_second(found)
+            else:
                 answer.update(error=f"{path} answered without {field}: {clean_text(text, 200)}", own_fault=True)
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
         answer.update(error=f"{base}: {type(error).__name__} {clean_text(str(error), 200)}", unreached=True)

@@ -27,7 +27,7 @@ options:
     elements: str
     default: []
   deep:
-    description: Also probe each server with one token. Otherwise a server that hangs may be reported as V(ready).
+    description: Also probe each server with a few tokens. Otherwise a server that hangs may be reported as V(ready).
     type: bool
     default: false
 attributes:
@@ -183,6 +183,12 @@ status:
             The memory for weights, caches and compute buffers, of a server that logs it; C(planned_bytes) as the plan
             estimated it, C(loaded_bytes) as llama-server reports it, and C(rows) with its parts for each device.
           type: dict
+        tokens_per_second:
+          description: >-
+            Speed of generation when its process was last probed with a few tokens (O(deep) or C(verify.yml)), all
+            servers at once; V(null) if it was not.
+          type: float
+          sample: 216.4
         stuck_stop:
           description: >-
             How its last stop ended, if one SIGTERM did not end it; C(signal) (V(second SIGTERM) or V(SIGKILL)) and

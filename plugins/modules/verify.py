@@ -8,11 +8,11 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: verify
-short_description: Probe every server with one token
+short_description: Probe every server with a few tokens
 version_added: 0.1.0
 description:
-  - C(/health) only shows that a server's model is loaded. This module requests one token from each server, an embedding
-    from an embedding server and a ranking from a reranker.
+  - C(/health) only shows that a server's model is loaded. This module requests a few tokens from each server, an
+    embedding from an embedding server and a ranking from a reranker.
   - The controller sends the requests with httpx, as a client would. The host sends them for servers that listen on a
     remote host's loopback address, that the controller cannot reach, or whose API key it does not know.
   - M(magi.llama.rollback) does not return to a deployment with a server that failed here. If the failure is the
@@ -102,6 +102,12 @@ servers:
       description: Time to the answer in seconds.
       type: float
       sample: 0.12
+    tokens_per_second:
+      description: >-
+        Speed of generation while all servers were probed at once, V(null) where the server did not report it, such as
+        one for embeddings.
+      type: float
+      sample: 216.4
     error:
       description: The error, V(null) if there was none.
       type: str
@@ -116,7 +122,7 @@ from ansible_collections.magi.llama.plugins.module_utils._arguments.verify impor
 from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import read_record
 from ansible_collections.magi.llama.plugins.module_utils._deployment.rollback import note_answered, note_bad, revisions
-from ansible_collections.magi.llama.plugins.module_utils._health.observations import refused_revisions
+from ansible_collections.magi.llama.plugins.module_utils._health.observations import note_speeds, refused_revisions
 
 
 def main() -> None:
@@ -130,6 +136,8 @@ def run(module: Module) -> dict:
         note_bad(state_dir, given["failed"], given["refused"])
     if given["answered"] and not module.check_mode:
         note_answered(state_dir, given["answered"])
+    if given["speeds"] and not module.check_mode:
+        note_speeds(state_dir, given["speeds"])
     record = read_record(state_dir)
     now, refused = revisions(record), refused_revisions(state_dir)
     return {

@@ -43,7 +43,7 @@ options:
     default: 2.0
   deep:
     description:
-      - Also probe each server with one token (or an embedding or ranking, depending on its kind).
+      - Also probe each server with a few tokens (or an embedding or ranking, depending on its kind).
       - The answer may take O(timeout) seconds, by default 30.
     type: bool
     default: false
@@ -75,7 +75,7 @@ EXAMPLES = r"""
   magi.llama.wait_for_health:
     state_dir: /var/lib/magi-llama
 
-- name: Probe one server with one token without failing
+- name: Probe one server with a few tokens without failing
   magi.llama.wait_for_health:
     state_dir: /var/lib/magi-llama
     servers: [qwen3-8b-q4_k_m]
@@ -167,6 +167,10 @@ servers:
       description: Response time of the O(deep) probe in seconds, V(null) if there was none.
       type: float
       sample: 0.12
+    tokens_per_second:
+      description: Speed of generation in that probe, V(null) where the server did not report it.
+      type: float
+      sample: 216.4
     restarts:
       description: Number of restarts after a crash since the last deliberate start.
       type: int

@@ -71,7 +71,7 @@ def test_hung_server_is_degraded_and_no_drift(bed: Bed, tmp_path: Path) -> None:
     assert (host["total_servers"], host["answered_servers"], host["task"]) == (
         2,
         1,
-        "Probe every server with one token",
+        "Probe every server with a few tokens",
     )
     assert STOPPED in host["error"]
     bed.wait_ready()

@@ -78,6 +78,7 @@ _OUTCOME = Fields(
         "became_ready": bool,
         "seconds_to_ready": _SECONDS,
         "token_seconds": _SECONDS,
+        "tokens_per_second": _SECONDS,
         "restarts": int,
         "detail": _TEXT,
         "fix": _TEXT,

@@ -24,5 +24,7 @@ ARGUMENTS = Arguments(
         "failed": {"type": "list", "elements": "str", "default": []},
         "refused": {"type": "list", "elements": "str", "default": []},
         "answered": {"type": "list", "elements": "str", "default": []},
+        # Tokens a second by name, of servers that the controller has asked.
+        "speeds": {"type": "dict", "default": {}},
     },
 )

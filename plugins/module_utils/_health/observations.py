@@ -5,8 +5,8 @@
 """Persisted readiness observations: observed.json in the state directory.
 
 For each server: its process, the seconds that it took to become ready and the time since when it is ready, its
-restarts, its memory as estimated and as loaded, the last revision that was ready, the revision that was ready but did
-not answer, and a stuck stop.
+restarts, its memory as estimated and as loaded, its speed when it was probed, the last revision that was ready, the
+revision that was ready but did not answer, and a stuck stop.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ _SERVER = Fields(
         "started": Fields({"pid": (int, NULL), "seconds_to_ready": NUMBER}),
         "stuck_stop": STUCK_STOP,
         "memory": MEMORY,
+        "tokens_per_second": NUMBER,
         "started_config": Fields({"pid": int, "digest": str}),
     },
 )
@@ -105,6 +106,8 @@ def update_observations(
                 "restarts": outcome.restarts,
             }
             known[outcome.name].update({key: seen[key] for key in _LASTING if seen and key in seen})
+        if outcome.is_ready and outcome.tokens_per_second is not None:
+            known[outcome.name]["tokens_per_second"] = outcome.tokens_per_second
         revision = revisions.get(outcome.name)
         if outcome.is_ready and revision is not None and revision != known[outcome.name].get("refused_revision"):
             known[outcome.name]["ready_revision"] = revision
@@ -141,6 +144,15 @@ def note_memory(state_dir: str, memory: Mapping[str, Mapping[str, Any]]) -> None
     _write(state_dir, known)
 
 
+def note_speeds(state_dir: str, speeds: Mapping[str, float]) -> None:
+    """Note the tokens a second of servers that were probed, by name; not of those that no one saw become ready."""
+    known = _read(state_dir)
+    for name, speed in speeds.items():
+        if "pid" in known.get(name, {}):
+            known[name]["tokens_per_second"] = speed
+    _write(state_dir, known)
+
+
 def note_started_configs(state_dir: str, pids: Mapping[str, int | None], digests: Mapping[str, str]) -> None:
     """Note the digest of the launch config that servers were started with, by name. pids are their new processes."""
     known = _read(state_dir)
@@ -156,8 +168,8 @@ def started_configs(state_dir: str) -> dict[str, dict[str, Any]]:
 
 
 def for_status(state_dir: str) -> dict[str, dict[str, Any]]:
-    """Return what was seen of each server that its status shows: pid, memory, stuck_stop. Raises ObservedError."""
-    keys = ("pid", "memory", "stuck_stop")
+    """Return what was seen of each server that its status shows: pid, memory, speed, a stuck stop."""
+    keys = ("pid", "memory", "tokens_per_second", "stuck_stop")
     return {name: {key: seen[key] for key in keys if key in seen} for name, seen in _read(state_dir).items()}
 
 

@@ -23,6 +23,7 @@ class Outcome:
     is_settled: bool = False
     seconds_to_ready: float | None = None
     token_seconds: float | None = None
+    tokens_per_second: float | None = None
     restarts: int = 0
     exit_code: int | None = None
     exit_text: str | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import os
 import socket
 import time
@@ -27,10 +28,14 @@ Server = Mapping[str, Any]
 PROBE_TIMEOUT = 1.0
 DEEP_TIMEOUT = 30.0
 PROBES_AT_ONCE = 8
+_TIMINGS = ("predicted_n", "predicted_ms")
+MAX_TOKENS_PER_SECOND = 1e6
 # The longest answers that are read: of /health, and of other requests. /props has the chat template.
 MAX_HEALTH_BYTES = 64 * 1024
 MAX_ANSWER_BYTES = 2**20
 
+# Enough to tell the speed, and little work also for a large model on the CPU.
+PROBE_TOKENS = 8
 TOKEN_REQUESTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "embedding": ("/v1/embeddings", {"input": "hello"}, "data"),
     "reranker": ("/v1/rerank", {"query": "hello", "documents": ["hello"]}, "results"),
@@ -39,7 +44,7 @@ TOKEN_REQUESTS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"state": "hello", "questions": {"greeting": {"type": "noul", "instructions": "Is this a greeting?"}}},
         "answers",
     ),
-    "model": ("/completion", {"prompt": "Hello", "n_predict": 1}, "content"),
+    "model": ("/completion", {"prompt": "Hello", "n_predict": PROBE_TOKENS, "ignore_eos": True}, "content"),
 }
 
 
@@ -53,8 +58,9 @@ class Probe:
 
     state: str
     detail: str | None = None
-    # Response time of the deep check.
+    # Response time of the deep check, and the speed of its tokens.
     seconds: float | None = None
+    tokens_per_second: float | None = None
 
 
 def probe(server: Server, pid: int | None, *, deep: bool = False, timeout: float = PROBE_TIMEOUT) -> Probe:
@@ -72,7 +78,7 @@ def probe_all(
 ) -> dict[str, Probe]:
     """Probe servers in parallel: health first, then whether the planned process and model answer.
 
-    deep also requests one token, with deep_timeout seconds to answer.
+    deep also requests a few tokens, with deep_timeout seconds to answer.
     """
     token_timeout = deep_timeout if deep else None
     if not servers:
@@ -109,8 +115,7 @@ def _works(server: Server, token_timeout: float | None, timeout: float) -> Probe
         other = _other_model(server, timeout) or _unprotected(server, timeout)
         if other or token_timeout is None:
             return other or Probe("ready")
-        began = time.monotonic()
-        return _no_token(server, token_timeout) or Probe("ready", seconds=round(time.monotonic() - began, 3))
+        return _ask_for_tokens(server, token_timeout)
     except (OSError, http.client.HTTPException, ValueError) as error:
         return Probe(
             "hung", f"/health is 200, but a further request failed: {type(error).__name__} {clean_text(str(error))}"
@@ -180,15 +185,28 @@ def _unprotected(server: Server, timeout: float) -> Probe | None:
     return Probe("unprotected", f"it has an API key file, but answered a request without a key with {code}")
 
 
-def _no_token(server: Server, timeout: float) -> Probe | None:
+def _ask_for_tokens(server: Server, timeout: float) -> Probe:
+    began = time.monotonic()
     path, body, wanted = TOKEN_REQUESTS.get(str(server.get("kind")), TOKEN_REQUESTS["model"])
     try:
         code, answer = _ask(server, "POST", path, timeout, body)
     except socket.timeout:
         return Probe("hung", f"/health is 200, but {path} gave no answer within {timeout:g} s")
     if code == 200 and isinstance(answer, dict) and wanted in answer:
-        return None
+        took = round(time.monotonic() - began, 3)
+        return Probe("ready", seconds=took, tokens_per_second=tokens_per_second(answer))
     return Probe("unhealthy", f"/health is 200, but {path} answered {code}: {clean_text(json.dumps(answer), 200)}")
+
+
+def tokens_per_second(answer: Mapping[str, Any]) -> float | None:
+    """Return the speed of generation in an answer of /completion; None where it does not say it."""
+    timings = answer.get("timings")
+    count, milliseconds = (timings.get(key) if isinstance(timings, dict) else None for key in _TIMINGS)
+    if not isinstance(count, int) or not isinstance(milliseconds, (int, float)) or not 1 < count <= PROBE_TOKENS:
+        return None
+    # llama-server's clock starts with the first token. Older builds count that one in their own quotient.
+    speed = (count - 1) * 1000 / milliseconds if milliseconds > 0 else math.inf
+    return round(speed, 1) if speed < MAX_TOKENS_PER_SECOND else None
 
 
 def _ask(

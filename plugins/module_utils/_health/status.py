@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .._core.argv import flag_value
-from .._core.documents import NULL, Document, Fields
+from .._core.documents import NULL, NUMBER, Document, Fields
 from .._core.processes import Process
 from .._services.base import ServiceStatus
 from .breakdown import MEMORY
@@ -39,6 +39,7 @@ _SERVER = Fields(
         "planned_vram_bytes": int,
         "device": (str, NULL),
         "memory": MEMORY,
+        "tokens_per_second": (*NUMBER, NULL),
         "stuck_stop": STUCK_STOP,
         **ENDPOINT,
         # What only the controller knows.
@@ -82,9 +83,12 @@ def status_json(
         entry["restart_pending"] = entry["name"] in pending
         if "stuck_stop" in found:
             entry["stuck_stop"] = found["stuck_stop"]
-        # That of an earlier process says nothing about this one.
-        if "memory" in found and found.get("pid") == entry["pid"]:
-            entry["memory"] = found["memory"]
+        answer = probes.get(entry["name"])
+        entry["tokens_per_second"] = answer.tokens_per_second if answer else None
+        # What was seen of an earlier process says nothing about this one.
+        if found.get("pid") == entry["pid"] is not None:
+            entry.update({"memory": found["memory"]} if "memory" in found else {})
+            entry["tokens_per_second"] = entry["tokens_per_second"] or found.get("tokens_per_second")
     return STATUS.stamp(
         {
             "total_servers": len(entries),

@@ -101,7 +101,8 @@ def _outcome(
     if answer is not None and answer.state == "ready" and not crashed:
         uptime = machine.uptime(status.pid) if status.pid else None
         seconds = round(uptime, 2) if uptime is not None and (watched or uptime <= FRESH_SECONDS) else None
-        return Outcome(name, port, tier, status.pid, "ready", True, True, seconds, answer.seconds, status.restarts)
+        ready = Outcome(name, port, tier, status.pid, "ready", True, True, seconds, restarts=status.restarts)
+        return replace(ready, token_seconds=answer.seconds, tokens_per_second=answer.tokens_per_second)
     detail: str | None
     if answer is None or crashed:
         state, detail = "failed", _death(status, crashed)

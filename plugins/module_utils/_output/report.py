@@ -178,8 +178,9 @@ def summary_lines(
 
 
 def status_lines(status: Mapping[str, Any]) -> list[str]:
-    """The status JSON as a table, with columns about GPUs where a server is planned there."""
+    """The status JSON as a table, with columns about GPUs and speed where a server has them."""
     has_gpus = any("planned_vram_bytes" in server for server in status["servers"])
+    has_speeds = any(server.get("tokens_per_second") for server in status["servers"])
     rows = [
         [
             server["name"],
@@ -192,11 +193,13 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
             format_bytes(server["rss_bytes"]) if server["pid"] and server["rss_bytes"] is not None else "-",
             *_planned_and_loaded(server.get("memory")),
             server["restarts"],
+            *([server.get("tokens_per_second")] if has_speeds else []),
             *(_gpu_columns(server) if has_gpus else []),
         ]
         for server in status["servers"]
     ]
     header = ["SERVER", "PORT", "PID", "TIER", "THREADS", "STATE", "UPTIME", "MEMORY", "PLANNED", "LOADED", "RESTARTS"]
+    header += ["TOKENS/S"] if has_speeds else []
     header += ["GPU", "GPU MEMORY", "PLANNED ON GPU"] if has_gpus else []
     return [
         f"{status['ready_servers']} of {status['total_servers']} servers ready",

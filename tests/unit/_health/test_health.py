@@ -310,9 +310,9 @@ def test_status_json_has_exactly_the_documented_keys():
         {"a": Probe("ready"), "c": Probe("not_listening"), "d": Probe("loading")},
         {"a": Process(42, 1, "a", (), {}, 0, 0.0, 61.7, 4096)},
         {
-            "a": {"pid": 42, "memory": {"planned_bytes": 5, "loaded_bytes": 6, "rows": []}},
+            "a": {"pid": 42, "tokens_per_second": 26.5, "memory": {"planned_bytes": 5, "loaded_bytes": 6, "rows": []}},
             "b": {"stuck_stop": {"signal": "SIGKILL", "seconds": 30.1}},
-            "c": {"pid": 41, "memory": {"planned_bytes": 5, "loaded_bytes": 6, "rows": []}},
+            "c": {"pid": 41, "tokens_per_second": 26.5, "memory": {"planned_bytes": 5, "loaded_bytes": 6, "rows": []}},
         },
         ["a"],
         profile="production",
@@ -333,6 +333,7 @@ def test_status_json_has_exactly_the_documented_keys():
         "restart_pending": True,
         "restarts": 2,
         "threads": None,
+        "tokens_per_second": 26.5,
         "memory": {"planned_bytes": 5, "loaded_bytes": 6, "rows": []},
         "kind": "model",
         "bind_address": "127.0.0.1",
@@ -344,6 +345,7 @@ def test_status_json_has_exactly_the_documented_keys():
     }
     assert [entry["state"] for entry in status["servers"]] == ["ready", "failed", "starting", "loading"]
     assert "memory" not in status["servers"][2]
+    assert status["servers"][2]["tokens_per_second"] is None
     assert status["servers"][1]["stuck_stop"] == {"signal": "SIGKILL", "seconds": 30.1}
     empty = status_module.status_json([], {}, {}, {}, {})
     assert (empty["total_servers"], empty["ready_servers"], empty["servers"]) == (0, 0, [])
@@ -450,6 +452,33 @@ def test_probe_returns_state_and_detail(answers, options, state, detail):
         answering.close()
     assert found.state == state
     assert found.detail is None if detail is None else detail in found.detail
+
+
+# Of build 11669.
+TIMINGS = {"prompt_n": 7, "predicted_n": 8, "predicted_ms": 32.4, "predicted_per_second": 246.9}
+
+
+@pytest.mark.parametrize(
+    ("timings", "expected"),
+    [
+        (TIMINGS, 216.0),
+        ({**TIMINGS, "predicted_n": 1}, None),
+        ({**TIMINGS, "predicted_ms": 0}, None),
+        ({**TIMINGS, "predicted_ms": 1e-300}, None),
+        ({**TIMINGS, "predicted_ms": float("nan")}, None),
+        ({**TIMINGS, "predicted_n": 10**400}, None),
+        ({**TIMINGS, "predicted_ms": "fast"}, None),
+        ([], None),
+        (None, None),
+    ],
+)
+def test_deep_check_tells_the_speed_of_generation(timings, expected):
+    answering = Answers({**OK, "/completion": (200, {"content": "x", "timings": timings})})
+    try:
+        found = probe_module.probe(server(port=answering.http.server_port), os.getpid(), deep=True)
+    finally:
+        answering.close()
+    assert (found.state, found.tokens_per_second) == ("ready", expected)
 
 
 @pytest.mark.parametrize(

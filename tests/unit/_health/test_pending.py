@@ -51,6 +51,8 @@ def test_pid_of_another_boot_is_another_process(tmp_path: Path, config: Path, mo
     state, ready = str(tmp_path), Outcome("a", 8080, "Q4", 5, "ready", True, True, 1.0)
     observations.note_started_configs(state, {"a": 5}, config_digests(state, "supervisor", ["a"]))
     observations.update_observations(state, [ready], {"a": "r1"})
+    observations.note_speeds(state, {"a": 26.5, "gone": 1.0})
+    assert observations.for_status(state) == {"a": {"pid": 5, "tokens_per_second": 26.5}}
     observations.note_memory(state, {"a": {"planned_bytes": 1, "loaded_bytes": 1, "rows": []}})
     config.write_text("[program:a]\numask=077\n")
     monkeypatch.setattr(observations, "boot_id", lambda: "another")

@@ -84,6 +84,15 @@ def test_status_shows_memory_as_planned_and_as_loaded() -> None:
     assert "1.0 GiB  2.0 GiB  2.5 GiB (+25%) " in status_lines(status)[2]
 
 
+def test_status_shows_the_speed_that_a_probe_has_seen() -> None:
+    server = {"name": "a", "port": 8080, "pid": 5, "tier": "Q4", "state": "ready", "uptime_seconds": 9, "restarts": 0}
+    server |= {"rss_bytes": 0, "tokens_per_second": 216.4}
+    status = {"ready_servers": 1, "total_servers": 2, "servers": [server, {**server, "tokens_per_second": None}]}
+    lines = status_lines(status)
+    assert [line.split()[-1] for line in lines[1:]] == ["TOKENS/S", "216.4", "-"]
+    assert "TOKENS/S" not in status_lines({**status, "servers": status["servers"][1:]})[1]
+
+
 def test_model_table(registry: dict[str, Any]) -> None:
     entry = {"model": "tiny-f16", "parameters": {"ctx_size": 512, "mmproj": None}}
     lines = registry_lines(registry, profile(entry, parameters={"ctx_size": 1024}))

@@ -29,6 +29,7 @@ def health(
             "is_ready": ready,
             "is_settled": settled,
             "token_seconds": None,
+            "tokens_per_second": None,
         },
         **{"became_ready": ready and became, "seconds_to_ready": 1.25 if ready else None, "restarts": 0},
         **{"detail": None if ready else "exit code 1", "fix": None, "log_tail": []},

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from ansible_collections.magi.llama.plugins.action import verify
 from ansible_collections.magi.llama.plugins.action.verify import Asking, who_asks
+from ansible_collections.magi.llama.plugins.module_utils._core.arguments import FILLED_IN
 
 PORTS = range(8080, 8100)
 
@@ -90,6 +92,7 @@ def health(port: int) -> dict[str, Any]:
     server = {
         **{"name": "a", "port": port, "tier": None, "pid": 7, "state": "ready", "is_ready": True, "is_settled": True},
         **{"became_ready": False, "seconds_to_ready": None, "token_seconds": 0.1, "restarts": 0},
+        "tokens_per_second": 216.4,
         **{"detail": None, "fix": None, "log_tail": []},
     }
     counts = {"ready": 1, "complete": True, "failed_servers": [], "unprotected_servers": []}
@@ -140,6 +143,8 @@ def test_unreachable_from_here_is_asked_by_the_host(run_action, monkeypatch) -> 
     run = run_action("verify", arguments(port), answers=[deployed(port, "0.0.0.0"), health(port)], **more)
     assert [name for name, _sent in run.calls] == ["verify", "wait_for_health"]
     assert [(server["via"], server["ok"]) for server in run.result["servers"]] == [("host", True)]
+    assert run.result["servers"][0]["tokens_per_second"] == 216.4
+    assert run.lines == [f"h | a port {port}: ok in 0.10 s, 216.4 tokens/s"]
     asking = arguments(port, request_from="controller")
     run = run_action("verify", asking, answers=[deployed(port, "0.0.0.0")] * 2, **more)
     assert run.result["failed"] and "ConnectError" in run.result["msg"]
@@ -156,3 +161,16 @@ def test_request_from_controller_names_what_only_the_host_can_ask(run_action) ->
     asking = arguments(8080, request_from="controller", host="0.0.0.0")
     run = run_action("verify", asking, answers=[deployed(8080, "192.0.2.9")] * 2)
     assert "it listens on 192.0.2.9, which is not an address of the inventory" in run.result["msg"]
+
+
+def test_speed_that_the_controller_sees_is_noted_on_the_host(run_action, listen) -> None:
+    body = json.dumps({"content": "x", "timings": {"predicted_n": 8, "predicted_ms": 70.0}}).encode()
+
+    def answer(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+    port = listen(answer)
+    run = run_action("verify", arguments(port), answers=[deployed(port)] * 2, transport="local")
+    assert run.result["servers"][0]["tokens_per_second"] == 100.0
+    assert run.calls[1][1][FILLED_IN]["speeds"] == {"a": 100.0}

@@ -276,7 +276,7 @@ START_OVER = "Run the playbook from its beginning"
         ("site", ["--start-at-task", "Plan the servers"], START_OVER),
         # What it shows is registered by a task before it.
         ("site", ["--start-at-task", "Show what was found"], START_OVER),
-        ("verify", ["--start-at-task", "Probe every server with one token"], START_OVER),
+        ("verify", ["--start-at-task", "Probe every server with a few tokens"], START_OVER),
         ("rollout", ["--start-at-task", "Show every host"], START_OVER),
     ],
 )
