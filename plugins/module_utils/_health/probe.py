@@ -34,7 +34,7 @@ MAX_TOKENS_PER_SECOND = 1e6
 MAX_HEALTH_BYTES = 64 * 1024
 MAX_ANSWER_BYTES = 2**20
 
-# Enough to tell the speed, and little work also for a large model on the CPU.
+# Enough to measure the speed, and little work also for a large model on the CPU.
 PROBE_TOKENS = 8
 TOKEN_REQUESTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "embedding": ("/v1/embeddings", {"input": "hello"}, "data"),

@@ -472,7 +472,7 @@ TIMINGS = {"prompt_n": 7, "predicted_n": 8, "predicted_ms": 32.4, "predicted_per
         (None, None),
     ],
 )
-def test_deep_check_tells_the_speed_of_generation(timings, expected):
+def test_deep_check_measures_the_speed_of_generation(timings, expected):
     answering = Answers({**OK, "/completion": (200, {"content": "x", "timings": timings})})
     try:
         found = probe_module.probe(server(port=answering.http.server_port), os.getpid(), deep=True)
