@@ -17,7 +17,7 @@ from ansible_collections.magi.llama.plugins.plugin_utils.extra_vars import words
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.magi.llama.plugins.plugin_utils.host_results import failure, host_result, host_state
 from ansible_collections.magi.llama.plugins.plugin_utils.result_file import publish
-from ansible_collections.magi.llama.plugins.plugin_utils.show import BEGUN, show
+from ansible_collections.magi.llama.plugins.plugin_utils.show import BEGUN, is_read_by_program, show
 
 
 class ActionModule(HostAction):
@@ -28,22 +28,10 @@ class ActionModule(HostAction):
         result = super().run(tmp, task_vars)
         task_vars = task_vars or {}
         arguments = check_arguments(self, ARGUMENTS, paths_of_host=False)
-        hosts = task_vars["ansible_play_hosts_all"]
-        on_screen = arguments["format"] == "json"
         # By now every host of the batch has finished the earlier tasks, so the first one has all results.
-        batch = task_vars.get("ansible_play_batch") or hosts
-        has_summary = arguments["playbook"] == "site" and len(hosts) > 1
-        if task_vars["inventory_hostname"] == batch[0] and (on_screen or arguments["path"] or has_summary):
-            found = {name: task_vars["hostvars"][name] for name in hosts}
-            results = {name: host_result(arguments["playbook"], one) for name, one in found.items()}
-            states = {name: host_state(one) for name, one in found.items()}
-            # No batch follows one that failed. The file has what is known by then.
-            is_last = not {"failed", "unreachable"}.isdisjoint(states.values()) or "not begun" not in states.values()
-            is_last = is_last or len(batch) == len(hosts)
-            if on_screen or arguments["path"]:
-                publish(result_document(arguments["playbook"], results), on_screen and is_last, arguments["path"])
-            if has_summary and is_last:
-                show(task_vars, fleet_lines(results, states), prefixed=False)
+        batch = task_vars.get("ansible_play_batch") or task_vars["ansible_play_hosts_all"]
+        if task_vars["inventory_hostname"] == batch[0]:
+            result.update(_show_all(arguments, len(batch), task_vars))
         result["changed"] = False
         own = failure(task_vars)
         if own:
@@ -59,6 +47,28 @@ class ActionModule(HostAction):
             }
         behind = _gates(words(arguments["fail_on"]), arguments["status"], arguments["drift"])
         return {**result, "failed": bool(behind), "msg": visible_text("\n".join(behind))} if behind else result
+
+
+def _show_all(arguments: dict[str, Any], batch_size: int, task_vars: dict[str, Any]) -> dict[str, Any]:
+    """Publish the document of all hosts, and the summary of a fleet; returns what the task's result has of them."""
+    hosts = task_vars["ansible_play_hosts_all"]
+    on_screen = arguments["format"] == "json"
+    has_summary = arguments["playbook"] == "site" and len(hosts) > 1
+    if not (on_screen or arguments["path"] or has_summary):
+        return {}
+    found = {name: task_vars["hostvars"][name] for name in hosts}
+    results = {name: host_result(arguments["playbook"], one) for name, one in found.items()}
+    states = {name: host_state(one) for name, one in found.items()}
+    # No batch follows one that failed. The file has what is known by then.
+    has_failed = not {"failed", "unreachable"}.isdisjoint(states.values())
+    is_last = has_failed or "not begun" not in states.values() or batch_size == len(hosts)
+    if has_summary and is_last:
+        show(task_vars, fleet_lines(results, states), prefixed=False)
+    if not on_screen and not arguments["path"]:
+        return {}
+    document = result_document(arguments["playbook"], results)
+    publish(document, on_screen and is_last, arguments["path"])
+    return {"document": document} if on_screen and is_last and is_read_by_program() else {}
 
 
 def _gates(names: list[str], status: dict[str, Any] | None, drift: dict[str, str]) -> list[str]:

@@ -15,9 +15,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.parsing.dataloader import DataLoader
 from ansible.parsing.splitter import split_args
 from ansible.parsing.utils.yaml import from_yaml
-from ansible.utils.display import Display
 from ansible_collections.magi.llama.plugins.module_utils._arguments.rollout import ARGUMENTS
-from ansible_collections.magi.llama.plugins.module_utils._core.text import visible_line
 from ansible_collections.magi.llama.plugins.module_utils._output import rollout_summary
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
 from ansible_collections.magi.llama.plugins.plugin_utils.earlier_tasks import begun
@@ -25,6 +23,7 @@ from ansible_collections.magi.llama.plugins.plugin_utils.extra_vars import load_
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.magi.llama.plugins.plugin_utils.playbooks import are_called_by_path
 from ansible_collections.magi.llama.plugins.plugin_utils.result_file import publish
+from ansible_collections.magi.llama.plugins.plugin_utils.show import show
 
 ROLE = Path(__file__).parents[2] / "roles/servers"
 
@@ -97,9 +96,7 @@ class ActionModule(HostAction):
         hosts = _hosts(task_vars)
         answer = rollout_summary.summary(hosts, time.time() - begun(task_vars)["started"])
         on_screen = arguments["format"] == "json"
-        if not on_screen:
-            for line in rollout_summary.summary_lines(answer):
-                Display().display(visible_line(line))
+        show(task_vars, rollout_summary.summary_lines(answer), prefixed=False)
         if on_screen or arguments["path"]:
             publish(answer, on_screen, arguments["path"])
         failures = {

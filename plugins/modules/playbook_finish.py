@@ -66,4 +66,11 @@ EXAMPLES = r"""
     status: "{{ servers_found.status }}"
 """
 
-RETURN = r"""#"""
+RETURN = r"""
+document:
+  description:
+    - The document of all hosts, where O(format=json) and the callback on the screen prints JSON itself, such as
+      P(ansible.posix.json#callback). Other callbacks print it among their lines.
+  type: dict
+  returned: then
+"""

@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+from ansible import constants
 from ansible.utils.display import Display
 from ansible_collections.magi.llama.plugins.module_utils._core.text import visible_lines
 
@@ -15,10 +17,12 @@ from ansible_collections.magi.llama.plugins.module_utils._core.text import visib
 PLAYBOOK = "__llama_playbook"
 # What their first task, playbook_begin, has registered.
 BEGUN = "__llama_begun"
+# Callbacks that print one document, or one in each line: json, ansible.posix.json, jsonl.
+OF_PROGRAMS = re.compile(r"(.*[._])?jsonl?")
 
 
 def show(task_vars: dict[str, Any], lines: list[str], *, prefixed: bool | None = None) -> None:
-    """Print lines, with the host's name in front if the run has several hosts; nothing if a document is printed.
+    """Print lines, with the host's name in front if the run has several hosts; nothing if a document is all.
 
     prefixed says whether the name is in front, for any number of hosts.
     """
@@ -33,8 +37,13 @@ def show(task_vars: dict[str, Any], lines: list[str], *, prefixed: bool | None =
 
 
 def prints_document(task_vars: dict[str, Any]) -> bool:
-    """Whether a JSON document is printed instead of the lines.
+    """Whether a JSON document is printed instead of the lines, by us or by Ansible's callback.
 
-    Only in the collection's own playbooks: elsewhere `output` may be an unrelated variable.
+    `output` is ours in the collection's own playbooks only: elsewhere it may be an unrelated variable.
     """
-    return PLAYBOOK in task_vars and (task_vars.get(BEGUN) or {}).get("output") == "json"
+    return is_read_by_program() or (PLAYBOOK in task_vars and (task_vars.get(BEGUN) or {}).get("output") == "json")
+
+
+def is_read_by_program() -> bool:
+    """Whether what Ansible prints is a document as a whole, which a line of ours would damage."""
+    return bool(OF_PROGRAMS.fullmatch(str(constants.DEFAULT_STDOUT_CALLBACK)))

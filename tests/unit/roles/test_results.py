@@ -50,6 +50,13 @@ class Fleet:
         }
 
     def run(self, playbook: str, *arguments: str, code: int = 0, **env: str) -> str:
+        done = self.ended(playbook, *arguments, code=code, **env)
+        return done.stdout + done.stderr
+
+    def printed(self, playbook: str, *arguments: str, code: int = 0, **env: str) -> str:
+        return self.ended(playbook, *arguments, code=code, **env).stdout
+
+    def ended(self, playbook: str, *arguments: str, code: int, **env: str) -> subprocess.CompletedProcess[str]:
         inventory = self.folder / "hosts.yml"
         write_inventory(inventory, self.hosts)
         # An absolute path replaces the folder.
@@ -57,7 +64,7 @@ class Fleet:
         env = {"ANSIBLE_COLLECTIONS_PATH": str(ROOT / "collections"), "ANSIBLE_NOCOLOR": "1", **env}
         done = execute(command, self.folder, **env)
         assert done.returncode == code, done.stdout + done.stderr
-        return str(done.stdout + done.stderr)
+        return done
 
 
 @pytest.fixture
@@ -86,6 +93,27 @@ def test_status_json_of_several_hosts_is_one_document(fleet: Fleet, callback: st
     output = fleet.run("status", "-e", "output=json", ANSIBLE_STDOUT_CALLBACK=callback)
     assert documents(output) == [{**HEAD, "kind": "status", "hosts": {"one": empty("one"), "two": empty("two")}}]
     assert "servers ready" not in output
+
+
+@pytest.mark.parametrize("playbook", ["site", "scan", "status", "rollout"])
+def test_output_of_json_callback_is_one_document(fleet: Fleet, playbook: str) -> None:
+    """Nothing of ours is between: neither lines, nor the progress of a scan, nor a document."""
+    for name in ("one", "two"):
+        fleet.add(name)
+        make.small_model(fleet.folder / name / f"{name}.gguf")
+    callback = {
+        "ANSIBLE_STDOUT_CALLBACK": "whole_json",
+        "ANSIBLE_CALLBACK_PLUGINS": str(ROOT / "tests/support/callbacks"),
+    }
+    tags = ["--tags", "registry"] if playbook == "site" else ["--check"]
+    code = 2 if playbook == "rollout" else 0
+    printed = fleet.printed(playbook, *tags, code=code, **callback)
+    assert json.loads(printed)["hosts"] == ["one", "two"]
+    printed = fleet.printed(playbook, *tags, "-e", "output=json", code=code, **callback)
+    last = [entry["result"] for entry in json.loads(printed)["tasks"]]
+    key = "rollout" if playbook == "rollout" else "document"
+    (found,) = [result[key] for result in last if key in result]
+    assert (found["kind"], list(found["hosts"])) == (playbook, ["one", "two"])
 
 
 def test_status_json_of_one_host_has_the_same_shape(fleet: Fleet) -> None:
