@@ -196,6 +196,12 @@ ansible_facts:
           description: A digest that changes with the binary; a change restarts the servers.
           type: str
           sample: 0f343b0931126a20
+        openmp:
+          description: >-
+            Whether its threads wait for each other in GNU OpenMP, by the libraries that it needs; V(null) if that is
+            unknown.
+          type: bool
+          sample: true
         flags:
           description: >-
             The flags by their long name in snake_case. Keys of each, omitted if empty: spelling, value (whether it

@@ -62,6 +62,7 @@ _RUNTIME = Fields(
         "staged": bool,
         "source": str,
         "warnings": [str],
+        "openmp": (bool, NULL),
     }
 )
 _MODEL = Fields({"id": NAME, "kind": str, "path": str, "architecture": _TEXT, "tier": _TEXT})

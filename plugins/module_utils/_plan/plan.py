@@ -305,8 +305,8 @@ def _environment(
         env[DEVICES] = ", ".join(gpu.label for gpu in used)
         if host.gpu_groups:
             env[GROUPS] = ",".join(host.gpu_groups)
-    if draft.name in threads.spinning:
-        # Of no effect in a build without OpenMP.
+    # Of no effect without OpenMP, and a change of it would restart the server.
+    if draft.name in threads.spinning and runtime.get("openmp") is not False:
         env["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
     return env
 

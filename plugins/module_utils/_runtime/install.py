@@ -17,6 +17,7 @@ from typing import Any
 
 from .._core.commands import Run
 from .._core.errors import MagiError
+from .openmp import uses_openmp
 from .prefix_manifest import note_in_manifest, read_manifest
 from .probe import ProbeError, absent, probe
 from .providers.existing import existing
@@ -53,7 +54,7 @@ def ensure(request: Request, method: str, run: Run, cache_path: str | None = Non
             if not request.check:
                 raise
             # In the real run, another task may install it first.
-            fact = {**absent(request.path, method, [str(error)]), "staged": False}
+            fact = {**absent(request.path, method, [str(error)]), "openmp": None, "staged": False}
             return Provision(fact, method, False, [{"method": method, "result": str(error)}], {}, {})
     tried: list[dict[str, str]] = []
     for candidate in _auto_order(request):
@@ -94,10 +95,11 @@ def _attempt(request: Request, method: str, run: Run, cache: str | None, tried: 
             etc=request.etc,
             owner=request.owner,
         )
+        fact["openmp"] = uses_openmp(provided.path)
         if method in ("portable", "release") and not request.check:
             note_in_manifest(request.prefix, identity=fact["identity"])
     else:
-        fact = absent(provided.path, method)
+        fact = {**absent(provided.path, method), "openmp": None}
     fact["staged"] = provided.staged_dir is not None and not provided.discard
     fact["warnings"] = [*fact["warnings"], *provided.warnings]
     steps = [*tried, {"method": method, "result": provided.note}]
@@ -116,7 +118,8 @@ def _probe_staged(request: Request, provided: Provided, method: str, run: Run) -
         )
     try:
         ask = request.ask or run
-        return probe(provided.path, ask, source=method, write_cache=False, etc=request.etc, file=program, argv=command)
+        fact = probe(provided.path, ask, source=method, write_cache=False, etc=request.etc, file=program, argv=command)
+        return {**fact, "openmp": uses_openmp(program)}
     finally:
         if provided.discard:
             shutil.rmtree(staged_dir, ignore_errors=True)

@@ -29,7 +29,7 @@ def loaded_files(program: str, run: Run) -> list[str]:
     real = os.path.realpath(program)
     if is_below(real, _DISTRIBUTION):
         return []
-    named = _named_by_script(real)
+    named = named_by_script(real)
     programs = [real, *(path for path in named if os.access(path, os.X_OK))]
     return [*named, *_libraries([*programs, *(file for path in programs for file in gpu_backend_files(path))], run)]
 
@@ -42,7 +42,7 @@ def _libraries(files: Sequence[str], run: Run) -> list[str]:
     return list(dict.fromkeys(_LIBRARY.findall(done.stdout)))
 
 
-def _named_by_script(path: str) -> list[str]:
+def named_by_script(path: str) -> list[str]:
     """Return the files that a script names by absolute paths; none if the program is not a script."""
     try:
         with open(path, "rb") as stream:

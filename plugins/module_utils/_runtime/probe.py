@@ -129,14 +129,19 @@ def probe(
 
 def gpu_backend_files(program: str) -> list[str]:
     """The files of GPU backends that a llama-server loads at run time."""
+    return [path for path in ggml_files(program) if _GPU_BACKEND.match(os.path.basename(path))]
+
+
+def ggml_files(program: str) -> list[str]:
+    """The shared libraries of ggml that belong to a llama-server, by where builds and packages put them."""
     folders = {os.path.dirname(program), os.path.dirname(os.path.realpath(program))}
     found: set[str] = set()
     for folder in folders:
         above = os.path.dirname(folder)
         for place in _BACKEND_FOLDERS:
-            found.update(os.path.realpath(path) for path in glob.glob(f"{glob.escape(above)}/{place}/libggml-*.so*"))
-        found.update(os.path.realpath(path) for path in glob.glob(f"{glob.escape(folder)}/libggml-*.so*"))
-    return sorted(path for path in found if _GPU_BACKEND.match(os.path.basename(path)))
+            found.update(os.path.realpath(path) for path in glob.glob(f"{glob.escape(above)}/{place}/libggml[-.]*so*"))
+        found.update(os.path.realpath(path) for path in glob.glob(f"{glob.escape(folder)}/libggml[-.]*so*"))
+    return sorted(found)
 
 
 def gpu_backends(program: str) -> list[str]:

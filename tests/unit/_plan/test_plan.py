@@ -90,7 +90,8 @@ def plan(
     models: list, chosen: dict, on: Host | None = None, settings: Settings = SETTINGS, **more: Any
 ) -> dict[str, Any]:
     registry = {"models": models, "rejected": more.pop("rejected", []), "companions": more.pop("companions", [])}
-    return make_plan(registry, chosen, RUNTIME, settings, on or host(), **more)
+    runtime = more.pop("runtime", RUNTIME)
+    return make_plan(registry, chosen, runtime, settings, on or host(), **more)
 
 
 def ports(made: dict[str, Any]) -> dict[str, int]:
@@ -722,6 +723,15 @@ def test_fewer_busy_servers_have_more_threads_which_spin_less() -> None:
     one_busy = plan([A, B, C], chosen, host(cores=8), dataclasses.replace(SETTINGS, cpu_expected_busy=1))
     assert (threads(one_busy), spins(one_busy)) == ({"a": "8", "b": "8", "c": "8"}, ["a", "b", "c"])
     assert one_busy["warnings"] == []
+
+
+@pytest.mark.parametrize(("openmp", "spinning"), [(True, ["a", "b"]), (None, ["a", "b"]), (False, [])])
+def test_spin_is_bounded_in_builds_with_openmp(openmp: bool | None, spinning: list[str]) -> None:
+    settings = dataclasses.replace(SETTINGS, cpu_expected_busy=1)
+    made = plan(
+        [A, B], profile("a", "b", parameters=AUTO), host(cores=8), settings, runtime={**RUNTIME, "openmp": openmp}
+    )
+    assert spins(made) == spinning
 
 
 def test_own_threads_are_kept_and_warned_of() -> None:
