@@ -54,7 +54,7 @@ def test_other_and_damaged_files_need_nothing_that_is_known(tmp_path: Path) -> N
     for content in (b"", b"#!/bin/sh\n", whole[:15], whole[:70], whole.replace(struct.pack("<Q", BASE), bytes(8))):
         path.write_bytes(content)
         assert needed_libraries(str(path)) is None
-    # Whatever one wrong byte makes of it, it ends.
+    # One wrong byte makes other files of it; each is read to an end.
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + b"\xff" + whole[place + 1 :])
         needed_libraries(str(path))
