@@ -16,7 +16,7 @@ _MAX_NAME_BYTES = 256
 
 
 def needed_libraries(path: str) -> list[str] | None:
-    """Return the names of the libraries that an ELF file needs, such as libgomp.so.1; None if the file is another one."""
+    """Return the names of the libraries that an ELF file needs, such as libgomp.so.1; None for other files."""
     try:
         with open(path, "rb") as stream:
             return _needed(stream)
