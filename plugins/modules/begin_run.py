@@ -115,6 +115,9 @@ ansible_facts:
           description: Path of C(supervisord), V(null) if it is not installed.
           type: str
           sample: /usr/bin/supervisord
+        venv_missing:
+          description: Whether supervisor is missing and the host's python3 cannot make a virtual environment for it.
+          type: bool
         root:
           description: Whether the module runs as root.
           type: bool

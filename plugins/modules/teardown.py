@@ -101,6 +101,7 @@ from ansible_collections.magi.llama.plugins.module_utils._core.processes import 
 from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import keep_renewed
 from ansible_collections.magi.llama.plugins.module_utils._deployment.shared import kept_for_others
 from ansible_collections.magi.llama.plugins.module_utils._deployment.teardown import (
+    of_others,
     owned_paths,
     require_removable,
     take_down,
@@ -121,7 +122,8 @@ def run(module: Module) -> dict:
     more = {}
     shared = [given[key] for key in ("registry_path", "runtime_prefix", "runtime_cache_path")]
     kept = kept_for_others(state_dir, *shared)
-    removed = owned_paths(state_dir, *(None if path in kept else path for path in shared))
+    foreign = of_others(shared)
+    removed = owned_paths(state_dir, *(None if path in kept or path in foreign else path for path in shared))
     require_removable(removed, state_dir)
     if not module.check_mode:
         with keep_renewed(state_dir, given["run_id"]):
@@ -136,6 +138,7 @@ def run(module: Module) -> dict:
             [
                 f"{ended_text(ended) or 'no server stopped'}, {len(removed)} paths removed",
                 *(f"{path} stays, as another deployment uses it: {', '.join(users)}" for path, users in kept.items()),
+                *(f"{path} stays, as it belongs to {owner}" for path, owner in foreign.items() if path not in kept),
             ]
         ),
         "kept": kept,

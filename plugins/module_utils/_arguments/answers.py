@@ -49,7 +49,8 @@ _HOST = Fields(
         "sets_groups": bool,
         "api_key_stamp": str,
         "stray_variables": [str],
-    }
+    },
+    {"venv_missing": bool},
 )
 _RUNTIME = Fields(
     {

@@ -101,14 +101,15 @@ def _way_to(path: str) -> Iterator[tuple[str, os.stat_result]]:
 def _fault(status: os.stat_result, trusted: set[int]) -> str | None:
     mode = status.st_mode
     if status.st_uid not in trusted:
-        return f"belongs to {_name_of(status.st_uid)}"
+        return f"belongs to {name_of(status.st_uid)}"
     if stat.S_ISLNK(mode) or (stat.S_ISDIR(mode) and mode & stat.S_ISVTX):
         return None
     writers = [who for bit, who in ((stat.S_IWGRP, "its group"), (stat.S_IWOTH, "others")) if mode & bit]
     return f"is writable for {' and '.join(writers)} (mode {stat.S_IMODE(mode):04o})" if writers else None
 
 
-def _name_of(uid: int) -> str:
+def name_of(uid: int) -> str:
+    """Return "the user NAME", or the number where no user has it."""
     import pwd
 
     try:

@@ -12,11 +12,11 @@ import os
 import pwd
 import shutil
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from .._core.errors import MagiError
 from .._core.files import leftovers
-from .._core.ownership import is_own_folder
+from .._core.ownership import is_own_folder, name_of
 from .._core.processes import all_processes, command_of
 from .._core.run_lock import lock_path
 from .._health.observations import ObservedError, observed_path, ready_revisions
@@ -48,21 +48,33 @@ def owned_paths(
     paths += [*old_paths(state_dir), old_observations(state_dir)]
     names = _server_names(state_dir)
     paths += [path for manager in all_managers() for path in manager.owned_paths(state_dir, names, configs)]
-    folders = [state_dir]
+    common, folders = [], []
     if registry_path is not None:
-        paths += [registry_path, partial_path(registry_path)]
+        common += [registry_path, partial_path(registry_path)]
         folders.append(os.path.dirname(registry_path))
     if runtime_prefix is not None:
         candidates = (runtime_prefix, previous_prefix(runtime_prefix), staged_prefix(runtime_prefix))
-        paths += [path for path in candidates if read_manifest(path) and is_own_folder(path)]
+        common += [path for path in candidates if read_manifest(path) and is_own_folder(path)]
         # What a run that was killed has left unfinished.
         unfinished = [new_prefix(runtime_prefix), *sorted(glob.glob(f"{glob.escape(runtime_prefix)}.check-*"))]
-        paths += [path for path in unfinished if is_own_folder(path)]
+        common += [path for path in unfinished if is_own_folder(path)]
     if runtime_cache_path is not None:
-        paths.append(runtime_cache_path)
+        common.append(runtime_cache_path)
         folders.append(os.path.dirname(runtime_cache_path))
-    paths += [path for folder in folders for path in leftovers(folder)]
+    common += [path for folder in folders if folder != state_dir for path in leftovers(folder)]
+    foreign = of_others(common)
+    paths += [*leftovers(state_dir), *(path for path in common if path not in foreign)]
     return [path for path in dict.fromkeys(paths) if os.path.lexists(path)]
+
+
+def of_others(paths: Iterable[str | None]) -> dict[str, str]:
+    """Return the paths, outside of a state directory, that another user made, each with the owner's name.
+
+    The defaults are root's: a user without root has not made them, and cannot remove them.
+    """
+    uid = os.geteuid()
+    owners = {path: os.lstat(path).st_uid for path in paths if path is not None and os.path.lexists(path)}
+    return {path: name_of(owner) for path, owner in owners.items() if uid not in (0, owner)}
 
 
 def _server_names(state_dir: str) -> set[str]:

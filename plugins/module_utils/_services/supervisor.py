@@ -74,7 +74,8 @@ class Supervisor(ServiceManager):
         given, *found = candidates
         own = os.path.join(folder_of(state_dir), "venv", "bin", "supervisord")
         paths = [given, own, *found]
-        return {"supervisord": next((path for path in paths if path and os.access(path, os.X_OK)), None)}
+        supervisord = next((path for path in paths if path and os.access(path, os.X_OK)), None)
+        return {"supervisord": supervisord, "venv_missing": supervisord is None and not has_venv()}
 
     def is_missing(self, facts: Mapping[str, Any]) -> bool:
         return facts["supervisord"] is None
@@ -104,6 +105,18 @@ class Supervisor(ServiceManager):
         from .supervisor_driver import SupervisorDriver
 
         return list(SupervisorDriver(state_dir).end(timeout).values())
+
+
+def has_venv() -> bool:
+    """Whether the host's python3 can make a virtual environment: Debian has a part of it in a package of its own."""
+    # Imported here: only a host without supervisor needs it.
+    from .._core.commands import CommandTimeoutError, run_command
+
+    path = os.environ.get("PATH", os.defpath)
+    try:
+        return run_command(["python3", "-c", "import ensurepip, venv"], {"PATH": path}).code == 0
+    except (CommandTimeoutError, OSError):
+        return False
 
 
 def folder_of(state_dir: str) -> str:

@@ -124,6 +124,9 @@ class Systemd(ServiceManager):
         return {state for path in marked for state in pattern.findall(current_text(path))}
 
     def owned_paths(self, state_dir: str, names: Iterable[str], configs: Sequence[str]) -> list[str]:
+        if not os.access(UNIT_FOLDER, os.W_OK):
+            # All of it is root's.
+            return []
         caches = [os.path.join(CACHES, GPU_CACHE, name) for name in names]
         halves = [*leftovers(UNIT_FOLDER), *(path for path in caches if os.path.isdir(path))]
         if stale_files([Managed(UNIT_FOLDER, f"{UNIT_PREFIX}*.service", f"{STATE_MARKER}=")], configs):

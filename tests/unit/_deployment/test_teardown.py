@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ansible_collections.magi.llama.plugins.module_utils._core import ownership
 from ansible_collections.magi.llama.plugins.module_utils._core.ownership import MARK
 from ansible_collections.magi.llama.plugins.module_utils._deployment import shared, teardown
 from ansible_collections.magi.llama.plugins.module_utils._launch import quoting
@@ -264,6 +265,30 @@ def test_removal_that_this_user_cannot_finish_touches_nothing(host, monkeypatch)
     assert host.left() == before
     monkeypatch.undo()
     teardown.require_removable(paths, str(host.state))
+
+
+def test_teardown_without_root_leaves_what_root_has_deployed(host, monkeypatch):
+    host.record("a")
+    host.write("opt/runtime/manifest.json", "opt/runtime.previous/manifest.json", text=json.dumps(MARK))
+    host.write("cache/runtime.json", "cache/.magi-llama-1.tmp", "var/registry.json", "units/.magi-llama-2.tmp")
+    host.write("units/magi-llama.target")
+    wanted = [str(host.root / path) for path in ("var/registry.json", "opt/runtime", "cache/runtime.json")]
+    lstat, uid = os.lstat, os.getuid() + 1
+
+    def of_root(path, **more):
+        found = lstat(path, **more)
+        return found if str(path).startswith(str(host.state)) else os.stat_result((*found[:4], 0, *found[5:]))
+
+    monkeypatch.setattr(os, "lstat", of_root)
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    monkeypatch.setattr(os, "access", lambda path, _mode: str(path).startswith(str(host.state)))
+    assert teardown.of_others(wanted) == dict.fromkeys(wanted, "the user root")
+    assert teardown.owned_paths(str(host.state), *wanted) == [str(host.state / "servers.json")]
+    # Root removes all of it, and a user what is the user's own.
+    monkeypatch.setattr(os, "lstat", lstat)
+    assert teardown.of_others(wanted) == dict.fromkeys(wanted, ownership.name_of(os.getuid()))
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert teardown.of_others(wanted) == {}
 
 
 def test_state_is_removed_last(host, monkeypatch):
