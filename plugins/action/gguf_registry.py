@@ -12,9 +12,9 @@ from ansible.errors import AnsibleActionFail
 from ansible.utils.display import Display
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
-from ansible_collections.magi.llama.plugins.plugin_utils.playbooks import as_called
 from ansible_collections.magi.llama.plugins.plugin_utils.show import prints_document
 from ansible_collections.magi.llama.plugins.plugin_utils.this_run import this_run
+from ansible_collections.magi.llama.plugins.plugin_utils.yaml_files import load_manifest
 
 display = Display()
 
@@ -64,12 +64,7 @@ class ActionModule(HostAction):
     def _manifest(self, name: str, task_vars: dict[str, Any]) -> dict[str, Any]:
         sibling = os.path.join(task_vars.get("inventory_dir") or "", name)
         path = os.path.abspath(sibling) if os.path.isfile(sibling) else self._find_needle("files", name)
-        manifest = self._loader.load_from_file(path)
-        if not isinstance(manifest, dict):
-            raise AnsibleActionFail(
-                f"{path} is not a manifest: it contains no mapping. {as_called('Write it with manifest.yml.')}"
-            )
-        return manifest
+        return load_manifest(path, self._loader)
 
 
 class Advance:

@@ -8,12 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ansible.errors import AnsibleActionFail, AnsibleError
+from ansible.errors import AnsibleActionFail
 from ansible_collections.magi.llama.plugins.module_utils._arguments.profile import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
 from ansible_collections.magi.llama.plugins.module_utils._plan.profile import nearest, validate
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
+from ansible_collections.magi.llama.plugins.plugin_utils.yaml_files import load_yaml
 
 # A key that each file has which the collection writes on the controller, and no profile.
 OURS = frozenset(["schema_version"])
@@ -30,29 +31,21 @@ class ActionModule(HostAction):
         source = next((folder / f"{name}.yml" for folder in folders if (folder / f"{name}.yml").is_file()), None)
         if source is None or "/" in name:
             raise AnsibleActionFail(_not_found(name, folders))
+        what = f'profile "{name}"'
         # Text from a host must not become a template, which runs here: what the collection has written is not loaded.
-        plain = self._load(name, source)
+        plain = load_yaml(self._loader, str(source), what)
         if isinstance(plain, dict) and not OURS.isdisjoint(plain):
             raise AnsibleActionFail(
                 f"{source} is not a profile: the collection has written it itself, as a manifest or a result. Move it "
                 "away, and look who has set registry_manifest_dest or output_file to this path."
             )
         # The user's own vars file: like any vars file it may use templates.
-        content = self._load(name, source, trusted_as_template=True)
+        content = load_yaml(self._loader, str(source), what, trusted_as_template=True)
         try:
             profile = validate(name, str(source), self._templar.template(content))
         except MagiError as error:
             raise AnsibleActionFail(str(error)) from error
         return {**result, "changed": False, "ansible_facts": {"llama_profile": profile}}
-
-    def _load(self, name: str, source: Path, **options: bool) -> Any:
-        try:
-            return self._loader.load_from_file(str(source), cache="none", **options)
-        except AnsibleError as error:
-            # Ansible shows the place on the screen only; msg is all that a document or a callback has.
-            mark = getattr(error.__cause__, "problem_mark", None)
-            line = f", line {mark.line + 1}" if mark else ""
-            raise AnsibleActionFail(f'profile "{name}" ({source}{line}): {error}') from error
 
 
 def _not_found(name: str, folders: list[Path]) -> str:

@@ -14,10 +14,12 @@ from ansible_collections.magi.llama.plugins.module_utils._launch import quoting,
 from ansible_collections.magi.llama.plugins.module_utils._models import checksums
 from ansible_collections.magi.llama.plugins.plugin_utils.inventory_places import existing_manifest, next_to_inventory
 from ansible_collections.magi.llama.plugins.plugin_utils.playbooks import as_called
+from ansible_collections.magi.llama.plugins.plugin_utils.yaml_files import load_manifest
 
 FUNCTIONS = (
     as_called,
     existing_manifest,
+    load_manifest,
     next_to_inventory,
     checksums.merge_manifests,
     units.systemd_dependencies,

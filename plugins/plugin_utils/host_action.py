@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -43,10 +43,12 @@ class HostAction(ActionBase):  # type: ignore[misc]
     ) -> dict[str, Any]:
         """The answer of a module of the collection on the host. Raises AnsibleActionFail where it is not one."""
         name = module.removeprefix(PREFIX)
-        with _warnings_kept_in_answer(task_vars or {}):
+        with _taken_warnings(task_vars or {}) as taken:
             answer = self._execute_module(
                 module_name=f"{PREFIX}{name}", module_args=dict(arguments), task_vars=task_vars, wrap_async=wrap_async
             )
+        if taken:
+            answer = {**answer, "warnings": [*(answer.get("warnings") or ()), *taken]}
         try:
             held = answer_as_called(held_answer(name, answer))
         except DocumentError as error:
@@ -60,17 +62,26 @@ class HostAction(ActionBase):  # type: ignore[misc]
         return held
 
 
-def _warnings_kept_in_answer(task_vars: dict[str, Any]) -> AbstractContextManager[Any]:
-    """Without it, ansible-core prints the warnings that the host sent, also those that are taken out of its answer.
+@contextmanager
+def _taken_warnings(task_vars: dict[str, Any]) -> Iterator[list[Any]]:
+    """Take what ansible-core has collected of a module's warnings, once it has ended.
 
-    Its class is not public: where it is not found, those warnings are shown twice.
+    Otherwise they are printed as the host sent them, in addition to the report. The class is not public: where it is
+    not found, those warnings are shown twice.
     """
+    taken: list[Any] = []
     module, name = CONTEXT
     try:
-        context: AbstractContextManager[Any] = getattr(import_module(module), name)(variables=task_vars)
+        kind = getattr(import_module(module), name)
+        outer, context = kind.current(optional=True), kind(variables=task_vars)
     except (ImportError, AttributeError, TypeError):
-        return nullcontext()
-    return context
+        yield taken
+        return
+    with context:
+        yield taken
+    taken += context.get_warnings()
+    for deprecation in context.get_deprecation_warnings() if outer else ():
+        outer.capture(deprecation)
 
 
 def _show_warnings(answer: dict[str, Any], task_vars: dict[str, Any]) -> None:
@@ -82,7 +93,7 @@ def _show_warnings(answer: dict[str, Any], task_vars: dict[str, Any]) -> None:
     reported = set(answer.get("warned") or [])
     for fact in ("llama_plan", "llama_runtime"):
         reported.update((found.get(fact) or {}).get("warnings") or [])
-    texts = [_text_of(warning) for warning in answer.get("warnings") or []]
+    texts = dict.fromkeys(_text_of(warning) for warning in answer.get("warnings") or [])
     if not texts or prints_document(task_vars):
         return
     del answer["warnings"]

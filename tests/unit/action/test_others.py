@@ -84,6 +84,13 @@ def test_scan_manifest_that_is_not_a_mapping_is_refused(run_action, tmp_path: Pa
         run_action("gguf_registry", {"manifest_file": "m.yml"}, inventory_dir=str(tmp_path))
 
 
+def test_scan_manifest_with_a_syntax_error_names_file_and_line(run_action, tmp_path: Path):
+    (tmp_path / "m.yml").write_text("files:\n  a: {\n")
+    with pytest.raises(AnsibleError) as refused:
+        run_action("gguf_registry", {"manifest_file": "m.yml"}, inventory_dir=str(tmp_path))
+    assert refused.value.message.startswith(f"manifest ({tmp_path}/m.yml, line 3): YAML parsing failed")
+
+
 # --- server_plan ------------------------------------------------------------------------------------------------------
 
 

@@ -267,7 +267,7 @@ def test_failure_stops_the_scan(shown: list[str]) -> None:
 
 def test_manifest_is_read_on_controller(shown: list[str], tmp_path: Path) -> None:
     plugin = FakeAction({"manifest_file": "models.lock.yml"}, [{"complete": True}])
-    plugin._loader = SimpleNamespace(load_from_file=lambda name: {"schema_version": 1, "files": {}})
+    plugin._loader = SimpleNamespace(load_from_file=lambda name, **_options: {"schema_version": 1, "files": {}})
     plugin.run(None, {})
     assert plugin.calls[0]["manifest"] == {"schema_version": 1, "files": {}}
     assert "manifest_file" not in plugin.calls[0]
@@ -280,11 +280,13 @@ def test_manifest_is_read_on_controller(shown: list[str], tmp_path: Path) -> Non
     ):
         read: list[str] = []
         plugin = FakeAction({"manifest_file": name}, [{"complete": True}])
-        plugin._loader = SimpleNamespace(load_from_file=lambda name, read=read: read.append(name) or {"files": {}})
+        plugin._loader = SimpleNamespace(
+            load_from_file=lambda name, read=read, **_options: read.append(name) or {"files": {}}
+        )
         plugin.run(None, {"inventory_dir": str(tmp_path)})
         assert read == [found]
     plugin = FakeAction({"manifest_file": "models.lock.yml"}, [])
-    plugin._loader = SimpleNamespace(load_from_file=lambda name: ["x"])
+    plugin._loader = SimpleNamespace(load_from_file=lambda name, **_options: ["x"])
     with pytest.raises(action.AnsibleActionFail, match=r"models.lock.yml is not a manifest"):
         plugin.run(None, {})
 

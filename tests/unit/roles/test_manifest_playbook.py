@@ -97,6 +97,13 @@ def test_scan_with_changed_file_fails(fleet: Fleet) -> None:
     fleet.run("scan", "--limit", "one", "-e", '{"registry_manifest_file": ""}')
 
 
+def test_manifest_that_cannot_be_read_is_named(fleet: Fleet) -> None:
+    fleet.manifest.write_text("files:\n  a: {\n", encoding="utf-8")
+    output = fleet.run("manifest", "--limit", "one", code=2)
+    assert f"manifest ({fleet.manifest}, line 3): YAML parsing failed" in output
+    assert fleet.manifest.read_text(encoding="utf-8") == "files:\n  a: {\n"
+
+
 def test_manifest_with_unreadable_file_fails(fleet: Fleet) -> None:
     fleet.run("manifest")
     before = fleet.manifest.read_text()
@@ -123,7 +130,8 @@ def test_files_in_folder_inventory_are_found_and_moved_out_of_its_way(fleet: Fle
     # Both are used where they were, and the run says what to do about them.
     (fleet.folder / "one/one.gguf").unlink()
     output = fleet.run("scan", "-e", "profile=mine", inventory=folder)
-    assert "one.gguf is in the manifest" in output
+    # Each host's once: by our report, and not by ansible-core too.
+    assert output.count("one.gguf is in the manifest, but not on this host") == 2
     for name in ("profiles", "models.lock.yml"):
         assert f"mkdir -p {hidden} && mv {folder}/{name} {hidden}/" in output
 
