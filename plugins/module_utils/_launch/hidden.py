@@ -64,6 +64,9 @@ class _Shown:
         """Show a file or a folder where the way to it enters what is hidden; from there its links are not needed."""
         passed = stages(path)
         self._note(passed)
+        if writable or os.path.isdir(passed[-1]):
+            # A disk may be mounted on it.
+            self.folders.update(passed)
         entered = next((stage for stage in passed if self.part(stage)), None)
         if entered:
             self.bind(entered, writable)

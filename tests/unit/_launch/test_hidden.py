@@ -108,6 +108,7 @@ def test_folder_that_a_server_writes_is_shown_writable_before_it_exists(root: Pa
     linked(root / "opt/slots", root / "home/me/slots")
     sandbox = found(root, "--slot-save-path", root / "opt/slots")
     assert [(show["path"], show["writable"]) for show in sandbox["shows"]] == [(f"{root}/home/me/slots", True)]
+    assert {f"{root}/opt/slots", f"{root}/home/me/slots"} <= set(sandbox["folders"])
 
 
 def test_program_is_shown_with_the_folders_of_its_libraries(root: Path) -> None:
