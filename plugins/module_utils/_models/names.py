@@ -27,6 +27,9 @@ QUANT_TOKEN = re.compile(
     re.IGNORECASE,
 )
 
+# llama.cpp's own download folder has OWNER_REPOSITORY_FILE; a repository is called like its files, with -GGUF.
+_DOWNLOADED = re.compile(r"[^_]+_(?P<repository>.+)[-_]GGUF_(?P<file>(?P=repository)[-._].+)$", re.IGNORECASE)
+
 
 class SplitName(NamedTuple):
     stem: str
@@ -41,12 +44,12 @@ def split_name(name: str) -> SplitName | None:
 
 
 def stem_of(path: str) -> str:
-    """The file's name without folder, extension and shard number."""
+    """The file's name without folder, extension and shard number, and without llama.cpp's repository before it."""
     name = os.path.basename(path)
     shard = split_name(name)
-    if shard:
-        return shard.stem
-    return name[: -len(".gguf")] if name.lower().endswith(".gguf") else name
+    stem = shard.stem if shard else name[: -len(".gguf")] if name.lower().endswith(".gguf") else name
+    downloaded = _DOWNLOADED.match(stem)
+    return downloaded["file"] if downloaded else stem
 
 
 def slug(path: str) -> str:

@@ -90,7 +90,7 @@ def test_manifest_of_fleet_keeps_entries_of_other_hosts(fleet: Fleet) -> None:
 
 def test_scan_with_changed_file_fails(fleet: Fleet) -> None:
     fleet.run("manifest")
-    assert "warning" not in fleet.run("scan", "--limit", "one").replace("two.gguf is in the manifest", "")
+    assert "warning" not in fleet.run("scan", "--limit", "one").replace("warning two.gguf is in the manifest", "")
     make.small_model(fleet.folder / "one/one.gguf", general__name="Changed")
     output = fleet.run("scan", "--limit", "one", code=2)
     assert f"{fleet.folder}/one/one.gguf has " in output and "the manifest says" in output
