@@ -57,7 +57,7 @@ def test_downloads_of_llama_cpp_are_named_without_their_repository(tmp_path: Pat
         ("ggml-org_gemma-3-1b-it-GGUF_gemma-3-1b-it-Q4_K_M.gguf", "gemma-3-1b-it-Q4_K_M"),
         ("unsloth_Qwen3-8B-GGUF_qwen3-8b-Q8_0.gguf", "qwen3-8b-Q8_0"),
         ("o_Big-GGUF_Big-Q4_K_M-00001-of-00002.gguf", "Big-Q4_K_M"),
-        # What is not named like its repository keeps all that tells files apart.
+        # What is not named like its repository keeps its whole name.
         ("ggml-org_gemma-3-4b-it-GGUF_mmproj-model-f16.gguf", "ggml-org_gemma-3-4b-it-GGUF_mmproj-model-f16"),
         ("my_model_v2-Q4_K_M.gguf", "my_model_v2-Q4_K_M"),
     ],
