@@ -116,7 +116,8 @@ ansible_facts:
           type: str
           sample: /usr/bin/supervisord
         venv_missing:
-          description: Whether supervisor is missing and the host's python3 cannot make a virtual environment for it.
+          description: Whether the host's python3 cannot make a virtual environment for supervisor.
+          returned: if supervisor has to be installed
           type: bool
         root:
           description: Whether the module runs as root.

@@ -36,14 +36,16 @@ def host_facts(given: Mapping[str, Any], find_program: Callable[[str], str | Non
     for one in all_managers():
         candidates = [given.get(f"{one.program}_path"), find_program(one.program)] if one.program else []
         found.update(one.facts(state_dir, candidates))
+    is_missing = manager.is_missing(found)
     return {
         "service_manager": manager.name,
-        "service_manager_missing": manager.is_missing(found),
+        "service_manager_missing": is_missing,
         "sets_groups": manager.sets_groups,
         "root": os.geteuid() == 0,
         "api_key_stamp": "",
         "hands_over_keys": False,
         **found,
+        **(manager.install_facts() if is_missing else {}),
         **_account(given["user"]),
     }
 

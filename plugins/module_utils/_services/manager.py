@@ -78,6 +78,10 @@ class ServiceManager(ABC):
         """Return whether the role must still install it (tasks/install_<name>.yml), according to its facts."""
         return False
 
+    def install_facts(self) -> dict[str, Any]:
+        """Return what the role must know to install it, for the fact llama_host; asked only if it is missing."""
+        return {}
+
     def key_path(self, server: str, path: str) -> str:
         """Return where a server finds the API key file at path; another path if the manager hands the file over."""
         return path

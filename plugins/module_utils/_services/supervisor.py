@@ -75,10 +75,13 @@ class Supervisor(ServiceManager):
         own = os.path.join(folder_of(state_dir), "venv", "bin", "supervisord")
         paths = [given, own, *found]
         supervisord = next((path for path in paths if path and os.access(path, os.X_OK)), None)
-        return {"supervisord": supervisord, "venv_missing": supervisord is None and not has_venv()}
+        return {"supervisord": supervisord}
 
     def is_missing(self, facts: Mapping[str, Any]) -> bool:
         return facts["supervisord"] is None
+
+    def install_facts(self) -> dict[str, Any]:
+        return {"venv_missing": not has_venv()}
 
     def restart_triggers(self, stop_timeout: int) -> list[Any]:
         # systemd applies a new stop time-out to running servers, supervisor only to new processes.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ansible_collections.magi.llama.plugins.module_utils._services.supervisor import Supervisor
+from ansible_collections.magi.llama.plugins.module_utils._services.host_facts import host_facts
 
 
 @pytest.mark.parametrize(("code", "missing"), [(0, False), (1, True), (None, True)])
@@ -21,12 +21,14 @@ def test_missing_virtual_environment_is_a_fact_before_the_install(
         python.write_text(f'#!/bin/sh\n[ "$2" = "import ensurepip, venv" ] && exit {code}\n')
         python.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    facts = Supervisor().facts(str(tmp_path / "state"), [None])
-    assert facts == {"supervisord": None, "venv_missing": missing}
+    given = {"state_dir": "/s", "service_manager": "supervisor", "user": "root"}
+    facts = host_facts(given, lambda _program: None)
+    assert (facts["service_manager_missing"], facts["venv_missing"]) == (True, missing)
 
 
 def test_host_with_supervisor_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     supervisord = tmp_path / "supervisord"
     supervisord.touch(0o755)
-    assert Supervisor().facts("/s", [None, str(supervisord)])["venv_missing"] is False
+    given = {"state_dir": "/s", "service_manager": "supervisor", "user": "root"}
+    assert "venv_missing" not in host_facts(given, lambda _program: str(supervisord))
