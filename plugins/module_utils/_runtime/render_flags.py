@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -34,26 +34,37 @@ def canonical_parameters(parameters: Mapping[str, Any], flags: Flags) -> dict[st
     """
     if not flags:
         return dict(parameters)
-    known = flags_from_fact(flags)
+    result, errors = _canonical(parameters, flags_from_fact(flags))
+    _raise_all(errors)
+    return result
+
+
+def _canonical(parameters: Mapping[str, Any], known: Mapping[str, Flag]) -> tuple[dict[str, Any], list[FlagError]]:
+    """Return the parameters that this binary knows, under its canonical names, and what is wrong with the others."""
     index = _index(known)
     result: dict[str, Any] = {}
-    unknown: list[UnknownFlagError] = []
+    errors: list[FlagError] = []
     for key, given in parameters.items():
         try:
             flag, inverted = _find(key, known, index)
         except UnknownFlagError as error:
-            unknown.append(error)
+            errors.append(error)
             continue
         value = not given if inverted and isinstance(given, bool) else given
         if flag.name in result and result[flag.name] != value:
-            raise FlagValueError(key, f"is set twice, also under another of its names (canonical: {flag.name})")
+            errors.append(
+                FlagValueError(key, f"is set twice, also under another of its names (canonical: {flag.name})")
+            )
         result[flag.name] = value
-    if len(unknown) > 1:
-        # All at once: otherwise each would take a run to find.
-        raise FlagError(" ".join(f"{str(error)[:1].upper()}{str(error)[1:]}" for error in unknown))
-    if unknown:
-        raise unknown[0]
-    return result
+    return result, errors
+
+
+def _raise_all(errors: Sequence[FlagError]) -> None:
+    """Raise what is wrong, all at once: otherwise each would take a run to find."""
+    if len(errors) > 1:
+        raise FlagError(" ".join(f"{str(error)[:1].upper()}{str(error)[1:]}" for error in errors))
+    if errors:
+        raise errors[0]
 
 
 def render_flags(parameters: Mapping[str, Any], flags: Flags) -> list[str]:
@@ -66,13 +77,20 @@ def render_flags(parameters: Mapping[str, Any], flags: Flags) -> list[str]:
         return _render_unknown(parameters)
     known = flags_from_fact(flags)
     # First, because for a managed flag this error is more useful than that it is unknown to this build.
-    for key in parameters:
-        _refuse_managed(key)
-    canonical = canonical_parameters(parameters, known)
+    managed = [error for error in map(_managed_error, parameters) if error]
+    canonical, wrong = _canonical({key: parameters[key] for key in parameters if not _managed_error(key)}, known)
+    errors: list[FlagError] = [*managed, *wrong]
     argv: list[str] = []
     for name in sorted(canonical):
-        _refuse_managed(name)
-        argv += _render(known[name], canonical[name])
+        refused = _managed_error(name)
+        if refused:
+            errors.append(refused)
+            continue
+        try:
+            argv += _render(known[name], canonical[name])
+        except FlagError as error:
+            errors.append(error)
+    _raise_all(errors)
     return argv
 
 
@@ -84,10 +102,9 @@ def has_flag(name: str, flags: Flags) -> bool:
     return found is not None and not found[0].removed
 
 
-def _refuse_managed(key: str) -> None:
+def _managed_error(key: str) -> ManagedFlagError | None:
     reason = MANAGED_FLAGS.get(key) or (DOWNLOAD_REASON if PRESET_FLAG.fullmatch(key) else None)
-    if reason:
-        raise ManagedFlagError(key, reason)
+    return ManagedFlagError(key, reason) if reason else None
 
 
 def _index(flags: Mapping[str, Flag]) -> dict[str, tuple[Flag, bool]]:
@@ -193,8 +210,8 @@ def _text(key: str, value: Any) -> str:
 def _render_unknown(parameters: Mapping[str, Any]) -> list[str]:
     """Render without known flags, for the plan of a host where llama-server is not installed yet."""
     argv: list[str] = []
+    _raise_all([error for error in map(_managed_error, parameters) if error])
     for key in sorted(parameters):
-        _refuse_managed(key)
         value = parameters[key]
         spelling = "--" + key.replace("_", "-")
         for item in value if isinstance(value, (list, tuple)) else [value]:

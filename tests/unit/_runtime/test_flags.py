@@ -295,6 +295,17 @@ def test_canonical_parameters() -> None:
     assert canonical_parameters(given, {}) == given
 
 
+def test_wrong_flags_of_every_kind_are_named_all_at_once():
+    given = {"port": 1, "ctx_sizes": 4, "parallel": "two words", "jinja": "maybe", "threads": 2, "model": "/m.gguf"}
+    with pytest.raises(FlagError) as refused:
+        render_flags(given, NEW)
+    text = str(refused.value)
+    assert [key for key in given if f'"{key}"' in text] == ["port", "ctx_sizes", "jinja", "model"]
+    # On a host without llama-server too.
+    with pytest.raises(FlagError, match=r'"port" cannot be set.*"model" cannot be set'):
+        render_flags(given, {})
+
+
 def test_unknown_flags_are_named_all_at_once():
     flags = {
         "ctx_size": {"spelling": "--ctx-size", "value": True},
