@@ -35,7 +35,9 @@ def canonical_parameters(parameters: Mapping[str, Any], flags: Flags) -> dict[st
     if not flags:
         return dict(parameters)
     result, errors = _canonical(parameters, flags_from_fact(flags))
-    _raise_all(errors)
+    if errors:
+        # Those that rendering would refuse later.
+        _raise_all([*(error for error in map(_managed_error, parameters) if error), *errors])
     return result
 
 

@@ -301,6 +301,8 @@ def test_wrong_flags_of_every_kind_are_named_all_at_once():
         render_flags(given, NEW)
     text = str(refused.value)
     assert [key for key in given if f'"{key}"' in text] == ["port", "ctx_sizes", "jinja", "model"]
+    with pytest.raises(FlagError, match=r'"port" cannot be set.*"model" cannot be set.*"ctx_sizes"; nearest'):
+        canonical_parameters(given, NEW)
     # On a host without llama-server too.
     with pytest.raises(FlagError, match=r'"port" cannot be set.*"model" cannot be set'):
         render_flags(given, {})
