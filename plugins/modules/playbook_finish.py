@@ -70,7 +70,7 @@ RETURN = r"""
 document:
   description:
     - The document of all hosts, where O(format=json) and the callback on the screen prints JSON itself, such as
-      P(ansible.posix.json#callback). Other callbacks print it among their lines.
+      C(ansible.posix.json). Other callbacks print it among their lines.
   type: dict
-  returned: then
+  returned: if such a callback is in use
 """

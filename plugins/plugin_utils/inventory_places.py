@@ -59,5 +59,8 @@ def misplaced(folders: Iterable[Any]) -> list[str]:
 def _advice(path: str, place: str) -> str:
     if os.path.exists(place):
         return f"Ansible reads {path} as inventory, and {place} is used before it: merge and remove it."
-    hidden = os.path.dirname(place)
-    return f"Ansible reads {path} as inventory too, with warnings: mkdir -p {hidden} && mv {path} {hidden}/"
+    # The folder once: a line that people see has 500 characters.
+    folder, name = os.path.split(path)
+    hidden = os.path.relpath(os.path.dirname(place), folder)
+    move = f"cd {folder} && mkdir -p {hidden} && mv {name} {hidden}/"
+    return f"Ansible reads {name} next to the inventory as inventory too, with warnings: {move}"

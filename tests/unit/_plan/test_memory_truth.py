@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from ansible_collections.magi.llama.plugins.module_utils._models.memory_shape im
 from ansible_collections.magi.llama.plugins.module_utils._plan.memory import estimate
 from ansible_collections.magi.llama.plugins.module_utils._runtime.help_text import parse_version
 from support.architectures import ARCHITECTURES, Sizes, write_model
+from support.bed import free_ports
 
 BIN_DIR = os.environ.get("MAGI_LLAMA_BIN_DIR", "")
 
@@ -95,12 +96,16 @@ def arguments(settings: dict[str, Any]) -> list[str]:
     return words
 
 
+@cache
+def own_port() -> int:
+    """A port for one server after the other: an ephemeral one may be any connection's a moment later."""
+    return free_ports(1)
+
+
 @contextmanager
 def server(model: Path, settings: dict[str, Any]) -> Iterator[tuple[int, int, str]]:
     """A loaded server's PID and port, and its log until it was ready."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = own_port()
     command = [f"{BIN_DIR}/llama-server", "--model", str(model), "--host", "127.0.0.1", "--port", str(port)]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("LLAMA_")}
     process = subprocess.Popen(
