@@ -10,6 +10,7 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._gateway import fleet
 from ansible_collections.magi.llama.plugins.module_utils._launch import quoting, units
 from ansible_collections.magi.llama.plugins.module_utils._models import checksums
 from ansible_collections.magi.llama.plugins.plugin_utils.inventory_places import existing_manifest, next_to_inventory
@@ -22,6 +23,7 @@ FUNCTIONS = (
     load_manifest,
     next_to_inventory,
     checksums.merge_manifests,
+    fleet.model_hosts,
     units.systemd_dependencies,
     units.systemd_restart,
     units.systemd_sandbox,

@@ -22,6 +22,7 @@ LAYERS = (
     "_services",
     "_health",
     "_deployment",
+    "_gateway",
     "_output",
     "_arguments",
 )

@@ -1,0 +1,109 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""HAProxy's admin socket: commands to the process that serves, without a reload."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Mapping
+
+from .fleet import GatewayError
+
+SECONDS = 10.0
+MAX_BYTES = 16 * 1024 * 1024
+# Entries of a map for one command: HAProxy takes no longer line than its buffer.
+ENTRIES = 500
+
+
+class AdminSocketError(GatewayError):
+    """Raised if HAProxy does not answer on its admin socket, or refuses a command."""
+
+
+class AdminSocket:
+    """The admin socket at a path."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def ask(self, command: str, seconds: float = SECONDS) -> str:
+        """Send a command and return the answer. Raises AdminSocketError."""
+        deadline = time.monotonic() + seconds
+        found = bytearray()
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+                connection.settimeout(seconds)
+                connection.connect(self._path)
+                connection.sendall(command.encode() + b"\n")
+                while part := connection.recv(65536):
+                    found += part
+                    if len(found) > MAX_BYTES:
+                        raise AdminSocketError(f"HAProxy's answer on {self._path} is longer than {MAX_BYTES} bytes.")
+                    connection.settimeout(max(0.01, deadline - time.monotonic()))
+        except OSError as error:
+            raise AdminSocketError(f"HAProxy does not answer on {self._path}: {error.strerror or error}.") from error
+        return found.decode("utf-8", "replace")
+
+    def do(self, command: str) -> None:
+        """Send a command that answers nothing where it succeeds. Raises AdminSocketError with what it answers."""
+        answer = self.ask(command).strip()
+        if answer:
+            raise AdminSocketError(f"HAProxy refused {command.split(chr(10))[0]!r:.80}: {answer:.200}")
+
+    def pid(self) -> int | None:
+        """The PID of the worker that serves; None while there is none."""
+        with contextlib.suppress(AdminSocketError, ValueError):
+            for line in self.ask("show info", 2.0).splitlines():
+                if line.startswith("Pid:"):
+                    return int(line.partition(":")[2])
+        return None
+
+    def wait_for_worker(self, other_than: int | None, seconds: float) -> int | None:
+        """The PID of a worker that serves and is another than this one; None if there is none in time."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            pid = self.pid()
+            if pid is not None and pid != other_than:
+                return pid
+            time.sleep(0.05)
+        return None
+
+    def replace_map(self, path: str, content: Mapping[str, str]) -> None:
+        """Give a map this content at once: requests see the old one or the new one. Raises AdminSocketError."""
+        answer = self.ask(f"prepare map {path}")
+        version = answer.rpartition(":")[2].strip()
+        if not version.isdigit():
+            raise AdminSocketError(f"HAProxy has no map {path}: {answer.strip():.200}")
+        entries = sorted(content.items())
+        for first in range(0, len(entries), ENTRIES):
+            lines = "".join(f"{key} {value}\n" for key, value in entries[first : first + ENTRIES])
+            self.do(f"add map @{version} {path} <<\n{lines}")
+        self.do(f"commit map @{version} {path}")
+
+    def checks(self) -> dict[tuple[str, str], str]:
+        """The outcome of each server's last check by backend and name, such as L7OK, or INI before the first one."""
+        lines = self.ask("show stat -1 4 -1").splitlines()
+        if not lines:
+            return {}
+        names = lines[0].lstrip("# ").split(",")
+        backend, server, outcome = (names.index(name) for name in ("pxname", "svname", "check_status"))
+        rows = [line.split(",") for line in lines[1:] if line]
+        # A check under way has a star in front of the last outcome.
+        return {(row[backend], row[server]): row[outcome].lstrip("* ") for row in rows if len(row) > outcome}
+
+    def save_states(self, path: str) -> None:
+        """Write the servers' states for the next worker, which else would check each before it is used."""
+        temporary = f"{path}.new"
+        with open(temporary, "w", encoding="utf-8") as stream:
+            stream.write(self.ask("show servers state"))
+        os.replace(temporary, path)
+
+
+def parse_map(text: str) -> dict[str, str]:
+    """The content of a map's file."""
+    pairs = (line.partition(" ") for line in text.splitlines() if line)
+    return {key: value for key, _space, value in pairs}

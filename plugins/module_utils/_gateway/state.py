@@ -1,0 +1,177 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""Bring a gateway to the state that a run wants: what is kept of it, what is rendered, and how it is applied."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .._core.documents import Document, Fields, Map, Maybe
+from .._core.files import write_atomic
+from .._core.values import is_loopback
+from .._services.table import MANAGERS, find_manager
+from .clients import Client, client_entry, parse_clients
+from .config import Route, Settings, files_of
+from .fleet import GatewayError, backends_of, names_of, split_names
+from .gateway import (
+    SERVICE,
+    Places,
+    activate,
+    apply,
+    check_config,
+    compare,
+    current_files,
+    haproxy_version,
+    merged,
+    prepare_folders,
+    read_fleet,
+    read_json,
+    read_keys,
+    stage,
+    write_documents,
+)
+
+# What a run keeps of a gateway, so that one that changes only servers needs no variables of the gateway.
+GATEWAY = Document(
+    "gateway",
+    1,
+    Fields(
+        {
+            "collection_version": str,
+            "service_manager": str,
+            "program": str,
+            "user": Maybe(str),
+            "settings": Map((str, int, bool, dict, type(None))),
+            "clients": [Fields({"name": str, "sha256": str})],
+        }
+    ),
+)
+
+
+def bring_to_state(
+    given: Mapping[str, Any], found: str | None, *, warn: Callable[[str], None], dry_run: bool
+) -> dict[str, Any]:
+    """Do it; returns the module's result. found is HAProxy as the host has it. Raises GatewayError."""
+    places = Places(given["state_dir"])
+    kept = _kept(places, given, found)
+    settings, clients = _settings(kept["settings"]), parse_clients(kept["clients"])
+    _refuse_open(settings, clients)
+    known, keys = read_fleet(places), read_keys(places)
+    hosts = merged(known, given["hosts"], given["inventory"])
+    keys = {host: {**keys, **given["keys"]}.get(host, "") for host in hosts}
+    backends, warnings = backends_of(hosts, keys, [given["name"]])
+    for warning in warnings:
+        warn(warning)
+    route = Route(
+        backends,
+        names_of(backends, settings.aliases, settings.families),
+        split_names(backends, settings.aliases),
+        clients,
+    )
+    haproxy_version(kept["program"])
+    before, after = current_files(places), files_of(settings, route)
+    change = compare(before, after)
+    result = {
+        "models": {backend.model_id: len(backend.servers) for backend in backends},
+        "url": url_of(settings),
+        "diff": change.diff,
+    }
+    if dry_run:
+        return {**result, "changed": change.how != "nothing", "how": change.how}
+    group = prepare_folders(places, kept["user"])
+    if change.files:
+        folder = stage(places, after, group)
+        check_config(kept["program"], places, folder)
+        activate(places, folder)
+    _write_kept(places, kept)
+    write_documents(places, hosts, keys)
+    driver = find_manager(kept["service_manager"]).driver(places.state_dir, given["supervisord_path"])
+    how = apply(driver, places, change, before, after)
+    return {**result, "changed": how != "nothing", "how": how}
+
+
+def exists(state_dir: str) -> bool:
+    """Whether a gateway was set up in this state directory."""
+    return os.path.exists(Places(state_dir).gateway)
+
+
+def _kept(places: Places, given: Mapping[str, Any], found: str | None) -> dict[str, Any]:
+    """The gateway's document with what this run gives. Raises GatewayError where neither has it."""
+    content = read_json(places.gateway)
+    known = GATEWAY.load(content) if content else {}
+    if not known and given["settings"] is None:
+        raise GatewayError(f"{places.state_dir} has no gateway yet: run gateway.yml first.")
+    changed: dict[str, Any] = {
+        "service_manager": given["service_manager"],
+        "program": given["program"] or known.get("program") or found,
+        "user": given["user"],
+        "settings": given["settings"],
+    }
+    if given["settings"] is not None:
+        changed["clients"] = [client_entry(client) for client in parse_clients(given["api_keys"] or [])]
+    kept = {**known, **{key: value for key, value in changed.items() if value is not None}}
+    if not kept.get("program"):
+        raise GatewayError("HAProxy is missing on this host: install the package haproxy (2.6 or newer).")
+    kept.setdefault("user", None)
+    kept.setdefault("service_manager", next(iter(MANAGERS)))
+    return GATEWAY.stamp({key: kept[key] for key in ("service_manager", "program", "user", "settings", "clients")})
+
+
+def _settings(content: Mapping[str, Any]) -> Settings:
+    seconds = {"queue_seconds": content["queue_timeout"], "answer_seconds": content["answer_timeout"]}
+    names = {name: value for name, value in content.items() if name not in ("queue_timeout", "answer_timeout")}
+    return Settings(**{**names, **seconds, "certificate": content.get("certificate") or ""})
+
+
+def _refuse_open(settings: Settings, clients: list[Client]) -> None:
+    """Raise GatewayError for a gateway that other hosts reach without a key, or with one that anyone can read."""
+    if is_loopback(settings.host):
+        return
+    if not clients:
+        raise GatewayError(
+            f"gateway_host is {settings.host}, so other hosts reach the gateway, and gateway_api_keys is empty: name "
+            "the clients there, or set gateway_host to 127.0.0.1."
+        )
+    if not settings.certificate:
+        raise GatewayError(
+            f"gateway_host is {settings.host}, so keys and prompts cross the network, and gateway_tls_certificate is "
+            "not set: set it to a file with certificate and key, or set gateway_host to 127.0.0.1."
+        )
+
+
+def url_of(settings: Settings) -> str:
+    """The gateway's address for its clients."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"https://{host}:{settings.tls_port}" if settings.certificate else f"http://{host}:{settings.port}"
+
+
+def _write_kept(places: Places, kept: Mapping[str, Any]) -> None:
+    write_atomic(places.gateway, (json.dumps(kept, indent=1, sort_keys=True) + "\n").encode(), 0o600)
+
+
+def remove(given: Mapping[str, Any], *, dry_run: bool) -> dict[str, Any]:
+    """Stop the gateway and remove its files, and nothing where there is none."""
+    places = Places(given["state_dir"])
+    content = read_json(places.gateway)
+    nothing = {"models": {}, "url": places.state_dir, "how": "nothing", "changed": False, "diff": []}
+    if content is None:
+        return nothing
+    kept = GATEWAY.load(content)
+    if not dry_run:
+        manager = find_manager(kept["service_manager"])
+        driver = manager.driver(places.state_dir, given["supervisord_path"])
+        driver.stop([SERVICE], 30.0)
+        driver.forget([SERVICE])
+        driver.shutdown_if_idle()
+        for path in (manager.config_path(places.state_dir, SERVICE), *places.all()):
+            if os.path.isdir(path) and not os.path.islink(path):
+                shutil.rmtree(path, ignore_errors=True)
+            elif os.path.lexists(path):
+                os.unlink(path)
+    return {**nothing, "url": url_of(_settings(kept["settings"])), "how": "stop", "changed": True}

@@ -1,0 +1,70 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A gateway's clients: what gateway_api_keys may have, and what is kept of it."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pytest
+from ansible_collections.magi.llama.plugins.module_utils._gateway.clients import (
+    Client,
+    client_entry,
+    client_maps,
+    parse_clients,
+)
+from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import GatewayError
+
+KEY = "a-key-of-alice"
+DIGEST = hashlib.sha256(KEY.encode()).hexdigest()
+
+
+def test_client_is_known_by_digest_only() -> None:
+    given = {"name": "alice", "key": KEY, "models": ["m"], "rate_per_minute": 60, "priority": -1}
+    [client] = parse_clients([given])
+    assert client == Client("alice", DIGEST, ("m",), 60, -1)
+    assert parse_clients([client_entry(client)]) == [client]
+    assert KEY not in str(client_entry(client))
+
+
+def test_maps_have_what_haproxy_looks_up() -> None:
+    maps = client_maps([Client("alice", DIGEST, ("m",), 60, -1), Client("bob", "0" * 64)])
+    assert maps["keys.map"] == {DIGEST.upper(): "alice", "0" * 64: "bob"}
+    assert maps["limits.map"] == {"alice": 60}
+    assert maps["priorities.map"] == {"alice": -1}
+    assert maps["restricted.map"] == {"alice": 1}
+    assert maps["grants.map"] == {"alice|m": 1}
+
+
+@pytest.mark.parametrize(
+    ("entries", "says"),
+    [
+        ([{"key": KEY}], "gateway_api_keys[0].name must be 1 to 64 letters"),
+        ([{"name": "a b", "key": KEY}], "not 'a b'"),
+        ([{"name": "a"}], "needs either key or sha256"),
+        ([{"name": "a", "key": KEY, "sha256": DIGEST}], "needs either key or sha256"),
+        ([{"name": "a", "key": "short"}], "must have 8 characters or more"),
+        ([{"name": "a", "key": "with space"}], "no white space"),
+        ([{"name": "a", "sha256": "12"}], "64 digits of hex"),
+        ([{"name": "a", "key": KEY, "rate": 1}], "unknown rate; there are name, key, sha256"),
+        ([{"name": "a", "key": KEY, "rate_per_minute": -1}], "rate_per_minute must be a whole number from 0"),
+        ([{"name": "a", "key": KEY, "models": "m"}], "models must be a list"),
+        ([{"name": "a", "key": KEY}, {"name": "a", "key": KEY + "2"}], "gateway_api_keys[1].name: a is there twice"),
+        ([{"name": "a", "key": KEY}, {"name": "b", "key": KEY}], "gateway_api_keys[1] (b) has the key of a"),
+        (["a"], "must be a mapping"),
+    ],
+)
+def test_invalid_client_is_refused_without_its_key(entries: list[Any], says: str) -> None:
+    with pytest.raises(GatewayError) as error:
+        parse_clients(entries)
+    assert says in str(error.value)
+    assert KEY not in str(error.value)
+
+
+def test_all_invalid_clients_are_named_at_once() -> None:
+    with pytest.raises(GatewayError) as error:
+        parse_clients([{"name": "a"}, {"name": "b"}])
+    assert "[0]" in str(error.value)
+    assert "[1]" in str(error.value)

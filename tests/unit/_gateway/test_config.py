@@ -1,0 +1,110 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""HAProxy's configuration as text, and the way from one to the next."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.magi.llama.plugins.module_utils._gateway.clients import Client
+from ansible_collections.magi.llama.plugins.module_utils._gateway.config import (
+    Route,
+    Settings,
+    files_of,
+    unknown_model_text,
+)
+from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import (
+    Backend,
+    Server,
+    names_of,
+    split_names,
+)
+from ansible_collections.magi.llama.plugins.module_utils._gateway.gateway import compare, merged
+
+HAPROXY = "/usr/sbin/haproxy"
+A = Server("a_8080", "192.0.2.1", 8080, 2)
+B = Server("b_8080", "2001:db8::2", 8080, 4)
+# Characters with a meaning in HAProxy's configuration, in a name that a model's file decides, and in a key.
+ODD = """it's "100 %" ${HOME} #1 \\ {x}"""
+
+
+def files(servers: tuple[Server, ...] = (A, B), clients: tuple[Client, ...] = (), **settings: Any) -> dict[str, str]:
+    backends = [
+        Backend("m-q4_k_m", ODD, "Q4", "model", servers, key="k'%\"${HOME}k"),
+        Backend("m-q2_k", "M", "Q2", "model", (A,)),
+    ]
+    chosen = Settings(**settings)
+    names, splits = names_of(backends, chosen.aliases, chosen.families), split_names(backends, chosen.aliases)
+    return files_of(chosen, Route(backends, names, splits, clients))
+
+
+@pytest.mark.skipif(not os.path.exists(HAPROXY), reason="no HAProxy on this machine")
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"clients": (Client("alice", "0" * 64, ("m-q2_k",), 60, -1),)},
+        {"aliases": {"mix": {"m-q4_k_m": 95, "m-q2_k": 5}, "best": ["m"]}},
+        {"host": "::1", "metrics_host": "::1", "families": False},
+        {"servers": ()},
+    ],
+)
+def test_haproxy_accepts_configuration(given: dict[str, Any], tmp_path: Path) -> None:
+    for name, text in files(**given).items():
+        (tmp_path / name).write_text(text)
+    environment = {"MAGI_GATEWAY": str(tmp_path), "MAGI_GATEWAY_RUN": str(tmp_path)}
+    command = [HAPROXY, "-c", "-f", str(tmp_path / "haproxy.cfg")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_text_of_models_is_no_configuration() -> None:
+    line = next(line for line in files()["haproxy.cfg"].splitlines() if "100" in line)
+    assert "it'\\''s" in line
+    assert "100 %%" in line
+
+
+def test_equal_input_gives_equal_files() -> None:
+    assert files() == files()
+
+
+def test_unknown_model_is_answered_with_known_names() -> None:
+    text = unknown_model_text(["m", "100%"])
+    assert "There are: m, 100%%." in text
+    assert text.count("%[var(txn.model),json(utf8s)]") == 1
+
+
+def without(name: str) -> dict[str, str]:
+    return {**files(), name: ""}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "how"),
+    [
+        ({}, files(), "start"),
+        (files(), files(), "nothing"),
+        (without("secrets.map"), files(), "maps"),
+        (files((A,)), files((A, B)), "servers"),
+        (files(), files(max_queue=1), "reload"),
+        (without("unknown_model.json"), files(), "reload"),
+    ],
+)
+def test_change_is_applied_with_least_effect(before: dict[str, str], after: dict[str, str], how: str) -> None:
+    assert compare(before, after).how == how
+
+
+def test_diff_has_no_keys() -> None:
+    text = str(compare({}, files(clients=(Client("alice", "abcdef0123456789" * 4),))).diff)
+    assert "k'%" not in text
+    assert "k'\\\\''%%" not in text
+    assert "ABCDEF0123456789" not in text
+
+
+def test_run_keeps_hosts_that_it_does_not_cover() -> None:
+    known, found = {"a": {"n": 1}, "b": {"n": 1}, "old": {"n": 1}, "down": {"n": 1}}, {"b": {"n": 2}, "down": None}
+    assert merged(known, found, ["a", "b", "down"]) == {"a": {"n": 1}, "b": {"n": 2}}
