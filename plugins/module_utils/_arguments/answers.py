@@ -24,6 +24,7 @@ from .._core.documents import (
 )
 from .._core.text import visible_text
 from .._deployment.record import RECORD
+from .._gateway.fleet import HOST
 from .._health.status import STATUS
 from .._models.registry_file import REGISTRY
 from .._plan.document import PLAN
@@ -126,6 +127,8 @@ ANSWERS: dict[str, Fields] = {
     ),
     "server_info": Fields({"status": STATUS.shape, "drift": Map(str), "start": _START}),
     "verify": Fields({"deployed": RECORD.required["servers"], "refused": [str]}),
+    "gateway_members": Fields({"members": HOST, "key": str, "left_out": [str]}),
+    "gateway_state": Fields({"how": str, "models": Map(int, NAME), "url": str}),
     "teardown": Fields(
         {"stopped": [str], "removed": [str]}, {"ended": Map(str), "user_kept_for": [str], "kept": Map([str])}
     ),

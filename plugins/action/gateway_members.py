@@ -1,0 +1,35 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Holds what a host says of its servers to the inventory; documented in the module of the same name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible_collections.magi.llama.plugins.module_utils._arguments.gateway_members import ARGUMENTS
+from ansible_collections.magi.llama.plugins.module_utils._core.values import is_loopback
+from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import ANY_ADDRESS
+from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
+from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
+
+
+class ActionModule(HostAction):
+    def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        arguments = check_arguments(self, ARGUMENTS)
+        answer = self.ask("gateway_members", self._task.args, task_vars)
+        if "members" not in answer:
+            return {**result, **answer}
+        ports = range(arguments["port_range_start"], arguments["port_range_end"] + 1)
+        addresses = (arguments["host"], arguments["address"], *ANY_ADDRESS)
+        servers = answer["members"]["servers"]
+        taken = [
+            server
+            for server in servers
+            if server["port"] in ports and (is_loopback(server["listens"]) or server["listens"] in addresses)
+        ]
+        left_out = [server["name"] for server in servers if server not in taken]
+        # The address is the inventory's, not one that the host reports.
+        members = {"address": arguments["address"], "servers": taken}
+        return {**result, **answer, "members": members, "left_out": left_out}

@@ -1,0 +1,114 @@
+#!/usr/bin/python
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: gateway_members
+short_description: List a host's servers for the gateways
+version_added: 0.2.0
+description:
+  - Reads the servers that are deployed on a host, and the first key of their API key file, which gateways send to them.
+  - It changes nothing. Use it with C(no_log), as the result has the key.
+author: The magi.llama developers (@magi-llama)
+extends_documentation_fragment:
+  - magi.llama.attributes
+options:
+  state_dir:
+    description: The servers' state directory on the host.
+    type: path
+    required: true
+  address:
+    description: Address at which gateways on other hosts reach this host.
+    type: str
+    required: true
+  host:
+    description:
+      - Address that the servers listen on, C(servers_host). A server that says to listen on another one, which is
+        neither O(address) nor a loopback or wildcard address, is left out.
+    type: str
+    default: 127.0.0.1
+  port_range_start:
+    description: First port of the range that servers may have.
+    type: int
+    default: 8080
+  port_range_end:
+    description: Last port of that range.
+    type: int
+    default: 8099
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+  idempotent:
+    support: full
+  action:
+    support: full
+    description: Holds what the host reports to the inventory's address and ports.
+seealso:
+  - module: magi.llama.gateway_state
+"""
+
+EXAMPLES = r"""
+- name: List the servers for the gateways
+  magi.llama.gateway_members:
+    state_dir: /var/lib/magi-llama
+    address: "{{ ansible_host | default(inventory_hostname) }}"
+  register: __gateway_members
+  no_log: true
+"""
+
+RETURN = r"""
+members:
+  description: The host's address and its servers.
+  returned: success
+  type: dict
+  contains:
+    address:
+      description: Address at which gateways on other hosts reach the host.
+      type: str
+      sample: 192.0.2.10
+    servers:
+      description: The servers.
+      type: list
+      elements: dict
+key:
+  description: The API key that gateways send to these servers; empty if they have none.
+  returned: success
+  type: str
+left_out:
+  description: Servers whose address or port the inventory does not have.
+  returned: success
+  type: list
+  elements: str
+"""
+
+from ansible_collections.magi.llama.plugins.module_utils._arguments.gateway_members import ARGUMENTS
+from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
+from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
+from ansible_collections.magi.llama.plugins.module_utils._deployment.record import read_record
+from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import host_entry
+from ansible_collections.magi.llama.plugins.module_utils._launch.api_keys import first_key
+
+
+def main() -> None:
+    run_module(ARGUMENTS, run)
+
+
+def run(module: Module) -> dict:
+    record = read_record(plain_path(module.params["state_dir"]))
+    files = [server.get("api_key_file") for server in record["servers"]]
+    return {
+        "changed": False,
+        "members": host_entry(record, module.params["address"]),
+        "key": first_key(next(filter(None, files), None)) or "",
+        "left_out": [],
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+#!/usr/bin/python
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: gateway_state
+short_description: Bring a gateway to the servers and settings that it is to have
+version_added: 0.2.0
+description:
+  - Renders HAProxy's configuration from the servers of all hosts, checks it with C(haproxy -c), puts it in place of the
+    one in use, and applies it. Names, keys and limits, and servers of a model that the gateway knows, are changed while
+    HAProxy runs; anything else is a reload, which lets the old process finish its requests.
+  - A host that this run does not cover keeps the servers that the gateway knows of it. A host that left the inventory
+    is removed.
+  - A configuration that HAProxy refuses changes nothing.
+author: The magi.llama developers (@magi-llama)
+extends_documentation_fragment:
+  - magi.llama.attributes
+options:
+  state_dir:
+    description: The gateway's state directory.
+    type: path
+    required: true
+  name:
+    description: The gateway's name in the inventory. Servers of this host are reached through its loopback.
+    type: str
+    required: true
+  state:
+    description: V(updated) changes a gateway that exists, V(absent) stops it and removes its files.
+    type: str
+    choices: [present, updated, absent]
+    default: present
+  service_manager:
+    description: The service manager that runs HAProxy. If not set, as before.
+    type: str
+    choices: [systemd, supervisor]
+  supervisord_path:
+    description: supervisord to use with V(supervisor).
+    type: path
+  program:
+    description: HAProxy. If not set, as before.
+    type: path
+  user:
+    description: User that HAProxy runs as, where the run is root. If not set, as before.
+    type: str
+  settings:
+    description: How the gateway listens and behaves. If not set, as before; then only servers change.
+    type: dict
+    suboptions:
+      host:
+        description: Address to listen on.
+        type: str
+        default: 127.0.0.1
+      port:
+        description: Port without TLS, used where O(settings.certificate) is not set.
+        type: int
+        default: 8070
+      tls_port:
+        description: Port with TLS.
+        type: int
+        default: 8443
+      certificate:
+        description: File on the gateway with certificate chain and private key, in PEM.
+        type: path
+      metrics_host:
+        description: Address of metrics and statistics.
+        type: str
+        default: 127.0.0.1
+      metrics_port:
+        description: Port of metrics and statistics.
+        type: int
+        default: 8071
+      max_body:
+        description: Largest request in bytes.
+        type: int
+        default: 268435456
+      queue_timeout:
+        description: Seconds that a request may wait for a free slot.
+        type: int
+        default: 30
+      answer_timeout:
+        description: Seconds that a server may be silent.
+        type: int
+        default: 600
+      max_queue:
+        description: Requests that may wait for a model.
+        type: int
+        default: 64
+      rate_per_minute:
+        description: Requests a minute of a client that has no limit of its own; 0 means unlimited.
+        type: int
+        default: 0
+      max_connections:
+        description: Connections at once.
+        type: int
+        default: 2000
+      aliases:
+        description: Further names, each with a model, a list of them, best first, or weights by model.
+        type: dict
+        default: {}
+      families:
+        description: Whether a model's id without its quantization means the best quantization that is ready.
+        type: bool
+        default: true
+  api_keys:
+    description: The clients with their keys. If not set together with O(settings), as before.
+    type: list
+    elements: dict
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+  idempotent:
+    support: full
+  action:
+    support: full
+    description: Collects what M(magi.llama.gateway_members) found on each host in this run.
+seealso:
+  - module: magi.llama.gateway_members
+"""
+
+EXAMPLES = r"""
+- name: Bring the gateway to the servers of this run
+  magi.llama.gateway_state:
+    state_dir: /var/lib/magi-llama-gateway
+    name: "{{ inventory_hostname }}"
+"""
+
+RETURN = r"""
+how:
+  description: V(nothing), V(maps), V(servers), V(reload) or V(start); what was done to HAProxy, or would be.
+  returned: success
+  type: str
+  sample: servers
+models:
+  description: The models that the gateway serves, each with its number of servers.
+  returned: success
+  type: dict
+  sample: {"qwen3-8b-q4_k_m": 2}
+url:
+  description: The gateway's address.
+  returned: success
+  type: str
+  sample: http://127.0.0.1:8070
+"""
+
+from ansible_collections.magi.llama.plugins.module_utils._arguments.gateway_state import ARGUMENTS
+from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
+from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
+from ansible_collections.magi.llama.plugins.module_utils._gateway.state import bring_to_state, exists, remove
+
+
+def main() -> None:
+    run_module(ARGUMENTS, run)
+
+
+def run(module: Module) -> dict:
+    given = {**module.params, "state_dir": plain_path(module.params["state_dir"])}
+    found = module.get_bin_path("haproxy", opt_dirs=["/usr/sbin", "/usr/local/sbin"])
+    if given["state"] == "absent":
+        return remove(given, dry_run=module.check_mode)
+    if given["state"] == "updated" and not exists(given["state_dir"]):
+        return {"changed": False, "how": "nothing", "models": {}, "url": ""}
+    return bring_to_state(given, found, warn=module.warn, dry_run=module.check_mode)
+
+
+if __name__ == "__main__":
+    main()
