@@ -65,6 +65,15 @@ lock: .cache/uv/uv.txt ## Write uv.lock after a change of pyproject.toml
 update-deps: UV_LOCK_OPTIONS = --upgrade
 update-deps: lock ## Update all pinned packages to the newest versions that pyproject.toml allows
 
+# The gateway of the demo and of the tests. The distribution's package starts a service of its own, which is not wanted.
+.cache/bin/.haproxy: $(VENV)/.ready
+	@test -x /usr/sbin/haproxy || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "installing haproxy"; \
+	    apt-get -qq update && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends haproxy >/dev/null; \
+	  else echo "HAProxy is missing, so there is no gateway: apt-get install haproxy"; fi; }
+	@mkdir -p $(@D) && touch $@
+
 # llama-server and llama-quantize from LLAMA_SERVER_PATH, the distribution, or Debian's signed packages (.cache/runtime).
 .cache/bin/.ready: $(VENV)/.ready
 	@ansible-playbook -i inventories/local tests/support/binaries.yml
@@ -78,8 +87,8 @@ binaries: .cache/bin/.ready ## Install llama-server and llama-quantize
 	@touch $@
 
 .PHONY: demo
-demo: .cache/models/.ready ## Run four servers of tiny real models on this machine
-	@ansible-playbook -i inventories/local site.yml -e profile=development
+demo: .cache/models/.ready .cache/bin/.haproxy ## Run four servers of tiny real models and a gateway on this machine
+	@ansible-playbook -i inventories/local site.yml -e profile=development $$(test -x /usr/sbin/haproxy || echo --skip-tags gateway)
 	@ansible-playbook -i inventories/local playbooks/status.yml
 
 .PHONY: demo-stop
@@ -131,7 +140,7 @@ check: .cache/bin/.ready ## Run the fast checks: style, types, most unit tests
 
 # Everything except lint and sanity in one run with one summary; two at a time, since most tests wait for servers.
 .PHONY: pytest
-pytest: .cache/models/.ready ## Run scenarios, faults, unit tests, the artifact, every ansible-core and Python
+pytest: .cache/models/.ready .cache/bin/.haproxy ## Run scenarios, faults, unit tests, the artifact, every ansible-core and Python
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report=
 
 # The URLs in the artifact derive from REPOSITORY, for example https://example.org/magi/llama.
