@@ -21,11 +21,11 @@ SOURCE = SITE / "source"
 
 # Caption and pages of each table of contents, in the reader's order.
 CONTENTS = {
-    "Use": ["profiles", "sizing", "rollouts", "exit-codes", "upgrade", "security", "troubleshooting", "faq"],
+    "Use": ["profiles", "sizing", "rollouts", "gateway", "exit-codes", "upgrade", "security", "troubleshooting", "faq"],
     "Reference": ["playbooks", "variables"],
     "How it works": ["architecture"],
 }
-ROLES = ["runtime", "registry", "servers"]
+ROLES = ["runtime", "registry", "servers", "gateway"]
 PROJECT = ["CONTRIBUTING", "SECURITY", "CHANGELOG"]
 COLLECTION = "magi.llama"
 

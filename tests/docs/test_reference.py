@@ -94,7 +94,17 @@ def test_variables_without_a_role_default_are_in_the_reference() -> None:
             known |= set(mapping.get("vars", {})) | {mapping.get("register")}
         for text in texts(document):
             used |= {node.name for node in environment.parse(text).find_all(jinja2.nodes.Name)}
-    ansible = {"groups", "hostvars", "inventory_dir", "inventory_hostname", "lookup", "omit", "role_path", "undef"}
+    ansible = {
+        "groups",
+        "hostvars",
+        "inventory_dir",
+        "inventory_hostname",
+        "item",
+        "lookup",
+        "omit",
+        "role_path",
+        "undef",
+    }
     own = {name for name in used - known - ansible if not name.startswith(("ansible_", "__playbook_failure"))}
     assert own == set(REFERENCE["variables"])
 
