@@ -88,12 +88,13 @@ binaries: .cache/bin/.ready ## Install llama-server and llama-quantize
 
 .PHONY: demo
 demo: .cache/models/.ready .cache/bin/.haproxy ## Run four servers of tiny real models and a gateway on this machine
-	@ansible-playbook -i inventories/local site.yml -e profile=development $$(test -x /usr/sbin/haproxy || echo --skip-tags gateway)
+	@ansible-playbook -i inventories/local site.yml $$(test ! -x /usr/sbin/haproxy || echo playbooks/gateway.yml) -e profile=development
 	@ansible-playbook -i inventories/local playbooks/status.yml
 
 .PHONY: demo-stop
 demo-stop: $(VENV)/.ready ## Stop the demo and remove its files; the cached setup is kept
 	@ansible-playbook -i inventories/local playbooks/teardown.yml
+	@ansible-playbook -i inventories/local playbooks/gateway.yml -e gateway_remove=true
 	@rm -rf .cache/demo
 
 .PHONY: lint

@@ -9,6 +9,7 @@ from typing import Any
 
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
+from ansible_collections.magi.llama.plugins.plugin_utils.playbooks import as_called
 from ansible_collections.magi.llama.plugins.plugin_utils.show import show
 
 # The variable in which gateway.yml keeps what gateway_members found on a host.
@@ -36,8 +37,8 @@ class ActionModule(HostAction):
         )
         answer = self.ask("gateway_state", arguments, task_vars)
         result.update(answer)
-        if answer.get("url"):
-            show(task_vars, [_line(answer)])
+        if "how" in answer:
+            show(task_vars, [_line(answer, self._task.args["name"])])
         for host, entry in found.items():
             if entry["left_out"]:
                 show(
@@ -60,6 +61,10 @@ HOW = {
 }
 
 
-def _line(answer: dict[str, Any]) -> str:
+def _line(answer: dict[str, Any], name: str) -> str:
+    if answer["how"] == "missing":
+        return as_called(f"gateway {name}: not set up yet, run gateway.yml")
     count = sum(answer["models"].values())
-    return f"gateway {answer['url']}: {HOW[answer['how']]}, {count} servers of {len(answer['models'])} models"
+    models = len(answer["models"])
+    what = f"{count} server{'s' * (count != 1)} of {models} model{'s' * (models != 1)}"
+    return f"gateway {answer['url']}: {HOW[answer['how']]}" + (f", {what}" if answer["how"] != "stop" else "")

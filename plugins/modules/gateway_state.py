@@ -133,7 +133,9 @@ EXAMPLES = r"""
 
 RETURN = r"""
 how:
-  description: V(nothing), V(maps), V(servers), V(reload) or V(start); what was done to HAProxy, or would be.
+  description:
+    - What was done to HAProxy, or would be, V(nothing), V(maps), V(servers), V(reload), V(start) or V(stop).
+    - V(missing) where there is no gateway to update.
   returned: success
   type: str
   sample: servers
@@ -165,7 +167,7 @@ def run(module: Module) -> dict:
     if given["state"] == "absent":
         return remove(given, dry_run=module.check_mode)
     if given["state"] == "updated" and not exists(given["state_dir"]):
-        return {"changed": False, "how": "nothing", "models": {}, "url": ""}
+        return {"changed": False, "how": "missing", "models": {}, "url": ""}
     return bring_to_state(given, found, warn=module.warn, dry_run=module.check_mode)
 
 

@@ -45,6 +45,9 @@ def deployed() -> Iterator[Gateway]:
             yield gateway
         finally:
             bed.run("teardown")
+            bed.run("gateway", "-e", "gateway_remove=true")
+            # Nothing of the gateway is left, and none of what the servers' teardown leaves is touched.
+            assert not state.exists()
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .._core.commands import run_command
-from .._core.files import write_atomic
+from .._core.files import make_folders, write_atomic
 from .._core.ownership import open_trusted
 from .._services.base import ServiceDriver
 from .admin_socket import AdminSocket, AdminSocketError, parse_map
@@ -221,9 +221,25 @@ def write_documents(places: Places, hosts: Mapping[str, Any], keys: Mapping[str,
     write_atomic(places.keys, json.dumps(dict(keys)).encode(), 0o600)
 
 
+def refuse_foreign(places: Places) -> None:
+    """Raise GatewayError if the state directory has files with the names of a gateway's that are not a gateway's.
+
+    The first file that a run writes is fleet.json.
+    """
+    found = [path for path in places.all() if os.path.lexists(path)]
+    if found and not os.path.exists(places.fleet):
+        raise GatewayError(
+            f"{found[0]} exists, and {places.fleet} does not: it is not a gateway's. Nothing was changed. Set "
+            "gateway_state_dir to a folder of its own."
+        )
+
+
 def prepare_folders(places: Places, user: str | None) -> int | None:
     """Create the folders of the state and of the running process; returns the gateway's group, None without root."""
-    os.makedirs(places.state_dir, mode=0o755, exist_ok=True)
+    refuse_foreign(places)
+    make_folders(places.state_dir)
+    if not os.path.exists(places.fleet):
+        write_documents(places, {}, {})
     os.makedirs(places.run, mode=0o750, exist_ok=True)
     if os.geteuid() != 0 or user is None:
         return None

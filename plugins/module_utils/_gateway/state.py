@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -37,6 +38,7 @@ from .gateway import (
     write_documents,
 )
 
+STOP_SECONDS = 30.0
 # What a run keeps of a gateway, so that one that changes only servers needs no variables of the gateway.
 GATEWAY = Document(
     "gateway",
@@ -155,6 +157,13 @@ def _write_kept(places: Places, kept: Mapping[str, Any]) -> None:
     write_atomic(places.gateway, (json.dumps(kept, indent=1, sort_keys=True) + "\n").encode(), 0o600)
 
 
+def _remove(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path, ignore_errors=True)
+    elif os.path.lexists(path):
+        os.unlink(path)
+
+
 def remove(given: Mapping[str, Any], *, dry_run: bool) -> dict[str, Any]:
     """Stop the gateway and remove its files, and nothing where there is none."""
     places = Places(given["state_dir"])
@@ -166,12 +175,16 @@ def remove(given: Mapping[str, Any], *, dry_run: bool) -> dict[str, Any]:
     if not dry_run:
         manager = find_manager(kept["service_manager"])
         driver = manager.driver(places.state_dir, given["supervisord_path"])
-        driver.stop([SERVICE], 30.0)
+        config = manager.config_path(places.state_dir, SERVICE)
+        driver.stop([SERVICE], STOP_SECONDS)
+        # They are known by names in supervisord's log, which is one of them.
+        owned = manager.owned_paths(places.state_dir, [SERVICE], [config])
         driver.forget([SERVICE])
         driver.shutdown_if_idle()
-        for path in (manager.config_path(places.state_dir, SERVICE), *places.all()):
-            if os.path.isdir(path) and not os.path.islink(path):
-                shutil.rmtree(path, ignore_errors=True)
-            elif os.path.lexists(path):
-                os.unlink(path)
+        for path in (config, *owned, *places.all()):
+            _remove(path)
+        for folder in (*reversed(manager.folders(places.state_dir)), places.state_dir):
+            # What others have put there is kept.
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
     return {**nothing, "url": url_of(_settings(kept["settings"])), "how": "stop", "changed": True}

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import re
@@ -170,9 +171,10 @@ class SystemdDriver:
         if not names:
             return
         for name in names:
-            wanted = os.path.join(UNIT_FOLDER, f"{TARGET}.wants", unit_name(name))
-            if os.path.islink(wanted):
-                os.unlink(wanted)
+            # Servers are wanted by our target, the gateway by the system's.
+            for wanted in glob.glob(os.path.join(UNIT_FOLDER, "*.wants", unit_name(name))):
+                if os.path.islink(wanted):
+                    os.unlink(wanted)
         self._checked(["systemctl", "daemon-reload"])
         self._run(["systemctl", "reset-failed", *(unit_name(name) for name in names)])
 
