@@ -86,7 +86,7 @@ def status_json(
         answer = probes.get(entry["name"])
         entry["tokens_per_second"] = answer.tokens_per_second if answer else None
         # What was seen of an earlier process says nothing about this one.
-        if found.get("pid") == entry["pid"] is not None:
+        if entry["pid"] is not None and found.get("pid") == entry["pid"]:
             entry.update({"memory": found["memory"]} if "memory" in found else {})
             entry["tokens_per_second"] = entry["tokens_per_second"] or found.get("tokens_per_second")
     return STATUS.stamp(
