@@ -60,6 +60,8 @@ def test_playbook_variables_are_those_that_it_reads(playbook: str) -> None:
     own |= {name for name in REFERENCE["playbooks"][playbook].get("required", ()) if f" {name} | " in text}
     # A variable of the play itself has the prefix of the role whose servers it takes in batches.
     own |= {"servers_serial"} if "{{ servers_serial |" in text else set()
+    # Read by a variable of the role servers.
+    own |= {"servers"} if "__servers_named" in text else set()
     # Read by a default of the role servers.
     own |= {"profile"} if "servers_profile }}" in text else set()
     assert set(REFERENCE["playbooks"][playbook]["variables"]) == own

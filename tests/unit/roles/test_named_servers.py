@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from ansible_collections.magi.llama.plugins.module_utils._deployment.state_files import state_files
 from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import write_all
 
@@ -40,6 +41,40 @@ def test_server_that_no_host_has_is_refused_before_any_is_changed(fleet: Fleet) 
     for deployed in "ab":
         assert f"No server x is deployed here; there are: {deployed}." in output
     assert "nothing to do" not in output
+
+
+@pytest.mark.parametrize("verb", ["start", "stop", "restart"])
+def test_server_that_only_a_later_batch_has_is_found(fleet: Fleet, verb: str) -> None:
+    output = fleet.run(verb, "-e", "servers=b", "-e", "servers_serial=1", "--check")
+    assert "one | not deployed here: b" in output and "two | not deployed" not in output
+    assert "not begun" not in output
+    assert f"two | {'nothing to do' if verb == 'stop' else 'b: '}" in output and "one | nothing" not in output
+
+
+def test_server_that_no_host_has_is_refused_before_the_first_batch(fleet: Fleet) -> None:
+    output = " ".join(fleet.run("stop", "-e", "servers=a,x", "-e", "servers_serial=1", code=2).split())
+    for deployed in "ab":
+        assert f"No server x is deployed here; there are: {deployed}." in output
+    assert "nothing to do" not in output
+
+
+def test_unreachable_host_of_a_later_batch_does_not_stop_the_earlier_ones(fleet: Fleet) -> None:
+    fleet.add("three", **UNREACHABLE)
+    output = fleet.run("stop", "-e", "servers=a", "-e", "servers_serial=1", code=4)
+    assert "one | nothing to do" in output and "two | not deployed here: a" in output
+
+
+def test_batches_of_other_playbooks_are_judged_at_the_last_one(fleet: Fleet) -> None:
+    """A play that uses the role alone has not looked on every host before its first batch."""
+    path = fleet.folder / "own.yml"
+    role = {"name": "magi.llama.servers", "tasks_from": "state.yml"}
+    task = {"ansible.builtin.import_role": role, "vars": {"__servers_state": "stopped"}}
+    play = {"hosts": "all", "gather_facts": False, "serial": 1, "tasks": [{"name": "Stop", **task}]}
+    path.write_text(yaml.safe_dump([play]), encoding="utf-8")
+    output = fleet.run(str(path.with_suffix("")), "-e", "servers=b")
+    assert "one | not deployed here: b" in output and "two | nothing to do" in output
+    output = " ".join(fleet.run(str(path.with_suffix("")), "-e", "servers=x", code=2).split())
+    assert "No server x is deployed here; there are: b." in output
 
 
 def test_servers_have_to_be_named_before_a_host_is_reached(fleet: Fleet) -> None:
