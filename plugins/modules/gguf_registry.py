@@ -30,7 +30,7 @@ options:
     default: [/models]
   registry_path:
     description:
-      - The registry file (JSON). Its folder is created if it is missing.
+      - The registry file (JSON). Its folder is created if it is missing. A folder is an error.
       - If the file is missing or damaged, every model file is read again, with a warning.
     type: path
     default: /var/lib/magi-llama/registry.json
@@ -408,6 +408,7 @@ from typing import TYPE_CHECKING, Any
 from ansible_collections.magi.llama.plugins.module_utils._arguments.gguf_registry import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
 from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._core.files import require_file_path
 from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import renew
 from ansible_collections.magi.llama.plugins.module_utils._core.text import bounded
 from ansible_collections.magi.llama.plugins.module_utils._models.registry_file import (
@@ -434,6 +435,7 @@ def main() -> None:
 
 def run(module: Module) -> dict[str, Any]:
     params = module.params
+    require_file_path(params["registry_path"], "registry_path")
     if params["state_dir"] and params["run_id"] and not module.check_mode:
         renew(params["state_dir"], params["run_id"])
     if params["manifest_file"]:

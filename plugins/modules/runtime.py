@@ -230,7 +230,7 @@ from functools import partial
 from ansible_collections.magi.llama.plugins.module_utils._arguments.runtime import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
 from ansible_collections.magi.llama.plugins.module_utils._core.commands import ids_of, run_command
-from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
+from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path, require_file_path
 from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import keep_renewed
 from ansible_collections.magi.llama.plugins.module_utils._runtime.install import ensure
 from ansible_collections.magi.llama.plugins.module_utils._runtime.requests import Request, secrets_in
@@ -242,6 +242,8 @@ def main() -> None:
 
 def run(module: Module) -> dict:
     given = module.params
+    if given["cache_path"]:
+        require_file_path(given["cache_path"], "runtime_cache_path")
     state_dir = plain_path(given["state_dir"]) if given["state_dir"] and not module.check_mode else None
     with keep_renewed(state_dir, given["run_id"]) as confirm:
         return _provide(module, confirm)

@@ -15,6 +15,8 @@ description:
     logs, registry file and, if O(runtime_prefix) is set, the prefix with llama-server.
   - Models, distribution packages, and unmanaged servers and files are never touched, even in the state directory.
     Folders that are not empty afterwards are kept.
+  - A file is removed from a given path only if it has the content that the collection writes there, a folder only if it
+    has the collection's mark. The result names what is kept.
 author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:
   - magi.llama.attributes
@@ -24,14 +26,14 @@ options:
     type: path
     required: true
   registry_path:
-    description: The registry file.
+    description: The registry file. A folder is an error.
     type: path
     required: true
   runtime_prefix:
     description: Prefix that M(magi.llama.runtime) installed llama-server in. If not set, it is kept.
     type: path
   runtime_cache_path:
-    description: The cache file of M(magi.llama.runtime). If not set, it is kept.
+    description: The cache file of M(magi.llama.runtime). If not set, it is kept. A folder is an error.
     type: path
   user:
     description: User that ran the servers; that user's other services are returned in RV(user_kept_for).
@@ -81,10 +83,10 @@ user_kept_for:
   elements: str
   sample: [magi-llama-staging-q4_k_m.service]
 kept:
-  description: Paths that stay because other deployments use them, with the state directories of those.
+  description: Paths that stay, each with the state directories of other deployments that use it, or why it is not ours.
   returned: success
   type: dict
-  sample: {/opt/magi-llama/runtime: [/srv/staging]}
+  sample: {/opt/magi-llama/runtime: [/srv/staging], /var/lib/magi-llama/api-keys: [is a folder]}
 removed:
   description: Paths that were removed, or would be removed in check mode.
   returned: success
@@ -96,7 +98,7 @@ removed:
 
 from ansible_collections.magi.llama.plugins.module_utils._arguments.teardown import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
-from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
+from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path, require_file_path
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import all_processes
 from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import keep_renewed
 from ansible_collections.magi.llama.plugins.module_utils._deployment.shared import kept_for_others
@@ -120,10 +122,15 @@ def run(module: Module) -> dict:
     # The expected signal by server; replaced by the actual one below.
     ended = {process.name: "SIGTERM" for process in all_processes(state_dir)}
     more = {}
-    shared = [given[key] for key in ("registry_path", "runtime_prefix", "runtime_cache_path")]
+    for name in ("registry_path", "runtime_cache_path"):
+        if given[name] is not None:
+            require_file_path(given[name], name)
+    paths = [given[key] for key in ("registry_path", "runtime_prefix", "runtime_cache_path")]
+    shared = [None if path is None else plain_path(path) for path in paths]
     kept = kept_for_others(state_dir, *shared)
-    foreign = of_others(shared)
-    removed = owned_paths(state_dir, *(None if path in kept or path in foreign else path for path in shared))
+    foreign = {path: f"belongs to {owner}" for path, owner in of_others(shared).items() if path not in kept}
+    found = owned_paths(state_dir, *(None if path in kept or path in foreign else path for path in shared))
+    removed, unmanaged = found.paths, {**foreign, **found.unmanaged}
     require_removable(removed, state_dir)
     if not module.check_mode:
         with keep_renewed(state_dir, given["run_id"]):
@@ -138,10 +145,10 @@ def run(module: Module) -> dict:
             [
                 f"{ended_text(ended) or 'no server stopped'}, {len(removed)} paths removed",
                 *(f"{path} stays, as another deployment uses it: {', '.join(users)}" for path, users in kept.items()),
-                *(f"{path} stays, as it belongs to {owner}" for path, owner in foreign.items() if path not in kept),
+                *(f"{path} stays, as it {why}" for path, why in unmanaged.items()),
             ]
         ),
-        "kept": kept,
+        "kept": {**{path: [why] for path, why in unmanaged.items()}, **kept},
         "stopped": sorted(ended),
         "removed": removed,
         **more,

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
+import stat
 import tempfile
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from .errors import MagiError
 
 # Marks leftovers of an interrupted write.
 TEMPORARY_PREFIX = ".magi-llama-"
 TEMPORARY_SUFFIX = ".tmp"
+# Of the files that we write, the registry of thousands of models is the largest: 25 MB.
+MAX_JSON_BYTES = 256 << 20
 
 
 def plain_path(path: str) -> str:
@@ -22,6 +28,41 @@ def plain_path(path: str) -> str:
     plain = os.path.normpath(path)
     # POSIX allows two leading slashes to have a meaning of their own; here they have none.
     return plain[1:] if plain.startswith("//") else plain
+
+
+def require_file_path(path: str, variable: str) -> None:
+    """Raise MagiError where the path of a file names a folder. variable names the path's setting."""
+    if os.path.isdir(path) or path.endswith("/"):
+        raise MagiError(
+            f"{variable} is the path of a file, but {path} is a folder. Nothing was changed. Set {variable} to a file, "
+            f"such as {path.rstrip('/')}/{variable.partition('_')[0]}.json."
+        )
+
+
+def read_regular(path: str, limit: int) -> bytes | None:
+    """Return the first bytes of a regular file; None if it is a link, a folder or anything else, or not readable."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return None
+        with os.fdopen(descriptor, "rb", closefd=False) as stream:
+            return stream.read(limit)
+    finally:
+        os.close(descriptor)
+
+
+def json_of(path: str) -> dict[str, Any]:
+    """Return the JSON object in a regular file; empty if there is none. No other file is read further than a byte."""
+    if read_regular(path, 1) != b"{":
+        return {}
+    try:
+        content = json.loads(read_regular(path, MAX_JSON_BYTES) or b"")
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def make_folders(folder: str) -> None:

@@ -13,6 +13,7 @@ import pwd
 import shutil
 import stat
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from .._core.errors import MagiError
 from .._core.files import leftovers
@@ -21,50 +22,80 @@ from .._core.processes import all_processes, command_of
 from .._core.run_lock import lock_path
 from .._health.observations import ObservedError, observed_path, ready_revisions
 from .._health.observations import old_path as old_observations
-from .._launch.api_keys import generated_path
+from .._launch.api_keys import generated_path, is_generated
 from .._launch.config_files import stale_files
-from .._models.registry_file import partial_path
+from .._models.registry_file import is_registry, partial_path
 from .._runtime.prefix_manifest import new_prefix, previous_prefix, read_manifest, staged_prefix
+from .._runtime.probe import is_cache
 from .._services.base import Stopped, terminate
 from .._services.table import all_managers, managed_files
 from .record import RecordError, deployment_path, read_previous_deployment, read_record
 from .version_1 import paths as old_paths
 
 OUR_FOLDER = "magi-llama"
+FOREIGN_FILE = "lacks the content that magi.llama writes there"
 
 
 class TeardownError(MagiError):
     """Something of ours that could not be removed."""
 
 
+class Owned(NamedTuple):
+    """Paths of what we made and what is there, files and whole folders; and what is not ours, each path with why."""
+
+    paths: list[str]
+    unmanaged: dict[str, str]
+
+
 def owned_paths(
     state_dir: str, registry_path: str | None, runtime_prefix: str | None, runtime_cache_path: str | None
-) -> list[str]:
-    """Paths of what we made and what is there, files and whole folders; prefixes without our manifest are not ours."""
+) -> Owned:
+    """Find what teardown removes. A file whose path is given, or which the user may have made, is ours by its content.
+
+    A folder is ours by a mark. None stands for what is kept.
+    """
     configs = stale_files(managed_files(state_dir), [])
     paths = [*configs, deployment_path(state_dir), observed_path(state_dir)]
-    # Only a generated one: any other key file belongs to the user.
+    # Any key file but a generated one belongs to the user.
     paths.append(generated_path(state_dir))
+    checks = {generated_path(state_dir): is_generated}
     paths += [*old_paths(state_dir), old_observations(state_dir)]
     names = _server_names(state_dir)
     paths += [path for manager in all_managers() for path in manager.owned_paths(state_dir, names, configs)]
-    common, folders = [], []
+    trees = [path for manager in all_managers() for path in manager.owned_trees(state_dir, names)]
+    prefixes = [] if runtime_prefix is None else _own_prefixes(runtime_prefix)
+    common = list(prefixes)
     if registry_path is not None:
         common += [registry_path, partial_path(registry_path)]
-        folders.append(os.path.dirname(registry_path))
-    if runtime_prefix is not None:
-        candidates = (runtime_prefix, previous_prefix(runtime_prefix), staged_prefix(runtime_prefix))
-        common += [path for path in candidates if read_manifest(path) and is_own_folder(path)]
-        # What a run that was killed has left unfinished.
-        unfinished = [new_prefix(runtime_prefix), *sorted(glob.glob(f"{glob.escape(runtime_prefix)}.check-*"))]
-        common += [path for path in unfinished if is_own_folder(path)]
+        checks.update(dict.fromkeys(common[-2:], is_registry))
     if runtime_cache_path is not None:
         common.append(runtime_cache_path)
-        folders.append(os.path.dirname(runtime_cache_path))
-    common += [path for folder in folders if folder != state_dir for path in leftovers(folder)]
+        checks[runtime_cache_path] = is_cache
+    folders = {os.path.dirname(path) for path in (registry_path, runtime_cache_path) if path} - {state_dir}
+    common += [path for folder in sorted(folders) for path in leftovers(folder)]
     foreign = of_others(common)
     paths += [*leftovers(state_dir), *(path for path in common if path not in foreign)]
-    return [path for path in dict.fromkeys(paths) if os.path.lexists(path)]
+    there = [path for path in dict.fromkeys(paths) if os.path.lexists(path)]
+    unmanaged = {path: FOREIGN_FILE for path in there if path in checks and not checks[path](path)}
+    unmanaged.update((path, "is a folder") for path in there if _is_folder(path) and path not in [*trees, *prefixes])
+    if runtime_prefix is not None and os.path.lexists(runtime_prefix) and runtime_prefix not in prefixes:
+        unmanaged[runtime_prefix] = "is not a folder that magi.llama has made"
+    return Owned([path for path in there if path not in unmanaged], unmanaged)
+
+
+def _own_prefixes(prefix: str) -> list[str]:
+    """Return the prefix and what a run puts next to it, as far as our manifest marks it."""
+    candidates = (prefix, previous_prefix(prefix), staged_prefix(prefix))
+    # What a run that was killed has left unfinished.
+    unfinished = [new_prefix(prefix), *sorted(glob.glob(f"{glob.escape(prefix)}.check-*"))]
+    return [
+        *(path for path in candidates if read_manifest(path) and is_own_folder(path)),
+        *(path for path in unfinished if is_own_folder(path)),
+    ]
+
+
+def _is_folder(path: str) -> bool:
+    return os.path.isdir(path) and not os.path.islink(path)
 
 
 def of_others(paths: Iterable[str | None]) -> dict[str, str]:
@@ -164,7 +195,7 @@ def remove(paths: Sequence[str], state_dir: str) -> list[str]:
     state = {deployment_path(state_dir), observed_path(state_dir), *old_paths(state_dir)}
     try:
         for path in sorted(paths, key=lambda path: path in state):
-            if os.path.isdir(path) and not os.path.islink(path):
+            if _is_folder(path):
                 shutil.rmtree(path)
             else:
                 # A socket and a PID file go with their supervisord.

@@ -25,7 +25,7 @@ from .._core.documents import (
     NewerDocumentError,
 )
 from .._core.errors import MagiError
-from .._core.files import write_atomic
+from .._core.files import json_of, write_atomic
 from .._core.ownership import open_trusted
 from .._core.text import printable
 
@@ -137,6 +137,12 @@ class Kept:
 def partial_path(path: str) -> str:
     """Return the path of an incomplete scan's file, next to the registry at path."""
     return path + ".partial"
+
+
+def is_registry(path: str) -> bool:
+    """Whether a regular file is a registry, or one of an incomplete scan, of any version."""
+    content = json_of(path)
+    return isinstance(content.get("schema_version"), int) and all(isinstance(content.get(key), list) for key in _PARTS)
 
 
 def load(path: str, resume: str | None = None) -> Kept:

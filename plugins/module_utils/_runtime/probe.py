@@ -23,7 +23,7 @@ from typing import Any
 from .._core.commands import Completed, Run, run_command
 from .._core.digests import file_digest
 from .._core.errors import MagiError
-from .._core.files import write_atomic
+from .._core.files import json_of, write_atomic
 from .._core.ownership import open_trusted, require_trusted
 from .flags import flags_to_fact
 from .help_text import Version, VersionError, parse_help, parse_version
@@ -290,6 +290,14 @@ def _read_cache(path: str | None) -> dict[str, Any]:
             if cache["schema_version"] == _CACHE_SCHEMA and all(isinstance(cache[k], dict) for k in ("files", "help")):
                 return {**cache, "read": json.dumps(cache, sort_keys=True)}
     return {"schema_version": _CACHE_SCHEMA, "files": {}, "help": {}, "read": ""}
+
+
+def is_cache(path: str) -> bool:
+    """Whether a regular file is a cache of this module, of any version."""
+    content = json_of(path)
+    return isinstance(content.get("schema_version"), int) and all(
+        isinstance(content.get(key), dict) for key in ("files", "help")
+    )
 
 
 def _write_cache(path: str | None, cache: dict[str, Any]) -> None:

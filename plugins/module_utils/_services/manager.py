@@ -113,6 +113,13 @@ class ServiceManager(ABC):
         """
         return []
 
+    def owned_trees(self, state_dir: str, names: Iterable[str]) -> list[str]:
+        """Return the folders among owned_paths that are removed with all that is in them: ours by a mark, or by place.
+
+        A folder at any other of these paths is not ours.
+        """
+        return []
+
     def folders(self, state_dir: str) -> list[str]:
         """Return the folders that it uses in the state directory; teardown removes them once they are empty."""
         return []

@@ -95,6 +95,10 @@ class Supervisor(ServiceManager):
         paths = [*own_files(state_dir), *log_files(state_dir, names)]
         return [*paths, *leftovers(self.managed(state_dir).folder)]
 
+    def owned_trees(self, state_dir: str, names: Iterable[str]) -> list[str]:
+        # The user may have made one there before, of which we use the program.
+        return own_venv(state_dir)
+
     def folders(self, state_dir: str) -> list[str]:
         folder = folder_of(state_dir)
         return [folder, os.path.join(folder, "conf.d"), os.path.join(state_dir, "log")]
@@ -167,7 +171,7 @@ def _is_unfinished(state_dir: str) -> bool:
     folder = folder_of(state_dir)
     configs = Supervisor().managed(state_dir)
     allowed = {*leftovers(folder), *leftovers(configs.folder), *stale_files([configs], [])}
-    allowed |= {path for path in [os.path.join(folder, "venv")] if VENV_MARK in current_text(f"{path}/pyvenv.cfg")}
+    allowed |= set(own_venv(state_dir))
     try:
         found = {os.path.join(folder, name) for name in os.listdir(folder)} - {configs.folder}
         if os.path.isdir(configs.folder):
@@ -175,6 +179,12 @@ def _is_unfinished(state_dir: str) -> bool:
     except OSError:
         return False
     return found <= allowed
+
+
+def own_venv(state_dir: str) -> list[str]:
+    """Return the path of the virtual environment that we made for supervisord, if there is one."""
+    path = os.path.join(folder_of(state_dir), "venv")
+    return [path] if VENV_MARK in current_text(os.path.join(path, "pyvenv.cfg")) else []
 
 
 def own_files(state_dir: str) -> list[str]:

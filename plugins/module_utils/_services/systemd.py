@@ -104,7 +104,7 @@ class Systemd(ServiceManager):
     def disabled(self, names: Sequence[str]) -> list[str]:
         """Checks systemd's own links instead of running systemctl, because every run needs this."""
         target = os.path.join(UNIT_FOLDER, "multi-user.target.wants", TARGET)
-        wants = os.path.join(UNIT_FOLDER, f"{TARGET}.wants")
+        wants = _wants()
         off = not os.path.lexists(target)
         return [name for name in names if off or not os.path.lexists(os.path.join(wants, unit_name(name)))]
 
@@ -127,16 +127,20 @@ class Systemd(ServiceManager):
         if not os.access(UNIT_FOLDER, os.W_OK):
             # All of it is root's.
             return []
-        caches = [os.path.join(CACHES, GPU_CACHE, name) for name in names]
+        caches = _gpu_caches(names)
         halves = [*leftovers(UNIT_FOLDER), *(path for path in caches if os.path.isdir(path))]
         if stale_files([Managed(UNIT_FOLDER, f"{UNIT_PREFIX}*.service", f"{STATE_MARKER}=")], configs):
             # Another state directory on this host has units, and another run may be writing one right now.
             marker = self.managed(state_dir).marker
             return [path for path in halves if path in caches or marker in current_text(path)]
         # The target is removed with the last unit.
-        links = [os.path.join(UNIT_FOLDER, f"{TARGET}.wants"), self.common_config_path(state_dir)]
+        links = [_wants(), self.common_config_path(state_dir)]
         links += [path for path in (os.path.join(UNIT_FOLDER, GPU_UNIT),) if os.path.lexists(path)]
         return [*links, os.path.join(UNIT_FOLDER, "multi-user.target.wants", TARGET), *halves]
+
+    def owned_trees(self, state_dir: str, names: Iterable[str]) -> list[str]:
+        # Only systemd writes in them, and their names are ours.
+        return [_wants(), *_gpu_caches(names)]
 
     def units_of_user(self, user: str, state_dir: str) -> list[str]:
         mine = {unit_name(name) for name in self.server_names(state_dir)}
@@ -162,6 +166,16 @@ class Systemd(ServiceManager):
         from .systemd_driver import SystemdDriver
 
         SystemdDriver().forget(names)
+
+
+def _wants() -> str:
+    """The folder of links to the servers that start at boot."""
+    return os.path.join(UNIT_FOLDER, f"{TARGET}.wants")
+
+
+def _gpu_caches(names: Iterable[str]) -> list[str]:
+    """The folders that systemd makes for what a GPU's driver keeps for servers."""
+    return [os.path.join(CACHES, GPU_CACHE, name) for name in names]
 
 
 def has_user_namespaces(limit: str = "/proc/sys/user/max_user_namespaces") -> bool:

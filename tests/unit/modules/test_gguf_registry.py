@@ -57,6 +57,15 @@ def warnings_of(result: dict[str, Any]) -> str:
     return " ".join(result["warnings"])
 
 
+@pytest.mark.parametrize("path", ["state", "missing/"])
+def test_folder_as_registry_path_is_refused(run: Runner, tmp_path: Path, path: str) -> None:
+    (tmp_path / "state").mkdir()
+    result = run(registry_path=f"{tmp_path}/{path}")
+    assert result["msg"].startswith(f"registry_path is the path of a file, but {tmp_path}/{path} is a folder. Nothing")
+    assert f"such as {tmp_path}/{path.rstrip('/')}/registry.json" in result["msg"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["models", "state"]
+
+
 def test_check_run_check_run(run: Runner, tmp_path: Path) -> None:
     path = tmp_path / "state/registry.json"
     first = run(check=True, diff=True)
