@@ -52,7 +52,7 @@ def owned_paths(
 ) -> Owned:
     """Find what teardown removes. A file whose path is given, or which the user may have made, is ours by its content.
 
-    A folder is ours by a mark. None stands for what is kept.
+    A folder is ours by a mark. What has no path here is kept.
     """
     configs = stale_files(managed_files(state_dir), [])
     paths = [*configs, deployment_path(state_dir), observed_path(state_dir)]
