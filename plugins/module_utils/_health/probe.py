@@ -28,6 +28,7 @@ Server = Mapping[str, Any]
 PROBE_TIMEOUT = 1.0
 DEEP_TIMEOUT = 30.0
 PROBES_AT_ONCE = 8
+NO_PROCESS = "its service manager names no process of it, so nothing was sent to its port"
 _TIMINGS = ("predicted_n", "predicted_ms")
 MAX_TOKENS_PER_SECOND = 1e6
 # The longest answers that are read: of /health, and of other requests. /props has the chat template.
@@ -78,6 +79,8 @@ def probe_all(
 ) -> dict[str, Probe]:
     """Probe servers in parallel: health first, then whether the planned process and model answer.
 
+    A server whose process is not known, by name in pids, is not_listening: any process may have its port, so nothing is
+    sent. It is about to start, or has ended.
     deep also requests a few tokens, with deep_timeout seconds to answer.
     """
     token_timeout = deep_timeout if deep else None
@@ -123,19 +126,23 @@ def _works(server: Server, token_timeout: float | None, timeout: float) -> Probe
 
 
 def _foreign(servers: Sequence[Server], pids: Mapping[str, int | None]) -> dict[str, Probe]:
-    """Return a wrong_identity probe for each server whose port is held by another process."""
-    ours = {int(server["port"]): pid for server in servers if (pid := pids.get(server["name"])) is not None}
+    """Return a probe for each server that gets no request: its port is held by another process, or it has none."""
+    ours = {int(server["port"]): pid for server in servers if (pid := pids.get(str(server["name"]))) is not None}
     held = listeners(ours, first=list(ours.values())) if ours else {}
     found = {}
     for server in servers:
-        listener = held.get(int(server["port"]))
+        pid, listener = pids.get(str(server["name"])), held.get(int(server["port"]))
+        if pid is None:
+            found[str(server["name"])] = Probe("not_listening", NO_PROCESS)
+            continue
         if listener is None:
             continue
-        pid = ours[listener.port]
         if listener.pid is None:
             # Only root sees which process it is, but anyone sees whose.
             uid = owner_of(pid)
-            if uid is not None and any(other not in (uid, 0) for other in listener.uids):
+            if uid is None:
+                found[str(server["name"])] = Probe("not_listening", NO_PROCESS)
+            elif any(other not in (uid, 0) for other in listener.uids):
                 detail = f"port {listener.port} is held by a process of another user (uid {listener.uids[0]})"
                 found[str(server["name"])] = Probe("wrong_identity", detail)
             continue

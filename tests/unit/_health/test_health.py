@@ -492,7 +492,7 @@ def test_deep_check_measures_the_speed_of_generation(timings, expected):
 def test_deep_check_uses_endpoint_of_kind(kind, path, answer):
     answering = Answers({**OK, path: (200, answer)})
     try:
-        found = probe_module.probe(server(port=answering.http.server_port, kind=kind), None, deep=True)
+        found = probe_module.probe(server(port=answering.http.server_port, kind=kind), os.getpid(), deep=True)
     finally:
         answering.close()
     assert (found.state, found.detail) == ("ready", None)
@@ -566,11 +566,32 @@ def test_probe_wants_request_without_key_refused(tmp_path, without_key, state):
     key.write_text("# first a comment\n\nsecret-1\nsecret-2\n")
     answering = Guarded(OK, without_key)
     try:
-        found = probe_module.probe(server(port=answering.http.server_port, api_key_file=str(key)), None)
+        found = probe_module.probe(server(port=answering.http.server_port, api_key_file=str(key)), os.getpid())
     finally:
         answering.close()
     assert found.state == state
     assert answering.headers[1:] == [("/props", "Bearer secret-1"), ("/props", None)]
+
+
+@pytest.mark.parametrize("pids", [{}, {"a": None}])
+def test_server_without_known_process_gets_no_request(tmp_path, pids):
+    key = tmp_path / "keys"
+    key.write_text("secret\n")
+    listening = Guarded(OK, 401)
+    try:
+        found = probe_module.probe_all([server(port=listening.http.server_port, api_key_file=str(key))], pids)
+    finally:
+        listening.close()
+    assert (found["a"].state, found["a"].detail) == ("not_listening", probe_module.NO_PROCESS)
+    assert listening.headers == []
+
+
+def test_ended_process_with_unseen_listener_on_its_port_gets_no_request(monkeypatch):
+    monkeypatch.setattr(probe_module, "owner_of", lambda _pid: None)
+    unseen = processes_module.Listener(8080, ("127.0.0.1",), None, None, (), (os.getuid(),))
+    monkeypatch.setattr(probe_module, "listeners", lambda *_ports, **_more: {8080: unseen})
+    monkeypatch.setattr(probe_module, "ask_health", None)
+    assert probe_module.probe(server(port=8080), 4711).state == "not_listening"
 
 
 def test_unprotected_server_fails_at_once_and_is_stopped():
@@ -592,7 +613,8 @@ def test_probes_run_in_parallel():
     servers = [server(str(number), entry.http.server_port) for number, entry in enumerate(answering)]
     servers.append(server("none", 1))
     try:
-        found = probe_module.probe_all(servers, {}, timeout=20)
+        pids = {entry["name"]: os.getpid() for entry in servers}
+        found = probe_module.probe_all(servers, pids, timeout=20)
     finally:
         for entry in answering:
             entry.close()
