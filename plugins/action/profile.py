@@ -14,7 +14,8 @@ from ansible_collections.magi.llama.plugins.module_utils._core.errors import Mag
 from ansible_collections.magi.llama.plugins.module_utils._plan.profile import nearest, validate
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
-from ansible_collections.magi.llama.plugins.plugin_utils.yaml_files import load_yaml
+from ansible_collections.magi.llama.plugins.plugin_utils.show import show
+from ansible_collections.magi.llama.plugins.plugin_utils.yaml_files import load_yaml, misread_numbers
 
 # A key that each file has which the collection writes on the controller, and no profile.
 OURS = frozenset(["schema_version"])
@@ -39,6 +40,8 @@ class ActionModule(HostAction):
                 f"{source} is not a profile: the collection has written it itself, as a manifest or a result. Move it "
                 "away, and look who has set registry_manifest_dest or output_file to this path."
             )
+        # Before it is validated: the warning explains a value that is refused.
+        show(task_vars or {}, [f"      warning  {text}" for text in misread_numbers(self._loader, str(source))])
         # The user's own vars file: like any vars file it may use templates.
         content = load_yaml(self._loader, str(source), what, trusted_as_template=True)
         try:

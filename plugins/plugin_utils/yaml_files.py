@@ -9,11 +9,20 @@ Ansible shows the place on the screen only; msg is all that a document or a call
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from typing import Any
 
+import yaml
 from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.parsing.dataloader import DataLoader
 from ansible_collections.magi.llama.plugins.plugin_utils.playbooks import as_called
+
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# Numbers of YAML 1.1 that are not those of their digits: 010 is 8, and 1:30 is 90.
+OCTAL = re.compile(r"[-+]?0[0-7_]+")
+BASE_60 = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
+NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 def load_yaml(loader: DataLoader, path: str, what: str, **options: Any) -> Any:
@@ -24,6 +33,43 @@ def load_yaml(loader: DataLoader, path: str, what: str, **options: Any) -> Any:
         mark = getattr(error.__cause__, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise AnsibleActionFail(f"{what} ({path}{line}): {error}") from error
+
+
+def misread_numbers(loader: DataLoader, path: str) -> list[str]:
+    """Return a warning for each plain number of a file that YAML does not read in decimal. The file is valid YAML."""
+    # The parser in C refuses Ansible's own kind of text.
+    text = loader.get_text_file_contents(path).encode()
+    found = {}
+    for key, node in _plain_numbers(yaml.compose(text, Loader=LOADER)):
+        value = yaml.constructor.SafeConstructor().construct_object(node)
+        base = "an octal number" if OCTAL.fullmatch(node.value) else "a number to base 60"
+        if base == "a number to base 60" or value != int(node.value.replace("_", "")):
+            found[node.start_mark.index] = (
+                f"{path}, line {node.start_mark.line + 1}: {key} is {node.value}, which YAML reads as {base}: {value}. "
+                "Quote it or write it in decimal."
+            )
+    return [found[index] for index in sorted(found)]
+
+
+def _plain_numbers(root: yaml.Node | None) -> Iterator[tuple[str, yaml.ScalarNode]]:
+    """Each unquoted number that may be misread, with where it is: parameters.ctx_size, enabled_models[0].port."""
+    # An alias is the same node again.
+    seen: set[int] = set()
+    todo: list[tuple[str, Any]] = [("the file", root)]
+    while todo:
+        key, node = todo.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        prefix, inner = "" if node is root else key, []
+        if isinstance(node, yaml.MappingNode):
+            for name, value in node.value:
+                inner += [(f"the key {name.value}", name), (f"{prefix}.{name.value}".lstrip("."), value)]
+        elif isinstance(node, yaml.SequenceNode):
+            inner = [(f"{prefix}[{index}]", value) for index, value in enumerate(node.value)]
+        elif isinstance(node, yaml.ScalarNode) and node.tag in NUMBERS and not node.style:
+            yield from [(key, node)] if OCTAL.fullmatch(node.value) or BASE_60.fullmatch(node.value) else []
+        todo += reversed(inner)
 
 
 def load_manifest(path: str, loader: DataLoader | None = None) -> dict[str, Any]:

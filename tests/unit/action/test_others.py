@@ -201,6 +201,34 @@ def test_profile_with_a_syntax_error_names_file_and_line(run_action, tmp_path: P
     assert refused.value.message.startswith(f'profile "p" ({tmp_path}/p.yml, line 3): YAML parsing failed')
 
 
+MISREAD = """\
+description: "010 and 1:30 in quotes"
+enabled_models:
+  - {model: a, port: 1:30, instances: 010}
+  - {model: '012', port: 8080, parameters: &more {ctx_size: 010000, tensor_split: [3:1, 07, "3:1", 0x10]}}
+  - {model: b, parameters: *more}
+parameters: {seed: -0_17, temp: 1:30.5, ctx_size: 0}
+"""
+
+
+def test_numbers_that_yaml_does_not_read_in_decimal_are_warned_of(run_action: Any, tmp_path: Path) -> None:
+    source = tmp_path / "p.yml"
+    source.write_text(MISREAD, encoding="utf-8")
+    run = run_action("profile", {"name": "p", "search_paths": [str(tmp_path)]})
+    advice = "Quote it or write it in decimal."
+    assert run.lines == [
+        f"      warning  {source}, line {line}: {key} is {text}, which YAML reads as {base}: {value}. {advice}"
+        for line, key, text, base, value in (
+            (3, "enabled_models[0].port", "1:30", "a number to base 60", 90),
+            (3, "enabled_models[0].instances", "010", "an octal number", 8),
+            (4, "enabled_models[1].parameters.ctx_size", "010000", "an octal number", 4096),
+            (4, "enabled_models[1].parameters.tensor_split[0]", "3:1", "a number to base 60", 181),
+            (6, "parameters.seed", "-0_17", "an octal number", -15),
+            (6, "parameters.temp", "1:30.5", "a number to base 60", 90.5),
+        )
+    ]
+
+
 # --- rollback ---------------------------------------------------------------------------------------------------------
 
 
