@@ -101,6 +101,7 @@ from ansible_collections.magi.llama.plugins.module_utils._core.basic import Modu
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path, require_file_path
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import all_processes
 from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import keep_renewed
+from ansible_collections.magi.llama.plugins.module_utils._core.text import printable
 from ansible_collections.magi.llama.plugins.module_utils._deployment.shared import kept_for_others
 from ansible_collections.magi.llama.plugins.module_utils._deployment.teardown import (
     of_others,
@@ -137,6 +138,10 @@ def run(module: Module) -> dict:
             signals, removed = take_down(state_dir, removed, given["stop_timeout"])
         ended.update(signals)
         more["ended"] = ended
+    # Names of files and state directories may have any character.
+    removed = list(map(printable, removed))
+    kept = {printable(path): list(map(printable, users)) for path, users in kept.items()}
+    unmanaged = {printable(path): why for path, why in unmanaged.items()}
     if given["user"] is not None:
         more["user_kept_for"] = users_of(given["user"], state_dir)
     return {

@@ -59,6 +59,15 @@ def require_trusted(path: str, owner: str | None = None) -> None:
             )
 
 
+def is_trusted(path: str) -> bool:
+    """Whether root may trust an absolute path; without root every one."""
+    try:
+        require_trusted(path)
+    except OwnershipError:
+        return False
+    return path.startswith("/")
+
+
 def _uid(name: str | None) -> list[int]:
     import pwd
 

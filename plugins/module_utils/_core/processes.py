@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .documents import NAME
+from .ownership import is_trusted
 from .text import visible_line
 
 STATE_MARKER = "MAGI_LLAMA_STATE"
@@ -259,15 +260,22 @@ def _marked(state_dir: str, proc: str, pids: Iterable[int] | None) -> list[Proce
 
 
 def programs_by_state(proc: str = "/proc") -> dict[str, set[str]]:
-    """Return the programs of all running servers on this host, by the state directory that they belong to."""
+    """Return the programs of all running servers on this host, by the state directory that they belong to.
+
+    Any user can set the variables. A state directory that root must not trust is left out; a program counts only if
+    root, this user, or a user whom the state directory names runs it.
+    """
     found: dict[str, set[str]] = {}
     own = _pid_namespace("self", proc)
     for pid in _pids(proc):
         environment = _nul_separated(_read(f"{proc}/{pid}/environ"))
-        states = [entry.partition("=")[2] for entry in environment if entry.startswith(f"{STATE_MARKER}=")]
+        state = next((text.partition("=")[2] for text in environment if text.startswith(f"{STATE_MARKER}=")), None)
         argv = _nul_separated(_read(f"{proc}/{pid}/cmdline"))
-        if states and argv and _pid_namespace(str(pid), proc) == own:
-            found.setdefault(states[0], set()).add(_without_loader(argv)[0])
+        # What is in an untrusted folder is not even opened: it may be a pipe.
+        if state and argv and _pid_namespace(str(pid), proc) == own and is_trusted(state):
+            programs = found.setdefault(state, set())
+            if owner_of(pid, proc) in (servers_uids(state) or {0, os.geteuid()}):
+                programs.add(_without_loader(argv)[0])
     return found
 
 

@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .._core.ownership import OwnershipError
+from .._core.ownership import OwnershipError, is_trusted
 from .._core.processes import programs_by_state
 from .._runtime.prefix_manifest import note_in_manifest, read_manifest
 from .._services.table import all_managers
@@ -41,7 +41,9 @@ def kept_for_others(
 ) -> dict[str, list[str]]:
     """Return what this deployment must leave to others: each path with the state directories of those that use it."""
     running = programs_by_state(proc)
-    states = {*running, *(_noted(prefix) if prefix else ())}
+    # A folder that another user could have made since is not a deployment that would be in the way.
+    states = {*running, *(state for state in (_noted(prefix) if prefix else ()) if is_trusted(state))}
+    # What root has written into units counts also where its state directory is not read.
     states.update(*(manager.states() for manager in all_managers()))
     states.discard(state_dir)
     users = sorted(state for state in states if running.get(state) or _has_state(state))

@@ -240,6 +240,23 @@ def test_processes_are_ours_by_mark_user_and_name(fake, deployed):
     assert r"its name \x1b[2Jd is not one of a server" in reported[1]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="without root all folders are trusted")
+def test_programs_count_by_user_and_trusted_state_directory(fake, deployed, tmp_path_factory):
+    untrusted, bare = tmp_path_factory.mktemp("untrusted"), tmp_path_factory.mktemp("bare")
+    # Reading it would not end.
+    os.mkfifo(untrusted / "deployment.json")
+    os.chown(untrusted, 4711, -1)
+    daemon = pwd.getpwnam("daemon").pw_uid
+    states = [(deployed, 0), (deployed, daemon), (deployed, 4711), (bare, 0), (bare, daemon), (untrusted, 0)]
+    for pid, (state, uid) in enumerate([*states, ("/own\udcff\x1b[31m", 4711), ("own", 0), ("", 0)], 10):
+        fake.add(pid, [f"/bin/{pid}"], [f"MAGI_LLAMA_STATE={state}"], uid=uid)
+    assert processes.programs_by_state(str(fake.root)) == {
+        deployed: {"/bin/10", "/bin/11"},
+        str(bare): {"/bin/13"},
+        "/own\udcff\x1b[31m": set(),
+    }
+
+
 def test_another_users_process_does_not_replace_a_server(fake, deployed):
     """It is older, but not ours."""
     env = [f"MAGI_LLAMA_STATE={deployed}", "MAGI_LLAMA_SERVER=a"]

@@ -346,6 +346,50 @@ def test_running_server_of_another_deployment_is_found(host):
     assert kept == {prefix: ["/srv/other"]}
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a process of another user")
+@pytest.mark.parametrize("state", [b"/own\xff\x1b[31m", b"other", b"untrusted"])
+def test_process_of_any_user_does_not_hold_up_teardown(host, state):
+    prefix, folder = host.root / "opt/runtime", os.path.join(bytes(host.root), state)
+    host.write("opt/runtime/manifest.json", text=json.dumps(MARK))
+    (host.root / "other").mkdir()
+    deployed(host.root / "untrusted", prefix / "bin/llama-server")
+    os.chown(host.root / "untrusted", 65534, -1)
+    asked = (str(host.state), "/x/registry.json", str(prefix), "/x/cache.json")
+    argv, env = [str(prefix / "bin/llama-server"), "60"], {b"MAGI_LLAMA_STATE": folder}
+    with subprocess.Popen(argv, executable="/bin/sleep", env=env, user=65534) as process:
+        try:
+            # The kernel shows the new environment a moment after the program has started.
+            deadline = time.monotonic() + 10
+            while folder not in Path(f"/proc/{process.pid}/environ").read_bytes():
+                assert time.monotonic() < deadline
+            assert shared.kept_for_others(*asked) == {}
+        finally:
+            process.kill()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")
+def test_state_directory_of_another_user_counts_if_root_has_a_unit_of_it(host):
+    prefix = host.root / "opt/runtime"
+    host.write("opt/runtime/manifest.json", text=json.dumps({**MARK, "used_by": [str(host.root / "other")]}))
+    deployed(host.root / "other", prefix / "bin/llama-server")
+    os.chown(host.root / "other", 65534, -1)
+    assert shared.kept_for_others(str(host.state), "/x/registry.json", str(prefix), None) == {}
+    host.unit("b", host.root / "other")
+    assert list(shared.kept_for_others(str(host.state), "/x/registry.json", str(prefix), None)) == [str(prefix)]
+
+
+def test_module_shows_names_without_control_characters(host, run, monkeypatch):
+    path = f"{host.root}/registry\x1b[31m.json"
+    Path(path).write_text(REGISTRY)
+    monkeypatch.setattr(module, "kept_for_others", lambda *_given: {path: ["/own\udcff\x1b[31m"]})
+    shown = f"{host.root}/registry\\x1b[31m.json"
+    result = run(state_dir=str(host.state), registry_path=path)
+    assert result["kept"] == {shown: [r"/own\xff\x1b[31m"]}
+    assert f"{shown} stays, as another deployment uses it: " in result["msg"]
+    monkeypatch.setattr(module, "kept_for_others", lambda *_given: {})
+    assert run(state_dir=str(host.state), registry_path=path)["removed"][0] == shown
+
+
 def test_removal_that_this_user_cannot_finish_touches_nothing(host, monkeypatch):
     host.record("a")
     host.write("opt/runtime/manifest.json", text=json.dumps(MARK))
