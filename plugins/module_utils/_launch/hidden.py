@@ -28,6 +28,8 @@ CLOSED = ("/etc/llama.cpp",)
 # The two parts of the sandbox that a unit goes without where a path cannot be shown in it.
 HOME, TMP = "homes", "temporary folders"
 MAX_SHOWN = 5
+# systemd does not start a program with one of these in its path.
+_UNSTARTABLE = re.compile(r"[\"'\\$\x00-\x1f\x7f\udc80-\udcff]")
 # Two paths in a unit's setting are divided by a colon, and quotes in them are not read alike by all versions.
 _AWKWARD = re.compile(r"[:\"'\\\x00-\x1f\x7f\udc80-\udcff]")
 _SHARD = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf")
@@ -36,7 +38,10 @@ _SCALE = re.compile(r":[0-9.]+$")
 
 @dataclass
 class _Shown:
-    """What is shown: the source of each path, those that are writable, the parts left out, all folders passed."""
+    """What is shown: the source of each path, those that are writable, the parts left out, all folders passed.
+
+    program is what a link leads to that is not shown.
+    """
 
     hidden: Mapping[str, Sequence[str]]
     sources: dict[str, str] = field(default_factory=dict)
@@ -44,6 +49,7 @@ class _Shown:
     opens: set[str] = field(default_factory=set)
     folders: set[str] = field(default_factory=set)
     closed: set[str] = field(default_factory=set)
+    program: str | None = None
 
     def part(self, path: str) -> str | None:
         """The part of the sandbox that hides a path."""
@@ -71,10 +77,10 @@ class _Shown:
         if entered:
             self.bind(entered, writable)
 
-    def add_program(self, path: str, whole_prefix: bool = False) -> None:
+    def add_program(self, path: str, is_library: bool = False) -> None:
         """Show the folders on the way to a program or a library: it finds its other files by its own path.
 
-        whole_prefix shows the folder above a folder bin too.
+        A program in a folder bin is shown with the folder above that one.
         """
         passed = stages(path)
         self._note(passed)
@@ -84,14 +90,20 @@ class _Shown:
             folder = os.path.dirname(stage)
             above = os.path.dirname(folder)
             if not self._is_wide(folder):
-                prefix = whole_prefix and os.path.basename(folder) == "bin" and not self._is_wide(above)
+                prefix = not is_library and os.path.basename(folder) == "bin" and not self._is_wide(above)
                 self.bind(above if prefix else folder)
             elif stage == passed[-1]:
                 # Of a user's own folder, only the program and the libraries next to it.
                 for file in [stage, *sorted(glob.glob(f"{glob.escape(folder)}/lib*.so*"))]:
                     self.bind(file)
+            elif is_library:
+                self.bind(stage)
+            elif _UNSTARTABLE.search(passed[-1]):
+                self.opens.update(part for part in [self.part(stage)] if part)
             else:
-                self.bind(folder)
+                # A link in a user's own folder. A unit can show a file at its path, but no link: the program would look
+                # for its libraries there.
+                self.program = passed[-1]
 
     def _is_wide(self, folder: str) -> bool:
         """Whether a folder has much more than a program."""
@@ -107,18 +119,18 @@ def shown_files(argv: Sequence[str], loaded: Sequence[str]) -> dict[str, Any]:
     """Return what a unit's sandbox must show to a server with this command line; loaded are its libraries' paths.
 
     "shows" are paths with their source, and whether the server writes there. "opens" names parts of the sandbox that
-    the unit has to go without. "folders" are all folders on the way, "closed" the paths that no unit can show. What is
-    empty is left out.
+    the unit has to go without. "folders" are all folders on the way, "closed" the paths that no unit can show.
+    "program" is what to start where the program is a link that is not shown. What is empty is left out.
     """
     shown = _Shown({part: _with_real(folders) for part, folders in ((HOME, HOMES), (TMP, TEMPORARY))})
     writes = set(flag_values(argv, WRITE_FLAGS))
     for word in argv[1:]:
         for path in _paths_of(word, word in writes):
             shown.add_file(path, word in writes)
-    shown.add_program(argv[0], whole_prefix=True)
+    shown.add_program(argv[0])
     for path in loaded:
         if any(shown.part(stage) for stage in stages(path)):
-            shown.add_program(path)
+            shown.add_program(path, is_library=True)
     found: dict[str, Any] = {
         "shows": [
             {"path": path, "source": source, "writable": path in shown.writable}
@@ -128,6 +140,7 @@ def shown_files(argv: Sequence[str], loaded: Sequence[str]) -> dict[str, Any]:
         "opens": sorted(shown.opens),
         "folders": sorted(folder for folder in shown.folders if not is_below(folder, ("/usr",)) and folder != "/"),
         "closed": sorted(shown.closed),
+        "program": shown.program,
     }
     return {key: value for key, value in found.items() if value}
 
@@ -179,7 +192,8 @@ def sandbox_warnings(servers: Iterable[Mapping[str, Any]]) -> list[str]:
         if sandbox.get("opens"):
             warnings.append(
                 f"{server['name']}: its unit does not hide the host's {' and '.join(sandbox['opens'])}, because a file "
-                "of it is directly in one or has a colon, quote or backslash in its path. Move or rename the file."
+                "of it is directly in one or has a colon, quote, backslash or dollar sign in its path. Move or rename "
+                "the file."
             )
     return warnings
 

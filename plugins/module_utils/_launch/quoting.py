@@ -24,18 +24,22 @@ class QuoteError(MagiError):
     """Raised for text that the service manager's file format cannot represent."""
 
 
-def systemd_argv(argv: Sequence[str]) -> str:
-    """Return a command line for ExecStart=, one flag per line."""
+def systemd_argv(argv: Sequence[str], program: str | None = None) -> str:
+    """Return a command line for ExecStart=, one flag per line.
+
+    program is the file to start, by default the first word, which its process has as a name in any case.
+    """
     if not argv:
         raise QuoteError("A server without a command line cannot be written as a systemd unit.")
-    program = argv[0]
+    named, program = argv[0], program or argv[0]
     # systemd reads the program's path literally and rejects these characters in it.
     if not program.startswith("/") or re.search(r"[\x00-\x1f\x7f\"'\\$]", program):
         raise QuoteError(
             f"The path of llama-server, {program!r}, cannot be written to a systemd unit: it must be absolute and "
             "without quotes, backslashes, dollar signs and control characters. Link the program to a simpler path."
         )
-    words = [_systemd_word(program), *(_systemd_word(word.replace("$", "$$"), word) for word in argv[1:])]
+    first = [program] if program == named else [f"@{program}", named.replace("$", "$$")]
+    words = [*map(_systemd_word, first), *(_systemd_word(word.replace("$", "$$"), word) for word in argv[1:])]
     return _one_flag_a_line(words, " \\\n    ")
 
 

@@ -19,6 +19,7 @@ _SANDBOX = Fields(
         "opens": [str],
         "folders": [ABSOLUTE_PATH],
         "closed": [ABSOLUTE_PATH],
+        "program": ABSOLUTE_PATH,
     },
 )
 # A server to be stopped may be known by its process only. What is launched is checked again where it is recorded.

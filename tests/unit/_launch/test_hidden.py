@@ -136,6 +136,41 @@ def test_program_directly_in_home_does_not_show_the_whole_home(root: Path) -> No
     assert set(shows(root, found(root, program=program))) == {"home/me/llama-server", "home/me/libllama.so"}
 
 
+def test_link_directly_in_home_starts_its_target_without_the_rest_of_the_home(root: Path) -> None:
+    program = made(root / "home/me/llama.cpp/build/bin/llama-server")
+    link = linked(root / "home/me/llama-server", program)
+    made(root / "home/me/secret")
+    for path in (link, linked(root / "usr/local/bin/server", link)):
+        sandbox = found(root, program=path)
+        assert shows(root, sandbox) == {"home/me/llama.cpp/build": "home/me/llama.cpp/build"}
+        assert sandbox["program"] == str(program)
+        assert "opens" not in sandbox
+
+
+def test_home_that_is_a_link_is_not_shown_for_a_program(root: Path) -> None:
+    program = made(root / "data/you/llama-server")
+    linked(root / "home/you", root / "data/you")
+    sandbox = found(root, program=root / "home/you/llama-server")
+    assert "shows" not in sandbox
+    assert sandbox["program"] == str(program)
+
+
+def test_library_linked_directly_in_home_is_shown_alone(root: Path) -> None:
+    made(root / "home/me/cuda/lib/libcudart.so.12.1")
+    library = linked(root / "home/me/libcudart.so.12", "cuda/lib/libcudart.so.12.1")
+    assert shows(root, found(root, loaded=(library,))) == {
+        "home/me/libcudart.so.12": "home/me/cuda/lib/libcudart.so.12.1",
+        "home/me/cuda/lib": "home/me/cuda/lib",
+    }
+
+
+def test_link_to_a_program_that_systemd_does_not_start_opens_homes_with_a_warning(root: Path) -> None:
+    link = linked(root / "home/me/llama-server", made(root / "home/me/a$b/llama-server"))
+    sandbox = found(root, program=link)
+    assert (sandbox["opens"], sandbox.get("program")) == (["homes"], None)
+    assert "dollar sign" in hidden.sandbox_warnings([{"name": "m", "sandbox": sandbox}])[0]
+
+
 def test_what_cannot_be_shown_opens_its_part_and_is_warned_of(root: Path) -> None:
     awkward = made(root / "home/me/a:b.gguf")
     closed = made(root / "etc/llama.cpp/chat.jinja")

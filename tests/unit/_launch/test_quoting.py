@@ -184,10 +184,21 @@ def test_supervisor_round_trip_of_environment(value, tmp_path):
     assert supervisor_reads(tmp_path, ["/p"], env)[1] == env
 
 
-def test_systemd_analyze_accepts_rendered_unit(tmp_path):
+def test_started_program_may_differ_from_its_name():
+    argv = ["/home/me/my server", "--port", "1"]
+    assert quoting.systemd_argv(argv, program=argv[0]) == quoting.systemd_argv(argv)
+    assert quoting.systemd_argv(argv, program="/home/me/50%/bin/x") == (
+        '@/home/me/50%%/bin/x "/home/me/my server" \\\n    --port 1'
+    )
+    with pytest.raises(quoting.QuoteError, match=r"The path of llama-server, '/home/me/a\$b'"):
+        quoting.systemd_argv(argv, program="/home/me/a$b")
+
+
+@pytest.mark.parametrize("named", [["/bin/true"], ["/home/me/no such file"]])
+def test_systemd_analyze_accepts_rendered_unit(tmp_path, named):
     """systemd-analyze reads the unit and reports words that it cannot parse."""
     unit = tmp_path / "nasty.service"
-    command = quoting.systemd_argv(["/bin/true", *NASTY])
+    command = quoting.systemd_argv([*named, *NASTY], program="/bin/true")
     unit.write_text(
         textwrap.dedent("[Service]\nType=exec\nExecStart={}\n{}\n").format(
             command, quoting.systemd_environment({"A": "x\ny %i $HOME \"q\" 'q'"})
