@@ -14,6 +14,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.lookup.inventory_hostnames import LookupModule
 from ansible.utils.vars import load_extra_vars
 from ansible_collections.magi.llama.plugins.module_utils._arguments.playbook_begin import ARGUMENTS
+from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import model_hosts
 from ansible_collections.magi.llama.plugins.module_utils._plan.profile import nearest
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
 from ansible_collections.magi.llama.plugins.plugin_utils.extra_vars import errors, load_spec, words
@@ -80,11 +81,12 @@ class ActionModule(HostAction):
         canary, target = decided("rollout_canary", hosts), decided("target", hosts)
         if canary is None:
             return []
-        names = list(hosts)
-        if target is not None:
+        if target is None:
+            of_target = set(model_hosts(task_vars["groups"]))
+        else:
             lookup = LookupModule(loader=self._loader, templar=self._templar)
             of_target = set(lookup.run(target if isinstance(target, list) else [target], variables=task_vars))
-            names = [name for name in names if name in of_target]
+        names = [name for name in hosts if name in of_target]
         if canary in names:
             return []
         return [f'rollout_canary is "{canary}", which is not a host of this run: {nearest(str(canary), names)}']

@@ -37,6 +37,7 @@ class Begin:
         hosts = {name: {**own, **given} for name, own in (hosts or {"h": {}}).items()}
         names = play or list(hosts)
         groups = {"all": list(hosts), "gpu": [name for name in hosts if name.startswith("g")]}
+        groups["gateways"] = [name for name in hosts if name.startswith("w")]
         more = {"hostvars": hosts, "ansible_play_hosts_all": names, "groups": groups}
         result: dict[str, Any] = self._run_action("playbook_begin", {"playbook": playbook}, **more).result
         return result
@@ -140,12 +141,13 @@ def test_servers_are_named(begin: Begin, playbook: str, servers: str | None) -> 
         ("g2", "gpu", None),
         ("g3", None, 'rollout_canary is "g3", which is not a host of this run: valid are: c1, g1, g2'),
         ("nothing", None, "valid are: c1, g1, g2"),
-        # The play has it, as Ansible adds it to the hosts of the target.
+        # The play has these two, as Ansible adds the canary to the hosts of the target.
+        ("w1", None, 'rollout_canary is "w1", which is not a host of this run: valid are: c1, g1, g2'),
         ("c1", "gpu", 'rollout_canary is "c1", which is not a host of this run'),
     ],
 )
 def test_canary_is_a_host_of_the_run(begin: Begin, canary: str, target: str | None, says: str | None) -> None:
-    hosts: dict[str, dict[str, Any]] = {"g1": {}, "g2": {}, "c1": {}}
+    hosts: dict[str, dict[str, Any]] = {"g1": {}, "g2": {}, "c1": {}, "w1": {}}
     extra = [f"rollout_canary={canary}", *([f"target={target}"] if target else [])]
     if says is None:
         begin("rollout", *extra, hosts=hosts)

@@ -1,0 +1,39 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which hosts of an inventory the playbooks run on."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from support.runs import BIN, ROOT, execute
+
+PLAYBOOKS = sorted({path.stem for path in (ROOT / "playbooks").glob("*.yml")} - {"gateway"})
+
+
+def plays(folder: Path, playbook: str, *arguments: str) -> list[list[str]]:
+    """The hosts of each play in an inventory in which w is nothing but a gateway, and b is one too."""
+    inventory = folder / "hosts.yml"
+    groups = {"gateways": {"hosts": {"w": {}, "b": {}}}, "gpu": {"hosts": {"a": {}, "b": {}}}}
+    inventory.write_text(json.dumps({"all": {"children": groups}}), encoding="utf-8")
+    book = ROOT / f"playbooks/{playbook}.yml"
+    command = [BIN / "ansible-playbook", "-i", inventory, book, "--list-hosts", *arguments]
+    done = execute(command, folder, ANSIBLE_COLLECTIONS_PATH=str(ROOT / "collections"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [block.split() for block in re.findall(r"hosts \(\d+\):\n((?: +\S+\n)*)", done.stdout + "\n")]
+
+
+@pytest.mark.parametrize("playbook", PLAYBOOKS)
+def test_host_that_is_only_a_gateway_gets_no_servers(tmp_path: Path, playbook: str) -> None:
+    found = plays(tmp_path, playbook)
+    assert found and all(sorted(hosts) == ["a", "b"] for hosts in found)
+
+
+def test_target_and_canary_of_a_rollout_are_its_hosts(tmp_path: Path) -> None:
+    assert [sorted(hosts) for hosts in plays(tmp_path, "rollout", "-e", "target=b")] == [["b"]] * 3
+    arguments = json.dumps({"target": ["w", "b"], "rollout_canary": "b"})
+    assert [sorted(hosts) for hosts in plays(tmp_path, "rollout", "-e", arguments)] == [["b", "w"]] * 3
