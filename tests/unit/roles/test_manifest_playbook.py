@@ -88,6 +88,17 @@ def test_manifest_of_fleet_keeps_entries_of_other_hosts(fleet: Fleet) -> None:
     assert list(fleet.listed()) == ["both.gguf", "one.gguf"]
 
 
+def test_manifest_of_all_hosts_with_models_drops_deleted_files(fleet: Fleet) -> None:
+    """A host that is only a gateway is not scanned, and is not missing."""
+    inventory = json.loads(fleet.inventory.read_text())
+    inventory["all"]["children"] = {"gateways": {"hosts": {"gate": {}}}}
+    fleet.inventory.write_text(json.dumps(inventory), encoding="utf-8")
+    fleet.run("manifest")
+    (fleet.folder / "two/two.gguf").unlink()
+    fleet.run("manifest")
+    assert list(fleet.listed()) == ["both.gguf", "one.gguf"]
+
+
 def test_scan_with_changed_file_fails(fleet: Fleet) -> None:
     fleet.run("manifest")
     assert "warning" not in fleet.run("scan", "--limit", "one").replace("warning two.gguf is in the manifest", "")
