@@ -5,12 +5,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
 from ansible_collections.magi.llama.plugins.module_utils._core.documents import NAME
+from ansible_collections.magi.llama.plugins.module_utils._models.names import slug
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
+from ansible_collections.magi.llama.plugins.plugin_utils.inventory_places import (
+    MANIFEST,
+    existing_manifest,
+    next_to_inventory,
+)
+from ansible_collections.magi.llama.plugins.plugin_utils.yaml_files import load_manifest
 
 
 class ActionModule(HostAction):
@@ -33,8 +41,23 @@ class ActionModule(HostAction):
             hosts = [task_vars["hostvars"][host] for host in task_vars.get("ansible_play_hosts_all", [])]
             elsewhere = {name for host_vars in hosts for name in _ids(host_vars)}
             arguments = fill_in(arguments, known_elsewhere=sorted(missing & elsewhere))
+            # Hosts of earlier runs are not in this one, and the manifest has their files.
+            listed = self._in_manifest(task_vars) if missing - elsewhere else set()
+            if listed & missing - elsewhere:
+                arguments = fill_in(arguments, known_from_manifest=sorted(listed & missing - elsewhere))
         result.update(self.ask("server_plan", arguments, task_vars))
         return result
+
+    def _in_manifest(self, task_vars: dict[str, Any]) -> set[str]:
+        """Ids of the models that the manifest lists: the role registry's, else the one next to the inventory."""
+        path = self._templar.template(task_vars.get("registry_manifest_file"))
+        if path is None:
+            folder = task_vars.get("inventory_dir")
+            path = existing_manifest(next_to_inventory(MANIFEST, folder=folder)) if folder else ""
+        path = os.path.join(task_vars.get("inventory_dir") or "", path) if path else ""
+        # One that is damaged is refused by the scan, which checks files against it.
+        files = load_manifest(path, self._loader).get("files") if os.path.isfile(path) else None
+        return {slug(str(name)) for name in files} if isinstance(files, Mapping) else set()
 
 
 def _ids(host_vars: Any) -> set[str]:

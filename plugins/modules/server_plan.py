@@ -286,7 +286,8 @@ def run(module: Module) -> dict:
     running = processes(given["state_dir"])
     gpus, warnings = _gpus(module, running, record)
     host = _host(given, settings, record, running, gpus)
-    plan = make_plan(registry, given["profile"], given["runtime"], settings, host, given["known_elsewhere"])
+    known = given["known_elsewhere"], given["known_from_manifest"]
+    plan = make_plan(registry, given["profile"], given["runtime"], settings, host, *known)
     user = given["restart_triggers"].get("user")
     ids = ids_of(user, given["restart_triggers"].get("user_groups") or [])
     if user:

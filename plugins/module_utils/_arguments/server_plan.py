@@ -35,6 +35,9 @@ ARGUMENTS = Arguments(
         "restart_triggers": {"type": "dict", "default": {}},
         "stray_variables": {"type": "list", "elements": "str", "default": []},
     },
-    # Ids of models that other hosts of the run have.
-    filled_in={"known_elsewhere": {"type": "list", "elements": "str", "default": []}},
+    # Ids of models that other hosts of the run have, and of those that only the manifest has.
+    filled_in={
+        "known_elsewhere": {"type": "list", "elements": "str", "default": []},
+        "known_from_manifest": {"type": "list", "elements": "str", "default": []},
+    },
 )

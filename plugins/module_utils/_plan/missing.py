@@ -66,11 +66,13 @@ def missing_models(
     profile: Mapping[str, Any],
     host: Host,
     known_elsewhere: Sequence[str],
+    known_from_manifest: Sequence[str] = (),
 ) -> list[str]:
     """Return warnings for named models that this host lacks and that have no running server.
 
     A name that differs in a letter or two from that of a model on this host is a typing error, unless another host has
-    such a model, a broken file has its name, it was deployed here before, or it is that model in another quantization.
+    such a model, the manifest has it, a broken file has its name, it was deployed here before, or it is that model in
+    another quantization.
     """
     warnings: list[str] = []
     where = f'profile "{profile["name"]}" ({profile["source"]})'
@@ -83,6 +85,8 @@ def missing_models(
             why = "file was removed since the last deployment"
         elif model_id in known_elsewhere:
             why = "other hosts of this run have it, this one does not"
+        elif model_id in known_from_manifest:
+            why = "the manifest lists it, so another host may have it"
         else:
             ids = [str(model["id"]) for model in registry["models"]]
             others = [name for name in ids if other_quantization(model_id, name)]

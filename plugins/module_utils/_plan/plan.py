@@ -41,11 +41,13 @@ def make_plan(
     settings: Settings,
     host: Host,
     known_elsewhere: Sequence[str] = (),
+    known_from_manifest: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the plan document: the desired servers compared with the running ones; sizes in bytes.
 
     Each server is a record for deployment.json plus "action" (keep, start, restart, stop) and its "reason".
-    known_elsewhere lists ids of models on other hosts of the run. Raises PlanError.
+    known_elsewhere lists ids of models on other hosts of the run, known_from_manifest those of the fleet's manifest.
+    Raises PlanError.
     """
     models: Sequence[Model] = registry["models"]
     _check_instances(profile, settings)
@@ -56,7 +58,7 @@ def make_plan(
     lost.update({old: f"its model is called {new} now" for old, new in moved.items()})
     refuse_lost({name: why for name, why in lost.items() if name not in moved}, profile, settings)
     orphans = [] if settings.prune else _orphans({name: why for name, why in lost.items() if name not in moved}, host)
-    warnings = missing_models(selection.missing, registry, profile, host, known_elsewhere)
+    warnings = missing_models(selection.missing, registry, profile, host, known_elsewhere, known_from_manifest)
     warnings += _orphan_warnings(orphans, lost)
     wanted = _named(selection.servers, models)
     if not wanted and not orphans:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ansible.errors import AnsibleError
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import FILLED_IN
 from ansible_collections.magi.llama.plugins.plugin_utils.this_run import this_run
@@ -109,6 +110,21 @@ def test_plan_models_that_only_other_hosts_have_are_passed(run_action):
         ansible_play_hosts_all=["h", "i", "j"],
     )  # fmt: skip
     assert run.calls[0][1][FILLED_IN] == {"known_elsewhere": ["b"]}
+
+
+@pytest.mark.parametrize("place", ["models.lock.yml", "registry_manifest_file"])
+def test_plan_models_of_the_manifest_are_passed(run_action: Any, tmp_path: Path, place: str) -> None:
+    """A host that is not in this run may have them."""
+    (tmp_path / place).write_text(yaml.safe_dump({"schema_version": 1, "files": {"big/B-00001-of-00002.gguf": {}}}))
+    variables: dict[str, Any] = {"inventory_dir": str(tmp_path)}
+    if place != "models.lock.yml":
+        variables[place] = str(tmp_path / place)
+    hosts = {"h": {"ansible_facts": registry("a")}}
+    run = run_action(
+        "server_plan", plan_arguments("a", "b", "c"), answers=[PLANNED], facts=registry("a"), hostvars=hosts,
+        ansible_play_hosts_all=["h"], **variables,
+    )  # fmt: skip
+    assert run.calls[0][1][FILLED_IN] == {"known_elsewhere": [], "known_from_manifest": ["b"]}
 
 
 def test_plan_without_missing_models_passes_nothing(run_action):
