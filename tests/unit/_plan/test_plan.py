@@ -418,7 +418,8 @@ def test_model_unknown_is_an_error_with_nearest_ids() -> None:
 def test_model_of_the_manifest_is_no_typing_error() -> None:
     made = plan([model("alpha-q4_k"), B], profile("alpha-q4", "b"), known_from_manifest=["alpha-q4"])
     assert actions(made) == {"b": "start"}
-    assert '"alpha-q4" is missing on this host: the manifest lists it, so another host may have it' in made["warnings"][0]
+    why = "the manifest lists it, so another host may have it"
+    assert f'"alpha-q4" is missing on this host: {why}' in made["warnings"][0]
     assert made["lost"] == {"alpha-q4": "no such model on this host; enabled_models[0] names it"}
 
 
