@@ -46,12 +46,10 @@ def make_plan(
     """Return the plan document: the desired servers compared with the running ones; sizes in bytes.
 
     Each server is a record for deployment.json plus "action" (keep, start, restart, stop) and its "reason".
-    known_elsewhere lists ids of models on other hosts of the run, known_from_manifest those of the fleet's manifest.
-    Raises PlanError.
+    known_elsewhere lists ids of models that other hosts have, known_from_manifest those of the manifest. Raises PlanError.
     """
-    models: Sequence[Model] = registry["models"]
     _check_instances(profile, settings)
-    selection = select(profile, models)
+    selection = select(profile, registry["models"])
     before = {server["name"]: server for server in host.record}
     lost = lost_servers(selection.missing, registry, profile, host)
     moved = renamed_servers(lost, selection.servers, host)
@@ -60,9 +58,9 @@ def make_plan(
     orphans = [] if settings.prune else _orphans({name: why for name, why in lost.items() if name not in moved}, host)
     warnings = missing_models(selection.missing, registry, profile, host, known_elsewhere, known_from_manifest)
     warnings += _orphan_warnings(orphans, lost)
-    wanted = _named(selection.servers, models)
+    wanted = _named(selection.servers, registry["models"])
     if not wanted and not orphans:
-        raise PlanError(nothing_left(profile, models, warnings))
+        raise PlanError(nothing_left(profile, registry["models"], warnings))
     host = with_ports_of_renamed(moved, host)
     ports = assign_ports(wanted, orphans, settings, host, profile)
     drafts, layer_warnings = _drafts(wanted, registry, profile, runtime, settings, host, orphans)
