@@ -46,7 +46,7 @@ def make_plan(
     """Return the plan document: the desired servers compared with the running ones; sizes in bytes.
 
     Each server is a record for deployment.json plus "action" (keep, start, restart, stop) and its "reason".
-    known_elsewhere lists ids of models that other hosts have, known_from_manifest those of the manifest. Raises PlanError.
+    Ids of models: known_elsewhere those of other hosts, known_from_manifest those of the manifest. Raises PlanError.
     """
     _check_instances(profile, settings)
     selection = select(profile, registry["models"])
