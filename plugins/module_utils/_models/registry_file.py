@@ -121,7 +121,13 @@ class Kept:
 
     content: dict[str, Any] | None = None
     records: dict[tuple[str, ...], tuple[str, dict[str, Any]]] = field(default_factory=dict)
-    warning: str | None = None
+    # Why there is no content, without a full stop.
+    problem: str | None = None
+
+    @property
+    def warning(self) -> str | None:
+        """The problem and what it means for a scan."""
+        return f"{self.problem}: every file is read." if self.problem else None
 
     @property
     def ids(self) -> dict[str, str]:
@@ -146,7 +152,7 @@ def is_registry(path: str) -> bool:
 
 
 def load(path: str, resume: str | None = None) -> Kept:
-    """Return the registry at path; without content and with a warning if it is missing or damaged.
+    """Return the registry at path; without content and with the problem if it is missing or damaged.
 
     resume is the id of an incomplete scan: progress in the file is used only if it belongs to this scan.
     """
@@ -157,13 +163,13 @@ def load(path: str, resume: str | None = None) -> Kept:
         if resume is None or content.get("resume") != resume:
             content.pop("tried", None)
     except FileNotFoundError:
-        return Kept(warning=f"There is no registry at {printable(path)} yet: every file is read.")
+        return Kept(problem=f"There is no registry at {printable(path)} yet")
     except OSError as error:
-        return Kept(warning=f"The registry {printable(path)} cannot be read ({error.strerror}): every file is read.")
+        return Kept(problem=f"The registry {printable(path)} cannot be read ({error.strerror})")
     except NewerDocumentError as error:
-        return Kept(warning=f"{printable(path)} is not used: {error} Every file is read.")
+        return Kept(problem=f"{printable(path)} is not used ({str(error).rstrip('.')})")
     except (ValueError, RecursionError, DocumentError, RegistryError) as error:
-        return Kept(warning=f"The registry {printable(path)} is damaged ({error}): every file is read.")
+        return Kept(problem=f"The registry {printable(path)} is damaged ({error})")
     return Kept(content, _reusable(content))
 
 
@@ -269,5 +275,8 @@ def require(path: str) -> dict[str, Any]:
     """Return the registry at path. Raises RegistryError if it is missing or damaged."""
     found = load(path)
     if found.content is None:
-        raise RegistryError(f"{found.warning} Run scan.yml or site.yml to create it.")
+        raise RegistryError(
+            f"{found.problem}, so the models of this host are not known. Write it with scan.yml, or with site.yml without "
+            "--skip-tags registry."
+        )
     return found.content

@@ -27,6 +27,7 @@ from ansible_collections.magi.llama.plugins.module_utils._models.registry_file i
     diff_lines,
     load,
     printable,
+    require,
     save,
     serialize,
     short_content,
@@ -638,6 +639,19 @@ def test_registry_missing_is_a_warning(tmp_path: Path) -> None:
     kept = load(str(tmp_path / "none.json"))
     assert kept.content is None
     assert "There is no registry at" in str(kept.warning)
+
+
+def test_registry_that_a_plan_needs_is_named_with_what_writes_it(tmp_path: Path) -> None:
+    """A plan reads no model file."""
+    path = tmp_path / "registry.json"
+    advice = "so the models of this host are not known. Write it with scan.yml, or with site.yml without --skip-tags registry."
+    with pytest.raises(RegistryError) as missing:
+        require(str(path))
+    assert str(missing.value) == f"There is no registry at {path} yet, {advice}"
+    path.write_text('{"schema_version": 2}', encoding="utf-8")
+    with pytest.raises(RegistryError) as newer:
+        require(str(path))
+    assert "Update the collection on this controller), so the models" in str(newer.value)
 
 
 @pytest.mark.parametrize(
