@@ -276,7 +276,7 @@ def require(path: str) -> dict[str, Any]:
     found = load(path)
     if found.content is None:
         raise RegistryError(
-            f"{found.problem}, so the models of this host are not known. Write it with scan.yml, or with site.yml without "
-            "--skip-tags registry."
+            f"{found.problem}, so the models of this host are not known. Write it with scan.yml, or with site.yml "
+            "without --skip-tags registry."
         )
     return found.content
