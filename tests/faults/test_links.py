@@ -26,7 +26,8 @@ PREPARE = f"""
         useradd --create-home me && chmod 755 /home/me && echo secret > /home/me/secret
         mkdir -p /home/me/llama.cpp/build/bin /home/me/models /home/me/hub/blobs /tmp/models
         cp /usr/bin/llama-server /home/me/llama.cpp/build/bin/
-        ln -s /home/me/llama.cpp/build/bin/llama-server /usr/local/bin/llama-server
+        ln -s llama.cpp/build/bin/llama-server /home/me/llama-server
+        ln -s /home/me/llama-server /usr/local/bin/llama-server
         ln -s /home/me/models /models
         ln -s ../hub/blobs/abc /home/me/models/tiny-llama-Q3_K_M.gguf
         chown -R me: /home/me
