@@ -25,6 +25,8 @@ TEMPORARY = ("/tmp", "/var/tmp")
 USERS = ("/home", "/run/user")
 # A unit cannot enter it: llama-server would obey the settings there.
 CLOSED = ("/etc/llama.cpp",)
+# Where systemd puts what it hands over with LoadCredential.
+CREDENTIALS = "/run/credentials"
 # The two parts of the sandbox that a unit goes without where a path cannot be shown in it.
 HOME, TMP = "homes", "temporary folders"
 MAX_SHOWN = 5
@@ -83,7 +85,9 @@ class _Shown:
         A program in a folder bin is shown with the folder above that one.
         """
         passed = stages(path)
-        self._note(passed)
+        # What is below the prefix changes with each release, and no disk is mounted in there.
+        own = [os.path.dirname(os.path.dirname(passed[0]))]
+        self._note(stage for stage in passed if stage == passed[0] or not is_below(stage, own))
         for stage in passed:
             if not self.part(stage):
                 continue
@@ -152,7 +156,8 @@ def _with_real(folders: Iterable[str]) -> list[str]:
 
 def _paths_of(word: str, is_written: bool) -> list[str]:
     """Return the files that a word of a command line names, with all shards; none if there is no such file."""
-    if not word.startswith("/"):
+    # systemd makes a credential's file when it starts the server.
+    if not word.startswith("/") or is_below(word, [CREDENTIALS]):
         return []
     if is_written or os.path.exists(word):
         return [word, *_shards(word)]

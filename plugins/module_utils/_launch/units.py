@@ -15,7 +15,7 @@ from .._core.argv import PATH_FLAGS, WRITE_FLAGS, flag_value, flag_values
 from .._core.links import is_below
 from .._core.stopping import first_wait_seconds
 from .._core.values import is_loopback, parse_bool
-from .hidden import HOME, HOMES, TMP
+from .hidden import CREDENTIALS, HOME, HOMES, TMP
 from .quoting import systemd_binds, systemd_paths
 
 UNIT_FOLDER = "/etc/systemd/system"
@@ -34,7 +34,6 @@ BACK_OFF_VERSION = 254
 CREDENTIALS_VERSION = 247
 # The first systemd with SocketBindAllow and SocketBindDeny. Older ones warn of them in the journal at every start.
 SOCKET_BIND_VERSION = 249
-CREDENTIALS = "/run/credentials"
 KEY_CREDENTIAL = "api-keys"
 # systemd stops restarting a crashing server after this many starts. With back-off they span more than a minute, so a
 # short outage is survived; the interval below is long enough to count all of them, even if each crash takes long.

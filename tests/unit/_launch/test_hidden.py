@@ -247,3 +247,17 @@ def test_plan_says_what_a_changed_server_is_shown() -> None:
     assert [line.strip() for line in lines if "sandbox" in line] == [
         "start: its sandbox shows /home/me/x.gguf (which is /data/x.gguf)"
     ]
+
+
+def test_next_run_finds_the_same_folders(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a start or a new release changes does not change the launch config."""
+    monkeypatch.setattr(hidden, "CREDENTIALS", f"{root}/run/credentials")
+    key = root / "run/credentials/m.service/api-keys"
+    program = linked(root / "opt/runtime/bin/llama-server", root / "opt/runtime/llama-b1/llama-server")
+    made(root / "opt/runtime/llama-b1/llama-server")
+    before = found(root, "--api-key-file", key, program=program)
+    made(key)
+    program.unlink()
+    linked(program, made(root / "opt/runtime/llama-b2/llama-server"))
+    assert found(root, "--api-key-file", key, program=program) == before
+    assert before == {"folders": [f"{root}/opt/runtime/bin"]}
