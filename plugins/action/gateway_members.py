@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ansible.errors import AnsibleActionFail
 from ansible_collections.magi.llama.plugins.module_utils._arguments.gateway_members import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._core.values import is_loopback
-from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import ANY_ADDRESS
+from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import ANY_ADDRESS, KEY
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 
@@ -21,6 +22,10 @@ class ActionModule(HostAction):
         answer = self.ask("gateway_members", self._task.args, task_vars)
         if "members" not in answer:
             return {**result, **answer}
+        if not KEY.fullmatch(answer["key"]):
+            raise AnsibleActionFail(
+                "The first key of the servers' API key file has characters that no header can have."
+            )
         ports = range(arguments["port_range_start"], arguments["port_range_end"] + 1)
         addresses = (arguments["host"], arguments["address"], *ANY_ADDRESS)
         servers = answer["members"]["servers"]
@@ -32,4 +37,5 @@ class ActionModule(HostAction):
         left_out = [server["name"] for server in servers if server not in taken]
         # The address is the inventory's, not one that the host reports.
         members = {"address": arguments["address"], "servers": taken}
-        return {**result, **answer, "members": members, "left_out": left_out}
+        # Only an error is shown: the answer has the servers' key.
+        return {**result, **answer, "members": members, "left_out": left_out, "_ansible_no_log": True}

@@ -5,52 +5,20 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
+from ansible_collections.magi.llama.plugins.module_utils._core.documents import DocumentError
+from ansible_collections.magi.llama.plugins.module_utils._gateway.clients import client_entry, parse_clients
+from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import check_host
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
+from ansible_collections.magi.llama.plugins.plugin_utils.inputs import inputs_from_facts
 from ansible_collections.magi.llama.plugins.plugin_utils.playbooks import as_called
 from ansible_collections.magi.llama.plugins.plugin_utils.show import show
 
-# The variable in which gateway.yml keeps what gateway_members found on a host.
+# The variable in which members.yml keeps what gateway_members found on a host.
 FOUND = "__gateway_members"
-
-
-class ActionModule(HostAction):
-    _is_about_host = False
-
-    def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        result = super().run(tmp, task_vars)
-        task_vars = task_vars or {}
-        hostvars, inventory = task_vars["hostvars"], list(task_vars["groups"]["all"])
-        found = {
-            host: hostvars[host][FOUND]
-            for host in inventory
-            if FOUND in hostvars[host] and "members" in hostvars[host][FOUND]
-        }
-        arguments = fill_in(
-            self._task.args,
-            hosts={host: entry["members"] if entry["members"]["servers"] else None for host, entry in found.items()},
-            keys={host: entry["key"] for host, entry in found.items()},
-            # A host of an inventory file that is not given this time is unknown too, so only named hosts count.
-            inventory=inventory,
-        )
-        answer = self.ask("gateway_state", arguments, task_vars)
-        result.update(answer)
-        if "how" in answer:
-            show(task_vars, [_line(answer, self._task.args["name"])])
-        for host, entry in found.items():
-            if entry["left_out"]:
-                show(
-                    task_vars,
-                    [
-                        f"      warning  {host}: not in the gateway, as their address or port is not of the "
-                        f"inventory: {', '.join(entry['left_out'])}"
-                    ],
-                )
-        return result
-
-
 HOW = {
     "nothing": "unchanged",
     "maps": "changed while running",
@@ -61,10 +29,59 @@ HOW = {
 }
 
 
+class ActionModule(HostAction):
+    _is_about_host = False
+
+    def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        task_vars = task_vars or {}
+        given = dict(self._task.args)
+        state = given.get("state", "present")
+        # Keys of clients stay on the controller: a gateway knows their digests.
+        clients = [client_entry(client) for client in parse_clients(given.pop("api_keys", None) or [])]
+        found, warnings = _found(task_vars) if state in ("present", "updated") else ({}, [])
+        arguments = fill_in(
+            given,
+            hosts={host: entry["members"] if entry["members"]["servers"] else None for host, entry in found.items()},
+            keys=json.dumps({host: entry["key"] for host, entry in found.items()}),
+            clients=json.dumps(clients),
+            inventory=list(task_vars["groups"]["all"]),
+        )
+        answer = self.ask("gateway_state", arguments, task_vars)
+        if "how" in answer and state != "prepared":
+            show(task_vars, [_line(answer, str(given["name"])), *(f"      warning  {text}" for text in warnings)])
+        return {**result, **answer}
+
+
+def _found(task_vars: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What gateway_members has found on each host of this run, and warnings about what is not used of it.
+
+    A host decides about itself only: its facts name no servers, and its entry has the shape of one.
+    """
+    found, warnings = {}, []
+    for host in task_vars["groups"]["all"]:
+        variables = task_vars["hostvars"][host]
+        entry = variables.get(FOUND)
+        if not isinstance(entry, dict) or "members" not in entry:
+            continue
+        if FOUND in inputs_from_facts(variables):
+            warnings.append(f"{host}: it reports a fact {FOUND}, which is not used.")
+            continue
+        try:
+            check_host(entry["members"], entry.get("key", ""))
+        except DocumentError as error:
+            warnings.append(f"{host}: what it reports of its servers is not used: {error}.")
+            continue
+        found[host] = entry
+        if entry.get("left_out"):
+            names = ", ".join(map(str, entry["left_out"]))
+            warnings.append(f"{host}: {names} are left out: their address or port is not of the inventory.")
+    return found, warnings
+
+
 def _line(answer: dict[str, Any], name: str) -> str:
     if answer["how"] == "missing":
         return as_called(f"gateway {name}: not set up yet, run gateway.yml")
-    count = sum(answer["models"].values())
-    models = len(answer["models"])
+    count, models = sum(answer["models"].values()), len(answer["models"])
     what = f"{count} server{'s' * (count != 1)} of {models} model{'s' * (models != 1)}"
     return f"gateway {answer['url']}: {HOW[answer['how']]}" + (f", {what}" if answer["how"] != "stop" else "")

@@ -12,7 +12,7 @@ short_description: List a host's servers for the gateways
 version_added: 0.2.0
 description:
   - Reads the servers that are deployed on a host, and the first key of their API key file, which gateways send to them.
-  - It changes nothing. Use it with C(no_log), as the result has the key.
+  - It changes nothing. Its result has the key, and is not shown.
 author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:
   - magi.llama.attributes
@@ -59,7 +59,6 @@ EXAMPLES = r"""
     state_dir: /var/lib/magi-llama
     address: "{{ ansible_host | default(inventory_hostname) }}"
   register: __gateway_members
-  no_log: true
 """
 
 RETURN = r"""

@@ -30,9 +30,11 @@ options:
     type: str
     required: true
   state:
-    description: V(updated) changes a gateway that exists, V(absent) stops it and removes its files.
+    description:
+      - V(prepared) checks that the state directory and the service are a gateway's, and marks the directory.
+      - V(updated) changes a gateway that exists, V(absent) stops it and removes its files.
     type: str
-    choices: [present, updated, absent]
+    choices: [present, prepared, updated, absent]
     default: present
   service_manager:
     description: The service manager that runs HAProxy. If not set, as before.
@@ -154,7 +156,12 @@ url:
 from ansible_collections.magi.llama.plugins.module_utils._arguments.gateway_state import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
-from ansible_collections.magi.llama.plugins.module_utils._gateway.state import bring_to_state, exists, remove
+from ansible_collections.magi.llama.plugins.module_utils._gateway.state import (
+    bring_to_state,
+    exists,
+    prepare_host,
+    remove,
+)
 
 
 def main() -> None:
@@ -166,6 +173,8 @@ def run(module: Module) -> dict:
     found = module.get_bin_path("haproxy", opt_dirs=["/usr/sbin", "/usr/local/sbin"])
     if given["state"] == "absent":
         return remove(given, dry_run=module.check_mode)
+    if given["state"] == "prepared":
+        return prepare_host(given, dry_run=module.check_mode)
     if given["state"] == "updated" and not exists(given["state_dir"]):
         return {"changed": False, "how": "missing", "models": {}, "url": ""}
     return bring_to_state(given, found, warn=module.warn, dry_run=module.check_mode)

@@ -94,6 +94,8 @@ _CHANGED_SERVER = Fields(
 _MANIFEST_FILE = Fields({"sha256": re.compile("[0-9a-f]{64}"), "size": int, "source": _TEXT})
 _LOCKED = Fields({"holder": Maybe(_HOLDER)})
 
+_HOW = re.compile("missing|nothing|maps|servers|reload|start|stop")
+
 # By module: what it answers unless it fails.
 ANSWERS: dict[str, Fields] = {
     "begin_run": _LOCKED,
@@ -128,7 +130,7 @@ ANSWERS: dict[str, Fields] = {
     "server_info": Fields({"status": STATUS.shape, "drift": Map(str), "start": _START}),
     "verify": Fields({"deployed": RECORD.required["servers"], "refused": [str]}),
     "gateway_members": Fields({"members": HOST, "key": str, "left_out": [str]}),
-    "gateway_state": Fields({"how": str, "models": Map(int, NAME), "url": str}),
+    "gateway_state": Fields({"how": _HOW, "models": Map(int, NAME), "url": str}),
     "teardown": Fields(
         {"stopped": [str], "removed": [str]}, {"ended": Map(str), "user_kept_for": [str], "kept": Map([str])}
     ),

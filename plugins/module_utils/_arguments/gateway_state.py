@@ -31,7 +31,7 @@ ARGUMENTS = Arguments(
     {
         "state_dir": {"type": "path", "required": True},
         "name": {"type": "str", "required": True},
-        "state": {"type": "str", "choices": ["present", "updated", "absent"], "default": "present"},
+        "state": {"type": "str", "choices": ["present", "prepared", "updated", "absent"], "default": "present"},
         "service_manager": {"type": "str", "choices": list(MANAGERS)},
         "supervisord_path": {"type": "path"},
         "program": {"type": "path"},
@@ -42,7 +42,9 @@ ARGUMENTS = Arguments(
     filled_in={
         # By host: what gateway_members found there, null for a host without servers.
         "hosts": {"type": "dict", "default": {}},
-        "keys": {"type": "dict", "default": {}, "no_log": True},
+        # As JSON, since no_log hides every part of a list or mapping wherever it occurs in the result.
+        "keys": {"type": "str", "no_log": True},
+        "clients": {"type": "str", "no_log": True},
         "inventory": {"type": "list", "elements": "str"},
     },
 )

@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
+import stat
 import time
 from collections.abc import Mapping
 
@@ -35,6 +37,8 @@ class AdminSocket:
         deadline = time.monotonic() + seconds
         found = bytearray()
         try:
+            if not stat.S_ISSOCK(os.lstat(self._path).st_mode):
+                raise OSError(errno.ENOTSOCK, "it is not a socket")
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
                 connection.settimeout(seconds)
                 connection.connect(self._path)
@@ -43,7 +47,10 @@ class AdminSocket:
                     found += part
                     if len(found) > MAX_BYTES:
                         raise AdminSocketError(f"HAProxy's answer on {self._path} is longer than {MAX_BYTES} bytes.")
-                    connection.settimeout(max(0.01, deadline - time.monotonic()))
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        raise TimeoutError("it does not end its answer")
+                    connection.settimeout(left)
         except OSError as error:
             raise AdminSocketError(f"HAProxy does not answer on {self._path}: {error.strerror or error}.") from error
         return found.decode("utf-8", "replace")
@@ -94,13 +101,6 @@ class AdminSocket:
         rows = [line.split(",") for line in lines[1:] if line]
         # A check under way has a star in front of the last outcome.
         return {(row[backend], row[server]): row[outcome].lstrip("* ") for row in rows if len(row) > outcome}
-
-    def save_states(self, path: str) -> None:
-        """Write the servers' states for the next worker, which else would check each before it is used."""
-        temporary = f"{path}.new"
-        with open(temporary, "w", encoding="utf-8") as stream:
-            stream.write(self.ask("show servers state"))
-        os.replace(temporary, path)
 
 
 def parse_map(text: str) -> dict[str, str]:

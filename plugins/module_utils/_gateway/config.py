@@ -6,6 +6,7 @@
 
 The text names its own folder as ${MAGI_GATEWAY}, so that it can be checked in one place and used in another. What
 changes often (names, keys, limits) is in maps, which HAProxy changes while it runs.
+Sections of our own begin with MAGI_, as no id of a model can.
 """
 
 from __future__ import annotations
@@ -51,7 +52,6 @@ class Settings:
     rate_per_minute: int = 0
     aliases: Mapping[str, Any] = field(default_factory=dict)
     families: bool = True
-    sticky: str = ""
     max_connections: int = 2000
 
 
@@ -96,7 +96,7 @@ def _global(settings: Settings) -> list[str]:
         f'  stats socket "${{{FOLDER}_RUN}}/admin.sock" mode 600 level admin expose-fd listeners',
         "  stats timeout 60s",
         "  hard-stop-after 15m",
-        f'  server-state-file "${{{FOLDER}_RUN}}/servers.state"',
+        f'  server-state-file "${{{FOLDER}}}/../servers.state"',
         "  log stdout format raw local0",
         "  ssl-default-bind-options ssl-min-ver TLSv1.2",
     ]
@@ -104,7 +104,7 @@ def _global(settings: Settings) -> list[str]:
 
 def _defaults(settings: Settings) -> list[str]:
     return [
-        "defaults common",
+        "defaults MAGI_common",
         "  mode http",
         "  log global",
         "  option dontlognull",
@@ -169,7 +169,7 @@ def unknown_model_text(names: Sequence[str]) -> str:
 
 def _frontend(settings: Settings, route: Route) -> list[str]:
     return [
-        "frontend gateway from common",
+        "frontend MAGI_gateway from MAGI_common",
         *_binds(settings),
         # Without any text of a request but the names that were looked up.
         "  log-format "
@@ -183,15 +183,15 @@ def _frontend(settings: Settings, route: Route) -> list[str]:
         *_keys(settings, route),
         *_paths(settings),
         *_list(route),
-        *_model(settings),
-        *_choice(settings, route),
+        *_model(),
+        *_choice(route),
     ]
 
 
 def _binds(settings: Settings) -> list[str]:
     if settings.certificate:
         address = _address(settings.host, settings.tls_port)
-        return [f"  bind {address} ssl crt {_literal(settings.certificate)} alpn h2,http/1.1"]
+        return [f'  bind {address} ssl crt "${{{FOLDER}}}/certificate.pem" alpn h2,http/1.1']
     return [f"  bind {_address(settings.host, settings.port)}"]
 
 
@@ -219,16 +219,16 @@ def _keys(settings: Settings, route: Route) -> list[str]:
         *lines,
         "  http-request set-var(txn.limit) "
         f'var(txn.client),map_str_int({folder}/limits.map",{settings.rate_per_minute})',
-        "  http-request track-sc0 var(txn.client) table clients",
+        "  http-request track-sc0 var(txn.client) table MAGI_clients",
         _refuse(
             429,
             busy,
-            "{ var(txn.limit) -m int gt 0 } { sc_http_req_rate(0,clients),sub(txn.limit) gt 0 }",
+            "{ var(txn.limit) -m int gt 0 } { sc_http_req_rate(0,MAGI_clients),sub(txn.limit) gt 0 }",
             " hdr Retry-After 5",
         ),
-        # Who asks least is served first, so that a flood delays no one else; a priority is added to that.
+        # Who has the fewest requests under way is served first: a flood delays no one else. priority is added.
         f'  http-request set-var(txn.priority) var(txn.client),map_str_int({folder}/priorities.map",0)',
-        "  http-request set-priority-class sc_trackers(0,clients),add(txn.priority)",
+        "  http-request set-priority-class sc_trackers(0,MAGI_clients),add(txn.priority)",
     ]
 
 
@@ -270,7 +270,7 @@ def _list(route: Route) -> list[str]:
     return [*lines, f"  http-request return status 200 content-type application/json lf-string {answer} if is_list"]
 
 
-def _model(settings: Settings) -> list[str]:
+def _model() -> list[str]:
     """The name of the model that is asked for."""
     seen = BUFFER_BYTES - RESERVE_BYTES
     kind = "invalid_request_error"
@@ -298,7 +298,7 @@ def _model(settings: Settings) -> list[str]:
     ]
 
 
-def _choice(settings: Settings, route: Route) -> list[str]:
+def _choice(route: Route) -> list[str]:
     """The backend: the best one of the name's that has a server, the best one of all if none has."""
     folder = f'"${{{FOLDER}}}'
     width = max((len(models) for models in route.names.values()), default=1)
@@ -345,12 +345,14 @@ def _split(name: str, shares: Sequence[tuple[str, int]]) -> list[str]:
 
 def _metrics(settings: Settings) -> list[str]:
     return [
-        "backend clients from common",
+        "backend MAGI_clients from MAGI_common",
         "  stick-table type string len 64 size 100k expire 120s store http_req_rate(60s)",
-        "frontend metrics from common",
+        "frontend MAGI_metrics from MAGI_common",
         f"  bind {_address(settings.metrics_host, settings.metrics_port)}",
         "  no log",
         "  http-request use-service prometheus-exporter if { path /metrics }",
+        # Only for this host: it names every server with its address.
+        "  http-request deny unless { path /metrics } || { src 127.0.0.0/8 ::1 }",
         "  stats enable",
         "  stats uri /stats",
         "  stats refresh 5s",
@@ -359,7 +361,7 @@ def _metrics(settings: Settings) -> list[str]:
 
 def _models(settings: Settings, route: Route) -> list[str]:
     lines = [
-        "defaults models from common",
+        "defaults MAGI_models from MAGI_common",
         "  balance leastconn",
         "  default-server check inter 1s fastinter 200ms downinter 500ms fall 2 rise 1 "
         "observe layer4 error-limit 1 on-error mark-down",
@@ -380,7 +382,7 @@ def _backend(settings: Settings, backend: Backend) -> list[str]:
     authorization = f" hdr Authorization {check_key}" if backend.key else ""
     full = error_json("Too many requests wait for this model. Try again.", "rate_limit_error", "queue_full")
     return [
-        f"backend {model} from models",
+        f"backend {model} from MAGI_models",
         f"  http-check send meth GET uri /v1/models ver HTTP/1.1 hdr Host gateway{authorization}",
         f"  http-check expect string {_literal(json.dumps({'id': model}, separators=(',', ':'))[1:-1])}",
         _refuse(429, full, f"{{ queue({model}) ge {settings.max_queue} }}", " hdr Retry-After 5"),

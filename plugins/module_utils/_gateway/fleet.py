@@ -6,14 +6,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .._core.argv import flag_value
-from .._core.documents import NAME, NULL, Document, Fields, Map
+from .._core.documents import NAME, Document, DocumentError, Fields, Map, Maybe, check
 from .._core.errors import MagiError
+from .._core.text import clean_text
 from .._core.values import is_loopback
 from .._models.names import QUANT_TOKEN
 from .._models.quantization import TIERS
@@ -22,13 +24,22 @@ from .._plan.memory_flags import DEFAULT_PARALLEL
 ANY_ADDRESS = ("0.0.0.0", "::", "")
 # A name has this many backends at most: HAProxy looks at one after another.
 MAX_CANDIDATES = 8
+MAX_PORT = 65535
+MAX_SLOTS = 4096
+MAX_TITLE = 200
 
+# What may become a part of HAProxy's configuration: nothing of a host is more than a name, a number or an address.
+_ADDRESS = re.compile(r"(?:[0-9A-Za-z][0-9A-Za-z.-]{0,252}|[0-9A-Fa-f:.]{2,45})?")
+_TIER = re.compile("|".join(TIERS))
+_KIND = re.compile(r"[a-z]{1,20}")
+_TITLE = re.compile(r"[^\x00-\x1f\x7f]{0,200}")
+KEY = re.compile(r"(?:[!-~](?:[ -~]{0,4094}[!-~])?)?")
 _SERVER = Fields(
-    {"name": NAME, "model_id": NAME, "kind": str, "listens": str, "port": int, "slots": int},
-    {"tier": (str, NULL), "display_name": (str, NULL)},
+    {"name": NAME, "model_id": NAME, "kind": _KIND, "listens": _ADDRESS, "port": int, "slots": int},
+    {"tier": Maybe(_TIER), "display_name": Maybe(_TITLE)},
 )
 # A host as gateways reach it.
-HOST = Fields({"address": str, "servers": [_SERVER]})
+HOST = Fields({"address": _ADDRESS, "servers": [_SERVER]})
 # What a gateway knows of every host's servers, so that a run over some hosts keeps the others.
 FLEET = Document("fleet", 1, Fields({"hosts": Map(HOST)}))
 
@@ -60,13 +71,25 @@ class Backend:
 
 
 def model_hosts(groups: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return the hosts of an inventory that run servers: all but those that are in the group gateways and in no other.
+    """Return the hosts of an inventory that run servers: those of the group models; without it, all but the gateways.
 
-    groups are Ansible's. An empty inventory is this machine.
+    groups are Ansible's. An empty inventory is this machine, and a fleet of gateways alone has the servers on them.
     """
-    others = {host for name, hosts in groups.items() if name not in ("all", "ungrouped", "gateways") for host in hosts}
-    only_gateways = set(groups.get("gateways", ())) - others
-    return [host for host in groups["all"] if host not in only_gateways] or ["localhost"]
+    if "models" in groups:
+        return list(groups["models"])
+    gateways = set(groups.get("gateways", ()))
+    return [host for host in groups["all"] if host not in gateways] or list(groups["all"]) or ["localhost"]
+
+
+def check_host(entry: Any, key: str) -> None:
+    """Raise DocumentError unless a host's entry and the key of its servers can be in a configuration."""
+    check(entry, HOST, "the host")
+    check(key, KEY, "the key of its servers")
+    ports = [server["port"] for server in entry["servers"]]
+    if len(ports) != len(set(ports)) or not all(1 <= port <= MAX_PORT for port in ports):
+        raise DocumentError("two servers of the host have one port, or a port is out of range")
+    if not all(1 <= server["slots"] <= MAX_SLOTS for server in entry["servers"]):
+        raise DocumentError(f"the slots of a server are not 1 to {MAX_SLOTS}")
 
 
 def host_entry(record: Mapping[str, Any], address: str) -> dict[str, Any]:
@@ -75,7 +98,7 @@ def host_entry(record: Mapping[str, Any], address: str) -> dict[str, Any]:
         {
             "name": server["name"],
             "model_id": server["model_id"],
-            "display_name": server.get("display_name"),
+            "display_name": clean_text(str(server.get("display_name") or ""), MAX_TITLE),
             "tier": server.get("tier"),
             "kind": server.get("kind") or "model",
             "listens": server.get("host") or "",
@@ -110,14 +133,14 @@ def reached_at(entry: Mapping[str, Any], server: Mapping[str, Any], is_here: boo
 def backends_of(
     hosts: Mapping[str, Mapping[str, Any]], keys: Mapping[str, str], here: Iterable[str]
 ) -> tuple[list[Backend], list[str]]:
-    """Return the backends, and a warning for each host whose servers a gateway cannot reach.
+    """Return the backends, and a warning for each host with servers that are left out.
 
     hosts has an entry for each host, keys the API key of the servers of those that have one; here are the hosts that
-    are the gateway's own machine. Raises GatewayError if servers of one model have different keys.
+    are the gateway's own machine. Left out is what a gateway cannot reach, and of a model's servers those whose key
+    differs from that of most, as a gateway sends one to all servers of a model.
     """
-    servers: dict[str, list[Server]] = {}
-    about: dict[str, Mapping[str, Any]] = {}
-    holders: dict[str, dict[str, str]] = {}
+    members: dict[str, dict[str, list[Server]]] = {}
+    about: dict[tuple[str, str], Mapping[str, Any]] = {}
     hidden: dict[str, list[str]] = {}
     local = set(here)
     for host, entry in sorted(hosts.items()):
@@ -126,95 +149,40 @@ def backends_of(
             if address is None:
                 hidden.setdefault(host, []).append(server["name"])
                 continue
-            model = server["model_id"]
-            about.setdefault(model, server)
-            holders.setdefault(model, {}).setdefault(keys.get(host, ""), host)
+            model, key = server["model_id"], keys.get(host, "")
             name = f"{proxy_name(host)}_{server['port']}"
-            servers.setdefault(model, []).append(Server(name, address, server["port"], server["slots"]))
-    for model, found in holders.items():
-        if len(found) > 1:
-            raise GatewayError(
-                f"The servers of {model} on {' and '.join(sorted(found.values()))} have different API keys, and a "
-                "gateway sends one to all servers of a model: give these hosts the same first key in "
-                "servers_api_key_file."
+            members.setdefault(model, {}).setdefault(key, []).append(
+                Server(name, address, server["port"], server["slots"])
             )
-    backends = [
-        Backend(
-            model,
-            str(about[model].get("display_name") or model),
-            about[model].get("tier"),
-            about[model]["kind"],
-            tuple(sorted(members, key=lambda server: server.name)),
-            next(iter(holders[model])),
-        )
-        for model, members in sorted(servers.items())
-    ]
+            about.setdefault((model, key), server)
     warnings = [
         f"{host}: {', '.join(names)} cannot be reached from here, as servers_host there is a loopback address: set "
         "it to the host's own address, and servers_api_key_file with it."
         for host, names in sorted(hidden.items())
     ]
+    backends = []
+    for model, by_key in sorted(members.items()):
+        key = max(by_key, key=lambda one: len(by_key[one]))
+        found = about[model, key]
+        title = found.get("display_name") or model
+        servers = tuple(sorted(by_key[key], key=lambda server: server.name))
+        backends.append(Backend(model, title, found.get("tier"), found["kind"], servers, key))
+        others = sorted(server.name for one, group in by_key.items() if one != key for server in group)
+        if others:
+            warnings.append(
+                f"{model}: {', '.join(others)} have another API key than most of its servers and are left out: "
+                "give all hosts the same first key in servers_api_key_file."
+            )
     return backends, warnings
 
 
 def proxy_name(host: str) -> str:
-    """A host's name as part of the name of a server in HAProxy's configuration."""
-    return re.sub(r"[^A-Za-z0-9.-]", "-", host)
+    """A host's name as part of the name of a server in HAProxy's configuration, as unique as the host's."""
+    plain = re.sub(r"[^A-Za-z0-9._-]", "-", host)
+    return plain if plain == host else f"{plain}-{hashlib.sha256(host.encode()).hexdigest()[:8]}"
 
 
 def family_of(model_id: str) -> str:
     """A model's id without its quantization: the same for all quantizations of a model. The id itself without one."""
     family = QUANT_TOKEN.sub("", model_id).strip("-._ ")
     return re.sub(r"[-._]{2,}", "-", family) or model_id
-
-
-def names_of(backends: Sequence[Backend], aliases: Mapping[str, Any], families: bool) -> dict[str, list[str]]:
-    """Return the models behind each name that clients may ask for, best first: ids, aliases, tiers and families.
-
-    An alias has one model or a list of them, best first; those with weights are split_names(). Each may be any other
-    name. Raises GatewayError for an alias that is the id of a model, or whose models no server has.
-    """
-    ids = [backend.model_id for backend in backends]
-    names: dict[str, list[str]] = {}
-    generated = [backend for backend in backends if backend.kind == "model"]
-    for backend in sorted(generated, key=_rank):
-        if families:
-            names.setdefault(family_of(backend.model_id), []).append(backend.model_id)
-        if backend.tier:
-            names.setdefault(backend.tier, []).append(backend.model_id)
-    names.update({model: [model] for model in ids})
-    for alias, targets in sorted(aliases.items()):
-        if alias in ids:
-            raise GatewayError(f"gateway_aliases.{alias} is the id of a model: choose another name.")
-        wanted = list(targets) if isinstance(targets, (list, tuple, dict)) else [targets]
-        found = [model for target in wanted for model in names.get(str(target), [])]
-        if found:
-            names[alias] = list(dict.fromkeys(found))
-    return {name: models[:MAX_CANDIDATES] for name, models in sorted(names.items())}
-
-
-def split_names(backends: Sequence[Backend], aliases: Mapping[str, Any]) -> dict[str, list[tuple[str, int]]]:
-    """Return the models of each alias that is split by weight, each with its share in percent; they sum up to 100."""
-    ids = {backend.model_id for backend in backends}
-    found = {}
-    for alias, targets in sorted(aliases.items()):
-        if isinstance(targets, Mapping):
-            weights = {str(model): float(weight) for model, weight in targets.items() if str(model) in ids}
-            if weights and sum(weights.values()) > 0:
-                found[alias] = _percent(weights)
-    return found
-
-
-def _percent(weights: Mapping[str, float]) -> list[tuple[str, int]]:
-    """Whole percent of each, by the largest remainder."""
-    total = sum(weights.values())
-    exact = {model: 100 * weight / total for model, weight in weights.items()}
-    shares = {model: int(value) for model, value in exact.items()}
-    for model in sorted(exact, key=lambda model: shares[model] - exact[model])[: 100 - sum(shares.values())]:
-        shares[model] += 1
-    return list(shares.items())
-
-
-def _rank(backend: Backend) -> tuple[int, str]:
-    """Highest quality first."""
-    return (-TIERS.index(backend.tier) if backend.tier in TIERS else 1, backend.model_id)

@@ -10,33 +10,39 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .._core.documents import Document, Fields, Map, Maybe
+from .._core.documents import Document, DocumentError, Fields, Map, Maybe
 from .._core.files import write_atomic
+from .._core.ownership import require_trusted
 from .._core.values import is_loopback
 from .._services.table import MANAGERS, find_manager
-from .clients import Client, client_entry, parse_clients
+from .aliases import check_aliases, missing_targets, names_of, split_names
+from .apply import SERVICE, apply
+from .clients import Client, parse_clients
 from .config import Route, Settings, files_of
-from .fleet import GatewayError, backends_of, names_of, split_names
-from .gateway import (
-    SERVICE,
+from .files import (
     Places,
     activate,
-    apply,
     check_config,
     compare,
     current_files,
     haproxy_version,
+    is_applied,
+    locked,
     merged,
-    prepare_folders,
+    note_applied,
+    prepare,
+    read_certificate,
     read_fleet,
     read_json,
     read_keys,
+    require_launch_config,
     stage,
     write_documents,
 )
+from .fleet import Backend, GatewayError, backends_of, check_host
 
 STOP_SECONDS = 30.0
 # What a run keeps of a gateway, so that one that changes only servers needs no variables of the gateway.
@@ -56,51 +62,85 @@ GATEWAY = Document(
 )
 
 
+def exists(state_dir: str) -> bool:
+    """Whether a gateway was set up in this state directory."""
+    return os.path.exists(Places(state_dir).gateway)
+
+
+def prepare_host(given: Mapping[str, Any], *, dry_run: bool) -> dict[str, Any]:
+    """Check that the state directory and the launch config are a gateway's, before anything is written there."""
+    places = Places(given["state_dir"])
+    require_trusted(places.state_dir)
+    manager = find_manager(given["service_manager"] or next(iter(MANAGERS)))
+    require_launch_config(places, manager.config_path(places.state_dir, SERVICE))
+    prepare(places, None, dry_run=dry_run)
+    return {"changed": False, "how": "nothing", "models": {}, "url": ""}
+
+
 def bring_to_state(
     given: Mapping[str, Any], found: str | None, *, warn: Callable[[str], None], dry_run: bool
 ) -> dict[str, Any]:
     """Do it; returns the module's result. found is HAProxy as the host has it. Raises GatewayError."""
     places = Places(given["state_dir"])
-    kept = _kept(places, given, found)
-    settings, clients = _settings(kept["settings"]), parse_clients(kept["clients"])
-    _refuse_open(settings, clients)
-    known, keys = read_fleet(places), read_keys(places)
-    hosts = merged(known, given["hosts"], given["inventory"])
-    keys = {host: {**keys, **given["keys"]}.get(host, "") for host in hosts}
-    backends, warnings = backends_of(hosts, keys, [given["name"]])
-    for warning in warnings:
-        warn(warning)
-    route = Route(
-        backends,
-        names_of(backends, settings.aliases, settings.families),
-        split_names(backends, settings.aliases),
-        clients,
-    )
-    haproxy_version(kept["program"])
-    before, after = current_files(places), files_of(settings, route)
-    change = compare(before, after)
-    result = {
-        "models": {backend.model_id: len(backend.servers) for backend in backends},
-        "url": url_of(settings),
-        "diff": change.diff,
-    }
-    if dry_run:
-        return {**result, "changed": change.how != "nothing", "how": change.how}
-    group = prepare_folders(places, kept["user"])
-    if change.files:
-        folder = stage(places, after, group)
-        check_config(kept["program"], places, folder)
-        activate(places, folder)
-    _write_kept(places, kept)
-    write_documents(places, hosts, keys)
-    driver = find_manager(kept["service_manager"]).driver(places.state_dir, given["supervisord_path"])
-    how = apply(driver, places, change, before, after)
-    return {**result, "changed": how != "nothing", "how": how}
+    require_trusted(places.state_dir)
+    with locked(places, dry_run=dry_run):
+        kept = _kept(places, given, found)
+        settings, clients = _settings(kept["settings"]), parse_clients(kept["clients"])
+        check_aliases(settings.aliases)
+        hosts, keys = _hosts(places, given, warn)
+        backends, warnings = backends_of(hosts, keys, [given["name"]])
+        warnings += missing_targets(backends, settings.aliases, settings.families)
+        _refuse_open(settings, clients, backends)
+        names = names_of(backends, settings.aliases, settings.families)
+        splits = split_names(backends, settings.aliases, settings.families)
+        after = files_of(settings, Route(backends, names, splits, clients))
+        if settings.certificate:
+            after["certificate.pem"] = read_certificate(places, settings.certificate, warnings)
+        for warning in warnings:
+            warn(warning)
+        before = current_files(places)
+        change = compare(before, after)
+        if change.how == "nothing" and not is_applied(places, before):
+            change.how = "reload"
+        result = {
+            "models": {backend.model_id: len(backend.servers) for backend in backends},
+            "url": url_of(settings),
+            "diff": change.diff,
+        }
+        if dry_run:
+            return {**result, "changed": change.how != "nothing", "how": change.how}
+        haproxy_version(kept["program"], kept["user"])
+        group = prepare(places, kept["user"])
+        if change.files:
+            folder = stage(places, after, group)
+            check_config(kept["program"], places, folder, kept["user"])
+            activate(places, folder)
+        _write_kept(places, kept)
+        write_documents(places, hosts, keys)
+        driver = find_manager(kept["service_manager"]).driver(places.state_dir, given["supervisord_path"])
+        how = apply(driver, places, change, before, after)
+        note_applied(places, after)
+        return {**result, "changed": how != "nothing", "how": how}
 
 
-def exists(state_dir: str) -> bool:
-    """Whether a gateway was set up in this state directory."""
-    return os.path.exists(Places(state_dir).gateway)
+def _hosts(
+    places: Places, given: Mapping[str, Any], warn: Callable[[str], None]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """What is known of each host after this run, and the keys of their servers.
+
+    A host whose entry is invalid is as it was before: it must not keep the others out of the gateway.
+    """
+    found, new_keys = dict(given["hosts"]), json.loads(given["keys"] or "{}")
+    for host, entry in list(found.items()):
+        try:
+            if entry is not None:
+                check_host(entry, new_keys.get(host, ""))
+        except DocumentError as error:
+            warn(f"{host}: what it reports of its servers is not used: {error}.")
+            del found[host]
+    hosts = merged(read_fleet(places), found, given["inventory"])
+    known = {**read_keys(places), **{host: key for host, key in new_keys.items() if host in found}}
+    return hosts, {host: known.get(host, "") for host in hosts}
 
 
 def _kept(places: Places, given: Mapping[str, Any], found: str | None) -> dict[str, Any]:
@@ -116,7 +156,7 @@ def _kept(places: Places, given: Mapping[str, Any], found: str | None) -> dict[s
         "settings": given["settings"],
     }
     if given["settings"] is not None:
-        changed["clients"] = [client_entry(client) for client in parse_clients(given["api_keys"] or [])]
+        changed["clients"] = json.loads(given["clients"] or "[]")
     kept = {**known, **{key: value for key, value in changed.items() if value is not None}}
     if not kept.get("program"):
         raise GatewayError("HAProxy is missing on this host: install the package haproxy (2.6 or newer).")
@@ -131,8 +171,14 @@ def _settings(content: Mapping[str, Any]) -> Settings:
     return Settings(**{**names, **seconds, "certificate": content.get("certificate") or ""})
 
 
-def _refuse_open(settings: Settings, clients: list[Client]) -> None:
-    """Raise GatewayError for a gateway that other hosts reach without a key, or with one that anyone can read."""
+def _refuse_open(settings: Settings, clients: Sequence[Client], backends: Sequence[Backend]) -> None:
+    """Raise GatewayError for a gateway that others can use or read without a key."""
+    locked_models = [backend.model_id for backend in backends if backend.key]
+    if locked_models and not clients:
+        raise GatewayError(
+            f"The servers of {', '.join(locked_models[:3])} want an API key, which the gateway would put in for every "
+            "user of its host, as gateway_api_keys is empty: name the clients there."
+        )
     if is_loopback(settings.host):
         return
     if not clients:
@@ -157,13 +203,6 @@ def _write_kept(places: Places, kept: Mapping[str, Any]) -> None:
     write_atomic(places.gateway, (json.dumps(kept, indent=1, sort_keys=True) + "\n").encode(), 0o600)
 
 
-def _remove(path: str) -> None:
-    if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path, ignore_errors=True)
-    elif os.path.lexists(path):
-        os.unlink(path)
-
-
 def remove(given: Mapping[str, Any], *, dry_run: bool) -> dict[str, Any]:
     """Stop the gateway and remove its files, and nothing where there is none."""
     places = Places(given["state_dir"])
@@ -173,18 +212,27 @@ def remove(given: Mapping[str, Any], *, dry_run: bool) -> dict[str, Any]:
         return nothing
     kept = GATEWAY.load(content)
     if not dry_run:
-        manager = find_manager(kept["service_manager"])
-        driver = manager.driver(places.state_dir, given["supervisord_path"])
-        config = manager.config_path(places.state_dir, SERVICE)
-        driver.stop([SERVICE], STOP_SECONDS)
-        # They are known by names in supervisord's log, which is one of them.
-        owned = manager.owned_paths(places.state_dir, [SERVICE], [config])
-        driver.forget([SERVICE])
-        driver.shutdown_if_idle()
-        for path in (config, *owned, *places.all()):
-            _remove(path)
-        for folder in (*reversed(manager.folders(places.state_dir)), places.state_dir):
+        with locked(places, dry_run=False):
+            _remove_all(places, kept, given["supervisord_path"])
+        for folder in (*reversed(find_manager(kept["service_manager"]).folders(places.state_dir)), places.state_dir):
             # What others have put there is kept.
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
     return {**nothing, "url": url_of(_settings(kept["settings"])), "how": "stop", "changed": True}
+
+
+def _remove_all(places: Places, kept: Mapping[str, Any], supervisord: str | None) -> None:
+    manager = find_manager(kept["service_manager"])
+    config = manager.config_path(places.state_dir, SERVICE)
+    require_launch_config(places, config)
+    driver = manager.driver(places.state_dir, supervisord)
+    driver.stop([SERVICE], STOP_SECONDS)
+    # Logs are known by names in supervisord's own, which is one of them.
+    owned = manager.owned_paths(places.state_dir, [SERVICE], [config])
+    driver.forget([SERVICE])
+    driver.shutdown_if_idle()
+    for path in (config, *owned, *places.all()):
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path, ignore_errors=True)
+        elif os.path.lexists(path):
+            os.unlink(path)

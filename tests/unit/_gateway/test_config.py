@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.magi.llama.plugins.module_utils._gateway.aliases import names_of, split_names
 from ansible_collections.magi.llama.plugins.module_utils._gateway.clients import Client
 from ansible_collections.magi.llama.plugins.module_utils._gateway.config import (
     Route,
@@ -18,13 +19,8 @@ from ansible_collections.magi.llama.plugins.module_utils._gateway.config import 
     files_of,
     unknown_model_text,
 )
-from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import (
-    Backend,
-    Server,
-    names_of,
-    split_names,
-)
-from ansible_collections.magi.llama.plugins.module_utils._gateway.gateway import compare, merged
+from ansible_collections.magi.llama.plugins.module_utils._gateway.files import compare, merged
+from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import Backend, Server
 
 HAPROXY = "/usr/sbin/haproxy"
 A = Server("a_8080", "192.0.2.1", 8080, 2)
@@ -39,7 +35,7 @@ def files(servers: tuple[Server, ...] = (A, B), clients: tuple[Client, ...] = ()
         Backend("m-q2_k", "M", "Q2", "model", (A,)),
     ]
     chosen = Settings(**settings)
-    names, splits = names_of(backends, chosen.aliases, chosen.families), split_names(backends, chosen.aliases)
+    names, splits = (function(backends, chosen.aliases, chosen.families) for function in (names_of, split_names))
     return files_of(chosen, Route(backends, names, splits, clients))
 
 

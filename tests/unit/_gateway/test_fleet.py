@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
+from ansible_collections.magi.llama.plugins.module_utils._core.documents import DocumentError
 from ansible_collections.magi.llama.plugins.module_utils._gateway import fleet
-from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import GatewayError
 
 
 def server(model: str, port: int = 8080, tier: str | None = "Q4", **more: Any) -> dict[str, Any]:
@@ -59,11 +60,57 @@ def test_server_on_loopback_of_another_host_is_left_out_with_warning() -> None:
     ]
 
 
-def test_servers_of_a_model_with_two_keys_are_refused() -> None:
-    hosts = {"a": entry(server("m")), "b": entry(server("m"))}
-    assert backends(hosts, a="k", b="k")[0].key == "k"
-    with pytest.raises(GatewayError, match="The servers of m on a and b have different API keys"):
-        fleet.backends_of(hosts, {"a": "k"}, [])
+def test_servers_with_another_key_than_most_are_left_out() -> None:
+    hosts = {host: entry(server("m")) for host in "abc"}
+    [backend], warnings = fleet.backends_of(hosts, {"a": "old", "b": "k", "c": "k"}, [])
+    assert (backend.key, [one.name for one in backend.servers]) == ("k", ["b_8080", "c_8080"])
+    assert warnings == [
+        "m: a_8080 have another API key than most of its servers and are left out: give all hosts the same first key in "
+        "servers_api_key_file."
+    ]
+
+
+def test_servers_of_hosts_with_similar_names_have_different_names() -> None:
+    [backend] = backends({host: entry(server("m")) for host in ("gpu_1", "gpu-1", "gpu 1")})
+    assert len({one.name for one in backend.servers}) == 3
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+", one.name) for one in backend.servers)
+
+
+INJECTION = '::1]:8080\nglobal\n  lua-load "/tmp/x"\n#'
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"listens": INJECTION},
+        {"tier": "%[str(other),map_str(/var/lib/magi-llama-gateway/config/secrets.map)]"},
+        {"tier": "m evil:"},
+        {"model_id": "MAGI_clients"},
+        {"name": "a b"},
+        {"kind": "model\n"},
+        {"display_name": "a\nb"},
+        {"port": 0},
+        {"slots": -5},
+    ],
+    ids=str,
+)
+def test_entry_that_would_be_more_than_a_value_is_refused(change: dict[str, Any]) -> None:
+    good = entry(server("m"))
+    fleet.check_host(good, "key")
+    good["servers"][0].update(change)
+    with pytest.raises(DocumentError):
+        fleet.check_host(good, "key")
+
+
+@pytest.mark.parametrize("key", ["a\nb", " a", "a\x7f", "é"])
+def test_key_that_no_header_can_have_is_refused(key: str) -> None:
+    with pytest.raises(DocumentError):
+        fleet.check_host(entry(server("m")), key)
+
+
+def test_two_servers_on_one_port_are_refused() -> None:
+    with pytest.raises(DocumentError):
+        fleet.check_host(entry(server("m"), server("n")), "")
 
 
 @pytest.mark.parametrize(
@@ -89,53 +136,16 @@ def test_family_is_id_without_quantization(model: str, family: str) -> None:
     assert fleet.family_of(model) == family
 
 
-def test_names_have_best_model_first() -> None:
-    hosts = {
-        "a": entry(
-            server("m-q2_k", 1, "Q2"), server("m-q8_0", 2, "Q8"), server("m-bf16", 3, "F16"), server("n-q8_0", 4, "Q8")
-        )
-    }
-    names = fleet.names_of(backends(hosts), {"best": ["n-q8_0", "m"], "gone": "x"}, families=True)
-    assert names["m"] == ["m-bf16", "m-q8_0", "m-q2_k"]
-    assert names["Q8"] == ["m-q8_0", "n-q8_0"]
-    assert names["m-q2_k"] == ["m-q2_k"]
-    assert names["best"] == ["n-q8_0", "m-bf16", "m-q8_0", "m-q2_k"]
-    assert "gone" not in names
-    assert "m" not in fleet.names_of(backends(hosts), {}, families=False)
-
-
-def test_embedding_server_is_in_no_tier_or_family() -> None:
-    names = fleet.names_of(backends({"a": entry(server("e-q8_0", 1, "Q8", kind="embedding"))}), {}, families=True)
-    assert names == {"e-q8_0": ["e-q8_0"]}
-
-
-def test_alias_with_the_id_of_a_model_is_refused() -> None:
-    with pytest.raises(GatewayError, match=r"gateway_aliases\.m is the id of a model"):
-        fleet.names_of(backends({"a": entry(server("m"))}), {"m": "m"}, families=True)
-
-
-@pytest.mark.parametrize(
-    ("weights", "shares"),
-    [
-        ({"m": 95, "n": 5}, [("m", 95), ("n", 5)]),
-        ({"m": 1, "n": 2}, [("m", 33), ("n", 67)]),
-        ({"m": 1, "gone": 9}, [("m", 100)]),
-    ],
-)
-def test_shares_of_split_sum_up_to_hundred(weights: dict[str, int], shares: list[tuple[str, int]]) -> None:
-    found = backends({"a": entry(server("m"), server("n", 8081))})
-    assert fleet.split_names(found, {"mix": weights}) == {"mix": shares}
-
-
 @pytest.mark.parametrize(
     ("groups", "hosts"),
     [
         ({"all": ["a", "b"], "ungrouped": ["a", "b"]}, ["a", "b"]),
         ({"all": [], "ungrouped": []}, ["localhost"]),
-        ({"all": ["a", "g"], "gpu": ["a"], "gateways": ["g"]}, ["a"]),
-        ({"all": ["a", "g"], "ungrouped": ["a"], "gateways": ["g"]}, ["a"]),
-        ({"all": ["g"], "models": ["g"], "gateways": ["g"]}, ["g"]),
+        ({"all": ["a", "g"], "site1": ["a", "g"], "gateways": ["g"]}, ["a"]),
+        ({"all": ["g"], "gateways": ["g"]}, ["g"]),
+        ({"all": ["a", "g", "x"], "models": ["a", "g"], "gateways": ["g"]}, ["a", "g"]),
+        ({"all": ["a"], "models": []}, []),
     ],
 )
-def test_hosts_that_are_only_gateways_run_no_servers(groups: dict[str, list[str]], hosts: list[str]) -> None:
+def test_hosts_of_group_models_run_servers(groups: dict[str, list[str]], hosts: list[str]) -> None:
     assert fleet.model_hosts(groups) == hosts

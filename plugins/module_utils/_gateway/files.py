@@ -2,35 +2,33 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""The gateway on its host: its files, the process that uses them, and the change from one configuration to the next."""
+"""The gateway's files on its host: documents, the configuration in use, and the next one next to it."""
 
 from __future__ import annotations
 
 import contextlib
-import grp
+import fcntl
+import hashlib
 import json
 import os
 import pwd
 import re
 import shutil
-import signal
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .._core.commands import run_command
+from .._core.commands import ids_of, run_command
 from .._core.files import make_folders, write_atomic
-from .._core.ownership import open_trusted
-from .._services.base import ServiceDriver
-from .admin_socket import AdminSocket, AdminSocketError, parse_map
+from .._core.ownership import MANIFEST, MARK, open_trusted, require_own_folder, require_trusted
+from .._launch.config_files import current_text
 from .config import FOLDER
 from .fleet import FLEET, GatewayError
-from .members import change_servers
 
-# The name of its unit or program.
-SERVICE = "gateway"
 OLDEST_VERSION = (2, 6)
-START_SECONDS = 20.0
+LOCK_SECONDS = 60.0
+MAX_CERTIFICATE_BYTES = 1024 * 1024
 _VERSION = re.compile(r"version (\d+)\.(\d+)(\S*)")
 
 
@@ -48,6 +46,19 @@ class Places:
     def gateway(self) -> str:
         """What is kept of settings and clients."""
         return os.path.join(self.state_dir, "gateway.json")
+
+    @property
+    def mark(self) -> str:
+        return os.path.join(self.state_dir, MANIFEST)
+
+    @property
+    def lock(self) -> str:
+        return os.path.join(self.state_dir, "lock")
+
+    @property
+    def applied(self) -> str:
+        """The digest of the configuration that HAProxy has taken."""
+        return os.path.join(self.state_dir, "applied")
 
     @property
     def keys(self) -> str:
@@ -69,12 +80,15 @@ class Places:
     @property
     def states(self) -> str:
         """The states of servers, from one process to the next."""
-        return os.path.join(self.run, "servers.state")
+        # Not in the folder of the process, whose user could make root write elsewhere.
+        return os.path.join(self.state_dir, "servers.state")
 
     def all(self) -> list[str]:
         """Everything that the gateway has in its state directory, besides the service manager's files."""
         folders = [os.path.join(self.state_dir, name) for name in ("config.a", "config.b")]
-        return [self.fleet, self.gateway, self.keys, self.config, self.run, *folders]
+        documents = [self.fleet, self.gateway, self.keys, self.applied, self.states, self.lock]
+        # The mark is last: an interrupted removal can be repeated.
+        return [*documents, self.config, self.run, *folders, self.mark]
 
     def environment(self, config: str) -> dict[str, str]:
         """The variables that the configuration in this folder names."""
@@ -90,10 +104,11 @@ class Change:
     diff: list[dict[str, str]] = field(default_factory=list)
 
 
-def haproxy_version(program: str) -> tuple[int, int]:
+def haproxy_version(program: str, user: str | None) -> tuple[int, int]:
     """The version of a HAProxy. Raises GatewayError where it has none, or is too old."""
+    require_trusted(program)
     try:
-        done = run_command([program, "-v"], {"PATH": "/usr/sbin:/usr/bin"}, 10)
+        done = run_command([program, "-v"], {"PATH": "/usr/sbin:/usr/bin"}, 10, user=ids_of(user))
     except OSError as error:
         raise GatewayError(f"{program} cannot be started: {error.strerror}.") from error
     found = _VERSION.search(done.stdout)
@@ -154,11 +169,8 @@ def compare(before: Mapping[str, str], after: Mapping[str, str]) -> Change:
     changed = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
     change = Change(files=changed)
     for name in changed:
-        shown = (before.get(name, ""), after.get(name, ""))
-        if name in ("secrets.map", "keys.map"):
-            shown = tuple(_without_values(text) for text in shown)  # type: ignore[assignment]
         header = f"{name} of the gateway"
-        texts = [_without_keys(text) for text in shown]
+        texts = [_to_show(name, files.get(name, "")) for files in (before, after)]
         change.diff.append({"before": texts[0], "after": texts[1], "before_header": header, "after_header": header})
     if not before:
         change.how = "start"
@@ -176,18 +188,19 @@ def _frame(files: Mapping[str, str]) -> list[str]:
     return [line for line in files.get("haproxy.cfg", "").splitlines() if not line.startswith("  server ")]
 
 
-def _without_values(text: str) -> str:
-    return "".join(f"{line.partition(' ')[0][:12]} …\n" for line in text.splitlines())
+def _to_show(name: str, text: str) -> str:
+    """A file's text without secrets."""
+    if name == "certificate.pem":
+        return f"certificate and key, {len(text)} bytes\n" if text else ""
+    if name in ("secrets.map", "keys.map"):
+        return "".join(f"{line.partition(' ')[0][:12]} …\n" for line in text.splitlines())
+    return re.sub(r"(Authorization 'Bearer )[^\n]*", r"\1…'", text)
 
 
-def _without_keys(text: str) -> str:
-    return re.sub(r"(Authorization 'Bearer )[^%\n]*'", r"\1…'", text)
-
-
-def check_config(program: str, places: Places, config: str) -> None:
-    """Raise GatewayError if HAProxy refuses the configuration in this folder."""
-    os.makedirs(places.run, mode=0o750, exist_ok=True)
-    done = run_command([program, "-c", "-f", f"{config}/haproxy.cfg"], places.environment(config), 60)
+def check_config(program: str, places: Places, config: str, user: str | None) -> None:
+    """Raise GatewayError if HAProxy refuses the configuration in this folder, as the user that it will run as."""
+    command = [program, "-c", "-f", f"{config}/haproxy.cfg"]
+    done = run_command(command, places.environment(config), 60, user=ids_of(user))
     if done.code != 0:
         lines = [line for line in (done.stdout + done.stderr).splitlines() if "ALERT" in line]
         raise GatewayError(f"HAProxy refuses the configuration; the one in use is unchanged: {' '.join(lines)[:1000]}")
@@ -221,91 +234,87 @@ def write_documents(places: Places, hosts: Mapping[str, Any], keys: Mapping[str,
     write_atomic(places.keys, json.dumps(dict(keys)).encode(), 0o600)
 
 
-def refuse_foreign(places: Places) -> None:
-    """Raise GatewayError if the state directory has files with the names of a gateway's that are not a gateway's.
+def prepare(places: Places, user: str | None, *, dry_run: bool = False) -> int | None:
+    """Make the folders of the state and of the running process; returns the gateway's group, None without root or user.
 
-    The first file that a run writes is fleet.json.
+    Raises OwnershipError for a folder that was not made by this collection.
     """
-    found = [path for path in places.all() if os.path.lexists(path)]
-    if found and not os.path.exists(places.fleet):
-        raise GatewayError(
-            f"{found[0]} exists, and {places.fleet} does not: it is not a gateway's. Nothing was changed. Set "
-            "gateway_state_dir to a folder of its own."
-        )
-
-
-def prepare_folders(places: Places, user: str | None) -> int | None:
-    """Create the folders of the state and of the running process; returns the gateway's group, None without root."""
-    refuse_foreign(places)
+    require_own_folder(places.state_dir, "gateway_state_dir")
+    if dry_run:
+        return None
     make_folders(places.state_dir)
-    if not os.path.exists(places.fleet):
-        write_documents(places, {}, {})
-    os.makedirs(places.run, mode=0o750, exist_ok=True)
+    if not os.path.exists(places.mark):
+        write_atomic(places.mark, (json.dumps(MARK) + "\n").encode(), 0o644)
     if os.geteuid() != 0 or user is None:
+        os.makedirs(places.run, mode=0o750, exist_ok=True)
         return None
     entry = pwd.getpwnam(user)
-    os.chown(places.run, entry.pw_uid, entry.pw_gid)
+    if not os.path.isdir(places.run):
+        os.mkdir(places.run, 0o750)
+    os.chown(places.run, entry.pw_uid, entry.pw_gid, follow_symlinks=False)
     return entry.pw_gid
 
 
-def group_of(user: str) -> str:
-    """The name of a user's primary group."""
-    return grp.getgrgid(pwd.getpwnam(user).pw_gid).gr_name
-
-
-def apply(
-    driver: ServiceDriver, places: Places, change: Change, before: Mapping[str, str], after: Mapping[str, str]
-) -> str:
-    """Bring the running process to the configuration in use; returns how. Raises GatewayError.
-
-    What cannot be changed while it runs is done by a reload, which lets the old process finish its requests.
-    """
-    status = driver.status([SERVICE])[SERVICE]
-    admin = AdminSocket(places.socket)
-    if status.state != "running" or status.pid is None:
-        return _start(driver, places, admin)
-    if change.how in ("maps", "servers"):
-        try:
-            _change_maps(admin, places, change.files, after)
-            if change.how == "servers":
-                change_servers(admin, before["haproxy.cfg"], after["haproxy.cfg"])
-            return change.how
-        except AdminSocketError:
-            # It is done by a reload, which needs nothing of the running process.
-            pass
-    if change.how == "nothing":
-        return "nothing"
-    return _reload(status.pid, places, admin)
-
-
-def _start(driver: ServiceDriver, places: Places, admin: AdminSocket) -> str:
-    with contextlib.suppress(FileNotFoundError):
-        # After a stop its states would be those of another time.
-        os.unlink(places.states)
-    driver.reload([SERVICE])
-    faults = driver.start([SERVICE])
-    if SERVICE not in faults and admin.wait_for_worker(None, START_SECONDS) is not None:
-        return "start"
-    log = " | ".join(driver.log_tail(SERVICE, 5))
-    raise GatewayError(f"HAProxy did not start: {faults.get(SERVICE, '')} {log}".strip())
-
-
-def _reload(pid: int, places: Places, admin: AdminSocket) -> str:
-    before = admin.pid()
-    if before is not None:
-        admin.save_states(places.states)
-    os.kill(pid, signal.SIGUSR2)
-    if admin.wait_for_worker(before, START_SECONDS) is None:
+def require_launch_config(places: Places, path: str) -> None:
+    """Raise GatewayError if the launch config at path is there and is not that of this state directory's gateway."""
+    if os.path.lexists(path) and f"{places.config}/haproxy.cfg" not in current_text(path):
         raise GatewayError(
-            f"HAProxy (PID {pid}) did not take the new configuration within {START_SECONDS:g} s and continues with the "
-            "old one: see its log."
+            f"{path} exists, and does not run the gateway of {places.state_dir}. Nothing was changed. A host has one "
+            "gateway: remove the other one, or rename the server that is called so."
         )
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(places.states)
-    return "reload"
 
 
-def _change_maps(admin: AdminSocket, places: Places, names: Sequence[str], after: Mapping[str, str]) -> None:
-    for name in names:
-        if name.endswith(".map"):
-            admin.replace_map(f"{places.config}/{name}", parse_map(after.get(name, "")))
+@contextlib.contextmanager
+def locked(places: Places, *, dry_run: bool) -> Iterator[None]:
+    """Hold the gateway's lock: two runs over different hosts would each write what it knows. Raises GatewayError."""
+    if dry_run or not os.path.isdir(places.state_dir):
+        yield
+        return
+    deadline = time.monotonic() + LOCK_SECONDS
+    descriptor = os.open(places.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise GatewayError(f"Another run has been changing this gateway for {LOCK_SECONDS:g} s.") from None
+                time.sleep(0.1)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def read_certificate(places: Places, path: str, warnings: list[str]) -> str:
+    """The certificate and its key. The one in use, with a warning, where the file cannot be read. Raises GatewayError.
+
+    It is copied, as the gateway's user need not be able to read it where it is.
+    """
+    try:
+        with open(path, encoding="ascii") as stream:
+            return stream.read(MAX_CERTIFICATE_BYTES)
+    except (OSError, ValueError) as error:
+        used = current_files(places).get("certificate.pem")
+        why = (
+            f"gateway_tls_certificate {path} cannot be read on the gateway: {getattr(error, 'strerror', None) or error}"
+        )
+        if not used:
+            raise GatewayError(f"{why}. Write certificate chain and private key to it, in PEM.") from error
+        warnings.append(f"{why}; the certificate in use is kept.")
+        return used
+
+
+def is_applied(places: Places, files: Mapping[str, str]) -> bool:
+    """Whether HAProxy has taken this configuration: a run may have ended between writing and applying it."""
+    with contextlib.suppress(OSError), open(places.applied, encoding="ascii") as stream:
+        return stream.read() == _digest(files)
+    return False
+
+
+def note_applied(places: Places, files: Mapping[str, str]) -> None:
+    write_atomic(places.applied, _digest(files).encode(), 0o644)
+
+
+def _digest(files: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(dict(files), sort_keys=True).encode()).hexdigest()
