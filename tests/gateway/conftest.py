@@ -53,7 +53,7 @@ def deployed() -> Iterator[Gateway]:
 @pytest.fixture
 def gateway(deployed: Gateway) -> Gateway:
     """Four healthy servers behind a gateway with its first settings."""
-    deployed.set(profile="four", gateway_api_keys=CLIENTS, gateway_host="127.0.0.1")
+    deployed.set(profile="four", gateway_api_keys=CLIENTS, gateway_host="127.0.0.1", gateway_tls_certificate="")
     if list(deployed.checks().values()).count("L7OK") != 4:
         deployed.bed.run("site")
         deployed.bed.run("gateway")

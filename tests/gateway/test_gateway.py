@@ -145,18 +145,23 @@ def test_no_key_is_in_readable_files_or_output(gateway: Gateway) -> None:
 
 
 def test_gateway_that_would_be_open_is_refused(gateway: Gateway) -> None:
+    gateway.bed.run("gateway")
     worker = gateway.admin.pid()
     gateway.set(gateway_host="0.0.0.0", gateway_api_keys=[])
     gateway.bed.run("gateway", code=2).expect("gateway_api_keys is empty")
     gateway.set(gateway_api_keys=CLIENTS)
     gateway.bed.run("gateway", code=2).expect("gateway_tls_certificate is not set")
     gateway.set(gateway_tls_certificate="/none.pem")
-    gateway.bed.run("gateway", code=2).expect(
-        "HAProxy refuses the configuration; the one in use is unchanged", "/none.pem"
-    )
+    gateway.bed.run("gateway", code=2).expect("gateway_tls_certificate /none.pem cannot be read on the gateway")
+    broken = gateway.bed.root / "broken.pem"
+    broken.write_text("not a certificate\n")
+    gateway.set(gateway_tls_certificate=str(broken))
+    refused = gateway.bed.run("gateway", code=2)
+    refused.expect("HAProxy refuses the configuration; the one in use is unchanged", "certificate.pem")
     gateway.set(gateway_host="127.0.0.1", gateway_tls_certificate="")
     assert gateway.admin.pid() == worker
-    assert gateway.bed.run("gateway").changed == 0
+    run = gateway.bed.run("gateway", "--diff")
+    assert run.changed == 0, run.output
     assert gateway.served_by(Q2) == Q2
 
 
