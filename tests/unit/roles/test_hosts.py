@@ -15,10 +15,10 @@ from support.runs import BIN, ROOT, execute
 PLAYBOOKS = sorted({path.stem for path in (ROOT / "playbooks").glob("*.yml")} - {"gateway"})
 
 
-def plays(folder: Path, playbook: str, *arguments: str) -> list[list[str]]:
-    """The hosts of each play in an inventory in which w is nothing but a gateway, and b is one too."""
+def plays(folder: Path, playbook: str, *arguments: str, models: str = "models") -> list[list[str]]:
+    """The hosts of each play in an inventory in which w is a gateway, and b is one that also runs servers."""
     inventory = folder / "hosts.yml"
-    groups = {"gateways": {"hosts": {"w": {}, "b": {}}}, "gpu": {"hosts": {"a": {}, "b": {}}}}
+    groups = {"gateways": {"hosts": {"w": {}, "b": {}}}, models: {"hosts": {"a": {}, "b": {}}}}
     inventory.write_text(json.dumps({"all": {"children": groups}}), encoding="utf-8")
     book = ROOT / f"playbooks/{playbook}.yml"
     command = [BIN / "ansible-playbook", "-i", inventory, book, "--list-hosts", *arguments]
@@ -31,6 +31,9 @@ def plays(folder: Path, playbook: str, *arguments: str) -> list[list[str]]:
 def test_host_that_is_only_a_gateway_gets_no_servers(tmp_path: Path, playbook: str) -> None:
     found = plays(tmp_path, playbook)
     assert found and all(sorted(hosts) == ["a", "b"] for hosts in found)
+    # Without a group models, no gateway does.
+    found = plays(tmp_path, playbook, models="gpu")
+    assert found and all(hosts == ["a"] for hosts in found)
 
 
 def test_target_and_canary_of_a_rollout_are_its_hosts(tmp_path: Path) -> None:
