@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from ansible.module_utils.common.validation import check_type_bool, check_type_float, check_type_int
 from ansible_collections.magi.llama.plugins.module_utils._plan.profile import near
+from ansible_collections.magi.llama.plugins.plugin_utils.yaml_files import LOADER
 
 SPEC = Path(__file__).parents[2] / "meta/extra_vars.yml"
 NUMBERS = {"int": check_type_int, "float": check_type_float}
@@ -21,7 +22,7 @@ NUMBERS = {"int": check_type_int, "float": check_type_float}
 
 def load_spec() -> dict[str, Any]:
     """{"playbooks": {name: {"variables": […]}}, "variables": {name: option}}, as in the file."""
-    loaded: dict[str, Any] = yaml.load(SPEC.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    loaded: dict[str, Any] = yaml.load(SPEC.read_text(encoding="utf-8"), LOADER)
     return loaded
 
 

@@ -21,6 +21,7 @@ from ansible.parsing.splitter import parse_kv
 from ansible_collections.magi.llama.plugins.module_utils._plan.profile import misspelled, near
 from ansible_collections.magi.llama.plugins.plugin_utils.extra_vars import load_spec
 from ansible_collections.magi.llama.plugins.plugin_utils.inputs import inputs_from_facts
+from ansible_collections.magi.llama.plugins.plugin_utils.yaml_files import LOADER
 
 ROLES = Path(__file__).parents[2] / "roles"
 # All names of variables that begin so are the collection's, also in an inventory.
@@ -34,7 +35,7 @@ def known_names() -> frozenset[str]:
     """All variables of the collection: of the roles' argument specs and of meta/extra_vars.yml."""
     names = set(load_spec()["variables"])
     for path in ROLES.glob("*/meta/argument_specs.yml"):
-        loaded = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        loaded = yaml.load(path.read_text(encoding="utf-8"), LOADER)
         for entry_point in loaded["argument_specs"].values():
             names.update(entry_point["options"])
     return frozenset(names)
