@@ -9,8 +9,8 @@ from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible_collections.magi.llama.plugins.module_utils._arguments.gateway_members import ARGUMENTS
-from ansible_collections.magi.llama.plugins.module_utils._core.values import is_loopback
-from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import ANY_ADDRESS, KEY
+from ansible_collections.magi.llama.plugins.module_utils._core.values import ANY_ADDRESS, is_loopback
+from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import KEY
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 

@@ -14,8 +14,9 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible_collections.magi.llama.plugins.module_utils._arguments.verify import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
+from ansible_collections.magi.llama.plugins.module_utils._core.exchange import authority
 from ansible_collections.magi.llama.plugins.module_utils._core.text import clean_text
-from ansible_collections.magi.llama.plugins.module_utils._core.values import is_loopback
+from ansible_collections.magi.llama.plugins.module_utils._core.values import ANY_ADDRESS, is_loopback
 from ansible_collections.magi.llama.plugins.module_utils._health.probe import TOKEN_REQUESTS, tokens_per_second
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
@@ -28,7 +29,6 @@ except ImportError:
     httpx = None
 
 MODULE = "magi.llama.verify"
-ANY = ("0.0.0.0", "::", "")
 CONNECT_SECONDS = 5.0
 MAX_ANSWER_BYTES = 2**20
 
@@ -152,9 +152,9 @@ class Asking:
         if server["port"] not in self.ports:
             return None
         listens = server.get("host", "")
-        if is_loopback(listens) or listens in ANY:
+        if is_loopback(listens) or listens in ANY_ADDRESS:
             here = "127.0.0.1" if self.local else self.host
-            return here if self.local or listens in ANY else None
+            return here if self.local or listens in ANY_ADDRESS else None
         return listens if listens in (self.bind, self.host) else None
 
 
@@ -199,8 +199,7 @@ async def _ask_all(servers: list[tuple[dict[str, Any], str]], key: str | None, t
 
 async def _ask(client: Any, server: dict[str, Any], address: str, key: str | None, timeout: float) -> dict[str, Any]:
     """A few tokens, one embedding or one ranking, by the server's kind; timeout is for the whole exchange."""
-    host = f"[{address}]" if ":" in address else address
-    base = f"http://{host}:{server['port']}"
+    base = f"http://{authority(address, server['port'])}"
     path, body, field = TOKEN_REQUESTS.get(str(server.get("kind")), TOKEN_REQUESTS["model"])
     answer = _unanswered(server)
     headers = {"Accept-Encoding": "identity", **({"Authorization": f"Bearer {key}"} if key else {})}

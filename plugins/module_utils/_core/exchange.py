@@ -48,6 +48,11 @@ class _Reader:
         return io.BufferedReader(self._raw)
 
 
+def authority(host: str, port: int) -> str:
+    """Return host and port as a URL and the header Host have them: an IPv6 address is in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _seconds_left(deadline: float) -> float:
     left = deadline - time.monotonic()
     if left <= 0:
@@ -71,10 +76,13 @@ def request(
     (socket.timeout after the deadline), http.client.HTTPException, TooLongError, or ValueError for an invalid key.
     """
     deadline = time.monotonic() + seconds
-    host, port = address
-    named = f"[{host}]" if ":" in host else host
     content = b"" if body is None else json.dumps(body).encode()
-    lines = [f"{method} {path} HTTP/1.1", f"Host: {named}:{port}", "Accept-Encoding: identity", "Connection: close"]
+    lines = [
+        f"{method} {path} HTTP/1.1",
+        f"Host: {authority(*address)}",
+        "Accept-Encoding: identity",
+        "Connection: close",
+    ]
     if key:
         if not key.isprintable():
             raise ValueError("the API key has characters that a header cannot have")

@@ -11,6 +11,10 @@ from typing import Any
 
 from .errors import MagiError
 
+# A server that listens on one of these is reached at every address of its host.
+ANY_ADDRESS = ("0.0.0.0", "::", "")
+MAX_PORT = 65535
+
 
 class ValueTypeError(MagiError):
     """Raised for a value that its variable does not accept."""

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .._core.exchange import authority
 from .clients import Client, client_maps
 from .fleet import Backend
 
@@ -190,13 +191,9 @@ def _frontend(settings: Settings, route: Route) -> list[str]:
 
 def _binds(settings: Settings) -> list[str]:
     if settings.certificate:
-        address = _address(settings.host, settings.tls_port)
+        address = authority(settings.host, settings.tls_port)
         return [f'  bind {address} ssl crt "${{{FOLDER}}}/certificate.pem" alpn h2,http/1.1']
-    return [f"  bind {_address(settings.host, settings.port)}"]
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return [f"  bind {authority(settings.host, settings.port)}"]
 
 
 def _keys(settings: Settings, route: Route) -> list[str]:
@@ -348,7 +345,7 @@ def _metrics(settings: Settings) -> list[str]:
         "backend MAGI_clients from MAGI_common",
         "  stick-table type string len 64 size 100k expire 120s store http_req_rate(60s)",
         "frontend MAGI_metrics from MAGI_common",
-        f"  bind {_address(settings.metrics_host, settings.metrics_port)}",
+        f"  bind {authority(settings.metrics_host, settings.metrics_port)}",
         "  no log",
         "  http-request use-service prometheus-exporter if { path /metrics }",
         # Only for this host: it names every server with its address.
@@ -390,7 +387,7 @@ def _backend(settings: Settings, backend: Backend) -> list[str]:
         f"  http-response set-header X-Magi-Model {_literal(model)}",
         f"  http-response set-header X-Magi-Tier {_literal(backend.tier or '-')}",
         *(
-            f"  server {server.name} {_address(server.address, server.port)} maxconn {server.slots} "
+            f"  server {server.name} {authority(server.address, server.port)} maxconn {server.slots} "
             # A name that cannot be resolved must not keep the gateway from starting.
             "init-addr last,libc,none"
             for server in backend.servers

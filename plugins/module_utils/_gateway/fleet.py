@@ -16,15 +16,11 @@ from .._core.argv import flag_value
 from .._core.documents import NAME, Document, DocumentError, Fields, Map, Maybe, check
 from .._core.errors import MagiError
 from .._core.text import clean_text
-from .._core.values import is_loopback
+from .._core.values import ANY_ADDRESS, MAX_PORT, is_loopback
 from .._models.names import QUANT_TOKEN
 from .._models.quantization import TIERS
-from .._plan.memory_flags import DEFAULT_PARALLEL
+from .._plan.memory_flags import slots_for
 
-ANY_ADDRESS = ("0.0.0.0", "::", "")
-# A name has this many backends at most: HAProxy looks at one after another.
-MAX_CANDIDATES = 8
-MAX_PORT = 65535
 MAX_SLOTS = 4096
 MAX_TITLE = 200
 
@@ -112,12 +108,10 @@ def host_entry(record: Mapping[str, Any], address: str) -> dict[str, Any]:
 
 def slots_of(argv: Sequence[str]) -> int:
     """The number of requests that a server with this command line processes at once."""
-    given = flag_value(argv, "--parallel")
     try:
-        slots = int(given) if given is not None else -1
+        return slots_for(int(flag_value(argv, "--parallel") or -1))
     except ValueError:
-        slots = -1
-    return slots if slots > 0 else DEFAULT_PARALLEL
+        return slots_for(-1)
 
 
 def reached_at(entry: Mapping[str, Any], server: Mapping[str, Any], is_here: bool) -> str | None:

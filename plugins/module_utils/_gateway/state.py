@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .._core.documents import Document, DocumentError, Fields, Map, Maybe
+from .._core.exchange import authority
 from .._core.files import write_atomic
 from .._core.ownership import require_trusted
 from .._core.values import is_loopback
@@ -195,8 +196,9 @@ def _refuse_open(settings: Settings, clients: Sequence[Client], backends: Sequen
 
 def url_of(settings: Settings) -> str:
     """The gateway's address for its clients."""
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return f"https://{host}:{settings.tls_port}" if settings.certificate else f"http://{host}:{settings.port}"
+    if settings.certificate:
+        return f"https://{authority(settings.host, settings.tls_port)}"
+    return f"http://{authority(settings.host, settings.port)}"
 
 
 def _write_kept(places: Places, kept: Mapping[str, Any]) -> None:

@@ -10,11 +10,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .._core.exchange import authority
+from .._core.values import ANY_ADDRESS
 from .._health.endpoint import endpoint
 from .report import table
 from .rollout_summary import DONE
 
-ANY_ADDRESS = ("0.0.0.0", "::", "")
 MAX_REASON = 100
 _STATES = ("ok", "failed", "unreachable", "not begun")
 
@@ -35,7 +36,7 @@ def url_of(server: Mapping[str, Any], address: str) -> str | None:
         return None
     # Ansible reaches a local host without an address of its own.
     host = address if bind in ANY_ADDRESS else bind
-    return f"http{'s' if server.get('has_tls') else ''}://{f'[{host}]' if ':' in host else host}:{server['port']}"
+    return f"http{'s' if server.get('has_tls') else ''}://{authority(host, server['port'])}"
 
 
 def planned_servers(plan: Mapping[str, Any], health: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -89,12 +89,17 @@ class Flags:
         return CACHE_TYPES[value]
 
 
+def slots_for(parallel: int) -> int:
+    """Return how many requests a server with this --parallel processes at once; a negative number is the default."""
+    return DEFAULT_PARALLEL if parallel < 0 else max(1, parallel)
+
+
 class Context:
     """How llama-server lays out its context: slots, streams of cells, batches."""
 
     def __init__(self, shape: Mapping[str, Any], settings: Flags, kind: str, build: int | None) -> None:
         parallel = settings.number("parallel", default=-1)
-        self.slots = DEFAULT_PARALLEL if parallel < 0 else max(1, parallel)
+        self.slots = slots_for(parallel)
         self.unified = parallel < 0 or settings.on("kv_unified", default=False)
         self.streams = 1 if self.unified else self.slots
         per_slot = settings.number("kv_unified_per_slot", default=0)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .._core.errors import MagiError
+from .._core.values import MAX_PORT
 
 SELECTORS = ("tier", "architecture", "kind", "id")
 TIERS = ("Q1", "Q2", "Q3", "Q4", "Q5", "Q6", "Q8", "F16", "F32")
@@ -31,7 +32,6 @@ MAX_SIZE_LENGTH = 32
 MAX_SECONDS = 86_400
 # How much more or less of the cores than another server one may get.
 MIN_SHARE, MAX_SHARE = 0.01, 100
-MAX_PORT = 65535
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 Model = Mapping[str, Any]

@@ -10,8 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .._core.values import ValueTypeError, address_error, is_loopback, parse_bool
-from .profile import MAX_PORT
+from .._core.values import MAX_PORT, ValueTypeError, address_error, is_loopback, parse_bool
 
 WHOLE_NUMBER = re.compile(r"[1-9][0-9]*")
 # Each with the environment variable that sets it on the controller.
