@@ -161,6 +161,7 @@ from ansible_collections.magi.llama.plugins.module_utils._gateway.state import (
     exists,
     prepare_host,
     remove,
+    unchanged,
 )
 
 
@@ -176,7 +177,7 @@ def run(module: Module) -> dict:
     if given["state"] == "prepared":
         return prepare_host(given, dry_run=module.check_mode)
     if given["state"] == "updated" and not exists(given["state_dir"]):
-        return {"changed": False, "how": "missing", "models": {}, "url": ""}
+        return unchanged("missing")
     return bring_to_state(given, found, warn=module.warn, dry_run=module.check_mode)
 
 

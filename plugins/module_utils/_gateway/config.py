@@ -47,8 +47,8 @@ class Settings:
     metrics_host: str = "127.0.0.1"
     metrics_port: int = 8071
     max_body: int = 256 * 1024 * 1024
-    queue_seconds: int = 30
-    answer_seconds: int = 600
+    queue_timeout: int = 30
+    answer_timeout: int = 600
     max_queue: int = 64
     rate_per_minute: int = 0
     aliases: Mapping[str, Any] = field(default_factory=dict)
@@ -121,8 +121,8 @@ def _defaults(settings: Settings) -> list[str]:
         "  timeout client-fin 5s",
         "  timeout http-request 10s",
         "  timeout http-keep-alive 75s",
-        f"  timeout queue {settings.queue_seconds}s",
-        f"  timeout server {settings.answer_seconds}s",
+        f"  timeout queue {settings.queue_timeout}s",
+        f"  timeout server {settings.answer_timeout}s",
         "  timeout tunnel 1h",
         "  retries 3",
         "  option redispatch 1",

@@ -286,7 +286,7 @@ def locked(places: Places, *, dry_run: bool) -> Iterator[None]:
         os.close(descriptor)
 
 
-def read_certificate(places: Places, path: str, warnings: list[str]) -> str:
+def read_certificate(path: str, used: str | None, warnings: list[str]) -> str:
     """The certificate and its key. The one in use, with a warning, where the file cannot be read. Raises GatewayError.
 
     It is copied, as the gateway's user need not be able to read it where it is.
@@ -295,7 +295,6 @@ def read_certificate(places: Places, path: str, warnings: list[str]) -> str:
         with open(path, encoding="ascii") as stream:
             return stream.read(MAX_CERTIFICATE_BYTES)
     except (OSError, ValueError) as error:
-        used = current_files(places).get("certificate.pem")
         why = (
             f"gateway_tls_certificate {path} cannot be read on the gateway: {getattr(error, 'strerror', None) or error}"
         )

@@ -68,6 +68,11 @@ def exists(state_dir: str) -> bool:
     return os.path.exists(Places(state_dir).gateway)
 
 
+def unchanged(how: str = "nothing", url: str = "") -> dict[str, Any]:
+    """The result of a run that has done nothing to a gateway, or that leaves it without models."""
+    return {"changed": False, "how": how, "models": {}, "url": url}
+
+
 def prepare_host(given: Mapping[str, Any], *, dry_run: bool) -> dict[str, Any]:
     """Check that the state directory and the launch config are a gateway's, before anything is written there."""
     places = Places(given["state_dir"])
@@ -75,7 +80,7 @@ def prepare_host(given: Mapping[str, Any], *, dry_run: bool) -> dict[str, Any]:
     manager = find_manager(given["service_manager"] or next(iter(MANAGERS)))
     require_launch_config(places, manager.config_path(places.state_dir, SERVICE))
     prepare(places, None, dry_run=dry_run)
-    return {"changed": False, "how": "nothing", "models": {}, "url": ""}
+    return unchanged()
 
 
 def bring_to_state(
@@ -94,12 +99,11 @@ def bring_to_state(
         _refuse_open(settings, clients, backends)
         names = names_of(backends, settings.aliases, settings.families)
         splits = split_names(backends, settings.aliases, settings.families)
-        after = files_of(settings, Route(backends, names, splits, clients))
+        before, after = current_files(places), files_of(settings, Route(backends, names, splits, clients))
         if settings.certificate:
-            after["certificate.pem"] = read_certificate(places, settings.certificate, warnings)
+            after["certificate.pem"] = read_certificate(settings.certificate, before.get("certificate.pem"), warnings)
         for warning in warnings:
             warn(warning)
-        before = current_files(places)
         change = compare(before, after)
         if change.how == "nothing" and not is_applied(places, before):
             change.how = "reload"
@@ -167,9 +171,7 @@ def _kept(places: Places, given: Mapping[str, Any], found: str | None) -> dict[s
 
 
 def _settings(content: Mapping[str, Any]) -> Settings:
-    seconds = {"queue_seconds": content["queue_timeout"], "answer_seconds": content["answer_timeout"]}
-    names = {name: value for name, value in content.items() if name not in ("queue_timeout", "answer_timeout")}
-    return Settings(**{**names, **seconds, "certificate": content.get("certificate") or ""})
+    return Settings(**{**content, "certificate": content.get("certificate") or ""})
 
 
 def _refuse_open(settings: Settings, clients: Sequence[Client], backends: Sequence[Backend]) -> None:
@@ -209,9 +211,8 @@ def remove(given: Mapping[str, Any], *, dry_run: bool) -> dict[str, Any]:
     """Stop the gateway and remove its files, and nothing where there is none."""
     places = Places(given["state_dir"])
     content = read_json(places.gateway)
-    nothing = {"models": {}, "url": places.state_dir, "how": "nothing", "changed": False, "diff": []}
     if content is None:
-        return nothing
+        return unchanged(url=places.state_dir)
     kept = GATEWAY.load(content)
     if not dry_run:
         with locked(places, dry_run=False):
@@ -220,7 +221,7 @@ def remove(given: Mapping[str, Any], *, dry_run: bool) -> dict[str, Any]:
             # What others have put there is kept.
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
-    return {**nothing, "url": url_of(_settings(kept["settings"])), "how": "stop", "changed": True}
+    return {**unchanged("stop", url_of(_settings(kept["settings"]))), "changed": True}
 
 
 def _remove_all(places: Places, kept: Mapping[str, Any], supervisord: str | None) -> None:
