@@ -233,6 +233,16 @@ def test_changes_under_load_lose_no_request(gateway: Gateway, tmp_path: Path) ->
     assert outcomes["ok"] > 50
 
 
+def test_configuration_that_was_not_taken_is_reloaded_whole(gateway: Gateway) -> None:
+    """A run that ended between writing and applying leaves a configuration that HAProxy does not have."""
+    gateway.bed.run("gateway")
+    (gateway.state / "applied").unlink()
+    # By itself this would be a change of maps.
+    gateway.set(gateway_api_keys=CLIENTS[:1])
+    gateway.bed.run("gateway").expect("reloaded")
+    assert gateway.bed.run("gateway").changed == 0
+
+
 def test_server_that_joins_needs_no_reload(gateway: Gateway) -> None:
     gateway.set(profile="three")
     gateway.bed.run("site").expect("changed while running, 3 servers of 3 models")

@@ -105,7 +105,8 @@ def bring_to_state(
         for warning in warnings:
             warn(warning)
         change = compare(before, after)
-        if change.how == "nothing" and not is_applied(places, before):
+        if before and not is_applied(places, before):
+            # HAProxy has another configuration than this one: it cannot be changed from here.
             change.how = "reload"
         result = {
             "models": {backend.model_id: len(backend.servers) for backend in backends},
