@@ -23,8 +23,8 @@ from .._core.commands import ids_of, run_command
 from .._core.files import make_folders, write_atomic
 from .._core.ownership import MANIFEST, MARK, open_trusted, require_own_folder, require_trusted
 from .._launch.config_files import current_text
-from .config import FOLDER
 from .fleet import FLEET, GatewayError
+from .words import FOLDER
 
 OLDEST_VERSION = (2, 6)
 LOCK_SECONDS = 60.0

@@ -22,7 +22,7 @@ from .._services.table import MANAGERS, find_manager
 from .aliases import check_aliases, missing_targets, names_of, split_names
 from .apply import SERVICE, apply
 from .clients import Client, parse_clients
-from .config import Route, Settings, files_of
+from .config import files_of
 from .files import (
     Places,
     activate,
@@ -44,6 +44,7 @@ from .files import (
     write_documents,
 )
 from .fleet import Backend, GatewayError, backends_of, check_host
+from .settings import Route, Settings
 
 STOP_SECONDS = 30.0
 # What a run keeps of a gateway, so that one that changes only servers needs no variables of the gateway.

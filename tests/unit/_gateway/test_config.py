@@ -21,6 +21,7 @@ from ansible_collections.magi.llama.plugins.module_utils._gateway.config import 
 )
 from ansible_collections.magi.llama.plugins.module_utils._gateway.files import compare, merged
 from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import Backend, Server
+from ansible_collections.magi.llama.plugins.module_utils._gateway.settings import Route, Settings
 
 HAPROXY = "/usr/sbin/haproxy"
 A = Server("a_8080", "192.0.2.1", 8080, 2)

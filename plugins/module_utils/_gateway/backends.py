@@ -1,0 +1,53 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""The part of HAProxy's configuration for the servers: a backend for each model."""
+
+from __future__ import annotations
+
+import json
+
+from .._core.exchange import authority
+from .fleet import Backend
+from .settings import Route, Settings
+from .words import FOLDER, error_json, literal, refuse
+
+
+def backend_lines(settings: Settings, route: Route) -> list[str]:
+    lines = [
+        "defaults MAGI_models from MAGI_common",
+        "  balance leastconn",
+        "  default-server check inter 1s fastinter 200ms downinter 500ms fall 2 rise 1 "
+        "observe layer4 error-limit 1 on-error mark-down",
+        "  option httpchk",
+        "  http-request del-header X-Model",
+        "  http-request del-header X-Api-Key",
+        "  http-request del-header Authorization",
+    ]
+    for backend in route.backends:
+        lines += _backend(settings, backend)
+    return lines
+
+
+def _backend(settings: Settings, backend: Backend) -> list[str]:
+    model = backend.model_id
+    secret = f"str({model}),map_str(${{{FOLDER}}}/secrets.map)"
+    check_key = literal(f"Bearer {backend.key}".replace("%", "%%"))
+    authorization = f" hdr Authorization {check_key}" if backend.key else ""
+    full = error_json("Too many requests wait for this model. Try again.", "rate_limit_error", "queue_full")
+    return [
+        f"backend {model} from MAGI_models",
+        f"  http-check send meth GET uri /v1/models ver HTTP/1.1 hdr Host gateway{authorization}",
+        f"  http-check expect string {literal(json.dumps({'id': model}, separators=(',', ':'))[1:-1])}",
+        refuse(429, full, f"{{ queue({model}) ge {settings.max_queue} }}", " hdr Retry-After 5"),
+        f'  http-request set-header Authorization "Bearer %[{secret}]" if {{ "{secret}" -m found }}',
+        f"  http-response set-header X-Magi-Model {literal(model)}",
+        f"  http-response set-header X-Magi-Tier {literal(backend.tier or '-')}",
+        *(
+            f"  server {server.name} {authority(server.address, server.port)} maxconn {server.slots} "
+            # A name that cannot be resolved must not keep the gateway from starting.
+            "init-addr last,libc,none"
+            for server in backend.servers
+        ),
+    ]
