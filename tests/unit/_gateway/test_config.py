@@ -13,12 +13,7 @@ from typing import Any
 import pytest
 from ansible_collections.magi.llama.plugins.module_utils._gateway.aliases import names_of, split_names
 from ansible_collections.magi.llama.plugins.module_utils._gateway.clients import Client
-from ansible_collections.magi.llama.plugins.module_utils._gateway.config import (
-    Route,
-    Settings,
-    files_of,
-    unknown_model_text,
-)
+from ansible_collections.magi.llama.plugins.module_utils._gateway.config import files_of, unknown_model_text
 from ansible_collections.magi.llama.plugins.module_utils._gateway.files import compare, merged
 from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import Backend, Server
 from ansible_collections.magi.llama.plugins.module_utils._gateway.settings import Route, Settings
