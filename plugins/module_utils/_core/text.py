@@ -19,6 +19,9 @@ MAX_LINES = 1000
 # Letters and marks that have no width, which Python counts as printable.
 _INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 
+# How an error begins that does not begin with a key.
+_PLAIN = re.compile("(this|unknown) ")
+
 
 def format_bytes(size: float) -> str:
     """Return a human-readable size: 1.5 GiB."""
@@ -85,6 +88,14 @@ def bounded(items: Sequence[str], most: int, total: int | None = None) -> list[s
     """Return the first items, and how many there are besides; total is their number where items is already cut."""
     count = len(items) if total is None else total
     return [*items[:most], f"      … and {count - most} more"] if count > most else list(items)
+
+
+def sentences(texts: Sequence[str]) -> str:
+    """Return errors as one text: with a mark at each end, and a capital where the next begins without a key."""
+    ended = [text if text.endswith((".", "?", "!")) else f"{text}." for text in texts]
+    return " ".join(
+        [*ended[:1], *(f"{text[0].upper()}{text[1:]}" if _PLAIN.match(text) else text for text in ended[1:])]
+    )
 
 
 def quoted(name: str) -> str:

@@ -10,16 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .._core.errors import EstimateError
-from .._runtime.flags import FlagError
-from .._runtime.render_flags import canonical_parameters
+from .._runtime.render_flags import known_parameters, valid_parameters
 from .build_defaults import log_defaults, stop_defaults
 from .exposure import exposure_defaults, refuse_powerful, refuse_sleep
 from .gpu import used_gpus, vram_per_gpu
-from .inputs import Host, PlanError, Server, Settings
+from .inputs import Host, Server, Settings
 from .memory import computes_on_cpu, estimate, slot_context
 from .memory_limits import FIT_MARGIN_BYTES, on_gpus
 from .offload import NAMES, Wish, assign_layers, layer_flags, layer_warning, number_of, running_layers
+from .problems import Problems
 from .profile import Model, Selected
 
 
@@ -51,31 +50,28 @@ class Draft:
 def make_draft(
     name: str,
     selected: Selected,
-    profile: Mapping[str, Any],
     runtime: Mapping[str, Any],
     settings: Settings,
     host: Host,
     companions: Mapping[str, int],
-) -> Draft:
-    """Return a server's flags and memory. Raises PlanError."""
-    model = selected.model
+) -> tuple[Draft | None, list[str]]:
+    """Return a server's flags and memory, or None and its errors."""
+    model, problems = selected.model, Problems()
     flags = runtime.get("flags") or {}
-    try:
-        parameters = effective_parameters(model, selected.parameters)
-        given = canonical_parameters(parameters, flags)
-        # Each is about flags of its own.
-        parameters.update(exposure_defaults(given, flags, bool(settings.api_key_file)))
-        parameters.update(stop_defaults(given, flags, settings.stop_timeout))
-        parameters.update(log_defaults(given, flags))
-        canonical = canonical_parameters(parameters, flags)
-        refuse_powerful({**selected.parameters, **canonical}, settings)
-        refuse_sleep(canonical, runtime)
-        batch = _whole_inputs(model, canonical, runtime)
-        parameters, canonical = {**parameters, **batch}, {**canonical, **batch}
-        draft = Draft(name, selected, parameters, canonical)
-        return _sized(draft, runtime, host, companions)
-    except (FlagError, EstimateError, PlanError) as error:
-        raise PlanError(f"{where(profile, name)}: {error}") from error
+    parameters = effective_parameters(model, selected.parameters)
+    given, _wrong = known_parameters(parameters, flags)
+    # Each is about flags of its own.
+    parameters.update(exposure_defaults(given, flags, bool(settings.api_key_file)))
+    parameters.update(problems.attempt(stop_defaults, given, flags, settings.stop_timeout) or {})
+    parameters.update(log_defaults(given, flags))
+    canonical, wrong = valid_parameters(parameters, flags)
+    problems.add(*map(str, wrong))
+    problems.attempt(refuse_powerful, {**selected.parameters, **canonical}, settings)
+    problems.attempt(refuse_sleep, canonical, runtime)
+    batch = problems.attempt(_whole_inputs, model, canonical, runtime) or {}
+    draft = Draft(name, selected, {**parameters, **batch}, {**canonical, **batch})
+    sized = problems.attempt(_sized, draft, runtime, host, companions)
+    return None if problems.texts else sized, problems.texts
 
 
 def _sized(draft: Draft, runtime: Mapping[str, Any], host: Host, companions: Mapping[str, int]) -> Draft:
@@ -135,10 +131,6 @@ def offloaded(
     result = [with_layers(draft, counts[draft.name]) if draft.name in counts else draft for draft in drafts]
     short = [draft for draft in users if counts.get(draft.name, draft.layers) < draft.layers]
     return result, [layer_warning(draft.name, counts[draft.name], draft.layers) for draft in short]
-
-
-def where(profile: Mapping[str, Any], name: str) -> str:
-    return f'profile "{profile["name"]}" ({profile["source"]}), server {name}'
 
 
 def effective_parameters(model: Model, parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -67,14 +67,15 @@ def missing_models(
     host: Host,
     known_elsewhere: Sequence[str],
     known_from_manifest: Sequence[str] = (),
-) -> list[str]:
-    """Return warnings for named models that this host lacks and that have no running server.
+) -> tuple[list[str], list[str]]:
+    """Return warnings for named models that this host lacks and that have no running server, and errors.
 
     A name that differs in a letter or two from that of a model on this host is a typing error, unless another host has
     such a model, the manifest has it, a broken file has its name, it was deployed here before, or it is that model in
     another quantization.
     """
     warnings: list[str] = []
+    errors: list[str] = []
     where = f'profile "{profile["name"]}" ({profile["source"]})'
     for model_id, key in missing.items():
         deployed = [server for server in host.record if server["model_id"] == model_id]
@@ -93,12 +94,13 @@ def missing_models(
             if others:
                 why = f"it has another quantization ({nearest(model_id, others)})"
             elif misspelled(model_id, ids):
-                raise PlanError(f'{where}: {key}: unknown model "{model_id}" on this host: {nearest(model_id, ids)}')
+                errors.append(f'{where}: {key}: unknown model "{model_id}" on this host: {nearest(model_id, ids)}')
+                continue
             else:
                 why = f"no similar model id on this host ({nearest(model_id, ids)})"
         if not any(server["name"] in host.running for server in deployed):
             warnings.append(f'{where}: {key}: model "{model_id}" is missing on this host: {why}; skipped.')
-    return warnings
+    return warnings, errors
 
 
 def nothing_left(profile: Mapping[str, Any], models: Sequence[Model], warnings: Sequence[str]) -> str:

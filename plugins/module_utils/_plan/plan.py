@@ -15,23 +15,28 @@ from typing import Any
 
 from .._core.argv import flag_value
 from .._core.digests import digest_of
-from .._runtime.flags import FlagError
+from .._core.text import sentences
 from .._runtime.render_flags import render_flags
 from .cpu import SPIN_COUNT, Demand, busy_threads, oversubscription, share_cores
 from .differences import DEVICES, GROUPS, stopped_server, with_action
 from .document import PLAN
-from .drafts import Draft, make_draft, offloaded, where
+from .drafts import Draft, make_draft, offloaded
 from .inputs import Host, PlanError, Server, Settings
 from .memory_flags import uncounted_warnings
 from .memory_limits import check_memory, growth_warnings, memory_text
 from .missing import lost_part, lost_servers, missing_models, nothing_left, refuse_lost
-from .ports import assign_ports, back_home
+from .ports import Ports, assign_ports, back_home
+from .problems import Problems, refuse_servers
 from .profile import Model, Selected, select
 from .renamed import model_stamp, renamed_servers, with_ports_of_renamed
 
 # Headroom for page tables, threads, allocator slack and long prompts, so that these do not get a server killed.
 MEMORY_MAX_MARGIN = 1.25
 MEMORY_MAX_FLOOR = 512 * 1024**2
+NO_GPU = (
+    "servers_require_gpu is true, and none of its layers is on a GPU: free the GPUs, set n_gpu_layers, or set "
+    "servers_require_gpu to auto."
+)
 
 
 def make_plan(
@@ -49,6 +54,7 @@ def make_plan(
     Ids of models: known_elsewhere those of other hosts, known_from_manifest those of the manifest. Raises PlanError.
     """
     _check_instances(profile, settings)
+    problems = Problems()
     selection = select(profile, registry["models"])
     before = {server["name"]: server for server in host.record}
     lost = lost_servers(selection.missing, registry, profile, host)
@@ -56,27 +62,23 @@ def make_plan(
     lost.update({old: f"its model is called {new} now" for old, new in moved.items()})
     refuse_lost({name: why for name, why in lost.items() if name not in moved}, profile, settings)
     orphans = [] if settings.prune else _orphans({name: why for name, why in lost.items() if name not in moved}, host)
-    warnings = missing_models(selection.missing, registry, profile, host, known_elsewhere, known_from_manifest)
+    warnings, misspelled = missing_models(
+        selection.missing, registry, profile, host, known_elsewhere, known_from_manifest
+    )
+    problems.add(*misspelled)
     warnings += _orphan_warnings(orphans, lost)
     wanted = _named(selection.servers, registry["models"])
     if not wanted and not orphans:
-        raise PlanError(nothing_left(profile, registry["models"], warnings))
+        problems.add(*([] if problems.texts else [nothing_left(profile, registry["models"], warnings)]))
+        raise problems.error()
     host = with_ports_of_renamed(moved, host)
-    ports = assign_ports(wanted, orphans, settings, host, profile)
-    drafts, layer_warnings = _drafts(wanted, registry, profile, runtime, settings, host, orphans)
+    ports = problems.attempt(assign_ports, wanted, orphans, settings, host, profile)
+    made = problems.attempt(_drafts, wanted, registry, profile, runtime, settings, host, orphans)
+    if problems.texts or ports is None or made is None:
+        raise problems.error()
+    drafts, layer_warnings = made
     threads, thread_warnings = _share_cores(drafts, settings, host)
-    planned = []
-    remembered = dict(ports.remembered)
-    for draft in drafts:
-        name, previous = draft.name, before.get(draft.name)
-        server = _server(draft, ports.assigned[name], profile, runtime, settings, previous, host, threads)
-        server = with_action(server, previous, host, ports.moves.get(name))
-        if server["action"] != "keep" and name in ports.homes:
-            # It gets a new process anyway.
-            server = _server(draft, ports.homes[name], profile, runtime, settings, previous, host, threads)
-            server = with_action(server, previous, host, back_home(ports, name))
-            del remembered[name]
-        planned.append(server)
+    planned, remembered = _with_actions(drafts, ports, before, profile, runtime, settings, host, threads)
     warnings += [f"{server['name']}: {text}" for server in planned for text in _context_warnings(server)]
     planned += orphans
     planned += _stopped(planned, before, lost, profile, host)
@@ -96,6 +98,32 @@ def make_plan(
     )
 
 
+def _with_actions(
+    drafts: Sequence[Draft],
+    ports: Ports,
+    before: Mapping[str, Server],
+    profile: Mapping[str, Any],
+    runtime: Mapping[str, Any],
+    settings: Settings,
+    host: Host,
+    threads: _Threads,
+) -> tuple[list[Server], dict[str, int]]:
+    """Return the desired servers with their actions, and the ports to remember for others, by name."""
+    planned = []
+    remembered = dict(ports.remembered)
+    for draft in drafts:
+        name, previous = draft.name, before.get(draft.name)
+        server = _server(draft, ports.assigned[name], profile, runtime, settings, previous, host, threads)
+        server = with_action(server, previous, host, ports.moves.get(name))
+        if server["action"] != "keep" and name in ports.homes:
+            # It gets a new process anyway.
+            server = _server(draft, ports.homes[name], profile, runtime, settings, previous, host, threads)
+            server = with_action(server, previous, host, back_home(ports, name))
+            del remembered[name]
+        planned.append(server)
+    return planned, remembered
+
+
 def _drafts(
     wanted: Sequence[tuple[str, Selected]],
     registry: Mapping[str, Any],
@@ -107,15 +135,14 @@ def _drafts(
 ) -> tuple[list[Draft], list[str]]:
     """Return the servers with the layers that fit on the GPUs, and warnings. Raises PlanError."""
     sizes = companion_sizes(registry)
-    drafts = [make_draft(name, selected, profile, runtime, settings, host, sizes) for name, selected in wanted]
-    drafts, warnings = offloaded(drafts, runtime, settings, host, sizes, orphans)
+    made = {name: make_draft(name, selected, runtime, settings, host, sizes) for name, selected in wanted}
+    refuse_servers(profile, {name: wrong for name, (_draft, wrong) in made.items()})
+    drafts, warnings = offloaded(
+        [draft for draft, _wrong in made.values() if draft], runtime, settings, host, sizes, orphans
+    )
     warnings += [f"{draft.name}: {text}" for draft in drafts for text in uncounted_warnings(draft.canonical)]
-    for draft in drafts:
-        if settings.require_gpu == "true" and not draft.memory["vram_bytes"]:
-            raise PlanError(
-                f"{where(profile, draft.name)}: servers_require_gpu is true, and none of its layers is on a GPU: free "
-                "the GPUs, set n_gpu_layers, or set servers_require_gpu to auto."
-            )
+    if settings.require_gpu == "true":
+        refuse_servers(profile, {draft.name: [NO_GPU] for draft in drafts if not draft.memory["vram_bytes"]})
     return drafts, warnings
 
 
@@ -153,13 +180,15 @@ def _orphan_warnings(orphans: Sequence[Server], lost: Mapping[str, str]) -> list
 def _check_instances(profile: Mapping[str, Any], settings: Settings) -> None:
     """Refuse more instances of a model than there are ports, before any of them is built."""
     ports = settings.port_last - settings.port_first + 1
-    for entry in profile["enabled_models"]:
-        if entry["instances"] > ports:
-            raise PlanError(
-                f'profile "{profile["name"]}" ({profile["source"]}): {entry["key"]}.instances is {entry["instances"]}, '
-                f"the port range {settings.port_first} to {settings.port_last} has {ports} ports: lower it, or widen "
-                "servers_port_range_start and servers_port_range_end."
-            )
+    wrong = [
+        f"{entry['key']}.instances is {entry['instances']}, the port range {settings.port_first} to "
+        f"{settings.port_last} has {ports} ports: lower it, or widen servers_port_range_start and "
+        "servers_port_range_end."
+        for entry in profile["enabled_models"]
+        if entry["instances"] > ports
+    ]
+    if wrong:
+        raise PlanError(f'profile "{profile["name"]}" ({profile["source"]}): {sentences(wrong)}')
 
 
 def _assert_unique(planned: Sequence[Server]) -> None:
@@ -244,11 +273,8 @@ def _server(
 ) -> Server:
     """Return the complete desired server: argv, environment, memory, and the revision (digest of its launch)."""
     name, model, memory = draft.name, draft.selected.model, draft.memory
-    try:
-        flags = runtime.get("flags") or {}
-        rendered = render_flags(_thread_flags(draft, threads, flags), flags)
-    except FlagError as error:
-        raise PlanError(f"{where(profile, name)}: {error}") from error
+    flags = runtime.get("flags") or {}
+    rendered = render_flags(_thread_flags(draft, threads, flags), flags)
     argv = [str(runtime["path"]), "--model", str(model["path"]), "--alias", str(model["id"])]
     argv += ["--host", settings.host, "--port", str(port), *rendered]
     if settings.api_key_file:

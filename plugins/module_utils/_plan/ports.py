@@ -98,6 +98,7 @@ def _current_ports(
     kept: dict[str, int] = {}
     moves: dict[str, str] = {}
     conflicts: dict[str, int] = {}
+    wrong: list[str] = []
     for name in names:
         port = current.get(name)
         if port is None:
@@ -116,10 +117,12 @@ def _current_ports(
             moves[name] = f"moves from {port}: held by {holder}"
             conflicts[name] = port
         else:
-            raise PlanError(
+            wrong.append(
                 f"Port {port} of server {name} is held by {holder}: stop that process, "
                 "or let the server move to a free port with -e servers_move_on_conflict=true."
             )
+    if wrong:
+        raise PlanError(" ".join(wrong))
     return kept, moves, conflicts
 
 
@@ -138,6 +141,7 @@ def _pins(
 ) -> dict[str, int]:
     """Return the ports that servers_ports and the profile set, by server. Raises PlanError."""
     pins: dict[str, int] = {}
+    wrong: list[str] = []
     for name, selected in wanted:
         port = settings.ports.get(name, selected.port)
         if port is None:
@@ -161,7 +165,9 @@ def _pins(
         else:
             pins[name] = port
             continue
-        raise PlanError(f"{where}: port {port} of server {name} {problem}.")
+        wrong.append(f"{where}: port {port} of server {name} {problem}.")
+    if wrong:
+        raise PlanError(" ".join(wrong))
     return pins
 
 

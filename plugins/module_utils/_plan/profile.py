@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .._core.errors import MagiError
+from .._core.text import sentences
 from .._core.values import MAX_PORT
 
 SELECTORS = ("tier", "architecture", "kind", "id")
@@ -125,13 +126,14 @@ def parse_size(value: Any) -> int:
     return size
 
 
-def _check_keys(mapping: Any, valid: Sequence[str], where: str, prefix: str) -> dict[str, Any]:
+def _check_keys(mapping: Any, valid: Sequence[str], wrong: list[str], prefix: str) -> dict[str, Any]:
     if not isinstance(mapping, Mapping):
-        raise ProfileError(f"{where}: {prefix or 'the file'} must be a mapping, not {_kind_of(mapping)}.")
+        wrong.append(f"{prefix or 'the file'} must be a mapping, not {_kind_of(mapping)}.")
+        return {}
     for key in mapping:
         if key not in valid:
             name = f"{prefix}.{key}" if prefix else str(key)
-            raise ProfileError(f'{where}: unknown key "{name}": {nearest(str(key), valid)}')
+            wrong.append(f'unknown key "{name}": {nearest(str(key), valid)}')
     return dict(mapping)
 
 
@@ -140,72 +142,74 @@ def _kind_of(value: Any) -> str:
     return next((name for kind, name in names if isinstance(value, kind)), f"a {type(value).__name__}")
 
 
-def _check_parameters(value: Any, where: str, prefix: str) -> dict[str, Any]:
+def _check_parameters(value: Any, wrong: list[str], prefix: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise ProfileError(f"{where}: {prefix} must be a mapping of llama-server's long flags, not {_kind_of(value)}.")
+        wrong.append(f"{prefix} must be a mapping of llama-server's long flags, not {_kind_of(value)}.")
+        return {}
     for key, setting in value.items():
         if isinstance(key, (int, float)) and setting is None:
             # {tensor_split: 3,1} is {tensor_split: 3, 1: null} in YAML.
-            raise ProfileError(
-                f"{where}: {prefix}.{key}: a number is not a flag. In braces a comma separates keys: quote the value "
-                f'before it, as in {{tensor_split: "3,1"}}.'
+            wrong.append(
+                f"{prefix}.{key}: a number is not a flag. In braces a comma separates keys: quote the value "
+                'before it, as in {tensor_split: "3,1"}.'
             )
+            continue
         if not isinstance(key, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", key):
             fixed = str(key).lstrip("-").replace("-", "_").lower()
-            raise ProfileError(f'{where}: {prefix}.{key}: write the flag in snake_case without dashes: "{fixed}".')
+            wrong.append(f'{prefix}.{key}: write the flag in snake_case without dashes: "{fixed}".')
         # A mapping becomes JSON, as chat_template_kwargs takes it.
         values = setting if isinstance(setting, (list, tuple)) else []
         if any(isinstance(item, (Mapping, list, tuple)) for item in values):
-            raise ProfileError(f"{where}: {prefix}.{key}: a flag takes a scalar, a list of scalars or a mapping.")
+            wrong.append(f"{prefix}.{key}: a flag takes a scalar, a list of scalars or a mapping.")
     return dict(value)
 
 
-def _check_entry(entry: Any, where: str, prefix: str) -> dict[str, Any]:
+def _check_entry(entry: Any, wrong: list[str], prefix: str) -> dict[str, Any]:
     if isinstance(entry, str):
         entry = {"model": entry}
-    entry = _check_keys(entry, _ENTRY_KEYS, where, prefix)
+    before = len(wrong)
+    entry = _check_keys(entry, _ENTRY_KEYS, wrong, prefix)
     selector = {key: str(entry[key]) for key in SELECTORS if key in entry}
-    if ("model" in entry) == bool(selector):
-        raise ProfileError(
-            f"{where}: {prefix} needs either model (an id from the registry) or a selector ({', '.join(SELECTORS)})."
-        )
+    # An unknown key may be the misspelled selector.
+    if ("model" in entry) == bool(selector) and len(wrong) == before:
+        wrong.append(f"{prefix} needs either model (an id from the registry) or a selector ({', '.join(SELECTORS)}).")
     for key, valid in (("tier", TIERS), ("kind", KINDS)):
         if key in selector and selector[key] not in valid:
-            raise ProfileError(
-                f'{where}: {prefix}.{key}: unknown {key} "{selector[key]}": {nearest(selector[key], valid)}'
-            )
+            wrong.append(f'{prefix}.{key}: unknown {key} "{selector[key]}": {nearest(selector[key], valid)}')
     instances = entry.get("instances", 1)
     if isinstance(instances, bool) or not isinstance(instances, int) or instances < 1:
-        raise ProfileError(f"{where}: {prefix}.instances must be a whole number of at least 1, not {instances!r:.40}.")
+        wrong.append(f"{prefix}.instances must be a whole number of at least 1, not {instances!r:.40}.")
     return {
         "model": str(entry["model"]) if "model" in entry else None,
         "selector": selector,
         "instances": instances,
-        "port": _check_port(entry.get("port"), where, f"{prefix}.port"),
-        "cpu_share": _check_share(entry.get("cpu_share", 1), where, f"{prefix}.cpu_share"),
-        "parameters": _check_parameters(entry.get("parameters"), where, f"{prefix}.parameters"),
+        "port": _check_port(entry.get("port"), wrong, f"{prefix}.port"),
+        "cpu_share": _check_share(entry.get("cpu_share", 1), wrong, f"{prefix}.cpu_share"),
+        "parameters": _check_parameters(entry.get("parameters"), wrong, f"{prefix}.parameters"),
         "key": prefix,
     }
 
 
-def _check_port(value: Any, where: str, prefix: str) -> int | None:
+def _check_port(value: Any, wrong: list[str], prefix: str) -> int | None:
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_PORT):
         return value
-    raise ProfileError(f"{where}: {prefix} must be a port, a whole number from 1 to {MAX_PORT}, not {value!r:.40}.")
+    wrong.append(f"{prefix} must be a port, a whole number from 1 to {MAX_PORT}, not {value!r:.40}.")
+    return None
 
 
-def _check_share(value: Any, where: str, prefix: str) -> float:
+def _check_share(value: Any, wrong: list[str], prefix: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not MIN_SHARE <= value <= MAX_SHARE:
-        raise ProfileError(f"{where}: {prefix} must be a number from {MIN_SHARE} to {MAX_SHARE}, not {value!r:.40}.")
+        wrong.append(f"{prefix} must be a number from {MIN_SHARE} to {MAX_SHARE}, not {value!r:.40}.")
+        return 1.0
     return float(value)
 
 
-def _check_start(value: Any, where: str) -> dict[str, Any]:
-    start = {**START_DEFAULTS, **_check_keys(value or {}, tuple(START_DEFAULTS), where, "start")}
+def _check_start(value: Any, wrong: list[str]) -> dict[str, Any]:
+    start = {**START_DEFAULTS, **_check_keys(value or {}, tuple(START_DEFAULTS), wrong, "start")}
     if not isinstance(start["concurrent"], bool):
-        raise ProfileError(f"{where}: start.concurrent must be true or false, not {start['concurrent']!r}.")
+        wrong.append(f"start.concurrent must be true or false, not {start['concurrent']!r}.")
     # supervisor counts in whole seconds.
     for key, kinds, what in (
         ("max_startup_time", (int,), "a whole number"),
@@ -213,10 +217,26 @@ def _check_start(value: Any, where: str) -> dict[str, Any]:
     ):
         seconds = start[key]
         if isinstance(seconds, bool) or not isinstance(seconds, kinds) or not 0 < seconds <= MAX_SECONDS:
-            raise ProfileError(
-                f"{where}: start.{key} must be {what} of seconds above 0, {MAX_SECONDS} at most, not {seconds!r:.40}."
-            )
+            wrong.append(f"start.{key} must be {what} of seconds above 0, {MAX_SECONDS} at most, not {seconds!r:.40}.")
     return start
+
+
+def _check_named_once(enabled: Sequence[Mapping[str, Any]], wrong: list[str]) -> None:
+    first_named: dict[str, str] = {}
+    for entry in enabled:
+        if entry["model"] is not None and first_named.setdefault(entry["model"], entry["key"]) != entry["key"]:
+            wrong.append(
+                f'{entry["key"]} names "{entry["model"]}" again, after {first_named[entry["model"]]}: '
+                "for more servers of one model set its instances."
+            )
+
+
+def _check_budget(value: Any, wrong: list[str]) -> int | None:
+    try:
+        return None if value is None else parse_size(value)
+    except ValueError:
+        wrong.append(f"memory_budget must be a size such as 8GiB or 512M, not {value!r:.40}.")
+        return None
 
 
 def validate(name: str, source: str, data: Any) -> dict[str, Any]:
@@ -224,36 +244,31 @@ def validate(name: str, source: str, data: Any) -> dict[str, Any]:
 
     Returns {"name", "source", "description", "enabled_models": [{"model" or None, "selector", "instances",
     "port", "cpu_share", "parameters", "key"}], "parameters", "memory_budget_bytes": bytes or None, "start"}.
-    Raises ProfileError.
+    Raises ProfileError with everything that is wrong.
     """
-    where = f'profile "{name}" ({source})'
-    profile = _check_keys(data, _PROFILE_KEYS, where, "")
+    wrong: list[str] = []
+    profile = _check_keys(data, _PROFILE_KEYS, wrong, "")
     entries = profile.get("enabled_models")
-    if not isinstance(entries, (list, tuple)) or not entries:
-        raise ProfileError(f"{where}: enabled_models must be a list of at least one model id or selector.")
-    enabled = [_check_entry(entry, where, f"enabled_models[{index}]") for index, entry in enumerate(entries)]
-    first_named: dict[str, str] = {}
-    for entry in enabled:
-        if entry["model"] is not None and first_named.setdefault(entry["model"], entry["key"]) != entry["key"]:
-            raise ProfileError(
-                f'{where}: {entry["key"]} names "{entry["model"]}" again, after {first_named[entry["model"]]}: '
-                "for more servers of one model set its instances."
-            )
-    try:
-        budget = None if profile.get("memory_budget") is None else parse_size(profile["memory_budget"])
-    except ValueError:
-        raise ProfileError(
-            f"{where}: memory_budget must be a size such as 8GiB or 512M, not {profile['memory_budget']!r:.40}."
-        ) from None
-    return {
+    if isinstance(entries, (list, tuple)) and entries:
+        enabled = [_check_entry(entry, wrong, f"enabled_models[{index}]") for index, entry in enumerate(entries)]
+        _check_named_once(enabled, wrong)
+    else:
+        enabled = []
+        # An unknown key may be the misspelled one, and a file that is not a mapping has no keys.
+        if not wrong:
+            wrong.append("enabled_models must be a list of at least one model id or selector.")
+    valid = {
         "name": name,
         "source": source,
         "description": str(profile.get("description") or ""),
         "enabled_models": enabled,
-        "parameters": _check_parameters(profile.get("parameters"), where, "parameters"),
-        "memory_budget_bytes": budget,
-        "start": _check_start(profile.get("start"), where),
+        "parameters": _check_parameters(profile.get("parameters"), wrong, "parameters"),
+        "memory_budget_bytes": _check_budget(profile.get("memory_budget"), wrong),
+        "start": _check_start(profile.get("start"), wrong),
     }
+    if wrong:
+        raise ProfileError(f'profile "{name}" ({source}): {sentences(wrong)}')
+    return valid
 
 
 def matches(selector: Mapping[str, str], model: Model) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
+from .._core.text import sentences
 from .flags import (
     Flag,
     FlagError,
@@ -32,13 +33,22 @@ def canonical_parameters(parameters: Mapping[str, Any], flags: Flags) -> dict[st
     So {"gpu_layers": 9, "no_mmap": true} becomes {"n_gpu_layers": 9, "mmap": false} if the binary uses these names.
     Without flags the parameters are returned as they are. Raises FlagError.
     """
-    if not flags:
-        return dict(parameters)
-    result, errors = _canonical(parameters, flags_from_fact(flags))
+    result, errors = known_parameters(parameters, flags)
     if errors:
         # Those that rendering would refuse later.
         _raise_all([*(error for error in map(_managed_error, parameters) if error), *errors])
     return result
+
+
+def known_parameters(parameters: Mapping[str, Any], flags: Flags) -> tuple[dict[str, Any], list[FlagError]]:
+    """Return the parameters that this binary knows as canonical_parameters does, and what is wrong with the others."""
+    return _canonical(parameters, flags_from_fact(flags)) if flags else (dict(parameters), [])
+
+
+def valid_parameters(parameters: Mapping[str, Any], flags: Flags) -> tuple[dict[str, Any], list[FlagError]]:
+    """Return the parameters that can be rendered, under their canonical names, and what is wrong with all others."""
+    valid, _argv, errors = _rendered(parameters, flags)
+    return valid, errors
 
 
 def _canonical(parameters: Mapping[str, Any], known: Mapping[str, Flag]) -> tuple[dict[str, Any], list[FlagError]]:
@@ -64,7 +74,7 @@ def _canonical(parameters: Mapping[str, Any], known: Mapping[str, Flag]) -> tupl
 def _raise_all(errors: Sequence[FlagError]) -> None:
     """Raise what is wrong, all at once: otherwise each would take a run to find."""
     if len(errors) > 1:
-        raise FlagError(" ".join(f"{str(error)[:1].upper()}{str(error)[1:]}" for error in errors))
+        raise FlagError(sentences([str(error) for error in errors]))
     if errors:
         raise errors[0]
 
@@ -75,13 +85,20 @@ def render_flags(parameters: Mapping[str, Any], flags: Flags) -> list[str]:
     flags is what parse_help returns, or the fact made from it. Without flags (nothing installed yet, check mode) all
     parameters are rendered unvalidated. Raises FlagError: UnknownFlagError, ManagedFlagError or FlagValueError.
     """
-    if not flags:
-        return _render_unknown(parameters)
+    _valid, argv, errors = _rendered(parameters, flags)
+    _raise_all(errors)
+    return argv
+
+
+def _rendered(parameters: Mapping[str, Any], flags: Flags) -> tuple[dict[str, Any], list[str], list[FlagError]]:
+    """Return the valid parameters under their canonical names, their arguments, and the errors of the others."""
     known = flags_from_fact(flags)
     # First, because for a managed flag this error is more useful than that it is unknown to this build.
-    managed = [error for error in map(_managed_error, parameters) if error]
-    canonical, wrong = _canonical({key: parameters[key] for key in parameters if not _managed_error(key)}, known)
-    errors: list[FlagError] = [*managed, *wrong]
+    errors: list[FlagError] = [error for error in map(_managed_error, parameters) if error]
+    own = {key: value for key, value in parameters.items() if not _managed_error(key)}
+    canonical, wrong = _canonical(own, known) if flags else (own, [])
+    errors += wrong
+    valid: dict[str, Any] = {}
     argv: list[str] = []
     for name in sorted(canonical):
         refused = _managed_error(name)
@@ -89,11 +106,12 @@ def render_flags(parameters: Mapping[str, Any], flags: Flags) -> list[str]:
             errors.append(refused)
             continue
         try:
-            argv += _render(known[name], canonical[name])
+            argv += _render(known[name], canonical[name]) if flags else _render_unknown(name, canonical[name])
         except FlagError as error:
             errors.append(error)
-    _raise_all(errors)
-    return argv
+            continue
+        valid[name] = canonical[name]
+    return valid, argv, errors
 
 
 def has_flag(name: str, flags: Flags) -> bool:
@@ -209,18 +227,15 @@ def _text(key: str, value: Any) -> str:
     return str(value)
 
 
-def _render_unknown(parameters: Mapping[str, Any]) -> list[str]:
+def _render_unknown(key: str, value: Any) -> list[str]:
     """Render without known flags, for the plan of a host where llama-server is not installed yet."""
     argv: list[str] = []
-    _raise_all([error for error in map(_managed_error, parameters) if error])
-    for key in sorted(parameters):
-        value = parameters[key]
-        spelling = "--" + key.replace("_", "-")
-        for item in value if isinstance(value, (list, tuple)) else [value]:
-            if isinstance(item, bool) and key in ON_OFF_FLAGS:
-                argv += [spelling, "on" if item else "off"]
-            elif item is True:
-                argv.append(spelling)
-            elif item is not None and item is not False:
-                argv += [spelling, _text(key, item)]
+    spelling = "--" + key.replace("_", "-")
+    for item in value if isinstance(value, (list, tuple)) else [value]:
+        if isinstance(item, bool) and key in ON_OFF_FLAGS:
+            argv += [spelling, "on" if item else "off"]
+        elif item is True:
+            argv.append(spelling)
+        elif item is not None and item is not False:
+            argv += [spelling, _text(key, item)]
     return argv
