@@ -40,7 +40,7 @@ class Problems:
 
 
 def refuse_servers(profile: Mapping[str, Any], wrong: Mapping[str, Sequence[str]]) -> None:
-    """Raise PlanError if there are errors; wrong maps servers to theirs. What several have in common is said once."""
+    """Raise PlanError if there are errors; wrong maps servers to their errors. What several have in common is said once."""
     servers: dict[str, list[str]] = {}
     for name, texts in wrong.items():
         for text in texts:
@@ -49,9 +49,9 @@ def refuse_servers(profile: Mapping[str, Any], wrong: Mapping[str, Sequence[str]
     for text, names in servers.items():
         groups.setdefault(tuple(names), []).append(text)
     if groups:
-        told = [f"{_servers(names)}: {sentences(texts)}" for names, texts in groups.items()]
-        capital = [f"{text[0].upper()}{text[1:]}" for text in told[1:]]
-        raise PlanError(" ".join([f'profile "{profile["name"]}" ({profile["source"]}), {told[0]}', *capital]))
+        parts = [f"{_servers(names)}: {sentences(texts)}" for names, texts in groups.items()]
+        capital = [f"{text[0].upper()}{text[1:]}" for text in parts[1:]]
+        raise PlanError(" ".join([f'profile "{profile["name"]}" ({profile["source"]}), {parts[0]}', *capital]))
 
 
 def _servers(names: Sequence[str]) -> str:
