@@ -40,7 +40,7 @@ class Problems:
 
 
 def refuse_servers(profile: Mapping[str, Any], wrong: Mapping[str, Sequence[str]]) -> None:
-    """Raise PlanError if there are errors; wrong maps servers to their errors. What several have in common is said once."""
+    """Raise PlanError if a server has errors; one that several servers have in common is in the text once."""
     servers: dict[str, list[str]] = {}
     for name, texts in wrong.items():
         for text in texts:
