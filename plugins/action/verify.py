@@ -19,6 +19,7 @@ from ansible_collections.magi.llama.plugins.module_utils._core.text import clean
 from ansible_collections.magi.llama.plugins.module_utils._core.values import ANY_ADDRESS, is_loopback
 from ansible_collections.magi.llama.plugins.module_utils._health.probe import TOKEN_REQUESTS, tokens_per_second
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
+from ansible_collections.magi.llama.plugins.plugin_utils.controller_requests import CONNECT_SECONDS, exchange
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.magi.llama.plugins.plugin_utils.playbooks import as_called
 from ansible_collections.magi.llama.plugins.plugin_utils.show import show
@@ -29,8 +30,6 @@ except ImportError:
     httpx = None
 
 MODULE = "magi.llama.verify"
-CONNECT_SECONDS = 5.0
-MAX_ANSWER_BYTES = 2**20
 
 
 class ActionModule(HostAction):
@@ -202,11 +201,11 @@ async def _ask(client: Any, server: dict[str, Any], address: str, key: str | Non
     base = f"http://{authority(address, server['port'])}"
     path, body, field = TOKEN_REQUESTS.get(str(server.get("kind")), TOKEN_REQUESTS["model"])
     answer = _unanswered(server)
-    headers = {"Accept-Encoding": "identity", **({"Authorization": f"Bearer {key}"} if key else {})}
     began = time.monotonic()
     try:
         async with asyncio.timeout(timeout):
-            code, text = await _exchange(client, base + path, body, headers)
+            response = await exchange(client, base + path, body, key)
+        code, text = response.status, response.text
         if code != 200:
             # A key that it does not take may be the wrong one.
             answer.update(error=f"{path} answered {code}: {clean_text(text, 200)}", own_fault=not key or code != 401)
@@ -224,14 +223,3 @@ async def _ask(client: Any, server: dict[str, Any], address: str, key: str | Non
     except (httpx.HTTPError, ValueError, RecursionError) as error:
         answer["error"] = f"{base}{path}: {type(error).__name__} {clean_text(str(error), 200)}"
     return {**answer, "seconds": time.monotonic() - began}
-
-
-async def _exchange(client: Any, url: str, body: Any, headers: dict[str, str]) -> tuple[int, str]:
-    """Status code and text. Raises ValueError for an answer above MAX_ANSWER_BYTES."""
-    async with client.stream("POST", url, json=body, headers=headers) as response:
-        found = bytearray()
-        async for part in response.aiter_raw():
-            found += part
-            if len(found) > MAX_ANSWER_BYTES:
-                raise ValueError(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
-        return response.status_code, found.decode("utf-8", "replace")

@@ -15,7 +15,7 @@ from ansible_collections.magi.llama.plugins.plugin_utils.show import BEGUN
 # Set by tasks/record_failure.yml.
 FAILURE = "__playbook_failure"
 # Prefixes of the variables that the roles' tasks register.
-REGISTERED = ("__servers_", "__runtime_", "__registry_")
+REGISTERED = ("__servers_", "__runtime_", "__registry_", "__gateway_verified")
 
 HostVars = Mapping[str, Any]
 
@@ -79,6 +79,10 @@ def _scan(host_vars: HostVars) -> Mapping[str, Any]:
 
 
 def _verify(host_vars: HostVars) -> Mapping[str, Any]:
+    if "models" in host_vars.get("__gateway_verified", {}):
+        url, models = host_vars["__gateway_verified"]["url"], host_vars["__gateway_verified"]["models"]
+        answered = sum(bool(model["ok"]) for model in models)
+        return {"url": url, "total_models": len(models), "answered_models": answered, "models": models}
     servers = host_vars["__servers_verified"]["servers"]
     answered = sum(bool(server["ok"]) for server in servers)
     return {"total_servers": len(servers), "answered_servers": answered, "servers": servers}

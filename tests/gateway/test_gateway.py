@@ -288,3 +288,24 @@ def test_log_has_client_and_model_and_no_prompt(gateway: Gateway) -> None:
     assert (lines[-1]["client"], lines[-1]["model"], lines[-1]["status"]) == ("alice", Q2, 200)
     assert "secret prompt" not in log.read_text()
     assert KEY not in log.read_text()
+
+
+def test_verify_asks_gateway_for_every_model(gateway: Gateway) -> None:
+    through = ("-e", "verify_through=gateway")
+    run = gateway.bed.run("verify", *through, "-e", f"verify_api_key={KEY}")
+    run.expect(*(f"{model} through {gateway.url}: ok in" for model in (Q2, Q3, Q4)), "streamed in")
+    document = gateway.bed.root / "verify.json"
+    gateway.bed.run("verify", *through, "-e", f"verify_api_key={KEY}", "-e", f"output_file={document}")
+    host = json.loads(document.read_text())["hosts"]["bed"]
+    assert (host["url"], host["total_models"], host["answered_models"]) == (gateway.url, 3, 3)
+    assert [(model["name"], model["via"], model["error"]) for model in host["models"]] == [
+        (model, "controller", None) for model in (Q2, Q3, Q4)
+    ]
+    by_host = gateway.bed.run("verify", *through, "-e", f"verify_api_key={KEY}", "-e", "verify_from=host")
+    by_host.expect(f"{Q4} through {gateway.url}: ok in")
+    without = gateway.bed.run("verify", *through, code=2)
+    without.expect("0 of 3 models answered", "set verify_api_key to the key of a client in gateway_api_keys")
+    bob = gateway.bed.run("verify", *through, "-e", f"verify_api_key={OTHER_KEY}", code=2)
+    bob.expect("use the key of a client of all models")
+    # The servers themselves are still what plain verify asks.
+    gateway.bed.run("verify", "-e", f"verify_api_key={SERVER_KEY}").expect(f"{Q4}-2 port")

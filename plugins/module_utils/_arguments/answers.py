@@ -94,6 +94,18 @@ _CHANGED_SERVER = Fields(
 _MANIFEST_FILE = Fields({"sha256": re.compile("[0-9a-f]{64}"), "size": int, "source": _TEXT})
 _LOCKED = Fields({"holder": Maybe(_HOLDER)})
 
+_THROUGH_GATEWAY = Fields(
+    {
+        "name": NAME,
+        "ok": bool,
+        "via": re.compile("host"),
+        "seconds": NUMBER,
+        "streamed_seconds": _SECONDS,
+        "tokens_per_second": _SECONDS,
+        "error": _TEXT,
+    }
+)
+
 _HOW = re.compile("missing|nothing|maps|servers|reload|start|stop")
 
 # By module: what it answers unless it fails.
@@ -130,6 +142,7 @@ ANSWERS: dict[str, Fields] = {
     "server_info": Fields({"status": STATUS.shape, "drift": Map(str), "start": _START}),
     "verify": Fields({"deployed": RECORD.required["servers"], "refused": [str]}),
     "gateway_members": Fields({"members": HOST, "key": str, "left_out": [str]}),
+    "gateway_verify": Fields({"routed": [Fields({"model_id": NAME, "kind": str})], "answers": [_THROUGH_GATEWAY]}),
     "gateway_state": Fields({"how": _HOW, "models": Map(int, NAME), "url": str}),
     "teardown": Fields(
         {"stopped": [str], "removed": [str]}, {"ended": Map(str), "user_kept_for": [str], "kept": Map([str])}
