@@ -96,6 +96,14 @@ options:
         description: Requests a minute of a client that has no limit of its own; 0 means unlimited.
         type: int
         default: 0
+      models:
+        description: Other limits for models, by name, each with C(max_queue), C(queue_timeout) or C(answer_timeout).
+        type: dict
+        default: {}
+      stickiness:
+        description: What requests that go to one server have in common, V(user), V(conversation) or C(header:NAME).
+        type: str
+        default: ""
       max_connections:
         description: Connections at once.
         type: int

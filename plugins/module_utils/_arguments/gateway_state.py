@@ -22,6 +22,8 @@ SETTINGS = {
     "answer_timeout": {"type": "int", "default": 600},
     "max_queue": {"type": "int", "default": 64},
     "rate_per_minute": {"type": "int", "default": 0},
+    "models": {"type": "dict", "default": {}},
+    "stickiness": {"type": "str", "default": ""},
     "max_connections": {"type": "int", "default": 2000},
     "aliases": {"type": "dict", "default": {}},
     "families": {"type": "bool", "default": True},

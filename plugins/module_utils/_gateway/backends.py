@@ -10,7 +10,9 @@ import json
 
 from .._core.exchange import authority
 from .fleet import Backend
+from .limits import Limits
 from .settings import Route, Settings
+from .sticky import backend_stick_lines
 from .words import FOLDER, error_json, literal, refuse
 
 
@@ -26,11 +28,11 @@ def backend_lines(settings: Settings, route: Route) -> list[str]:
         "  http-request del-header Authorization",
     ]
     for backend in route.backends:
-        lines += _backend(settings, backend)
+        lines += _backend(settings, backend, route.limits[backend.model_id])
     return lines
 
 
-def _backend(settings: Settings, backend: Backend) -> list[str]:
+def _backend(settings: Settings, backend: Backend, limits: Limits) -> list[str]:
     model = backend.model_id
     secret = f"str({model}),map_str(${{{FOLDER}}}/secrets.map)"
     check_key = literal(f"Bearer {backend.key}".replace("%", "%%"))
@@ -38,14 +40,19 @@ def _backend(settings: Settings, backend: Backend) -> list[str]:
     full = error_json("Too many requests wait for this model. Try again.", "rate_limit_error", "queue_full")
     return [
         f"backend {model} from MAGI_models",
+        *([f"  timeout queue {limits.queue_timeout}s"] if limits.queue_timeout != settings.queue_timeout else []),
+        *([f"  timeout server {limits.answer_timeout}s"] if limits.answer_timeout != settings.answer_timeout else []),
+        *backend_stick_lines(model, settings.stickiness),
         f"  http-check send meth GET uri /v1/models ver HTTP/1.1 hdr Host gateway{authorization}",
         f"  http-check expect string {literal(json.dumps({'id': model}, separators=(',', ':'))[1:-1])}",
-        refuse(429, full, f"{{ queue({model}) ge {settings.max_queue} }}", " hdr Retry-After 5"),
+        refuse(429, full, f"{{ queue({model}) ge {limits.max_queue} }}", " hdr Retry-After 5"),
         f'  http-request set-header Authorization "Bearer %[{secret}]" if {{ "{secret}" -m found }}',
         f"  http-response set-header X-Magi-Model {literal(model)}",
         f"  http-response set-header X-Magi-Tier {literal(backend.tier or '-')}",
         *(
             f"  server {server.name} {authority(server.address, server.port)} maxconn {server.slots} "
+            # Requests that stick to a busy server go to another one.
+            f"{'maxqueue 1 ' if settings.stickiness else ''}"
             # A name that cannot be resolved must not keep the gateway from starting.
             "init-addr last,libc,none"
             for server in backend.servers

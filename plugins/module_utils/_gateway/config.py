@@ -18,6 +18,7 @@ from .backends import backend_lines
 from .clients import client_maps
 from .frontend import BUFFER_BYTES, frontend_lines
 from .settings import Route, Settings
+from .sticky import PEER, handed_on, number_of, table_lines
 from .words import FOLDER, error_json, http_error, map_text
 
 
@@ -26,6 +27,7 @@ def files_of(settings: Settings, route: Route) -> dict[str, str]:
     lines = [
         *_global(settings),
         *_defaults(settings),
+        *table_lines(settings.stickiness),
         *frontend_lines(settings, route),
         *_metrics(settings),
         *backend_lines(settings, route),
@@ -33,6 +35,7 @@ def files_of(settings: Settings, route: Route) -> dict[str, str]:
     return {
         "haproxy.cfg": "\n".join(lines) + "\n",
         "models.map": map_text({name: ":".join(models) for name, models in route.names.items()}),
+        "numbers.map": map_text({str(number_of(backend.model_id)): backend.model_id for backend in route.backends}),
         "secrets.map": map_text({backend.model_id: backend.key for backend in route.backends if backend.key}),
         **{name: map_text(content) for name, content in client_maps(route.clients).items()},
         "unknown_model.json": unknown_model_text(sorted(route.names)),
@@ -43,6 +46,7 @@ def _global(settings: Settings) -> list[str]:
     return [
         "# Ansible managed (magi.llama): changes made here are lost in the next run",
         "global",
+        f"  localpeer {PEER}",
         f"  maxconn {settings.max_connections}",
         f"  tune.bufsize {BUFFER_BYTES}",
         f'  stats socket "${{{FOLDER}_RUN}}/admin.sock" mode 600 level admin expose-fd listeners',
@@ -99,7 +103,7 @@ def unknown_model_text(names: Sequence[str]) -> str:
 def _metrics(settings: Settings) -> list[str]:
     return [
         "backend MAGI_clients from MAGI_common",
-        "  stick-table type string len 64 size 100k expire 120s store http_req_rate(60s)",
+        f"  stick-table type string len 64 size 100k expire 120s store http_req_rate(60s) {handed_on()}",
         "frontend MAGI_metrics from MAGI_common",
         f"  bind {authority(settings.metrics_host, settings.metrics_port)}",
         "  no log",

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from .._core.exchange import authority
 from .settings import Route, Settings
+from .sticky import STREAM_PATH, conversation_lines, key_lines
 from .words import FOLDER, error_json, literal, refuse
 
 # A request of this size is looked at as a whole, with the model's name anywhere in it.
@@ -44,8 +45,11 @@ def frontend_lines(settings: Settings, route: Route) -> list[str]:
         *_keys(settings, route),
         *_paths(settings),
         *_list(route),
+        *conversation_lines(bool(route.clients)),
         *_model(),
         *_choice(route),
+        *key_lines(settings.stickiness),
+        "  use_backend %[var(txn.backend)]",
     ]
 
 
@@ -94,9 +98,16 @@ def _paths(settings: Settings) -> list[str]:
     return [
         f"  acl is_list path {' '.join(LIST_PATHS)}",
         f"  acl is_post path {' '.join(POST_PATHS)}",
-        refuse(404, error_json("This path is not served here.", kind, "not_found"), "!is_list !is_post"),
+        f"  acl is_stream path {STREAM_PATH}",
+        refuse(404, error_json("This path is not served here.", kind, "not_found"), "!is_list !is_post !is_stream"),
         refuse(405, error_json("Use GET.", kind, "method_not_allowed"), "is_list !METH_GET", " hdr Allow GET"),
         refuse(405, error_json("Use POST.", kind, "method_not_allowed"), "is_post !METH_POST", " hdr Allow POST"),
+        refuse(
+            405,
+            error_json("Use GET or DELETE.", kind, "method_not_allowed"),
+            "is_stream !METH_GET !METH_DELETE",
+            ' hdr Allow "GET, DELETE"',
+        ),
         refuse(
             415,
             error_json("Content-Encoding is not supported: send the body as it is.", kind, "unsupported_encoding"),
@@ -146,11 +157,11 @@ def _model() -> list[str]:
         "  http-request set-var(txn.model) req.body,json_query('$.model') if !names_model !is_form",
         f'  http-request set-var(txn.model) \'req.body,regsub({field}),regsub("[\\r\\n][\\x00-\\xff]*$","")\' '
         "if !names_model is_form",
-        refuse(413, large, f"{{ var(txn.model) -m len 0 }} {{ req.body_len ge {seen} }}"),
+        refuse(413, large, f"is_post {{ var(txn.model) -m len 0 }} {{ req.body_len ge {seen} }}"),
         refuse(
             400,
             error_json("The request has no model. GET /v1/models lists them.", kind, "missing_model", "model"),
-            "{ var(txn.model) -m len 0 }",
+            "is_post { var(txn.model) -m len 0 }",
         ),
     ]
 
@@ -164,7 +175,7 @@ def _choice(route: Route) -> list[str]:
         lines += _split(name, shares)
     lines.append(
         f'  http-request return status 404 content-type application/json lf-file {folder}/unknown_model.json" '
-        "if !{ var(txn.candidates) -m found }"
+        "if is_post !{ var(txn.candidates) -m found }"
     )
     for number in range(width, 0, -1):
         lines.append(f"  http-request set-var(txn.c{number}) var(txn.candidates),word({number},:)")
@@ -183,7 +194,7 @@ def _choice(route: Route) -> list[str]:
                 f'!{{ var(txn.grant),map_str({folder}/grants.map") -m found }}',
             ),
         ]
-    return [*lines, "  use_backend %[var(txn.backend)]"]
+    return lines
 
 
 def _split(name: str, shares: Sequence[tuple[str, int]]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from .clients import Client
 from .fleet import Backend
+from .limits import Limits
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Settings:
     aliases: Mapping[str, Any] = field(default_factory=dict)
     families: bool = True
     max_connections: int = 2000
+    stickiness: str = ""
+    models: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -42,3 +45,4 @@ class Route:
     names: Mapping[str, Sequence[str]]
     splits: Mapping[str, Sequence[tuple[str, int]]]
     clients: Sequence[Client]
+    limits: Mapping[str, Limits]

@@ -44,7 +44,9 @@ from .files import (
     write_documents,
 )
 from .fleet import Backend, GatewayError, backends_of, check_host
+from .limits import Limits, check_models, limits_of, missing_models
 from .settings import Route, Settings
+from .sticky import check_stickiness
 
 STOP_SECONDS = 30.0
 # What a run keeps of a gateway, so that one that changes only servers needs no variables of the gateway.
@@ -94,13 +96,17 @@ def bring_to_state(
         kept = _kept(places, given, found)
         settings, clients = _settings(kept["settings"]), parse_clients(kept["clients"])
         check_aliases(settings.aliases)
+        check_models(settings.models)
+        check_stickiness(settings.stickiness)
         hosts, keys = _hosts(places, given, warn)
         backends, warnings = backends_of(hosts, keys, [given["name"]])
         warnings += missing_targets(backends, settings.aliases, settings.families)
         _refuse_open(settings, clients, backends)
         names = names_of(backends, settings.aliases, settings.families)
+        warnings += missing_models(settings.models, names)
+        limits = limits_of(Limits.common(settings), settings.models, names, backends)
         splits = split_names(backends, settings.aliases, settings.families)
-        before, after = current_files(places), files_of(settings, Route(backends, names, splits, clients))
+        before, after = current_files(places), files_of(settings, Route(backends, names, splits, clients, limits))
         if settings.certificate:
             after["certificate.pem"] = read_certificate(settings.certificate, before.get("certificate.pem"), warnings)
         for warning in warnings:

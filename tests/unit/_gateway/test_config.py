@@ -16,6 +16,7 @@ from ansible_collections.magi.llama.plugins.module_utils._gateway.clients import
 from ansible_collections.magi.llama.plugins.module_utils._gateway.config import files_of, unknown_model_text
 from ansible_collections.magi.llama.plugins.module_utils._gateway.files import compare, merged
 from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import Backend, Server
+from ansible_collections.magi.llama.plugins.module_utils._gateway.limits import Limits, limits_of
 from ansible_collections.magi.llama.plugins.module_utils._gateway.settings import Route, Settings
 
 HAPROXY = "/usr/sbin/haproxy"
@@ -32,7 +33,8 @@ def files(servers: tuple[Server, ...] = (A, B), clients: tuple[Client, ...] = ()
     ]
     chosen = Settings(**settings)
     names, splits = (function(backends, chosen.aliases, chosen.families) for function in (names_of, split_names))
-    return files_of(chosen, Route(backends, names, splits, clients))
+    limits = limits_of(Limits.common(chosen), chosen.models, names, backends)
+    return files_of(chosen, Route(backends, names, splits, clients, limits))
 
 
 @pytest.mark.skipif(not os.path.exists(HAPROXY), reason="no HAProxy on this machine")
@@ -44,6 +46,10 @@ def files(servers: tuple[Server, ...] = (A, B), clients: tuple[Client, ...] = ()
         {"aliases": {"mix": {"m-q4_k_m": 95, "m-q2_k": 5}, "best": ["m"]}},
         {"host": "::1", "metrics_host": "::1", "families": False},
         {"servers": ()},
+        {"stickiness": "user"},
+        {"stickiness": "conversation"},
+        {"stickiness": "header:X-Session-Id"},
+        {"models": {"Q4": {"max_queue": 3, "queue_timeout": 5, "answer_timeout": 7}}},
     ],
 )
 def test_haproxy_accepts_configuration(given: dict[str, Any], tmp_path: Path) -> None:
@@ -56,7 +62,7 @@ def test_haproxy_accepts_configuration(given: dict[str, Any], tmp_path: Path) ->
 
 
 def test_text_of_models_is_no_configuration() -> None:
-    line = next(line for line in files()["haproxy.cfg"].splitlines() if "100" in line)
+    line = next(line for line in files()["haproxy.cfg"].splitlines() if "100 %" in line)
     assert "it'\\''s" in line
     assert "100 %%" in line
 

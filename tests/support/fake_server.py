@@ -1,0 +1,75 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A fake of llama-server for what a real one cannot be made to do in a test: named answers, waits and hangs."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+class FakeServer(ThreadingHTTPServer):
+    """Answers /health, /v1/models and /slots, and any POST with its own port after `seconds`.
+
+    While `hangs`, as with a stuck main loop, POST and /slots get no answer, and the others do.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, model: str = "m", seconds: float = 0.0) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.model, self.seconds = model, seconds
+        self.hangs = False
+        self.released = threading.Event()
+        self.seen: list[tuple[str, dict[str, str], str]] = []
+        self.port = self.server_address[1]
+        self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self.thread.start()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that leaves counts as no error here."""
+
+    def __exit__(self, *args: Any) -> None:
+        self.released.set()
+        self.shutdown()
+        super().__exit__(*args)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: FakeServer
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        if self.path.startswith("/slots") and self.server.hangs:
+            self.server.released.wait(60)
+        if self.path.startswith("/v1/stream"):
+            self._note("")
+        self._answer({"data": [{"id": self.server.model}], "status": "ok"})
+
+    do_DELETE = do_GET
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self._note(body.decode("utf-8", "replace"))
+        if self.server.hangs:
+            self.server.released.wait(60)
+        time.sleep(self.server.seconds)
+        self._answer({"port": self.server.port, "usage": {"total_tokens": 10}})
+
+    def _note(self, body: str) -> None:
+        self.server.seen.append((self.path, {name.lower(): value for name, value in self.headers.items()}, body))
+
+    def _answer(self, content: Any) -> None:
+        data = json.dumps(content, separators=(",", ":")).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
