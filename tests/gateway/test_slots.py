@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a gateway does with the slots of real servers: clients that leave, and answers that continue without a client."""
+"""What a gateway does with the slots of real servers: clients that leave, and answers that outlive their client."""
 
 from __future__ import annotations
 
