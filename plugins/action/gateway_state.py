@@ -49,7 +49,9 @@ class ActionModule(HostAction):
         )
         answer = self.ask("gateway_state", arguments, task_vars)
         if "how" in answer and state != "prepared":
-            show(task_vars, [_line(answer, str(given["name"])), *(f"      warning  {text}" for text in warnings)])
+            late = [f"{name} has not passed the gateway's check yet" for name in answer.get("not_ready") or []]
+            lines = (f"      warning  {text}" for text in [*warnings, *late])
+            show(task_vars, [_line(answer, str(given["name"])), *lines])
         return {**result, **answer}
 
 

@@ -39,6 +39,19 @@ options:
     description: Last port of that range.
     type: int
     default: 8099
+  draining:
+    description:
+      - Names of servers that are to get no new requests. They finish those that they have. A name that the host does
+        not have is ignored.
+    type: list
+    elements: str
+    default: []
+  away_seconds:
+    description:
+      - For how many seconds a server of O(draining) will probably be away, by name. While all servers of a model are
+        draining, the gateway answers with this number as C(Retry-After).
+    type: dict
+    default: {}
 attributes:
   check_mode:
     support: full
@@ -72,7 +85,7 @@ members:
       type: str
       sample: 192.0.2.10
     servers:
-      description: The servers.
+      description: The servers. One of O(draining) has C(draining), and C(away_seconds) where it is given.
       type: list
       elements: dict
 key:
@@ -90,7 +103,7 @@ from ansible_collections.magi.llama.plugins.module_utils._arguments.gateway_memb
 from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import read_record
-from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import host_entry
+from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import away_times, host_entry
 from ansible_collections.magi.llama.plugins.module_utils._launch.api_keys import first_key
 
 
@@ -99,11 +112,12 @@ def main() -> None:
 
 
 def run(module: Module) -> dict:
-    record = read_record(plain_path(module.params["state_dir"]))
+    given = module.params
+    record = read_record(plain_path(given["state_dir"]))
     files = [server.get("api_key_file") for server in record["servers"]]
     return {
         "changed": False,
-        "members": host_entry(record, module.params["address"]),
+        "members": host_entry(record, module.params["address"], away_times(given["draining"], given["away_seconds"])),
         "key": first_key(next(filter(None, files), None)) or "",
         "left_out": [],
     }

@@ -120,6 +120,12 @@ options:
     description: The clients with their keys. If not set together with O(settings), as before.
     type: list
     elements: dict
+  ready_timeout:
+    description:
+      - Seconds to wait until HAProxy's check finds servers up that are added or come back. Only then do others leave.
+        A server that passes its check later is used from then on.
+    type: float
+    default: 10.0
 attributes:
   check_mode:
     support: full
@@ -154,6 +160,12 @@ models:
   returned: success
   type: dict
   sample: {"qwen3-8b-q4_k_m": 2}
+not_ready:
+  description: Servers that were added or came back and have not passed their check in time, each as HOST/SERVER.
+  returned: when the gateway was brought to a state
+  type: list
+  elements: str
+  sample: ["gpu1/qwen3-8b-q4_k_m"]
 url:
   description: The gateway's address.
   returned: success

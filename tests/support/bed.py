@@ -162,7 +162,7 @@ class Bed:
         assert (outcome.code == 0) == (code == 0), outcome.output
         return outcome
 
-    def module(self, name: str, *, env: Mapping[str, str] | None = None, **arguments: Any) -> dict[str, Any]:
+    def module(self, name: str, /, *, env: Mapping[str, str] | None = None, **arguments: Any) -> dict[str, Any]:
         """The result of a module on the host, called as Ansible calls it."""
         done = subprocess.run(
             [sys.executable, "-m", f"ansible_collections.magi.llama.plugins.modules.{name}"],

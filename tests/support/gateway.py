@@ -5,22 +5,33 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import threading
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import yaml
+from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
+from ansible_collections.magi.llama.plugins.module_utils._deployment.record import read_record
 from ansible_collections.magi.llama.plugins.module_utils._gateway.admin_socket import AdminSocket
+from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import server_key
 from support.bed import PARAMETERS, Bed
 
 KEY, OTHER_KEY, SERVER_KEY = "gateway-key-of-alice", "gateway-key-of-bob", "key-of-the-servers-7f3a"
 Q2, Q3, Q4 = "tiny-llama-q2_k", "tiny-llama-q3_k_m", "tiny-llama-q4_k_m"
+# Room for long streams.
+SLOTS = {**PARAMETERS, "parallel": 2, "ctx_size": 8192}
 PROFILES: dict[str, Any] = {
-    "four": {"enabled_models": [{"model": Q4, "instances": 2}, Q3, Q2], "parameters": {**PARAMETERS, "parallel": 2}},
-    "three": {"enabled_models": [Q4, Q3, Q2], "parameters": {**PARAMETERS, "parallel": 2}},
-    "two": {"enabled_models": [Q3, Q2], "parameters": {**PARAMETERS, "parallel": 2}},
+    "four": {"enabled_models": [{"model": Q4, "instances": 2}, Q3, Q2], "parameters": SLOTS},
+    "three": {"enabled_models": [Q4, Q3, Q2], "parameters": SLOTS},
+    "two": {"enabled_models": [Q3, Q2], "parameters": SLOTS},
 }
 CLIENTS = [
     {"name": "alice", "key": KEY},
@@ -61,12 +72,93 @@ class Gateway:
         self.bed.variables.update(variables)
         write_inventory(self.bed)
 
+    def update(
+        self, draining: Sequence[str] = (), away: Mapping[str, int] | None = None, seconds: float = 10
+    ) -> dict[str, Any]:
+        """Bring the gateway to the host's servers, of which these drain; the result of gateway_state."""
+        options = {"draining": list(draining), "away_seconds": dict(away or {})}
+        ports = {"port_range_start": self.bed.port, "port_range_end": self.bed.port + 5}
+        found = self.bed.module("gateway_members", state_dir=str(self.bed.state), address="", **ports, **options)
+        return self.state_module(
+            {"state": "updated", "ready_timeout": seconds},
+            hosts={"bed": found["members"]},
+            keys=json.dumps({"bed": found["key"]}),
+            inventory=["bed"],
+        )
+
+    def state_module(self, options: Mapping[str, Any], **filled_in: Any) -> dict[str, Any]:
+        supervisord = self.bed.variables["gateway_supervisord_path"]
+        places = {"state_dir": str(self.state), "name": "bed", "supervisord_path": supervisord}
+        return self.bed.module("gateway_state", **fill_in({**places, **options}, **filled_in))
+
+    def server(self, name: str) -> tuple[str, str]:
+        """The backend of a server, and its name there."""
+        found = next(server for server in read_record(str(self.bed.state))["servers"] if server["name"] == name)
+        return server_key("bed", found)
+
+    @contextmanager
+    def stream(self, model: str) -> Iterator[Stream]:
+        """A stream of which some lines have arrived, and that continues slowly until its end is asked for."""
+        body = {"model": model, "prompt": "a", "max_tokens": 3000, "stream": True, "ignore_eos": True}
+        slow = Slow([pid for name, pid in self.bed.pids().items() if self.server(name)[0] == model])
+        with slow, self.client() as client, client.stream("POST", "/v1/completions", json=body) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            yield Stream(lines, slow)
+
     def wait_up(self, count: int, seconds: float = 15.0) -> None:
         """Wait until this number of servers is in the gateway and healthy."""
         deadline = time.monotonic() + seconds
         while sum(outcome == "L7OK" for outcome in self.checks().values()) != count:
             assert time.monotonic() < deadline, self.checks()
             time.sleep(0.1)
+
+
+class Slow:
+    """Lets processes run for about a millisecond between pauses: a tiny model's stream is over in no time otherwise."""
+
+    def __init__(self, pids: Sequence[int]) -> None:
+        self._pids = pids
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._pulse)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_error: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        self._end.set()
+        self._thread.join()
+        self._send(signal.SIGCONT)
+
+    def _pulse(self) -> None:
+        while not self._end.is_set():
+            self._send(signal.SIGCONT)
+            time.sleep(0.001)
+            self._send(signal.SIGSTOP)
+            self._end.wait(0.1)
+
+    def _send(self, number: int) -> None:
+        for pid in self._pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+
+@dataclass
+class Stream:
+    """A stream under way."""
+
+    lines: Iterator[str]
+    slow: Slow
+
+    def ends_whole(self) -> bool:
+        """Whether it has its last line, after many others; read at full speed."""
+        self.slow.stop()
+        rest = [line for line in self.lines if line]
+        assert len(rest) > 1000, rest[-3:]
+        return rest[-1] == "data: [DONE]"
 
 
 def write_inventory(bed: Bed) -> None:

@@ -15,5 +15,7 @@ ARGUMENTS = Arguments(
         "host": {"type": "str", "default": "127.0.0.1"},
         "port_range_start": {"type": "int", "default": 8080},
         "port_range_end": {"type": "int", "default": 8099},
+        "draining": {"type": "list", "elements": "str", "default": []},
+        "away_seconds": {"type": "dict", "default": {}},
     }
 )

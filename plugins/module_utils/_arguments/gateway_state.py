@@ -40,6 +40,7 @@ ARGUMENTS = Arguments(
         "user": {"type": "str"},
         "settings": {"type": "dict", "options": SETTINGS},
         "api_keys": {"type": "list", "elements": "dict", "no_log": True},
+        "ready_timeout": {"type": "float", "default": 10.0},
     },
     filled_in={
         # By host: what gateway_members found there, null for a host without servers.

@@ -93,14 +93,24 @@ class AdminSocket:
 
     def checks(self) -> dict[tuple[str, str], str]:
         """The outcome of each server's last check by backend and name, such as L7OK, or INI before the first one."""
-        lines = self.ask("show stat -1 4 -1").splitlines()
-        if not lines:
-            return {}
-        names = lines[0].lstrip("# ").split(",")
-        backend, server, outcome = (names.index(name) for name in ("pxname", "svname", "check_status"))
-        rows = [line.split(",") for line in lines[1:] if line]
         # A check under way has a star in front of the last outcome.
-        return {(row[backend], row[server]): row[outcome].lstrip("* ") for row in rows if len(row) > outcome}
+        return {key: row["check_status"].lstrip("* ") for key, row in self.statistics().items()}
+
+    def servers_up(self) -> set[tuple[str, str]]:
+        """The servers, by backend and name, that get requests and have passed a check."""
+        return {
+            key
+            for key, row in self.statistics().items()
+            # Of those that go down at the next failed check it says UP 1/2.
+            if row["status"].startswith("UP") and row["check_status"].lstrip("* ") not in ("", "INI")
+        }
+
+    def statistics(self) -> dict[tuple[str, str], dict[str, str]]:
+        """HAProxy's statistics of each server, by backend and name."""
+        lines = self.ask("show stat -1 4 -1").splitlines()
+        names = lines[0].lstrip("# ").split(",") if lines else []
+        rows = [dict(zip(names, line.split(","))) for line in lines[1:] if line]
+        return {(row["pxname"], row["svname"]): row for row in rows if "check_status" in row}
 
 
 def parse_map(text: str) -> dict[str, str]:

@@ -10,61 +10,79 @@ import contextlib
 import os
 import signal
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from .._core.files import write_atomic
 from .._services.base import ServiceDriver
 from .admin_socket import AdminSocket, AdminSocketError, parse_map
 from .files import Change, Places
 from .fleet import GatewayError
-from .members import change_servers
+from .members import change_servers, wait_until_up
+from .server_lines import Key, coming, states_for
 
 # The name of its unit or program.
 SERVICE = "gateway"
 START_SECONDS = 20.0
 
 
-def apply(
-    driver: ServiceDriver, places: Places, change: Change, before: Mapping[str, str], after: Mapping[str, str]
-) -> str:
-    """Bring the running process to the configuration in use; returns how. Raises GatewayError.
+@dataclass(frozen=True)
+class Applied:
+    """How a configuration was applied, and which of the servers that came with it have not passed their check."""
 
-    What cannot be changed while it runs is done by a reload, which lets the old process finish its requests.
+    how: str
+    not_ready: Sequence[Key] = ()
+
+
+def apply(
+    driver: ServiceDriver,
+    places: Places,
+    change: Change,
+    before: Mapping[str, str],
+    after: Mapping[str, str],
+    ready_timeout: float,
+) -> Applied:
+    """Bring the running process to the configuration in use. Raises GatewayError.
+
+    What cannot be changed while it runs is done by a reload, which lets the old process finish its requests. Servers
+    that come have ready_timeout seconds to pass their check.
     """
+    old, new = before.get("haproxy.cfg", ""), after["haproxy.cfg"]
     status = driver.status([SERVICE])[SERVICE]
     admin = AdminSocket(places.socket)
     if status.state != "running" or status.pid is None:
-        return _start(driver, places, admin)
+        _start(driver, places, admin)
+        return Applied("start", wait_until_up(admin, coming(old, new), ready_timeout))
     if change.how in ("maps", "servers"):
         try:
             _change_maps(admin, places, change.files, after)
-            if change.how == "servers":
-                change_servers(admin, before["haproxy.cfg"], after["haproxy.cfg"])
-            return change.how
+            late = change_servers(admin, old, new, ready_timeout) if change.how == "servers" else []
+            return Applied(change.how, late)
         except AdminSocketError:
             # It is done by a reload, which needs nothing of the running process.
             pass
     if change.how == "nothing":
-        return "nothing"
-    return _reload(status.pid, places, admin)
+        return Applied("nothing")
+    _reload(status.pid, places, admin, new)
+    return Applied("reload", wait_until_up(admin, coming(old, new), ready_timeout))
 
 
-def _start(driver: ServiceDriver, places: Places, admin: AdminSocket) -> str:
+def _start(driver: ServiceDriver, places: Places, admin: AdminSocket) -> None:
     with contextlib.suppress(FileNotFoundError):
         # After a stop its states would be those of another time.
         os.unlink(places.states)
     driver.reload([SERVICE])
     faults = driver.start([SERVICE])
     if SERVICE not in faults and admin.wait_for_worker(None, START_SECONDS) is not None:
-        return "start"
+        return
     log = " | ".join(driver.log_tail(SERVICE, 5))
     raise GatewayError(f"HAProxy did not start: {faults.get(SERVICE, '')} {log}".strip())
 
 
-def _reload(pid: int, places: Places, admin: AdminSocket) -> str:
+def _reload(pid: int, places: Places, admin: AdminSocket, config: str) -> None:
     before = admin.pid()
     if before is not None:
         # As data for the next process only: the socket belongs to the gateway's user.
-        write_atomic(places.states, admin.ask("show servers state").encode(), 0o644)
+        write_atomic(places.states, states_for(config, admin.ask("show servers state")).encode(), 0o644)
     os.kill(pid, signal.SIGUSR2)
     if admin.wait_for_worker(before, START_SECONDS) is None:
         raise GatewayError(
@@ -73,7 +91,6 @@ def _reload(pid: int, places: Places, admin: AdminSocket) -> str:
         )
     with contextlib.suppress(FileNotFoundError):
         os.unlink(places.states)
-    return "reload"
 
 
 def _change_maps(admin: AdminSocket, places: Places, names: Sequence[str], after: Mapping[str, str]) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 
-from .._core.exchange import authority
 from .fleet import Backend
 from .limits import Limits
+from .server_lines import CHECKS, server_line
 from .settings import Route, Settings
 from .sticky import backend_stick_lines
 from .words import FOLDER, error_json, literal, refuse
@@ -20,8 +20,7 @@ def backend_lines(settings: Settings, route: Route) -> list[str]:
     lines = [
         "defaults MAGI_models from MAGI_common",
         "  balance leastconn",
-        "  default-server check inter 1s fastinter 200ms downinter 500ms fall 2 rise 1 "
-        "observe layer4 error-limit 1 on-error mark-down",
+        f"  default-server {CHECKS}",
         "  option httpchk",
         "  http-request del-header X-Model",
         "  http-request del-header X-Api-Key",
@@ -49,12 +48,5 @@ def _backend(settings: Settings, backend: Backend, limits: Limits) -> list[str]:
         f'  http-request set-header Authorization "Bearer %[{secret}]" if {{ "{secret}" -m found }}',
         f"  http-response set-header X-Magi-Model {literal(model)}",
         f"  http-response set-header X-Magi-Tier {literal(backend.tier or '-')}",
-        *(
-            f"  server {server.name} {authority(server.address, server.port)} maxconn {server.slots} "
-            # Requests that stick to a busy server go to another one.
-            f"{'maxqueue 1 ' if settings.stickiness else ''}"
-            # A name that cannot be resolved must not keep the gateway from starting.
-            "init-addr last,libc,none"
-            for server in backend.servers
-        ),
+        *(server_line(server, is_sticky=bool(settings.stickiness)) for server in backend.servers),
     ]

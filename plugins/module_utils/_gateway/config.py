@@ -21,6 +21,9 @@ from .settings import Route, Settings
 from .sticky import PEER, handed_on, number_of, table_lines
 from .words import FOLDER, error_json, http_error, map_text
 
+# When a client is to ask again for a model that has no server.
+RETRY_SECONDS = 2
+
 
 def files_of(settings: Settings, route: Route) -> dict[str, str]:
     """Return each file of the configuration by its name in the folder; equal input gives equal text."""
@@ -36,6 +39,9 @@ def files_of(settings: Settings, route: Route) -> dict[str, str]:
         "haproxy.cfg": "\n".join(lines) + "\n",
         "models.map": map_text({name: ":".join(models) for name, models in route.names.items()}),
         "numbers.map": map_text({str(number_of(backend.model_id)): backend.model_id for backend in route.backends}),
+        "away.map": map_text(
+            {backend.model_id: backend.away_seconds for backend in route.backends if backend.away_seconds}
+        ),
         "secrets.map": map_text({backend.model_id: backend.key for backend in route.backends if backend.key}),
         **{name: map_text(content) for name, content in client_maps(route.clients).items()},
         "unknown_model.json": unknown_model_text(sorted(route.names)),
@@ -59,6 +65,8 @@ def _global(settings: Settings) -> list[str]:
 
 
 def _defaults(settings: Settings) -> list[str]:
+    # A model's map entry says how long it will be away.
+    away = f'"%[be_name,map_str_int(${{{FOLDER}}}/away.map,{RETRY_SECONDS})]"'
     return [
         "defaults MAGI_common",
         "  mode http",
@@ -86,7 +94,7 @@ def _defaults(settings: Settings) -> list[str]:
         http_error(400, "The request is malformed.", "invalid_request_error", "bad_request"),
         http_error(408, "The request arrived too slowly.", "invalid_request_error", "request_timeout"),
         http_error(502, "The model's server closed the connection.", "server_error", "bad_gateway"),
-        http_error(503, "No server of this model is ready. Try again.", "server_error", "model_not_ready", retry=2),
+        http_error(503, "No server of this model is ready. Try again.", "server_error", "model_not_ready", retry=away),
         http_error(504, "The model's server did not answer in time.", "server_error", "gateway_timeout"),
     ]
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from .._plan.memory_flags import slots_for
 
 MAX_SLOTS = 4096
 MAX_TITLE = 200
+MAX_AWAY_SECONDS = 86400
 
 # What may become a part of HAProxy's configuration: nothing of a host is more than a name, a number or an address.
 _ADDRESS = re.compile(r"(?:[0-9A-Za-z][0-9A-Za-z.-]{0,252}|[0-9A-Fa-f:.]{2,45})?")
@@ -32,7 +34,13 @@ _TITLE = re.compile(r"[^\x00-\x1f\x7f]{0,200}")
 KEY = re.compile(r"(?:[!-~](?:[ -~]{0,4094}[!-~])?)?")
 _SERVER = Fields(
     {"name": NAME, "model_id": NAME, "kind": _KIND, "listens": _ADDRESS, "port": int, "slots": int},
-    {"tier": Maybe(_TIER), "display_name": Maybe(_TITLE)},
+    {
+        "tier": Maybe(_TIER),
+        "display_name": Maybe(_TITLE),
+        # It gets no new requests, and may be back after so many seconds.
+        "draining": bool,
+        "away_seconds": int,
+    },
 )
 # A host as gateways reach it.
 HOST = Fields({"address": _ADDRESS, "servers": [_SERVER]})
@@ -46,12 +54,17 @@ class GatewayError(MagiError):
 
 @dataclass(frozen=True)
 class Server:
-    """A server as a gateway reaches it; slots is the number of requests that it processes at once."""
+    """A server as a gateway reaches it; slots is the number of requests that it processes at once.
+
+    One that is draining gets no new requests; away_seconds is how long it will probably be away, 0 where unknown.
+    """
 
     name: str
     address: str
     port: int
     slots: int
+    is_draining: bool = False
+    away_seconds: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,6 +77,13 @@ class Backend:
     kind: str
     servers: tuple[Server, ...]
     key: str = ""
+
+    @property
+    def away_seconds(self) -> int:
+        """Seconds until the first of its servers is back, where all of them are draining; 0 where unknown."""
+        if not all(server.is_draining for server in self.servers):
+            return 0
+        return min((server.away_seconds for server in self.servers if server.away_seconds), default=0)
 
 
 def model_hosts(groups: Mapping[str, Sequence[str]]) -> list[str]:
@@ -86,10 +106,17 @@ def check_host(entry: Any, key: str) -> None:
         raise DocumentError("two servers of the host have one port, or a port is out of range")
     if not all(1 <= server["slots"] <= MAX_SLOTS for server in entry["servers"]):
         raise DocumentError(f"the slots of a server are not 1 to {MAX_SLOTS}")
+    if not all(1 <= server.get("away_seconds", 1) <= MAX_AWAY_SECONDS for server in entry["servers"]):
+        raise DocumentError(f"the away_seconds of a server are not 1 to {MAX_AWAY_SECONDS}")
 
 
-def host_entry(record: Mapping[str, Any], address: str) -> dict[str, Any]:
-    """What a gateway needs to know of a host: {"address", "servers"}, from the host's record of what is deployed."""
+def host_entry(
+    record: Mapping[str, Any], address: str, draining: Mapping[str, int | None] | None = None
+) -> dict[str, Any]:
+    """What a gateway needs to know of a host: {"address", "servers"}, from the host's record of what is deployed.
+
+    draining has the servers that are to get no new requests, as away_times returns them.
+    """
     servers = [
         {
             "name": server["name"],
@@ -100,10 +127,27 @@ def host_entry(record: Mapping[str, Any], address: str) -> dict[str, Any]:
             "listens": server.get("host") or "",
             "port": server["port"],
             "slots": slots_of(server["argv"]),
+            **(_draining(draining[server["name"]]) if draining and server["name"] in draining else {}),
         }
         for server in record["servers"]
     ]
     return {"address": address, "servers": servers}
+
+
+def _draining(away: int | None) -> dict[str, Any]:
+    return {"draining": True, **({} if away is None else {"away_seconds": away})}
+
+
+def away_times(draining: Iterable[str], seconds: Mapping[str, Any]) -> dict[str, int | None]:
+    """For how long each draining server will be away, in seconds within limits; None where it is not said.
+
+    Raises GatewayError for a value that is not a number.
+    """
+    try:
+        limited = {name: max(1, min(math.ceil(float(value)), MAX_AWAY_SECONDS)) for name, value in seconds.items()}
+    except (TypeError, ValueError, OverflowError) as error:
+        raise GatewayError(f"away_seconds must have a number of seconds for each server: {error}.") from error
+    return {name: limited.get(name) for name in draining}
 
 
 def slots_of(argv: Sequence[str]) -> int:
@@ -144,9 +188,15 @@ def backends_of(
                 hidden.setdefault(host, []).append(server["name"])
                 continue
             model, key = server["model_id"], keys.get(host, "")
-            name = f"{proxy_name(host)}_{server['port']}"
             members.setdefault(model, {}).setdefault(key, []).append(
-                Server(name, address, server["port"], server["slots"])
+                Server(
+                    server_key(host, server)[1],
+                    address,
+                    server["port"],
+                    server["slots"],
+                    server.get("draining", False),
+                    server.get("away_seconds", 0),
+                )
             )
             about.setdefault((model, key), server)
     warnings = [
@@ -168,6 +218,22 @@ def backends_of(
                 "give all hosts the same first key in servers_api_key_file."
             )
     return backends, warnings
+
+
+def server_key(host: str, server: Mapping[str, Any]) -> tuple[str, str]:
+    """The names of a server's backend and of the server itself in HAProxy's configuration."""
+    return server["model_id"], f"{proxy_name(host)}_{server['port']}"
+
+
+def names_of_servers(hosts: Mapping[str, Mapping[str, Any]], keys: Iterable[tuple[str, str]]) -> list[str]:
+    """The servers with these names in HAProxy's configuration, each as HOST/SERVER."""
+    wanted = set(keys)
+    return [
+        f"{host}/{server['name']}"
+        for host, entry in sorted(hosts.items())
+        for server in entry["servers"]
+        if server_key(host, server) in wanted
+    ]
 
 
 def proxy_name(host: str) -> str:

@@ -43,7 +43,7 @@ from .files import (
     stage,
     write_documents,
 )
-from .fleet import Backend, GatewayError, backends_of, check_host
+from .fleet import Backend, GatewayError, backends_of, check_host, names_of_servers
 from .limits import Limits, check_models, limits_of, missing_models
 from .settings import Route, Settings
 from .sticky import check_stickiness
@@ -131,9 +131,10 @@ def bring_to_state(
         _write_kept(places, kept)
         write_documents(places, hosts, keys)
         driver = find_manager(kept["service_manager"]).driver(places.state_dir, given["supervisord_path"])
-        how = apply(driver, places, change, before, after)
+        applied = apply(driver, places, change, before, after, given["ready_timeout"])
         note_applied(places, after)
-        return {**result, "changed": how != "nothing", "how": how}
+        late = names_of_servers(hosts, applied.not_ready)
+        return {**result, "changed": applied.how != "nothing", "how": applied.how, "not_ready": late}
 
 
 def _hosts(

@@ -30,8 +30,8 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "'\\''") + "'"
 
 
-def http_error(status: int, message: str, kind: str, code: str, retry: int | None = None) -> str:
-    after = f" hdr Retry-After {retry}" if retry is not None else ""
+def http_error(status: int, message: str, kind: str, code: str, retry: str = "") -> str:
+    after = f" hdr Retry-After {retry}" if retry else ""
     body = literal(error_json(message, kind, code))
     return f"  http-error status {status} content-type application/json string {body}{after}"
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ def files(servers: tuple[Server, ...] = (A, B), clients: tuple[Client, ...] = ()
         {"stickiness": "conversation"},
         {"stickiness": "header:X-Session-Id"},
         {"models": {"Q4": {"max_queue": 3, "queue_timeout": 5, "answer_timeout": 7}}},
+        {"servers": (A, replace(B, is_draining=True, away_seconds=9))},
     ],
 )
 def test_haproxy_accepts_configuration(given: dict[str, Any], tmp_path: Path) -> None:
@@ -59,6 +61,14 @@ def test_haproxy_accepts_configuration(given: dict[str, Any], tmp_path: Path) ->
     command = [HAPROXY, "-c", "-f", str(tmp_path / "haproxy.cfg")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_draining_server_is_disabled_and_time_away_is_in_map() -> None:
+    drained = files((replace(A, is_draining=True, away_seconds=9), replace(B, is_draining=True)))
+    lines = [line for line in drained["haproxy.cfg"].splitlines() if line.startswith("  server ")]
+    assert [line.endswith(" disabled") for line in lines] == [True, True, False]
+    assert drained["away.map"] == "m-q4_k_m 9\n"
+    assert files()["away.map"] == ""
 
 
 def test_text_of_models_is_no_configuration() -> None:
@@ -88,6 +98,8 @@ def without(name: str) -> dict[str, str]:
         (files(), files(), "nothing"),
         (without("secrets.map"), files(), "maps"),
         (files((A,)), files((A, B)), "servers"),
+        (files(), files((A, replace(B, is_draining=True))), "servers"),
+        (files(), files((replace(A, is_draining=True, away_seconds=9), replace(B, is_draining=True))), "servers"),
         (files(), files(max_queue=1), "reload"),
         (without("unknown_model.json"), files(), "reload"),
     ],

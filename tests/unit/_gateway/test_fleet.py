@@ -13,9 +13,9 @@ from ansible_collections.magi.llama.plugins.module_utils._core.documents import 
 from ansible_collections.magi.llama.plugins.module_utils._gateway import fleet
 
 
-def server(model: str, port: int = 8080, tier: str | None = "Q4", **more: Any) -> dict[str, Any]:
+def server(name: str, port: int = 8080, tier: str | None = "Q4", **more: Any) -> dict[str, Any]:
     argv = ["llama-server", "--port", str(port), "--parallel", "2"]
-    return {"name": model, "model_id": model, "tier": tier, "host": "0.0.0.0", "port": port, "argv": argv, **more}
+    return {"name": name, "model_id": name, "tier": tier, "host": "0.0.0.0", "port": port, "argv": argv, **more}
 
 
 def entry(*servers: dict[str, Any], address: str = "192.0.2.1") -> dict[str, Any]:
@@ -91,6 +91,8 @@ INJECTION = '::1]:8080\nglobal\n  lua-load "/tmp/x"\n#'
         {"display_name": "a\nb"},
         {"port": 0},
         {"slots": -5},
+        {"draining": "disabled"},
+        {"away_seconds": 0},
     ],
     ids=str,
 )
@@ -106,6 +108,35 @@ def test_entry_that_would_be_more_than_a_value_is_refused(change: dict[str, Any]
 def test_key_that_no_header_can_have_is_refused(key: str) -> None:
     with pytest.raises(DocumentError):
         fleet.check_host(entry(server("m")), key)
+
+
+def test_draining_server_is_marked_with_its_time_away() -> None:
+    record = {"servers": [server("m"), server("n", 8081), server("o", 8082)]}
+    away = fleet.away_times(["m", "n", "unknown"], {"n": 2.5, "o": 9})
+    found = fleet.host_entry(record, "192.0.2.1", away)
+    fleet.check_host(found, "")
+    marks = [{key: one[key] for key in ("draining", "away_seconds") if key in one} for one in found["servers"]]
+    assert marks == [{"draining": True}, {"draining": True, "away_seconds": 3}, {}]
+
+
+def test_model_is_away_until_its_first_server_is_back() -> None:
+    def away(*draining: str) -> int:
+        record = {"servers": [server("m-1", model_id="m"), server("m-2", 8081, model_id="m")]}
+        [found] = backends({"a": fleet.host_entry(record, "", fleet.away_times(draining, {"m-1": 90, "m-2": 30}))})
+        return found.away_seconds
+
+    assert [away(), away("m-2"), away("m-1", "m-2")] == [0, 0, 30]
+
+
+def test_time_away_that_is_no_number_is_refused() -> None:
+    with pytest.raises(fleet.GatewayError, match="away_seconds must have a number"):
+        fleet.away_times(["m"], {"m": "soon"})
+
+
+def test_servers_are_named_by_host_and_name() -> None:
+    hosts = {"a": entry(server("m-1", model_id="m"), server("n", 8081)), "b": entry(server("m-1", model_id="m"))}
+    keys = [fleet.server_key("b", hosts["b"]["servers"][0]), ("m", "a_8081"), ("n", "a_8081")]
+    assert fleet.names_of_servers(hosts, keys) == ["a/n", "b/m-1"]
 
 
 def test_two_servers_on_one_port_are_refused() -> None:
