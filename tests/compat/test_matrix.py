@@ -17,7 +17,7 @@ from support import reaper
 from support.bed import free_ports
 from support.matrix import CORES, PREVIEWS, TARGETS
 from support.pythons import ROOT, UV, find_pythons
-from support.runs import BIN, Run, execute, first_start, host_variables, play, server_path, write_inventory
+from support.runs import BIN, CHECKOUT, Run, execute, first_start, host_variables, play, server_path, write_inventory
 
 CACHE = ROOT / ".cache/compat"
 
@@ -40,7 +40,7 @@ def checkout(
     folder: Path, *playbooks: str, bin_dir: Path = BIN, profile: str = "fast-only", variables: Sequence[str] = ()
 ) -> Run:
     """Run playbooks of this checkout with its own ansible.cfg."""
-    environment = {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_COLLECTIONS_PATH": str(ROOT / "collections")}
+    environment = {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), **CHECKOUT}
     files = ["--check" if book == "--check" else ROOT / f"{book}.yml" for book in playbooks]
     given = [*([f"profile={profile}"] if "site" in playbooks else []), *variables]
     arguments = ["-i", folder / "hosts.yml", *files, *(word for one in given for word in ("-e", one))]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.magi.llama.plugins.module_utils._services.table import CHOICES
 from support.bed import ALL, Bed
-from support.runs import BIN, ROOT, execute
+from support.runs import BIN, CHECKOUT, ROOT, execute
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_supervisor_without_package_is_installed_from_pypi_if_allowed(folder: Pa
         ],
     }
     (folder / "play.yml").write_text(json.dumps([play]))
-    settings = {"ANSIBLE_CONFIG": f"{ROOT}/ansible.cfg", "ANSIBLE_COLLECTIONS_PATH": f"{ROOT}/collections"}
+    settings = {"ANSIBLE_CONFIG": f"{ROOT}/ansible.cfg", **CHECKOUT}
     done = execute([BIN / "ansible-playbook", "-i", "localhost,", "play.yml"], folder, **settings)
     assert (done.returncode == 0) is from_pypi, done.stdout + done.stderr
     if not from_pypi:

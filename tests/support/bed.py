@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 import yaml
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import Process, all_processes
 from support import checkout, reaper
+from support.runs import CHECKOUT
 
 PROJECT = Path(__file__).parents[2]
 BINARIES = Path(os.environ.get("MAGI_LLAMA_BIN_DIR", PROJECT / ".cache/bin"))
@@ -137,7 +138,7 @@ class Bed:
         return {
             **os.environ,
             "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"),
-            "ANSIBLE_COLLECTIONS_PATH": str(PROJECT / "collections"),
+            **CHECKOUT,
             "ANSIBLE_NOCOLOR": "1",
             **(more or {}),
         }

@@ -18,6 +18,11 @@ from . import reaper
 from .pythons import ROOT, search_path
 
 BIN = Path(sys.executable).parent
+# A run of this checkout. The callbacks there that need not be enabled keep the payloads of modules across runs.
+CHECKOUT = {
+    "ANSIBLE_COLLECTIONS_PATH": str(ROOT / "collections"),
+    "ANSIBLE_CALLBACK_PLUGINS": str(ROOT / "tests/support/callbacks"),
+}
 # Variables that may have been set for other runs.
 NOT_PASSED_ON = re.compile(r"(ANSIBLE|MAGI|MODEL|LLAMA)_|REGISTRY_PATH$|VIRTUAL_ENV$|PYTHONPATH$")
 # Ansible's warning about the Python that it chose on a host.

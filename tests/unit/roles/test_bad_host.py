@@ -15,7 +15,7 @@ import pytest
 import yaml
 from support import gguf_files as make
 from support.bad_host import lying_interpreter
-from support.runs import BIN, ROOT, execute, write_inventory
+from support.runs import BIN, CHECKOUT, ROOT, execute, write_inventory
 
 FACTS = "ansible_facts"
 
@@ -45,7 +45,7 @@ class Fleet:
         write_inventory(inventory, hosts)
         path = playbook if isinstance(playbook, Path) else ROOT / f"playbooks/{playbook}.yml"
         command = [BIN / "ansible-playbook", "-i", inventory, path, *arguments]
-        done = execute(command, self.folder, ANSIBLE_COLLECTIONS_PATH=str(ROOT / "collections"), **env)
+        done = execute(command, self.folder, **{**CHECKOUT, **env})
         self.output = done.stdout + done.stderr
         assert done.returncode == code, self.output
         return " ".join(self.output.split())

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 import pytest
-from support.runs import BIN, ROOT, execute
+from support.runs import BIN, CHECKOUT, ROOT, execute
 
 PLAYBOOKS = sorted({path.stem for path in (ROOT / "playbooks").glob("*.yml")} - {"gateway"})
 
@@ -22,7 +22,7 @@ def plays(folder: Path, playbook: str, *arguments: str, models: str = "models") 
     inventory.write_text(json.dumps({"all": {"children": groups}}), encoding="utf-8")
     book = ROOT / f"playbooks/{playbook}.yml"
     command = [BIN / "ansible-playbook", "-i", inventory, book, "--list-hosts", *arguments]
-    done = execute(command, folder, ANSIBLE_COLLECTIONS_PATH=str(ROOT / "collections"))
+    done = execute(command, folder, **CHECKOUT)
     assert done.returncode == 0, done.stdout + done.stderr
     return [block.split() for block in re.findall(r"hosts \(\d+\):\n((?: +\S+\n)*)", done.stdout + "\n")]
 

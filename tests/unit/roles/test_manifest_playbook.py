@@ -13,7 +13,7 @@ import pytest
 import yaml
 from ansible_collections.magi.llama.plugins.module_utils._core import run_lock
 from support import gguf_files as make
-from support.runs import BIN, ROOT, execute, write_inventory
+from support.runs import BIN, CHECKOUT, ROOT, execute, write_inventory
 
 pytestmark = pytest.mark.slow
 
@@ -48,8 +48,7 @@ class Fleet:
             ROOT / f"playbooks/{playbook}.yml",
             *arguments,
         ]
-        environment = {"ANSIBLE_COLLECTIONS_PATH": str(ROOT / "collections")}
-        done: CompletedProcess[str] = execute(command, self.folder, **environment)
+        done: CompletedProcess[str] = execute(command, self.folder, **CHECKOUT)
         assert done.returncode == code, done.stdout + done.stderr
         return " ".join((done.stdout + done.stderr).split())
 
@@ -162,7 +161,7 @@ def test_files_in_folder_inventory_are_found_and_moved_out_of_its_way(fleet: Fle
 
     (folder / "profiles").rename(hidden / "profiles")
     listing = [BIN / "ansible-inventory", "-i", folder, "--list"]
-    done = execute(listing, fleet.folder, ANSIBLE_COLLECTIONS_PATH=str(ROOT / "collections"))
+    done = execute(listing, fleet.folder, **CHECKOUT)
     assert (done.returncode, done.stderr) == (0, "")
     output = fleet.run("scan", "-e", "profile=mine", "--limit", "two", inventory=folder)
     assert "Skipping" not in output

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from ansible_collections.magi.llama.plugins.module_utils._core.version import COLLECTION_VERSION
 from support import gguf_files as make
-from support.runs import BIN, ROOT, execute, write_inventory
+from support.runs import BIN, CHECKOUT, ROOT, execute, write_inventory
 
 HEAD = {"schema_version": 1, "collection_version": COLLECTION_VERSION}
 EMPTY = {**HEAD, "total_servers": 0, "ready_servers": 0, "servers": []}
@@ -61,7 +61,7 @@ class Fleet:
         write_inventory(inventory, self.hosts)
         # An absolute path replaces the folder.
         command = [BIN / "ansible-playbook", "-i", inventory, ROOT / "playbooks" / f"{playbook}.yml", *arguments]
-        env = {"ANSIBLE_COLLECTIONS_PATH": str(ROOT / "collections"), "ANSIBLE_NOCOLOR": "1", **env}
+        env = {**CHECKOUT, "ANSIBLE_NOCOLOR": "1", **env}
         done = execute(command, self.folder, **env)
         assert done.returncode == code, done.stdout + done.stderr
         return done

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.magi.llama.plugins.module_utils._services.host_facts import HostError, refuse_user
-from support.runs import BIN, ROOT, execute
+from support.runs import BIN, CHECKOUT, execute
 
 # Records how it was called; every Linux has the user that it is called for.
 FAKE = """#!/bin/sh
@@ -41,7 +41,7 @@ def calls(folder: Path, user: str, exists: bool, root: bool, groups: list[str]) 
         ],
     }
     (folder / "play.yml").write_text(json.dumps([play]))
-    env = {"ANSIBLE_COLLECTIONS_PATH": str(ROOT / "collections")}
+    env = CHECKOUT
     done = execute([BIN / "ansible-playbook", "-i", "localhost,", folder / "play.yml"], folder, **env)
     assert done.returncode == 0, done.stdout + done.stderr
     return (folder / "calls").read_text().splitlines()
