@@ -48,7 +48,7 @@ class ActionModule(HostAction):
             inventory=list(task_vars["groups"]["all"]),
         )
         answer = self.ask("gateway_state", arguments, task_vars)
-        if "how" in answer and state != "prepared":
+        if "how" in answer and state not in ("prepared", "read"):
             late = [f"{name} has not passed the gateway's check yet" for name in answer.get("not_ready") or []]
             lines = (f"      warning  {text}" for text in [*warnings, *late])
             show(task_vars, [_line(answer, str(given["name"])), *lines])

@@ -33,8 +33,9 @@ options:
     description:
       - V(prepared) checks that the state directory and the service are a gateway's, and marks the directory.
       - V(updated) changes a gateway that exists, V(absent) stops it and removes its files.
+      - V(read) changes nothing and returns RV(exists) and RV(ready).
     type: str
-    choices: [present, prepared, updated, absent]
+    choices: [present, prepared, updated, read, absent]
     default: present
   service_manager:
     description: The service manager that runs HAProxy. If not set, as before.
@@ -166,6 +167,17 @@ not_ready:
   type: list
   elements: str
   sample: ["gpu1/qwen3-8b-q4_k_m"]
+exists:
+  description: Whether a gateway was set up in this state directory.
+  returned: with O(state=read)
+  type: bool
+ready:
+  description: >-
+    By model and host, the number of servers that the gateway sees up and that are not draining. Empty where HAProxy
+    does not run.
+  returned: with O(state=read)
+  type: dict
+  sample: {"qwen3-8b-q4_k_m": {"gpu1": 2}}
 url:
   description: The gateway's address.
   returned: success
@@ -180,6 +192,7 @@ from ansible_collections.magi.llama.plugins.module_utils._gateway.state import (
     bring_to_state,
     exists,
     prepare_host,
+    read_ready,
     remove,
     unchanged,
 )
@@ -192,6 +205,8 @@ def main() -> None:
 def run(module: Module) -> dict:
     given = {**module.params, "state_dir": plain_path(module.params["state_dir"])}
     found = module.get_bin_path("haproxy", opt_dirs=["/usr/sbin", "/usr/local/sbin"])
+    if given["state"] == "read":
+        return read_ready(given["state_dir"])
     if given["state"] == "absent":
         return remove(given, dry_run=module.check_mode)
     if given["state"] == "prepared":

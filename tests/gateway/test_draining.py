@@ -74,6 +74,17 @@ def test_drained_server_stays_so_over_reload_and_comes_back(drained: Gateway) ->
     assert status(drained, SECOND) == "UP"
 
 
+def test_ready_servers_are_read_from_running_gateway(drained: Gateway) -> None:
+    def ready() -> dict[str, dict[str, int]]:
+        found = drained.state_module({"state": "read"})
+        assert (found["changed"], found["exists"]) == (False, True)
+        return found["ready"]
+
+    assert ready() == {Q2: {"bed": 1}, Q3: {"bed": 1}, Q4: {"bed": 2}}
+    drained.update([SECOND, Q3])
+    assert ready() == {Q2: {"bed": 1}, Q4: {"bed": 1}}
+
+
 def test_model_whose_servers_all_drain_is_away_and_known(drained: Gateway) -> None:
     with drained.stream(Q3) as stream:
         assert drained.update([Q3], {Q3: 45})["how"] == "servers"

@@ -143,7 +143,10 @@ ANSWERS: dict[str, Fields] = {
     "verify": Fields({"deployed": RECORD.required["servers"], "refused": [str]}),
     "gateway_members": Fields({"members": HOST, "key": str, "left_out": [str]}),
     "gateway_verify": Fields({"routed": [Fields({"model_id": NAME, "kind": str})], "answers": [_THROUGH_GATEWAY]}),
-    "gateway_state": Fields({"how": _HOW, "models": Map(int, NAME), "url": str}, {"not_ready": [str]}),
+    "gateway_state": Fields(
+        {"how": _HOW, "models": Map(int, NAME), "url": str},
+        {"not_ready": [str], "exists": bool, "ready": Map(Map(int), NAME)},
+    ),
     "teardown": Fields(
         {"stopped": [str], "removed": [str]}, {"ended": Map(str), "user_kept_for": [str], "kept": Map([str])}
     ),

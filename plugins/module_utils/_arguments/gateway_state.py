@@ -33,7 +33,7 @@ ARGUMENTS = Arguments(
     {
         "state_dir": {"type": "path", "required": True},
         "name": {"type": "str", "required": True},
-        "state": {"type": "str", "choices": ["present", "prepared", "updated", "absent"], "default": "present"},
+        "state": {"type": "str", "choices": ["present", "prepared", "updated", "read", "absent"], "default": "present"},
         "service_manager": {"type": "str", "choices": list(MANAGERS)},
         "supervisord_path": {"type": "path"},
         "program": {"type": "path"},

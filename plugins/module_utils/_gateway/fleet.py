@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -234,6 +234,17 @@ def names_of_servers(hosts: Mapping[str, Mapping[str, Any]], keys: Iterable[tupl
         for server in entry["servers"]
         if server_key(host, server) in wanted
     ]
+
+
+def ready_servers(hosts: Mapping[str, Mapping[str, Any]], up: Collection[tuple[str, str]]) -> dict[str, dict[str, int]]:
+    """By model and host, the number of servers that a gateway uses: up has their names in HAProxy's configuration."""
+    found: dict[str, dict[str, int]] = {}
+    for host, entry in sorted(hosts.items()):
+        for server in entry["servers"]:
+            if server_key(host, server) in up:
+                counts = found.setdefault(server["model_id"], {})
+                counts[host] = counts.get(host, 0) + 1
+    return found
 
 
 def proxy_name(host: str) -> str:

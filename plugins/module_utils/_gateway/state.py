@@ -19,6 +19,7 @@ from .._core.files import write_atomic
 from .._core.ownership import require_trusted
 from .._core.values import is_loopback
 from .._services.table import MANAGERS, find_manager
+from .admin_socket import AdminSocket, AdminSocketError
 from .aliases import check_aliases, missing_targets, names_of, split_names
 from .apply import SERVICE, apply
 from .clients import Client, parse_clients
@@ -43,7 +44,7 @@ from .files import (
     stage,
     write_documents,
 )
-from .fleet import Backend, GatewayError, backends_of, check_host, names_of_servers
+from .fleet import Backend, GatewayError, backends_of, check_host, names_of_servers, ready_servers
 from .limits import Limits, check_models, limits_of, missing_models
 from .settings import Route, Settings
 from .sticky import check_stickiness
@@ -74,6 +75,19 @@ def exists(state_dir: str) -> bool:
 def unchanged(how: str = "nothing", url: str = "") -> dict[str, Any]:
     """The result of a run that has done nothing to a gateway, or that leaves it without models."""
     return {"changed": False, "how": how, "models": {}, "url": url}
+
+
+def read_ready(state_dir: str) -> dict[str, Any]:
+    """The result of reading what a gateway sees, which changes nothing; ready is empty while HAProxy does not run."""
+    places = Places(state_dir)
+    if not exists(state_dir):
+        return {**unchanged("missing"), "exists": False, "ready": {}}
+    require_trusted(places.state_dir)
+    try:
+        up = AdminSocket(places.socket).servers_up()
+    except AdminSocketError:
+        up = set()
+    return {**unchanged(), "exists": True, "ready": ready_servers(read_fleet(places), up)}
 
 
 def prepare_host(given: Mapping[str, Any], *, dry_run: bool) -> dict[str, Any]:

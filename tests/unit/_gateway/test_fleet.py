@@ -139,6 +139,12 @@ def test_servers_are_named_by_host_and_name() -> None:
     assert fleet.names_of_servers(hosts, keys) == ["a/n", "b/m-1"]
 
 
+def test_ready_servers_are_counted_by_model_and_host() -> None:
+    pair = entry(server("m-1", model_id="m"), server("m-2", 8081, model_id="m"), server("n", 8082))
+    up = {("m", "a_8080"), ("m", "a_8081"), ("m", "b_8080"), ("n", "other_8082")}
+    assert fleet.ready_servers({"a": pair, "b": pair}, up) == {"m": {"a": 2, "b": 1}}
+
+
 def test_two_servers_on_one_port_are_refused() -> None:
     with pytest.raises(DocumentError):
         fleet.check_host(entry(server("m"), server("n")), "")

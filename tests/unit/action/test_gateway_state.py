@@ -1,0 +1,32 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the controller makes of a gateway's answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+ARGUMENTS = {"state_dir": "/var/lib/g", "name": "gw1"}
+GROUPS = {"all": ["h"]}
+UPDATED = {
+    "changed": True,
+    "how": "servers",
+    "models": {"m": 2},
+    "url": "http://192.0.2.1:8070",
+    "not_ready": ["h/m-2"],
+}
+READ = {"changed": False, "how": "nothing", "models": {}, "url": "", "exists": True, "ready": {"m": {"h": 1}}}
+
+
+def test_server_that_is_not_ready_is_shown(run_action: Any) -> None:
+    run = run_action(
+        "gateway_state", {**ARGUMENTS, "state": "updated"}, answers=[UPDATED], groups=GROUPS, hostvars={"h": {}}
+    )
+    assert run.result["not_ready"] == ["h/m-2"]
+    assert "h/m-2 has not passed the gateway's check yet" in "\n".join(run.lines)
+
+
+def test_gateway_is_read_without_output(run_action: Any) -> None:
+    run = run_action("gateway_state", {**ARGUMENTS, "state": "read"}, answers=[READ], groups=GROUPS)
+    assert (run.result["exists"], run.result["ready"], run.lines) == (True, {"m": {"h": 1}}, [])
