@@ -53,7 +53,7 @@ Connect = Callable[..., openai.OpenAI]
 
 @pytest.fixture
 def connect(gateway: Gateway) -> Iterator[Connect]:
-    """Makes clients that repeat nothing, unless told to."""
+    """Makes clients that repeat nothing, unless asked to."""
     with ExitStack() as stack:
 
         def make(key: str = KEY, retries: int = 0) -> openai.OpenAI:
