@@ -17,6 +17,7 @@ from ansible_collections.magi.llama.plugins.module_utils._deployment.config_drif
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import record_of
 from ansible_collections.magi.llama.plugins.module_utils._deployment.state_files import of_configs, planned
 from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import File
+from ansible_collections.magi.llama.plugins.module_utils._services.manager import ServiceManager
 from ansible_collections.magi.llama.plugins.module_utils._services.table import find_manager
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
@@ -33,10 +34,8 @@ class ActionModule(HostAction):
         manager, state_dir = find_manager(arguments["service_manager"]), plain_path(arguments["state_dir"])
         task_vars = {**task_vars, "state_dir": state_dir}
         servers = [server for server in arguments["plan"]["servers"] if server["action"] != "stop"]
-        template = self._template(arguments["template"] or manager.template)
         common = self._template(arguments["common_template"] or manager.common_template)
-        paths = [manager.config_path(state_dir, server["name"]) for server in servers]
-        contents = self._render_all(template, servers, task_vars)
+        paths, contents = self._of_servers(manager, arguments["template"], servers, task_vars)
         paths.append(manager.common_config_path(state_dir))
         contents.append(self._render(common, task_vars))
         wanted = [File(path, content.encode()) for path, content in zip(paths, contents, strict=True)]
@@ -55,6 +54,26 @@ class ActionModule(HostAction):
             parts = (of_configs(state_dir, deployed), of_configs(state_dir, digests))
             result["drift"] = planned_drift(state_dir, manager.name, arguments["plan"]["servers"], *parts)
         return result
+
+    def _of_servers(
+        self, manager: ServiceManager, own: str | None, servers: list[dict[str, Any]], task_vars: dict[str, Any]
+    ) -> tuple[list[str], list[str]]:
+        """Return paths and texts of the servers' launch configs. own is a template that replaces the manager's."""
+        state_dir = task_vars["state_dir"]
+        by_template: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+        for server in servers:
+            for path, template in manager.config_paths(state_dir, server).items():
+                by_template.setdefault(template, []).append((path, server))
+        paths, contents = [], []
+        for name, found in by_template.items():
+            template = self._template((own if name == manager.template else None) or name)
+            paths += [path for path, _server in found]
+            contents += self._render_all(template, [server for _path, server in found], task_vars)
+        for path, name in manager.program_files(state_dir, servers).items():
+            paths.append(path)
+            source = self._loader.get_text_file_contents(os.fspath(self._find_needle("files", name)))
+            contents.append(f"# {MANAGED}\n{source}")
+        return paths, contents
 
     def _template(self, name: str) -> str:
         path = self._find_needle("templates", name)

@@ -166,7 +166,9 @@ def who_asks(
         address = asking.address(server)
         # The host has the file with the keys, and sends none of them here.
         locked = server.get("api_key_file") and not asking.key
-        if address is None or locked or asking.request_from == "host":
+        # Those on demand make room for each other, so that they are asked one after another.
+        alone = "on_demand" in server and asking.request_from == "auto"
+        if address is None or locked or alone or asking.request_from == "host":
             behind.append(server)
         else:
             asked.append((server, address))

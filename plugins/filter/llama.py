@@ -11,7 +11,7 @@ from typing import Any
 from ansible.errors import AnsibleFilterError
 from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
 from ansible_collections.magi.llama.plugins.module_utils._gateway import fleet
-from ansible_collections.magi.llama.plugins.module_utils._launch import quoting, units
+from ansible_collections.magi.llama.plugins.module_utils._launch import on_demand, quoting, units
 from ansible_collections.magi.llama.plugins.module_utils._models import checksums
 from ansible_collections.magi.llama.plugins.plugin_utils.inventory_places import existing_manifest, next_to_inventory
 from ansible_collections.magi.llama.plugins.plugin_utils.playbooks import as_called
@@ -24,6 +24,9 @@ FUNCTIONS = (
     next_to_inventory,
     checksums.merge_manifests,
     fleet.model_hosts,
+    on_demand.systemd_listen,
+    on_demand.systemd_on_demand,
+    on_demand.systemd_proxy,
     units.systemd_dependencies,
     units.systemd_restart,
     units.systemd_sandbox,

@@ -97,7 +97,7 @@ from ansible_collections.magi.llama.plugins.module_utils._arguments.rollback imp
 from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
 from ansible_collections.magi.llama.plugins.module_utils._core.commands import ids_of, run_command
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
-from ansible_collections.magi.llama.plugins.module_utils._core.processes import processes
+from ansible_collections.magi.llama.plugins.module_utils._core.processes import listeners, processes
 from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import renew
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import (
     DamagedRecordError,
@@ -123,7 +123,11 @@ from ansible_collections.magi.llama.plugins.module_utils._launch.config_files im
 from ansible_collections.magi.llama.plugins.module_utils._plan.document import PLAN
 from ansible_collections.magi.llama.plugins.module_utils._runtime.prefix import restore_previous
 from ansible_collections.magi.llama.plugins.module_utils._runtime.probe import ProbeError, probe
-from ansible_collections.magi.llama.plugins.module_utils._services.table import managed_files
+from ansible_collections.magi.llama.plugins.module_utils._services.table import (
+    MANAGERS,
+    managed_files,
+    open_sockets,
+)
 
 
 def main() -> None:
@@ -136,7 +140,7 @@ def run(module: Module) -> dict:
     before = read_previous(state_dir) if given["keep_binary"] else deployment_before(state_dir)
     restored = prefixes_to_restore(before, lambda path: _identity(path, given), given["keep_binary"])
     now = _deployed(state_dir)
-    servers = planned(before, now, processes(state_dir))
+    servers = planned(before, now, processes(state_dir), _sockets(state_dir, now))
     if not restored:
         refuse_current(state_dir, before, now, servers)
     refuse_foreign(before.files, managed_files(state_dir))
@@ -170,6 +174,13 @@ def _deployed(state_dir: str) -> list:
         return read_record(state_dir)["servers"]
     except DamagedRecordError:
         return empty_record()["servers"]
+
+
+def _sockets(state_dir: str, now: list) -> dict:
+    """The servers that a request would start."""
+    ports = {int(server["port"]) for server in now if "on_demand" in server}
+    held = listeners(ports) if ports else {}
+    return {name: port for manager in MANAGERS for name, port in open_sockets(manager, state_dir, held).items()}
 
 
 def _identity(path: str, given: dict) -> str | None:

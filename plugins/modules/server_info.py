@@ -108,7 +108,7 @@ status:
           type: int
           sample: 12345
         is_ready:
-          description: Whether its state is V(ready).
+          description: Whether it answers requests, so that its state is V(ready) or V(sleeping).
           type: bool
         tier:
           description: Its model's quality tier.
@@ -118,8 +118,8 @@ status:
           description: >-
             One of V(ready), V(starting), V(loading), V(hung), V(unhealthy), V(wrong_identity) (another process or model
             answers on its port), V(unprotected) (it has an API key file, but answers without a key), V(stopping),
-            V(restarting) (it died and will be restarted), V(stopped), V(failed), V(absent) (the service manager does
-            not know it).
+            V(restarting) (it died and will be restarted), V(sleeping) (its first request starts it), V(stopped),
+            V(failed), V(absent) (the service manager does not know it).
           type: str
           sample: ready
         uptime_seconds:
@@ -230,10 +230,11 @@ def run(module: Module) -> dict:
     digests = config_digests(state_dir, record["service_manager"], pids)
     pending = restart_pending(started_configs(state_dir), pids, digests)
     seen, held = for_status(state_dir), _held(module, servers)
+    sleeping = [name for name, status in statuses.items() if status.state == "sleeping"]
     return {
         "changed": False,
         "status": status_json(servers, statuses, probes, found, seen, pending, held, record["profile"]),
-        "drift": drift(servers, pids, *(_only(wanted, part) for part in (found, configs))),
+        "drift": drift(servers, pids, *(_only(wanted, part) for part in (found, configs)), sleeping),
         "start": starting(Deployment(record, ())),
     }
 

@@ -220,6 +220,8 @@ ansible_facts:
           elements: str
 """
 
+from dataclasses import replace
+
 from ansible_collections.magi.llama.plugins.module_utils._arguments.server_plan import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
 from ansible_collections.magi.llama.plugins.module_utils._core.commands import User, ids_of, output_of, run_command
@@ -257,13 +259,16 @@ from ansible_collections.magi.llama.plugins.module_utils._plan.differences impor
 )
 from ansible_collections.magi.llama.plugins.module_utils._plan.inputs import Host, Settings, settings_of
 from ansible_collections.magi.llama.plugins.module_utils._plan.model_files import require_readable
+from ansible_collections.magi.llama.plugins.module_utils._plan.on_demand import inner_port
 from ansible_collections.magi.llama.plugins.module_utils._plan.plan import make_plan, plan_lines
 from ansible_collections.magi.llama.plugins.module_utils._runtime.libraries import loaded_files
 from ansible_collections.magi.llama.plugins.module_utils._runtime.probe import PROBE_ENVIRONMENT, PROBE_SECONDS
+from ansible_collections.magi.llama.plugins.module_utils._services.manager import OnDemandError, ServiceManager
 from ansible_collections.magi.llama.plugins.module_utils._services.table import (
     disabled,
     find_manager,
     foreign_units,
+    open_sockets,
     unsupervised,
 )
 
@@ -283,6 +288,7 @@ def run(module: Module) -> dict:
     record, damaged = _record(given["state_dir"])
     manager = find_manager(given["service_manager"])
     settings = settings_of(given, manager.restart_triggers(given["stop_timeout"]), manager.key_path)
+    settings = replace(settings, **_on_demand(given["profile"], manager))
     running = processes(given["state_dir"])
     gpus, warnings = _gpus(module, running, record)
     host = _host(given, settings, record, running, gpus)
@@ -318,6 +324,16 @@ def run(module: Module) -> dict:
     }
 
 
+def _on_demand(profile: dict, manager: ServiceManager) -> dict:
+    """The settings with which servers are started on demand, if the profile has any."""
+    if not any(entry.get("on_demand") for entry in profile["enabled_models"]):
+        return {}
+    try:
+        return {"on_demand_programs": manager.on_demand_programs()}
+    except OnDemandError as error:
+        return {"on_demand_refusal": str(error)}
+
+
 def _find_hidden(plan: dict, runtime: dict, ids: User | None) -> None:
     """Add to each server what its launch config must show of homes and temporary folders, and warnings."""
     loaded = loaded_files(runtime["path"], lambda *command: run_command(*command, user=ids))
@@ -351,6 +367,9 @@ def _gpus(module: Module, running: dict, record: dict) -> tuple:
 
 def _host(given: dict, settings: Settings, record: dict, running: dict, gpus: list) -> Host:
     """Read what the plan needs of the host."""
+    ports = range(settings.port_first, settings.port_last + 1)
+    behind = [inner_port(port) for port in ports] if settings.on_demand_programs else []
+    held = listeners([*ports, *behind])
     digests = config_digests(given["state_dir"], record["service_manager"], running)
     pids = {name: process.pid for name, process in running.items()}
     return Host(
@@ -358,13 +377,14 @@ def _host(given: dict, settings: Settings, record: dict, running: dict, gpus: li
         gpus=gpus,
         record=record["servers"],
         running=running,
-        listeners=listeners(range(settings.port_first, settings.port_last + 1)),
+        listeners=held,
         unsupervised=unsupervised(running, record, given["state_dir"], given["service_manager"]),
         pending=dict.fromkeys(restart_pending(started_configs(given["state_dir"]), pids, digests), PENDING),
         restarts_pending=given["restart"] == "auto",
         cores=usable_cores(given["numa_mask"]),
         gpu_groups=device_groups() if gpus else [],
         remembered=record.get("ports", {}),
+        sockets=open_sockets(record["service_manager"] or given["service_manager"], given["state_dir"], held),
     )
 
 

@@ -145,12 +145,13 @@ servers:
       sample: 12345
     state:
       description: >-
-        V(ready), V(failed) (it died), or its state at the time-out, one of V(loading), V(not_listening),
+        V(ready), V(sleeping) (its first request starts it), V(failed) (it died), or its state at the time-out, one
+        of V(loading), V(not_listening),
         V(hung), V(unhealthy), V(wrong_identity), V(unprotected), V(on_cpu).
       type: str
       sample: ready
     is_ready:
-      description: Whether it is ready.
+      description: Whether it is ready, or sleeps.
       type: bool
     is_settled:
       description: Whether there is nothing more to wait for.
@@ -198,6 +199,7 @@ servers:
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 from ansible_collections.magi.llama.plugins.module_utils._arguments.wait_for_health import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
@@ -233,6 +235,7 @@ from ansible_collections.magi.llama.plugins.module_utils._health.wait import (
     with_holders,
     with_stops,
 )
+from ansible_collections.magi.llama.plugins.module_utils._health.waking import split, wake_and_wait
 from ansible_collections.magi.llama.plugins.module_utils._services.base import ServiceDriver
 from ansible_collections.magi.llama.plugins.module_utils._services.table import (
     WITHOUT_DEPLOYMENT,
@@ -286,9 +289,10 @@ def run(module: Module) -> dict:
 
 def _wait(module: Module, record: dict, driver: ServiceDriver) -> list:
     given = module.params
-    outcomes = wait(
-        chosen(record, given["servers"]),
-        Machine(driver, given["state_dir"], given["deep"], given["timeout"], _reader(record)),
+    machine = Machine(driver, given["state_dir"], given["deep"], given["timeout"], _reader(record))
+    wait_for = partial(
+        wait,
+        machine=machine,
         clock=time.monotonic,
         sleep=time.sleep,
         interval=given["interval"],
@@ -298,6 +302,10 @@ def _wait(module: Module, record: dict, driver: ServiceDriver) -> list:
         elapsed=given["elapsed"],
         baseline=given["baseline"],
     )
+    servers, asleep = chosen(record, given["servers"]), []
+    if given["deep"] and not module.check_mode:
+        servers, asleep = split(servers, machine)
+    outcomes = [*(wait_for(servers) if servers else []), *wake_and_wait(asleep, wait_for)]
     outcomes = _check_gpus(module, record, outcomes)
     failed = [outcome.port for outcome in outcomes if outcome.state == "failed"]
     return with_holders(outcomes, listeners(failed)) if failed else outcomes

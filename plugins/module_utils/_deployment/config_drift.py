@@ -58,4 +58,4 @@ def _names(state_dir: str, service_manager: str | None, servers: Iterable[Mappin
     if service_manager is None:
         return {}
     manager = find_manager(service_manager)
-    return {manager.config_path(state_dir, str(server["name"])): str(server["name"]) for server in servers}
+    return {path: str(server["name"]) for server in servers for path in manager.config_paths(state_dir, server)}

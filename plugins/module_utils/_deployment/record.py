@@ -29,6 +29,7 @@ from .._core.documents import (
 from .._core.errors import MagiError
 from .._core.ownership import open_trusted
 from .._launch.config_files import File
+from .._plan.document import ON_DEMAND, ON_DEMAND_LIMITS
 
 _SERVER = Fields(
     {"name": NAME, "model_id": str, "port": int, "argv": [str]},
@@ -46,6 +47,7 @@ _SERVER = Fields(
         "memory_max_bytes": int,
         "require_gpu": str,
         "sandbox": dict,
+        "on_demand": ON_DEMAND,
         "build": (int, NULL),
         "api_key_file": (str, NULL),
         # What changes with the API keys, and with the model's file, but not with its name.
@@ -57,8 +59,8 @@ _SERVER = Fields(
 )
 RECORD = Fields(
     {"profile": (str, NULL), "service_manager": (str, NULL), "servers": [_SERVER]},
-    # Users that the servers run as, or ran as before; ports of servers that left, by name.
-    {"start": (dict, NULL), "users": [str], "ports": Map(int, NAME)},
+    # Users that the servers run as, or ran as before; ports of servers that left, by name; limits for starts on demand.
+    {"start": (dict, NULL), "users": [str], "ports": Map(int, NAME), "on_demand": ON_DEMAND_LIMITS},
 )
 INTENDED = Map(re.compile("started|stopped"), NAME)
 CONFIGS = Map(re.compile("[0-9a-f]{64}"), ABSOLUTE_PATH)
@@ -202,7 +204,7 @@ def record_of(plan: Mapping[str, Any], service_manager: str) -> dict[str, Any]:
         "service_manager": service_manager,
         "start": plan.get("start"),
         "servers": servers,
-        **{key: plan[key] for key in ("users", "ports") if plan.get(key)},
+        **{key: plan[key] for key in ("users", "ports", "on_demand") if plan.get(key)},
     }
 
 

@@ -10,13 +10,13 @@ any number of failed attempts the way back leads to what worked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from .._core.errors import MagiError
 from .._core.processes import Process
-from .._health.observations import ready_revisions, record_verdicts
+from .._health.observations import ready_revisions, record_verdicts, refused_revisions
 from .._launch.config_files import File, read_file
 from .._runtime.prefix_manifest import note_in_manifest, previous_prefix, read_manifest
 from .._services.table import deployed_paths, find_manager
@@ -34,8 +34,15 @@ class RollbackError(MagiError):
 def is_good(state_dir: str, record: Mapping[str, Any]) -> bool:
     """Whether every server of the record has been ready as it is recorded."""
     ready = ready_revisions(state_dir)
+    refused = refused_revisions(state_dir)
     servers = record["servers"]
-    return bool(servers) and all(ready.get(server["name"]) == server.get("revision") for server in servers)
+    return bool(servers) and all(
+        # One on demand may not have been started yet.
+        refused.get(server["name"]) != server.get("revision")
+        if "on_demand" in server
+        else ready.get(server["name"]) == server.get("revision")
+        for server in servers
+    )
 
 
 def note_good(state_dir: str, record: Mapping[str, Any]) -> None:
@@ -148,13 +155,13 @@ def _with_own_files(state_dir: str, deployment: Deployment) -> Deployment:
     The file is an input like any other: it names no path, mode or program that the collection would not.
     """
     manager = find_manager(str(deployment.record["service_manager"]))
-    own = {manager.config_path(state_dir, str(server["name"])) for server in deployment.record["servers"]}
+    own = {path for server in deployment.record["servers"] for path in manager.config_paths(state_dir, server)}
+    common = {manager.common_config_path(state_dir), *manager.program_files(state_dir, deployment.record["servers"])}
     marker = manager.managed(state_dir).marker
     faults = [
         f"{file.path}, which is not a launch config of this deployment"
         for file in deployment.files
-        if file.path != manager.common_config_path(state_dir)
-        and (file.path not in own or marker not in file.content.decode())
+        if file.path not in common and (file.path not in own or marker not in file.content.decode())
     ]
     faults += [
         f"{path!r}, which is not the path of a program"
@@ -199,18 +206,26 @@ def prefixes_to_restore(deployment: Deployment, identity_of: Any, keep_binary: b
 
 
 def planned(
-    deployment: Deployment, now: Sequence[Mapping[str, Any]], running: Mapping[str, Process]
+    deployment: Deployment,
+    now: Sequence[Mapping[str, Any]],
+    running: Mapping[str, Process],
+    sockets: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """The deployment's servers with what must happen to have them again, and those of now that are to stop.
 
-    A process carries the revision of all that it was launched with.
+    A process carries the revision of all that it was launched with. sockets are the servers that a request would start.
     """
     servers = []
+    before = revisions({"servers": now})
     for server in deployment.record["servers"]:
         process = running.get(server["name"])
         action, reason = "restart", "goes back to the deployment before"
         if process is None:
             action, reason = "start", "not running"
+            if server["name"] in sockets:
+                action, reason = "restart", "goes back to the deployment before"
+                if "on_demand" in server and before.get(server["name"]) == server["revision"]:
+                    action, reason = "keep", "sleeps until a request"
         elif process.env.get("MAGI_LLAMA_REVISION") == server["revision"]:
             action, reason = "keep", "runs as it did before"
         servers.append({**server, "action": action, "reason": reason})

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from .._core.processes import Process
 from .._plan.differences import launch_differences
@@ -18,10 +18,12 @@ def drift(
     pids: Mapping[str, int | None],
     running: Mapping[str, Process],
     configs: Mapping[str, str],
+    sleeping: Collection[str] = (),
 ) -> dict[str, str]:
     """The reasons, by server name, for servers that do not run as deployed, or run without being deployed.
 
     pids are the processes that the service manager reports. Processes that this user may not inspect are left out.
+    sleeping are those that a request starts.
     configs are the reasons that the launch configs give, by server name, or by path for the others.
     """
     found = {}
@@ -29,7 +31,7 @@ def drift(
         name, process = str(server["name"]), running.get(server["name"])
         if process is not None and "revision" in server:
             found[name] = "; ".join(launch_differences(dict(server), process))
-        elif process is None and pids.get(name) is None:
+        elif process is None and pids.get(name) is None and name not in sleeping:
             found[name] = "not running"
     deployed = {server["name"] for server in servers}
     found.update({name: "runs and is not deployed" for name in running if name not in deployed})

@@ -90,6 +90,10 @@ def update_observations(
     result = []
     for outcome in outcomes:
         entry = {**outcome.as_dict(), "became_ready": False}
+        if outcome.state == "sleeping":
+            # It has no process that anything could be known of.
+            result.append(entry)
+            continue
         seen = known.get(outcome.name)
         if outcome.is_ready and seen and seen.get("pid") == outcome.pid:
             entry["seconds_to_ready"] = seen.get("seconds_to_ready")

@@ -34,6 +34,8 @@ class Pace:
 
     def on_started(self, server: Server, last: bool) -> None:
         """Call this after starting a server's process; it waits before the next start, unless this is the last."""
+        if "on_demand" in server:
+            return
         name, now = str(server["name"]), self._clock()
         self._loading[name] = (server, now)
         if last:

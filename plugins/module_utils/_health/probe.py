@@ -19,6 +19,7 @@ from typing import Any
 
 from .._core.argv import flag_value
 from .._core.exchange import request
+from .._core.places import listening_place
 from .._core.processes import command_of, listeners, owner_of
 from .._core.text import clean_text, visible_line
 from .._launch.api_keys import first_key
@@ -127,11 +128,11 @@ def _works(server: Server, token_timeout: float | None, timeout: float) -> Probe
 
 def _foreign(servers: Sequence[Server], pids: Mapping[str, int | None]) -> dict[str, Probe]:
     """Return a probe for each server that gets no request: its port is held by another process, or it has none."""
-    ours = {int(server["port"]): pid for server in servers if (pid := pids.get(str(server["name"]))) is not None}
+    ours = {listening_place(server)[1]: pid for server in servers if (pid := pids.get(str(server["name"]))) is not None}
     held = listeners(ours, first=list(ours.values())) if ours else {}
     found = {}
     for server in servers:
-        pid, listener = pids.get(str(server["name"])), held.get(int(server["port"]))
+        pid, listener = pids.get(str(server["name"])), held.get(listening_place(server)[1])
         if pid is None:
             found[str(server["name"])] = Probe("not_listening", NO_PROCESS)
             continue
@@ -225,12 +226,23 @@ def _ask(
     """
     key = first_key(server.get("api_key_file")) if with_key else None
     limit = MAX_HEALTH_BYTES if path == "/health" else MAX_ANSWER_BYTES
-    address = (asked_address(str(server["host"])), int(server["port"]))
+    host, port = listening_place(server)
+    address = (asked_address(host), port)
     code, text = request(address, method, path, seconds=timeout, limit=limit, body=body, key=key)
     try:
         return code, json.loads(text)
     except (ValueError, RecursionError):
         return code, None
+
+
+def wake(server: Server, timeout: float) -> str | None:
+    """Ask a server that sleeps for its health, which starts it; return what is wrong, None if it is healthy."""
+    address = (asked_address(str(server["host"])), int(server["port"]))
+    try:
+        code, _text = request(address, "GET", "/health", seconds=timeout, limit=MAX_HEALTH_BYTES)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        return f"a request at port {server['port']} did not start it: {type(error).__name__} {clean_text(str(error))}"
+    return None if code == 200 else f"a request at port {server['port']} did not start it, and was answered {code}"
 
 
 def asked_address(host: str) -> str:

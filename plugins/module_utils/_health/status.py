@@ -105,6 +105,8 @@ def _status_entry(
     if answer is not None and state == "running":
         # A process that does not listen yet has just started.
         state = "starting" if answer.state == "not_listening" else answer.state
+    if state == "sleeping" and status.exit_text is not None:
+        state = "failed"
     # Another user's process shows neither to a user without root.
     unseen = None if status.pid else 0
     return {
@@ -113,7 +115,8 @@ def _status_entry(
         "display_name": server.get("display_name"),
         "port": server["port"],
         "pid": status.pid,
-        "is_ready": state == "ready",
+        # One that sleeps answers too, after its start.
+        "is_ready": state in ("ready", "sleeping"),
         "tier": server.get("tier"),
         "state": state,
         "uptime_seconds": int(process.uptime_seconds) if process else unseen,

@@ -103,6 +103,8 @@ def _outcome(
         seconds = round(uptime, 2) if uptime is not None and (watched or uptime <= FRESH_SECONDS) else None
         ready = Outcome(name, port, tier, status.pid, "ready", True, True, seconds, restarts=status.restarts)
         return replace(ready, token_seconds=answer.seconds, tokens_per_second=answer.tokens_per_second)
+    if status.state == "sleeping" and status.exit_text is None:
+        return Outcome(name, port, tier, None, "sleeping", True, True, restarts=status.restarts)
     detail: str | None
     if answer is None or crashed:
         state, detail = "failed", _death(status, crashed)

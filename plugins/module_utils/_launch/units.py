@@ -13,6 +13,7 @@ from typing import Any
 
 from .._core.argv import PATH_FLAGS, WRITE_FLAGS, flag_value, flag_values
 from .._core.links import is_below
+from .._core.places import listening_place
 from .._core.stopping import first_wait_seconds
 from .._core.values import is_loopback, parse_bool
 from .hidden import CREDENTIALS, HOME, HOMES, TMP
@@ -62,7 +63,7 @@ def credential_path(server: str) -> str:
 
 def systemd_dependencies(server: Mapping[str, Any], gpu_access: Any = "auto") -> dict[str, Any]:
     """What a server needs before it is started at boot: its models' mounts, its address, the GPU's devices."""
-    host = str(server["host"])
+    host = listening_place(server)[0]
     # A wildcard address can always be bound; binding any other before the network is up fails permanently.
     uses_gpu = _uses_gpu(server, gpu_access)
     online = None if is_loopback(host) or host in ("0.0.0.0", "::") else "network-online.target"
@@ -121,7 +122,8 @@ def systemd_sandbox(
     shows = sandbox.get("shows", [])
     shown = {str(show["path"]) for show in shows}
     # RPC servers and clients on other machines need more than the loopback address.
-    closed = is_loopback(str(server["host"])) and "--rpc" not in argv
+    host, port = listening_place(server)
+    closed = is_loopback(host) and "--rpc" not in argv
     binds = systemd_version is not None and systemd_version >= SOCKET_BIND_VERSION
     handed_over = (flag_value(argv, "--api-key-file") or "").startswith(f"{CREDENTIALS}/")
     return {
@@ -152,7 +154,7 @@ def systemd_sandbox(
         # GPU drivers compile kernels at run time, into executable memory.
         "MemoryDenyWriteExecute": not uses_gpu,
         "SocketBindDeny": "any" if binds else None,
-        "SocketBindAllow": f"tcp:{server['port']}" if binds else None,
+        "SocketBindAllow": f"tcp:{port}" if binds else None,
         "IPAddressDeny": "any" if closed else None,
         "IPAddressAllow": "localhost" if closed else None,
     }

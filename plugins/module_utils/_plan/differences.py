@@ -11,7 +11,7 @@ from typing import Any
 
 from .._core.processes import MANAGER_CHANGED, Process
 from .inputs import Host, Server
-from .ports import port_of
+from .ports import public_port
 
 CONFIG = "its launch config changed"
 RESTART_PENDING = "restart pending"
@@ -24,6 +24,8 @@ GROUPS = "MAGI_LLAMA_GPU_GROUPS"
 def with_action(server: Server, previous: Server | None, host: Host, move: str | None = None) -> Server:
     """Return the server with its action and the reason; move says why its port changes, if it does."""
     process = host.running.get(server["name"])
+    if process is None and server["name"] in host.sockets:
+        return _sleeping(server, previous, move)
     if process is None:
         reason = "new" if previous is None else "not running"
         return {**server, "action": "start", "reason": f"{reason}; {move}" if move else reason}
@@ -32,6 +34,8 @@ def with_action(server: Server, previous: Server | None, host: Host, move: str |
         reasons[reasons.index(CONFIG)] = NEW_KEYS
     if move:
         reasons = [move, *(reason for reason in reasons if not reason.startswith("--port "))]
+    if "on_demand" in server and server["name"] not in host.sockets:
+        reasons.append("nothing listens for its requests")
     if server["name"] in host.unsupervised:
         why = host.unsupervised[server["name"]]
         # Another manager's launch config always differs, so that is not a second reason.
@@ -44,6 +48,19 @@ def with_action(server: Server, previous: Server | None, host: Host, move: str |
             return {**server, "action": "restart", "reason": why}
         return {**server, "action": "keep", "reason": f"{RESTART_PENDING}: {why}"}
     return {**server, "action": "keep", "reason": "runs as planned"}
+
+
+def _sleeping(server: Server, previous: Server | None, move: str | None) -> Server:
+    """Return a server that has no process and a socket, which the first request would start."""
+    if "on_demand" not in server:
+        why = "is no longer started on demand"
+    elif move:
+        why = move
+    elif (previous or {}).get("revision") != server["revision"]:
+        why = CONFIG
+    else:
+        return {**server, "action": "keep", "reason": "sleeps until a request"}
+    return {**server, "action": "restart", "reason": why}
 
 
 def _has_new_keys(server: Server, previous: Server | None) -> bool:
@@ -108,7 +125,7 @@ def stopped_server(
     name: str, previous: Server | None, process: Process | None, lost: str | None, profile: Mapping[str, Any]
 ) -> Server:
     """Return a server that is stopped or forgotten; lost says what became of its model, if the profile wants it."""
-    port = port_of(process.argv) if process else None
+    port = public_port(process) if process else None
     server = previous or {"name": name, "model_id": name, "port": port, "argv": list(process.argv) if process else []}
     if lost and process is None:
         lost = f"{lost}, and it does not run"

@@ -22,6 +22,13 @@ _SANDBOX = Fields(
         "program": ABSOLUTE_PATH,
     },
 )
+# How a server is started by a request: after how many seconds without one it is stopped (null for never), whether it
+# makes room for no other one, its own port behind that of the socket, and the programs.
+ON_DEMAND = Fields(
+    {"idle_stop": (int, NULL), "pinned": bool, "port": int, "python": ABSOLUTE_PATH, "proxy": ABSOLUTE_PATH}
+)
+# What is looked at before such a start: bytes that all servers may have, and those of each GPU.
+ON_DEMAND_LIMITS = Fields({"budget_bytes": (int, NULL), "gpu_bytes": [int], "overcommit": bool})
 # A server to be stopped may be known by its process only. What is launched is checked again where it is recorded.
 _SERVER = Fields(
     {
@@ -32,7 +39,7 @@ _SERVER = Fields(
         "action": re.compile("|".join(ACTIONS)),
         "reason": str,
     },
-    {"sandbox": _SANDBOX},
+    {"sandbox": _SANDBOX, "on_demand": ON_DEMAND},
 )
 PLAN = Document(
     "plan",
@@ -46,6 +53,6 @@ PLAN = Document(
             "memory": dict,
             "warnings": [str],
         },
-        {"users": [str], "ports": Map(int), "lost": Map(str)},
+        {"users": [str], "ports": Map(int), "lost": Map(str), "on_demand": ON_DEMAND_LIMITS},
     ),
 )

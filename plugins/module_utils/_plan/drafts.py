@@ -16,7 +16,7 @@ from .exposure import exposure_defaults, refuse_powerful, refuse_sleep
 from .gpu import used_gpus, vram_per_gpu
 from .inputs import Host, Server, Settings
 from .memory import computes_on_cpu, estimate, slot_context
-from .memory_limits import FIT_MARGIN_BYTES, on_gpus
+from .memory_limits import FIT_MARGIN_BYTES, is_resident, on_gpus
 from .offload import NAMES, Wish, assign_layers, layer_flags, layer_warning, number_of, running_layers
 from .problems import Problems
 from .profile import Model, Selected
@@ -131,6 +131,27 @@ def offloaded(
     result = [with_layers(draft, counts[draft.name]) if draft.name in counts else draft for draft in drafts]
     short = [draft for draft in users if counts.get(draft.name, draft.layers) < draft.layers]
     return result, [layer_warning(draft.name, counts[draft.name], draft.layers) for draft in short]
+
+
+def with_layers(
+    drafts: Sequence[Draft],
+    runtime: Mapping[str, Any],
+    settings: Settings,
+    host: Host,
+    sizes: Mapping[str, int],
+    orphans: Sequence[Server],
+) -> tuple[list[Draft], list[str]]:
+    """Return the drafts with layers on GPUs: those that run all the time first, each of the others next to them."""
+    resident = [draft for draft in drafts if is_resident({"on_demand": draft.selected.on_demand})]
+    placed, warnings = offloaded(resident, runtime, settings, host, sizes, orphans)
+    found = {draft.name: draft for draft in placed}
+    taken: list[Server] = [*orphans, *({"memory": draft.memory} for draft in placed)]
+    for draft in drafts:
+        if draft.name not in found:
+            alone, more = offloaded([draft], runtime, settings, host, sizes, taken)
+            found[draft.name] = alone[0]
+            warnings += more
+    return [found[draft.name] for draft in drafts], warnings
 
 
 def effective_parameters(model: Model, parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -53,6 +53,9 @@ class Settings:
     ports: Mapping[str, int] = field(default_factory=dict)
     strict: bool = False
     prune: bool = False
+    # The programs that start servers on demand, or why this service manager cannot.
+    on_demand_programs: Mapping[str, str] = field(default_factory=dict)
+    on_demand_refusal: str = ""
 
 
 def settings_of(
@@ -91,7 +94,7 @@ class Host:
     unsupervised are running servers that their service manager does not track, with the reasons. cores are the physical
     ones that servers may use; None where they are not to be shared. remembered are ports of servers that left, by name.
     pending are servers that run with an earlier launch config, with the reasons; restarts_pending says whether that is
-    reason enough to restart.
+    reason enough to restart. sockets are the ports at which the service manager listens for servers on demand, by name.
     """
 
     memory: Memory
@@ -105,3 +108,4 @@ class Host:
     cores: int | None = None
     gpu_groups: Sequence[str] = ()
     remembered: Mapping[str, int] = field(default_factory=dict)
+    sockets: Mapping[str, int] = field(default_factory=dict)

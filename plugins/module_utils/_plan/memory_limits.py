@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,16 +35,32 @@ class _Limit:
     detail: str = ""
 
 
+def is_resident(server: Mapping[str, Any]) -> bool:
+    """Return whether a server's memory is to be there at any time: what is not pinned makes room for another one."""
+    part = server.get("on_demand")
+    return part is None or bool(part["pinned"])
+
+
+def at_most(servers: Sequence[Server], need: Callable[[Mapping[str, Any]], int]) -> int:
+    """Return what servers need of one kind of memory at once: all resident ones, and the largest of the others."""
+    resident = sum(need(server["memory"]) for server in servers if is_resident(server))
+    return resident + max((need(server["memory"]) for server in servers if not is_resident(server)), default=0)
+
+
 def gpu_limit(gpu: Gpu, *, starts: bool) -> int:
     """What our servers may have of a GPU in all. starts: whether one is to be started there, which wants a margin."""
     return max(0, gpu.usable_bytes - (FIT_MARGIN_BYTES if starts else 0))
 
 
 def on_gpus(servers: Sequence[Server], gpus: Sequence[Gpu]) -> list[int]:
-    """The bytes that servers need on each GPU."""
+    """The bytes that servers need on each GPU at once, at most."""
     # A server that is left running may have been planned when there were other GPUs.
-    spreads = [list(server["memory"].get("gpu_bytes") or []) for server in servers]
-    return [sum(row[place] for row in spreads if len(row) == len(gpus)) for place in range(len(gpus))]
+
+    def need(memory: Mapping[str, Any], place: int) -> int:
+        row = list(memory.get("gpu_bytes") or [])
+        return int(row[place]) if len(row) == len(gpus) else 0
+
+    return [at_most(servers, lambda memory, place=place: need(memory, place)) for place in range(len(gpus))]  # type: ignore[misc]
 
 
 def check_memory(
@@ -52,17 +68,19 @@ def check_memory(
 ) -> dict[str, Any]:
     """The need of all servers against the budget, the host's RAM and its GPUs. Raises PlanError."""
     staying = [server for server in planned if server["action"] != "stop"]
-    ram = sum(int(server["memory"]["ram_bytes"]) for server in staying)
-    vram = sum(int(server["memory"]["vram_bytes"]) for server in staying)
+    ram, vram, both = (
+        at_most(staying, lambda memory, keys=keys: sum(int(memory[key]) for key in keys))  # type: ignore[misc]
+        for keys in (("ram_bytes",), ("vram_bytes",), ("ram_bytes", "vram_bytes"))
+    )
     budget = profile.get("memory_budget_bytes")
     limits = _limits(staying, ram, host)
     if budget is not None:
-        limits.insert(0, _Limit("the profile's memory_budget", ram + vram, budget, "total_bytes"))
+        limits.insert(0, _Limit("the profile's memory_budget", both, budget, "total_bytes"))
     for limit in limits:
         if limit.need_bytes > limit.limit_bytes and not settings.memory_overcommit:
             raise PlanError(f'profile "{profile["name"]}" ({profile["source"]}): {_refusal(limit, staying, vram)}')
     return {
-        "needed_bytes": ram + vram,
+        "needed_bytes": both,
         "ram_bytes": ram,
         "vram_bytes": vram,
         "budget_bytes": budget,

@@ -20,11 +20,18 @@ from .._runtime.render_flags import render_flags
 from .cpu import SPIN_COUNT, Demand, busy_threads, oversubscription, share_cores
 from .differences import DEVICES, GROUPS, stopped_server, with_action
 from .document import PLAN
-from .drafts import Draft, make_draft, offloaded
+from .drafts import Draft, make_draft, with_layers
 from .inputs import Host, PlanError, Server, Settings
 from .memory_flags import uncounted_warnings
 from .memory_limits import check_memory, growth_warnings, memory_text
 from .missing import lost_part, lost_servers, missing_models, nothing_left, refuse_lost
+from .on_demand import (
+    check_on_demand,
+    limits_part,
+    listens_at,
+    on_demand_part,
+    socket_environment,
+)
 from .ports import Ports, assign_ports, back_home
 from .problems import Problems, refuse_servers
 from .profile import Model, Selected, select
@@ -53,6 +60,7 @@ def make_plan(
     Each server is a record for deployment.json plus "action" (keep, start, restart, stop) and its "reason".
     Ids of models: known_elsewhere those of other hosts, known_from_manifest those of the manifest. Raises PlanError.
     """
+    check_on_demand(profile, settings)
     _check_instances(profile, settings)
     problems = Problems()
     selection = select(profile, registry["models"])
@@ -80,8 +88,7 @@ def make_plan(
     threads, thread_warnings = _share_cores(drafts, settings, host)
     planned, remembered = _with_actions(drafts, ports, before, profile, runtime, settings, host, threads)
     warnings += [f"{server['name']}: {text}" for server in planned for text in _context_warnings(server)]
-    planned += orphans
-    planned += _stopped(planned, before, lost, profile, host)
+    planned += [*orphans, *_stopped([*planned, *orphans], before, lost, profile, host)]
     memory = check_memory(planned, profile, settings, host)
     warnings += [*growth_warnings(planned, memory), *layer_warnings, *thread_warnings]
     _assert_unique(planned)
@@ -93,6 +100,7 @@ def make_plan(
             "memory": memory,
             "warnings": warnings,
             **({"ports": remembered} if remembered else {}),
+            **limits_part(planned, profile, settings, host),
             **lost_part(lost, moved, selection.missing, known_elsewhere),
         }
     )
@@ -137,7 +145,7 @@ def _drafts(
     sizes = companion_sizes(registry)
     made = {name: make_draft(name, selected, runtime, settings, host, sizes) for name, selected in wanted}
     refuse_servers(profile, {name: wrong for name, (_draft, wrong) in made.items()})
-    drafts, warnings = offloaded(
+    drafts, warnings = with_layers(
         [draft for draft, _wrong in made.values() if draft], runtime, settings, host, sizes, orphans
     )
     warnings += [f"{draft.name}: {text}" for draft in drafts for text in uncounted_warnings(draft.canonical)]
@@ -276,14 +284,15 @@ def _server(
     flags = runtime.get("flags") or {}
     rendered = render_flags(_thread_flags(draft, threads, flags), flags)
     argv = [str(runtime["path"]), "--model", str(model["path"]), "--alias", str(model["id"])]
-    argv += ["--host", settings.host, "--port", str(port), *rendered]
+    address, own_port = listens_at(draft.selected, port, settings)
+    argv += ["--host", address, "--port", str(own_port), *rendered]
     if settings.api_key_file:
         argv += ["--api-key-file", settings.key_path(name, settings.api_key_file)]
 
     memory_max = int(memory["ram_bytes"] * MEMORY_MAX_MARGIN) + memory["growth_bytes"] + MEMORY_MAX_FLOOR
     # A limit above the host's RAM would have no effect.
     memory_max = min(memory_max, host.memory.total_bytes)
-    env = _environment(draft, runtime, settings, host, threads)
+    env = {**_environment(draft, runtime, settings, host, threads), **socket_environment(draft.selected, port)}
     launch = [argv, env, settings.restart_triggers, settings.service_manager, *settings.manager_triggers]
     revision = digest_of(launch)[:12]
     same = previous is not None and previous.get("revision") == revision
@@ -311,6 +320,7 @@ def _server(
         "model_stamp": model_stamp(model),
         "stop_timeout": settings.stop_timeout,
         "max_startup_time": profile["start"]["max_startup_time"],
+        **on_demand_part(draft, port, profile, settings, host),
     }
 
 

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from .._core.argv import flag_value
-from .._core.processes import Listener
+from .._core.processes import Listener, Process
 from .inputs import Host, PlanError, Server, Settings
 from .profile import Selected
 
+# In the environment of a server behind a socket: the socket's port.
+PUBLIC_PORT = "MAGI_LLAMA_PORT"
 # Names that left and are forgotten last; each is a line of deployment.json.
 MAX_REMEMBERED = 512
 
@@ -47,7 +49,8 @@ def assign_ports(
     names = [name for name, _selected in wanted]
     valid = range(settings.port_first, settings.port_last + 1)
     held = {int(server["port"]): str(server["name"]) for server in host.record}
-    held.update({port: name for name, process in host.running.items() if (port := port_of(process.argv)) is not None})
+    held.update({port: name for name, port in host.sockets.items()})
+    held.update({port: name for name, process in host.running.items() if (port := public_port(process)) is not None})
     current = {name: port for port, name in held.items()}
     foreign = {port for port in valid if _holder(port, held.get(port, ""), host)}
     staying = {int(server["port"]): str(server["name"]) for server in orphans}
@@ -201,9 +204,9 @@ def _remembered(
     return dict(list(kept.items())[-MAX_REMEMBERED:])
 
 
-def port_of(argv: Sequence[str]) -> int | None:
-    """Return the value of --port in a command line."""
-    value = flag_value(argv, "--port") or ""
+def public_port(process: Process) -> int | None:
+    """Return the port at which clients reach a process: that of its socket, or the value of --port."""
+    value = process.env.get(PUBLIC_PORT) or flag_value(process.argv, "--port") or ""
     return int(value) if value.isascii() and value.isdigit() else None
 
 
@@ -216,6 +219,10 @@ def _holder(port: int, name: str, host: Host) -> str | None:
 
 
 def _is_ours(listener: Listener, name: str, host: Host) -> bool:
+    behind = next((other for other, port in host.sockets.items() if port == listener.port), None)
+    if behind is not None:
+        # The service manager's own socket: free for another server if this one has none.
+        return behind == name or name not in {*host.running, *host.sockets}
     if listener.pid is None:
         # The socket's owner is not visible to this user: assume it is our server if one runs with this port.
         return name in host.running

@@ -24,9 +24,11 @@ SELECTORS = ("tier", "architecture", "kind", "id")
 TIERS = ("Q1", "Q2", "Q3", "Q4", "Q5", "Q6", "Q8", "F16", "F32")
 KINDS = ("model", "embedding", "reranker", "decision")
 START_DEFAULTS: dict[str, Any] = {"concurrent": True, "max_startup_time": 120, "readiness_check_interval": 2}
+# Seconds without a request after which a server that was started on demand is stopped.
+IDLE_STOP = 900
 
 _PROFILE_KEYS = ("description", "enabled_models", "parameters", "memory_budget", "start")
-_ENTRY_KEYS = ("model", *SELECTORS, "instances", "port", "cpu_share", "parameters")
+_ENTRY_KEYS = ("model", *SELECTORS, "instances", "port", "cpu_share", "parameters", "start")
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)(?P<binary>i?)B?", re.IGNORECASE)
 MAX_SIZE_LENGTH = 32
 # A day: no server starts more slowly, and no one wants to wait longer between two probes.
@@ -51,6 +53,7 @@ class Selected(NamedTuple):
     cpu_share: float = 1.0
     port: int | None = None
     key: str = ""
+    on_demand: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,7 @@ def _check_entry(entry: Any, wrong: list[str], prefix: str) -> dict[str, Any]:
         "port": _check_port(entry.get("port"), wrong, f"{prefix}.port"),
         "cpu_share": _check_share(entry.get("cpu_share", 1), wrong, f"{prefix}.cpu_share"),
         "parameters": _check_parameters(entry.get("parameters"), wrong, f"{prefix}.parameters"),
+        "on_demand": _check_on_demand(entry.get("start"), wrong, f"{prefix}.start"),
         "key": prefix,
     }
 
@@ -204,6 +208,28 @@ def _check_share(value: Any, wrong: list[str], prefix: str) -> float:
         wrong.append(f"{prefix} must be a number from {MIN_SHARE} to {MAX_SHARE}, not {value!r:.40}.")
         return 1.0
     return float(value)
+
+
+def _check_on_demand(value: Any, wrong: list[str], prefix: str) -> dict[str, Any] | None:
+    """Return {"idle_stop": seconds or None for never, "pinned"} of an entry that is started on demand."""
+    start = _check_keys(value or {}, ("on_demand", "idle_stop", "pinned"), wrong, prefix)
+    for key in ("on_demand", "pinned"):
+        if not isinstance(start.get(key, False), bool):
+            wrong.append(f"{prefix}.{key} must be true or false, not {start[key]!r:.40}.")
+    if not start.get("on_demand"):
+        wrong += [
+            f"{prefix}.{key} needs on_demand: true next to it." for key in ("idle_stop", "pinned") if key in start
+        ]
+        return None
+    pinned = start.get("pinned", False)
+    if pinned and "idle_stop" in start:
+        wrong.append(f"{prefix}.idle_stop: a pinned server is not stopped when idle; leave one out.")
+    seconds = start.get("idle_stop", IDLE_STOP)
+    if isinstance(seconds, bool) or not isinstance(seconds, int) or not 0 < seconds <= MAX_SECONDS:
+        wrong.append(
+            f"{prefix}.idle_stop must be a whole number of seconds above 0, {MAX_SECONDS} at most, not {seconds!r:.40}."
+        )
+    return {"idle_stop": None if pinned else seconds, "pinned": pinned}
 
 
 def _check_start(value: Any, wrong: list[str]) -> dict[str, Any]:
@@ -243,8 +269,8 @@ def validate(name: str, source: str, data: Any) -> dict[str, Any]:
     """The profile read from the file source, checked against the schema, with every default filled in.
 
     Returns {"name", "source", "description", "enabled_models": [{"model" or None, "selector", "instances",
-    "port", "cpu_share", "parameters", "key"}], "parameters", "memory_budget_bytes": bytes or None, "start"}.
-    Raises ProfileError with everything that is wrong.
+    "port", "cpu_share", "parameters", "on_demand", "key"}], "parameters", "memory_budget_bytes": bytes or None,
+    "start"}. Raises ProfileError with everything that is wrong.
     """
     wrong: list[str] = []
     profile = _check_keys(data, _PROFILE_KEYS, wrong, "")
@@ -312,7 +338,13 @@ def select(profile: Mapping[str, Any], models: Sequence[Model]) -> Selection:
             taken.add(model["id"])
             servers += [
                 Selected(
-                    model, instance, parameters, entry["cpu_share"], _port_of_instance(entry, instance), entry["key"]
+                    model,
+                    instance,
+                    parameters,
+                    entry["cpu_share"],
+                    _port_of_instance(entry, instance),
+                    entry["key"],
+                    entry["on_demand"],
                 )
                 for instance in range(1, entry["instances"] + 1)
             ]

@@ -12,7 +12,7 @@ from typing import Any
 
 from .._core.digests import digest_of
 from .inputs import Host
-from .ports import port_of
+from .ports import public_port
 from .profile import Model, Selected
 
 
@@ -42,6 +42,6 @@ def with_ports_of_renamed(moved: Mapping[str, str], host: Host) -> Host:
         new: Any = moved.get(str(server["name"]))
         if new is not None:
             process = host.running.get(str(server["name"]))
-            port = (port_of(process.argv) if process else None) or int(server["port"])
+            port = (public_port(process) if process else None) or int(server["port"])
             ports.setdefault(str(server["name"]).replace(str(server["model_id"]), new, 1), port)
     return dataclasses.replace(host, remembered={**host.remembered, **ports})

@@ -36,7 +36,8 @@ class ServiceStatus:
     """A server's status according to its service manager.
 
     state: running, starting (its process is being created), restarting (it died and will be restarted), stopping,
-    stopped, failed (it died and will not be restarted), absent (the manager does not know it).
+    stopped, sleeping (the first request starts it; with an exit_text, its last start or process failed), failed (it
+    died and will not be restarted), absent (the manager does not know it).
     exit_code is 128 + n if signal n ended the process. restarts counts restarts since the last deliberate start.
     """
 
@@ -50,6 +51,11 @@ class ServiceStatus:
     @property
     def is_alive(self) -> bool:
         return self.state in ("running", "starting", "stopping")
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it has a process, or a socket that starts one."""
+        return self.is_alive or self.state == "sleeping"
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from .._core.errors import MagiError
+
 if TYPE_CHECKING:
     from .._core.processes import Process
     from .._launch.config_files import Managed
     from .base import ServiceDriver, Stopped
+
+
+class OnDemandError(MagiError):
+    """Why a service manager or host cannot start servers on demand: a sentence."""
 
 
 class ServiceManager(ABC):
@@ -53,6 +59,28 @@ class ServiceManager(ABC):
     @abstractmethod
     def managed(self, state_dir: str) -> Managed:
         """Return the pattern that matches this state directory's launch configs."""
+
+    def config_paths(self, state_dir: str, server: Mapping[str, Any]) -> dict[str, str]:
+        """Return the paths of all launch configs of a server by its record, each with its template."""
+        return {self.config_path(state_dir, str(server["name"])): self.template}
+
+    def managed_files(self, state_dir: str) -> list[Managed]:
+        """Return the patterns that match all of this state directory's launch configs."""
+        return [self.managed(state_dir)]
+
+    def on_demand_programs(self) -> dict[str, str]:
+        """Return the programs that start servers on demand, by their names in a record. Raises OnDemandError."""
+        raise OnDemandError(
+            f"{self.name} does not start servers on demand, which needs systemd to listen for their requests."
+        )
+
+    def program_files(self, state_dir: str, servers: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+        """Return the paths of programs of ours that these servers need, each with its file in the role servers."""
+        return {}
+
+    def sockets(self, state_dir: str) -> dict[str, int]:
+        """Return the ports at which it is to listen for servers, by name, as its launch configs say."""
+        return {}
 
     @abstractmethod
     def unsupervised(self, running: Mapping[str, Process], state_dir: str) -> dict[str, str]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from .._core.files import leftovers
 from .._core.processes import STATE_MARKER, Process
 from .._launch.config_files import Managed, current_text, stale_files
+from .._launch.on_demand import PROGRAM, proxy_unit, socket_unit, wake_names
 from .._launch.quoting import systemd_environment
 from .._launch.units import (
     CREDENTIALS_VERSION,
@@ -27,7 +28,7 @@ from .._launch.units import (
     credential_path,
     unit_name,
 )
-from .manager import ServiceManager
+from .manager import OnDemandError, ServiceManager
 
 if TYPE_CHECKING:
     from .base import ServiceDriver, Stopped
@@ -38,6 +39,11 @@ BOOTED = "/run/systemd/system"
 CACHES = "/var/cache"
 
 
+# The first systemd whose proxy ends after a time without connections, and where it is.
+PROXY_VERSION = 246
+PROXIES = ("/usr/lib/systemd/systemd-socket-proxyd", "/lib/systemd/systemd-socket-proxyd")
+# For the servers' user and in their sandbox, so not one of a virtual environment.
+PYTHONS = ("/usr/bin/python3", "/usr/libexec/platform-python")
 # Where units are, in systemd's order.
 UNIT_FOLDERS = (UNIT_FOLDER, "/run/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system")
 SERVICE_GROUPS = "/sys/fs/cgroup/system.slice"
@@ -69,6 +75,52 @@ class Systemd(ServiceManager):
     def managed(self, state_dir: str) -> Managed:
         # A whole line: another state directory's path may begin with this one.
         return Managed(UNIT_FOLDER, f"{UNIT_PREFIX}*.service", f"\n{systemd_environment({STATE_MARKER: state_dir})}\n")
+
+    def config_paths(self, state_dir: str, server: Mapping[str, Any]) -> dict[str, str]:
+        name = str(server["name"])
+        if "on_demand" not in server:
+            return super().config_paths(state_dir, server)
+        return {
+            **super().config_paths(state_dir, server),
+            os.path.join(UNIT_FOLDER, socket_unit(name)): "systemd.wake.socket.j2",
+            os.path.join(UNIT_FOLDER, proxy_unit(name)): "systemd.wake.service.j2",
+        }
+
+    def managed_files(self, state_dir: str) -> list[Managed]:
+        marker = self.managed(state_dir).marker
+        return [
+            self.managed(state_dir),
+            Managed(UNIT_FOLDER, socket_unit("*"), marker),
+            Managed(UNIT_FOLDER, proxy_unit("*"), marker),
+            Managed(state_dir, PROGRAM, "# Ansible managed (magi.llama)"),
+        ]
+
+    def on_demand_programs(self) -> dict[str, str]:
+        from .systemd_driver import SystemdDriver
+
+        version = SystemdDriver().version()
+        if version is None or version < PROXY_VERSION:
+            raise OnDemandError(
+                f"systemd {version or 'of an unknown version'} cannot start servers on demand: it needs "
+                f"{PROXY_VERSION} or newer."
+            )
+        found = [next(filter(os.path.exists, places), None) for places in (PYTHONS, PROXIES)]
+        if None in found:
+            missing = PYTHONS[0] if found[0] is None else PROXIES[0]
+            raise OnDemandError(f"{missing} is missing on this host, and starts on demand need it.")
+        return {"python": str(found[0]), "proxy": str(found[1])}
+
+    def program_files(self, state_dir: str, servers: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+        return {os.path.join(state_dir, PROGRAM): PROGRAM} if any("on_demand" in server for server in servers) else {}
+
+    def sockets(self, state_dir: str) -> dict[str, int]:
+        pattern = Managed(UNIT_FOLDER, socket_unit("*"), self.managed(state_dir).marker)
+        found = {}
+        for path in stale_files([pattern], []):
+            listens = re.search(r"^ListenStream=\S*:(\d+)$", current_text(path), re.MULTILINE)
+            if listens:
+                found[wake_names([os.path.basename(path)])[0]] = int(listens[1])
+        return found
 
     def unsupervised(self, running: Mapping[str, Process], state_dir: str) -> dict[str, str]:
         lost = {name for name, process in running.items() if not in_unit(process.pid, name)}
@@ -106,7 +158,11 @@ class Systemd(ServiceManager):
         target = os.path.join(UNIT_FOLDER, "multi-user.target.wants", TARGET)
         wants = _wants()
         off = not os.path.lexists(target)
-        return [name for name in names if off or not os.path.lexists(os.path.join(wants, unit_name(name)))]
+        return [
+            name
+            for name in names
+            if off or not any(os.path.lexists(os.path.join(wants, unit(name))) for unit in (unit_name, socket_unit))
+        ]
 
     def retire(self, state_dir: str, timeout: float) -> None:
         if os.geteuid() == 0:

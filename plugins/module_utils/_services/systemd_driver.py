@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from .._core.commands import SECONDS, CommandTimeoutError, Completed, run_command
 from .._core.processes import STRAY_VARIABLE
+from .._launch.on_demand import socket_unit, wake_names
 from .._launch.units import STILL_RUNS, TARGET, UNIT_FOLDER, UNIT_PREFIX, unit_name
 from .base import (
     SECOND_SIGTERM,
@@ -28,6 +29,7 @@ from .base import (
     log_lines,
     signal_name,
 )
+from .systemd_sockets import all_units, boot_unit, is_on_demand, stale_links, with_socket
 
 PROPERTIES = (
     "Id",
@@ -104,27 +106,33 @@ class SystemdDriver:
         return int(found.group(1)) if found else None
 
     def status(self, names: Sequence[str]) -> dict[str, ServiceStatus]:
-        shown = self._show([unit_name(name) for name in names])
-        return {name: status_of(name, shown.get(unit_name(name), {})) for name in names}
+        shown = self._show(all_units(names))
+        return {
+            name: with_socket(status_of(name, shown.get(unit_name(name), {})), shown.get(socket_unit(name), {}))
+            for name in names
+        }
 
     def reload(self, names: Sequence[str]) -> None:
-        shown = self._show([*(unit_name(name) for name in names), TARGET])
+        for link in stale_links(names):
+            os.unlink(link)
+        shown = self._show([*all_units(names), TARGET])
         self._target_active = shown.get(TARGET, {}).get("ActiveState") == "active"
         loaded = {unit: properties for unit, properties in shown.items() if properties.get("LoadState") == "loaded"}
         if not loaded:
             return
-        if any(properties.get("UnitFileState") != "enabled" for properties in loaded.values()):
+        at_boot = [unit for unit in (*map(boot_unit, names), TARGET) if unit in loaded]
+        if any(loaded[unit].get("UnitFileState") != "enabled" for unit in at_boot):
             # Reads the changed units too.
-            self._checked(["systemctl", "enable", "--quiet", *loaded])
+            self._checked(["systemctl", "enable", "--quiet", *at_boot])
         elif any(properties.get("NeedDaemonReload") == "yes" for properties in loaded.values()):
             self._checked(["systemctl", "daemon-reload"])
 
     def start(self, names: Sequence[str], on_started: Callable[[str], None] = at_once) -> dict[str, str]:
         if not names:
             return {}
-        units = [unit_name(name) for name in names]
+        units = [boot_unit(name) for name in names]
         # Deliberate starts count towards the start limit too: reset it.
-        self._run(["systemctl", "reset-failed", *units])
+        self._run(["systemctl", "reset-failed", *all_units(names)])
         complaints, hanging = {}, {}
         for name, unit in zip(names, units):
             try:
@@ -142,15 +150,15 @@ class SystemdDriver:
             return hanging
         shown = self._show(units)
         return hanging | {
-            name: f"{unit_name(name)} cannot be loaded: {complaint}"
+            name: f"{boot_unit(name)} cannot be {'loaded' if is_unloaded else 'started'}: {complaint}"
             for name, complaint in complaints.items()
-            if shown.get(unit_name(name), {}).get("LoadState") != "loaded"
+            if (is_unloaded := shown.get(boot_unit(name), {}).get("LoadState") != "loaded") or is_on_demand(name)
         }
 
     def stop(self, names: Sequence[str], timeout: float) -> dict[str, Stopped]:
         if not names:
             return {}
-        units = [unit_name(name) for name in names]
+        units = all_units(names)
         before = self._show(units)
         # systemd does not know units without a file and a process; there is nothing to stop.
         known = [unit for unit in units if before.get(unit, {}).get("ActiveState", "inactive") != "inactive"]
@@ -172,9 +180,10 @@ class SystemdDriver:
             return
         for name in names:
             # Servers are wanted by our target, the gateway by the system's.
-            for wanted in glob.glob(os.path.join(UNIT_FOLDER, "*.wants", unit_name(name))):
-                if os.path.islink(wanted):
-                    os.unlink(wanted)
+            for unit in (unit_name(name), socket_unit(name)):
+                for wanted in glob.glob(os.path.join(UNIT_FOLDER, "*.wants", unit)):
+                    if os.path.islink(wanted):
+                        os.unlink(wanted)
         self._checked(["systemctl", "daemon-reload"])
         self._run(["systemctl", "reset-failed", *(unit_name(name) for name in names)])
 
@@ -184,6 +193,7 @@ class SystemdDriver:
         wanted = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
         gone = [unit for unit in wanted if not os.path.exists(os.path.join(folder, unit))]
         names = [unit[len(UNIT_PREFIX) : -len(".service")] for unit in gone if unit.startswith(UNIT_PREFIX)]
+        names += wake_names(gone)
         if not names:
             return
         self.stop(names, timeout)

@@ -13,7 +13,7 @@ from .._core.errors import MagiError
 from .._launch.config_files import Managed, stale_files
 
 if TYPE_CHECKING:
-    from .._core.processes import Process
+    from .._core.processes import Listener, Process
     from .base import ServiceDriver
     from .manager import ServiceManager
 
@@ -107,7 +107,18 @@ def foreign_units() -> list[str]:
 
 def managed_files(state_dir: str) -> list[Managed]:
     """Return the patterns of this state directory's launch configs, one per service manager."""
-    return [manager.managed(state_dir) for manager in all_managers()]
+    return [entry for manager in all_managers() for entry in manager.managed_files(state_dir)]
+
+
+def open_sockets(service_manager: str, state_dir: str, held: Mapping[int, Listener]) -> dict[str, int]:
+    """Return the ports at which the service manager listens for servers on demand, by name. held are the listeners."""
+    wanted = find_manager(service_manager).sockets(state_dir)
+    return {
+        name: port
+        for name, port in wanted.items()
+        # Without root, it is not visible whose it is.
+        if port in held and (held[port].pid is None or 1 in held[port].pids)
+    }
 
 
 def deployed_paths(state_dir: str, service_manager: str) -> list[str]:

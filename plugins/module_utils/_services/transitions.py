@@ -56,11 +56,11 @@ def actions_for(state: str, statuses: Mapping[str, ServiceStatus], strays: Itera
     if state == "restarted":
         return dict.fromkeys(statuses, "restart")
     if state == "started":
-        return {name: "start" for name, status in statuses.items() if not status.is_alive}
+        return {name: "start" for name, status in statuses.items() if not status.is_up}
     return {
         name: "stop"
         for name, status in statuses.items()
-        if status.is_alive or status.state == "restarting" or name in stray
+        if status.is_up or status.state == "restarting" or name in stray
     }
 
 
@@ -94,8 +94,8 @@ def needed(
     def changes(name: str, action: str) -> bool:
         status = statuses[name]
         if action == "start":
-            return not status.is_alive
-        if action == "restart" or status.is_alive or status.state == "restarting" or name in stray:
+            return not status.is_up
+        if action == "restart" or status.is_up or status.state == "restarting" or name in stray:
             return True
         return name not in deployed and status.state != "absent"
 
@@ -126,7 +126,7 @@ def apply(
     to_stop = [
         name
         for name in names
-        if before[name].state == "restarting" or (actions[name] != "start" and before[name].is_alive)
+        if before[name].state == "restarting" or (actions[name] != "start" and before[name].is_up)
     ]
     ended.update(manager.stop(to_stop, timeout) if to_stop else {})
     manager.forget([name for name in names if name not in deployed])

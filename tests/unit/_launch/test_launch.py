@@ -303,8 +303,11 @@ def test_leftovers_of_killed_run_are_removed(tmp_path):
 @pytest.mark.parametrize("state_dir", ["/var/lib/magi-llama", "/srv/my 50% state"])
 def test_config_has_marker_of_state_dir(state_dir):
     env = {"MAGI_LLAMA_STATE": state_dir, "MAGI_LLAMA_SERVER": "a"}
-    units, programs = table.managed_files(state_dir)
-    assert units.marker in f"[Service]\n{quoting.systemd_environment(env)}\n"
+    systemd_files, programs = (table.find_manager(name).managed_files(state_dir) for name in ("systemd", "supervisor"))
+    units = [entry for entry in systemd_files if entry.folder == systemd.UNIT_FOLDER]
+    assert len(units) == 3
+    assert all(entry.marker in f"[Service]\n{quoting.systemd_environment(env)}\n" for entry in units)
+    [programs] = programs
     assert programs.marker in quoting.supervisor_environment(env)
 
 
