@@ -97,7 +97,7 @@ def usable_ram(total: int, available: int, held: int) -> int:
 
 def admit(state_dir: str, name: str) -> int:
     """Return 0 if the server may start, after others were stopped for it where needed; 1 if it may not."""
-    # Whoever may open a file may lock it.
+    # A user who can open a file can lock it.
     with open(os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with open(os.path.join(state_dir, "deployment.json"), encoding="utf-8") as stream:
