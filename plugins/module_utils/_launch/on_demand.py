@@ -50,7 +50,7 @@ def systemd_on_demand(server: Mapping[str, Any], state_dir: str) -> dict[str, An
     # Without the variables that mark a server's process.
     ask = ["/usr/bin/env", "-i", str(part["python"]), "-I", os.path.join(state_dir, PROGRAM)]
     return {
-        # As root and outside the sandbox: it may stop other servers. It trusts nothing that the servers' user can write.
+        # As root, since it may stop other servers: it trusts nothing that the servers' user can write.
         "ExecCondition": "+" + _command([*ask, "admit", state_dir, name]),
         "ExecStartPost": _command([*ask, "wait", str(part["port"]), str(seconds)]) + " $MAINPID",
         # The next request starts it again. While the proxy still waits for a start, this does nothing.
