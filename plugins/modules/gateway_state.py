@@ -89,6 +89,10 @@ options:
         description: Seconds that a server may be silent.
         type: int
         default: 600
+      hang_timeout:
+        description: Seconds that a server may be busy with one batch; 0 means what is known of the server.
+        type: int
+        default: 0
       max_queue:
         description: Requests that may wait for a model.
         type: int
@@ -98,7 +102,8 @@ options:
         type: int
         default: 0
       models:
-        description: Other limits for models, by name, each with C(max_queue), C(queue_timeout) or C(answer_timeout).
+        description: Other limits for models, by name, each with C(max_queue), C(queue_timeout), C(answer_timeout) or
+          C(hang_timeout).
         type: dict
         default: {}
       stickiness:

@@ -20,6 +20,7 @@ SETTINGS = {
     "max_body": {"type": "int", "default": 256 * 1024 * 1024},
     "queue_timeout": {"type": "int", "default": 30},
     "answer_timeout": {"type": "int", "default": 600},
+    "hang_timeout": {"type": "int", "default": 0},
     "max_queue": {"type": "int", "default": 64},
     "rate_per_minute": {"type": "int", "default": 0},
     "models": {"type": "dict", "default": {}},

@@ -19,6 +19,7 @@ from .clients import client_maps
 from .frontend import BUFFER_BYTES, frontend_lines
 from .settings import Route, Settings
 from .sticky import PEER, handed_on, number_of, table_lines
+from .watch import watch_text
 from .words import FOLDER, error_json, http_error, map_text
 
 # When a client is to ask again for a model that has no server.
@@ -42,9 +43,20 @@ def files_of(settings: Settings, route: Route) -> dict[str, str]:
         "away.map": map_text(
             {backend.model_id: backend.away_seconds for backend in route.backends if backend.away_seconds}
         ),
+        "watch.lua": watch_text(),
+        "patience.map": map_text(patience_by_server(route)),
         "secrets.map": map_text({backend.model_id: backend.key for backend in route.backends if backend.key}),
         **{name: map_text(content) for name, content in client_maps(route.clients).items()},
         "unknown_model.json": unknown_model_text(sorted(route.names)),
+    }
+
+
+def patience_by_server(route: Route) -> dict[str, int]:
+    """For how long each server may be busy, in seconds, by backend/server."""
+    return {
+        f"{backend.model_id}/{server.name}": route.limits[backend.model_id].hang_timeout or server.patience
+        for backend in route.backends
+        for server in backend.servers
     }
 
 
@@ -60,6 +72,7 @@ def _global(settings: Settings) -> list[str]:
         "  hard-stop-after 15m",
         f'  server-state-file "${{{FOLDER}}}/../servers.state"',
         "  log stdout format raw local0",
+        f'  lua-load "${{{FOLDER}}}/watch.lua"',
         "  ssl-default-bind-options ssl-min-ver TLSv1.2",
     ]
 

@@ -21,6 +21,7 @@ from .._core.values import ANY_ADDRESS, MAX_PORT, is_loopback
 from .._models.names import QUANT_TOKEN
 from .._models.quantization import TIERS
 from .._plan.memory_flags import slots_for
+from .watch import MAX_PATIENCE, PATIENCE, patience_of
 
 MAX_SLOTS = 4096
 MAX_TITLE = 200
@@ -40,6 +41,7 @@ _SERVER = Fields(
         # It gets no new requests, and may be back after so many seconds.
         "draining": bool,
         "away_seconds": int,
+        "patience": int,
     },
 )
 # A host as gateways reach it.
@@ -57,6 +59,7 @@ class Server:
     """A server as a gateway reaches it; slots is the number of requests that it processes at once.
 
     One that is draining gets no new requests; away_seconds is how long it will probably be away, 0 where unknown.
+    patience is for how many seconds it may be busy with one batch: longer is a hang.
     """
 
     name: str
@@ -65,6 +68,7 @@ class Server:
     slots: int
     is_draining: bool = False
     away_seconds: int = 0
+    patience: int = PATIENCE
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,8 @@ def check_host(entry: Any, key: str) -> None:
         raise DocumentError(f"the slots of a server are not 1 to {MAX_SLOTS}")
     if not all(1 <= server.get("away_seconds", 1) <= MAX_AWAY_SECONDS for server in entry["servers"]):
         raise DocumentError(f"the away_seconds of a server are not 1 to {MAX_AWAY_SECONDS}")
+    if not all(1 <= server.get("patience", 1) <= MAX_PATIENCE for server in entry["servers"]):
+        raise DocumentError(f"the patience of a server is not 1 to {MAX_PATIENCE}")
 
 
 def host_entry(
@@ -127,6 +133,7 @@ def host_entry(
             "listens": server.get("host") or "",
             "port": server["port"],
             "slots": slots_of(server["argv"]),
+            "patience": patience_of(server),
             **(_draining(draining[server["name"]]) if draining and server["name"] in draining else {}),
         }
         for server in record["servers"]
@@ -196,6 +203,7 @@ def backends_of(
                     server["slots"],
                     server.get("draining", False),
                     server.get("away_seconds", 0),
+                    server.get("patience", PATIENCE),
                 )
             )
             about.setdefault((model, key), server)

@@ -14,16 +14,20 @@ from typing import Any
 from .fleet import Backend, GatewayError
 
 # The largest number of each. HAProxy's own limit of a time-out is 24 days.
-_MOST = {"max_queue": 100_000, "queue_timeout": 86_400, "answer_timeout": 86_400}
+_MOST = {"max_queue": 100_000, "queue_timeout": 86_400, "answer_timeout": 86_400, "hang_timeout": 3600}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one model: requests that may wait, and seconds that a request may wait and a server may be silent."""
+    """Of one model: requests that may wait, and seconds that a request may wait and a server may be silent.
+
+    hang_timeout is for how many seconds a server may be busy with one batch; 0 is what is known of the server.
+    """
 
     max_queue: int
     queue_timeout: int
     answer_timeout: int
+    hang_timeout: int
 
     @classmethod
     def common(cls, settings: Any) -> Limits:

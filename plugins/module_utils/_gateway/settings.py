@@ -28,6 +28,7 @@ class Settings:
     max_body: int = 256 * 1024 * 1024
     queue_timeout: int = 30
     answer_timeout: int = 600
+    hang_timeout: int = 0
     max_queue: int = 64
     rate_per_minute: int = 0
     aliases: Mapping[str, Any] = field(default_factory=dict)

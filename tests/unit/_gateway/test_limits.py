@@ -36,7 +36,7 @@ def test_name_that_no_server_has_is_a_warning() -> None:
 @pytest.mark.parametrize(
     ("entry", "says"),
     [
-        (5, "gateway_models.m must be a mapping with max_queue, queue_timeout, answer_timeout"),
+        (5, "gateway_models.m must be a mapping with max_queue, queue_timeout, answer_timeout, hang_timeout"),
         ({"max_queu": 5}, "gateway_models.m: unknown max_queu, did you mean max_queue; there are"),
         ({"max_queue": 0}, "gateway_models.m.max_queue must be a whole number from 1 to 100000, not 0"),
         ({"queue_timeout": "5s"}, "not '5s'"),
