@@ -2,11 +2,12 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this plugin_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""Wait for servers in short calls of the module wait_for_health, showing each server as it becomes ready."""
+"""Wait for servers in short calls of a module, showing each server as it is settled."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
@@ -25,44 +26,79 @@ LONGEST_SECONDS = 86400.0
 
 
 def wait_in_slices(action: HostAction, arguments: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
-    """Call the module until every server is settled, showing each one; returns the module's answer for all servers."""
-    began = time.monotonic()
+    """Call wait_for_health until every server is settled, showing each one; returns its answer for all servers."""
     timeout = arguments.get("timeout")
-    limit = LONGEST_SECONDS if timeout is None else float(timeout) + GRACE_SECONDS
-    known: dict[str, dict[str, Any]] = {}
     baseline: dict[str, int] = {}
+
+    def note(servers: list[dict[str, Any]]) -> dict[str, Any]:
+        for server in servers:
+            baseline.setdefault(server["name"], server["restarts"])
+        return {"baseline": dict(baseline)}
+
+    answer = in_slices(
+        action,
+        "wait_for_health",
+        {**arguments, "allow_degraded": True},
+        task_vars,
+        limit=LONGEST_SECONDS if timeout is None else float(timeout) + GRACE_SECONDS,
+        lines=_lines,
+        note=note,
+    )
+    return {**answer, **(summary(answer["servers"]) if "servers" in answer else {})}
+
+
+def in_slices(
+    action: HostAction,
+    module: str,
+    arguments: dict[str, Any],
+    task_vars: dict[str, Any],
+    *,
+    limit: float,
+    lines: Callable[[list[dict[str, Any]], int], list[str]],
+    note: Callable[[list[dict[str, Any]]], dict[str, Any]] = lambda _servers: {},
+) -> dict[str, Any]:
+    """Call a module that waits for servers until each is settled; returns its last answer, with all servers.
+
+    lines returns what is shown of servers that are settled, with the width of their names. note returns what is filled
+    in for the next call, from the servers of an answer. An answer without servers is returned as it is. Raises
+    AnsibleActionFail where the host is not done after limit seconds.
+    """
+    began = time.monotonic()
+    known: dict[str, dict[str, Any]] = {}
     pending: list[str] = []
+    noted = note([])
     while True:
         slice_arguments = fill_in(
-            {**arguments, "allow_degraded": True},
+            arguments,
             run_id=this_run(task_vars["inventory_hostname"])["id"],
             slice=SLICE_SECONDS,
             elapsed=time.monotonic() - began,
-            baseline=baseline,
+            **noted,
         )
         if pending:
             slice_arguments["servers"] = pending
-        answer = action.ask("wait_for_health", slice_arguments, task_vars)
+        answer = action.ask(module, slice_arguments, task_vars)
         if "servers" not in answer:
             return answer
         known.update({server["name"]: server for server in answer["servers"]})
         width = max((len(name) for name in known), default=0)
-        settled = [server for server in answer["servers"] if server["is_settled"]]
-        # A server that was ready before is not shown.
-        news = [_line(server, width) for server in settled if server["became_ready"] or not server["is_ready"]]
+        news = lines([server for server in answer["servers"] if server["is_settled"]], width)
         if news:
             show(task_vars, news)
-        for server in answer["servers"]:
-            baseline.setdefault(server["name"], server["restarts"])
+        noted = note(answer["servers"])
         pending = [server["name"] for server in answer["servers"] if not server["is_settled"]]
         if not pending or action._task.check_mode:
-            servers = list(known.values())
-            return {**answer, "servers": servers, **summary(servers)}
+            return {**answer, "servers": list(known.values())}
         if time.monotonic() - began > limit:
             raise AnsibleActionFail(
-                f"The host reports after {limit:g} s that {', '.join(pending[:5])} will still become ready, although "
+                f"The host reports after {limit:g} s that {', '.join(pending[:5])} will still be waited for, although "
                 "the time-out is over. Look at its clock and its log, and run again."
             )
+
+
+def _lines(settled: list[dict[str, Any]], width: int) -> list[str]:
+    # A server that was ready before is not shown.
+    return [_line(server, width) for server in settled if server["became_ready"] or not server["is_ready"]]
 
 
 def _line(server: dict[str, Any], width: int) -> str:

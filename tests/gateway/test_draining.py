@@ -9,6 +9,8 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from support.gateway import Q2, Q3, Q4, Gateway
@@ -54,6 +56,23 @@ def test_drained_server_ends_its_stream_and_gets_no_request(drained: Gateway) ->
     assert (back["how"], back["not_ready"], status(drained, name)) == ("servers", [], "UP")
     assert drained.admin.pid() == worker
     assert drained.update()["changed"] is False
+
+
+def test_drained_server_is_waited_for_until_its_stream_is_over(drained: Gateway) -> None:
+    def wait(seconds: float) -> dict[str, Any]:
+        options = {"state_dir": str(drained.bed.state), "servers": [name], "timeout": seconds}
+        [found] = drained.bed.module("wait_until_idle", **options)["servers"]
+        return found
+
+    with drained.stream(Q4) as stream, ThreadPoolExecutor(1) as pool:
+        name = busy(drained)
+        drained.update([name])
+        late = wait(0.5)
+        assert (late["idle"], late["requests"]) == (False, 1)
+        waiting = pool.submit(wait, 60)
+        assert stream.ends_whole()
+        found = waiting.result()
+    assert (found["idle"], found["requests"], found["detail"]) == (True, 0, None)
 
 
 def test_drained_server_stays_so_over_reload_and_comes_back(drained: Gateway) -> None:

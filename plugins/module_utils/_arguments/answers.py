@@ -88,6 +88,9 @@ _OUTCOME = Fields(
         "log_tail": [str],
     }
 )
+_IDLENESS = Fields(
+    {"name": NAME, "idle": bool, "is_settled": bool, "seconds": NUMBER, "requests": int, "detail": _TEXT}
+)
 _CHANGED_SERVER = Fields(
     {"name": NAME, "action": str}, {"signal": _TEXT, "error": _TEXT, "seconds": _SECONDS, "stuck": bool}
 )
@@ -139,6 +142,7 @@ ANSWERS: dict[str, Fields] = {
         },
         {"running": Map(str), "released": bool},
     ),
+    "wait_until_idle": Fields({"servers": [_IDLENESS], "complete": bool}),
     "server_info": Fields({"status": STATUS.shape, "drift": Map(str), "start": _START}),
     "verify": Fields({"deployed": RECORD.required["servers"], "refused": [str]}),
     "gateway_members": Fields({"members": HOST, "key": str, "left_out": [str]}),

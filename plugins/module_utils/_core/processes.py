@@ -32,6 +32,7 @@ MANAGER_CHANGED = "service manager changed"
 STRAY_VARIABLE = re.compile(r"^(LLAMA_ARG_\w+|LLAMA_API_KEY|AIP_\w+)=", re.MULTILINE)
 
 TCP_LISTEN = "0A"
+TCP_ESTABLISHED = "01"
 COMMAND_LENGTH = 200
 LOADER = re.compile(r"ld-(linux|musl)[^/]*$")
 
@@ -118,6 +119,16 @@ def _listening(table: str) -> list[tuple[int, str, str, int]]:
         if len(row) > 9 and row[3] == TCP_LISTEN
         for local in (row[1],)
     ]
+
+
+def connections(ports: Iterable[int], proc: str = "/proc") -> dict[int, int]:
+    """Return how many established TCP connections each of these ports of this machine has."""
+    found = dict.fromkeys(ports, 0)
+    for table in ("tcp", "tcp6"):
+        for row in map(str.split, _read(f"{proc}/net/{table}").splitlines()[1:]):
+            if len(row) > 3 and row[3] == TCP_ESTABLISHED and (port := int(row[1].rsplit(":", 1)[1], 16)) in found:
+                found[port] += 1
+    return found
 
 
 def _address(hexadecimal: str) -> str:

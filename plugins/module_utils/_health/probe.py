@@ -89,7 +89,7 @@ def probe_all(
         return {}
     # Before anything is sent: another process on the port gets no request and no API key. One lookup for all servers,
     # because listing sockets is slow.
-    found = _foreign(servers, pids)
+    found = foreign_listeners(servers, pids)
     own = [server for server in servers if str(server["name"]) not in found]
     if not own:
         return found
@@ -126,7 +126,7 @@ def _works(server: Server, token_timeout: float | None, timeout: float) -> Probe
         )
 
 
-def _foreign(servers: Sequence[Server], pids: Mapping[str, int | None]) -> dict[str, Probe]:
+def foreign_listeners(servers: Sequence[Server], pids: Mapping[str, int | None]) -> dict[str, Probe]:
     """Return a probe for each server that gets no request: its port is held by another process, or it has none."""
     ours = {listening_place(server)[1]: pid for server in servers if (pid := pids.get(str(server["name"]))) is not None}
     held = listeners(ours, first=list(ours.values())) if ours else {}
@@ -220,19 +220,26 @@ def tokens_per_second(answer: Mapping[str, Any]) -> float | None:
 def _ask(
     server: Server, method: str, path: str, timeout: float, body: Any = None, *, with_key: bool = True
 ) -> tuple[int, Any]:
-    """Send a request with the server's API key, or without it.
+    """Send a request as ask_server; returns the status code and the JSON body, None if it is not JSON."""
+    code, text = ask_server(server, method, path, timeout, body, with_key=with_key)
+    try:
+        return code, json.loads(text)
+    except (ValueError, RecursionError):
+        return code, None
 
-    Returns the status code and the JSON body, None if it is not JSON.
+
+def ask_server(
+    server: Server, method: str, path: str, timeout: float, body: Any = None, *, with_key: bool = True
+) -> tuple[int, bytes]:
+    """Send a request with the server's API key, or without it; returns the status code and the body.
+
+    Raises as request does.
     """
     key = first_key(server.get("api_key_file")) if with_key else None
     limit = MAX_HEALTH_BYTES if path == "/health" else MAX_ANSWER_BYTES
     host, port = listening_place(server)
     address = (asked_address(host), port)
-    code, text = request(address, method, path, seconds=timeout, limit=limit, body=body, key=key)
-    try:
-        return code, json.loads(text)
-    except (ValueError, RecursionError):
-        return code, None
+    return request(address, method, path, seconds=timeout, limit=limit, body=body, key=key)
 
 
 def wake(server: Server, timeout: float) -> str | None:

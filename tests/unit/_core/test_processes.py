@@ -87,6 +87,16 @@ def test_listeners_of_shared_port_are_all_returned(fake):
     assert processes.listeners([8080], str(fake.root), first=[41])[8080].pids == (40, 41)
 
 
+def test_established_connections_are_counted_by_port(fake):
+    row = "   {}: 0100007F:{:04X} 0100007F:C001 {} 00000000:00000000 00:00000000 00000000     0        0 1 1\n"
+    rows = [(8080, "01"), (8080, "01"), (8080, "0A"), (8080, "08"), (9090, "01")]
+    text = "".join(row.format(number, port, state) for number, (port, state) in enumerate(rows))
+    (fake.root / "net").mkdir(exist_ok=True)
+    (fake.root / "net/tcp").write_text("header\n" + text)
+    (fake.root / "net/tcp6").write_text("header\n" + row.format(0, 8080, "01"))
+    assert processes.connections([8080, 8081], str(fake.root)) == {8080: 3, 8081: 0}
+
+
 def test_process_without_command_line_is_named_by_comm(fake):
     fake.listen("0100007F:1F90", "11")
     fake.add(40, [], sockets=["11"], comm="kthread")

@@ -104,7 +104,7 @@ def test_wait_shows_settled_servers_and_polls_the_rest(run_action):
 def test_wait_ends_after_timeout_whatever_the_host_reports(run_action, monkeypatch):
     passed = iter(range(0, 10**6, 60))
     monkeypatch.setattr(time, "monotonic", lambda: next(passed))
-    with pytest.raises(AnsibleError, match=r"reports after 130 s that a will still become ready"):
+    with pytest.raises(AnsibleError, match=r"reports after 130 s that a will still be waited for"):
         run_action(
             "wait_for_health", {**STATE, "timeout": 10}, answers=[answer(health("a", "loading", settled=False))] * 9
         )
