@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import json
 
+from .._core.values import ANY_ADDRESS
 from .fleet import Backend
 from .limits import Limits
 from .server_lines import CHECKS, server_line
 from .settings import Route, Settings
 from .sticky import backend_stick_lines
 from .words import FOLDER, error_json, literal, refuse
+
+# It says which model a server has, and wants the servers' key.
+MODELS_PATH = "/v1/models"
 
 
 def backend_lines(settings: Settings, route: Route) -> list[str]:
@@ -31,6 +35,25 @@ def backend_lines(settings: Settings, route: Route) -> list[str]:
     return lines
 
 
+def check_place(settings: Settings) -> tuple[str, int]:
+    """Where servers on demand are checked: by the gateway itself, since a check of their own would start them."""
+    host = "127.0.0.1" if settings.metrics_host in ANY_ADDRESS else settings.metrics_host
+    return host, settings.metrics_port
+
+
+def known_models(route: Route) -> list[str]:
+    """What the gateway answers to those checks: the models that have servers on demand."""
+    models = [
+        {"id": backend.model_id} for backend in route.backends if any(server.is_on_demand for server in backend.servers)
+    ]
+    if not models:
+        return []
+    answer = literal(json.dumps({"data": models}, separators=(",", ":")))
+    return [
+        f"  http-request return status 200 content-type application/json string {answer} if {{ path {MODELS_PATH} }}"
+    ]
+
+
 def _backend(settings: Settings, backend: Backend, limits: Limits) -> list[str]:
     model = backend.model_id
     secret = f"str({model}),map_str(${{{FOLDER}}}/secrets.map)"
@@ -42,11 +65,14 @@ def _backend(settings: Settings, backend: Backend, limits: Limits) -> list[str]:
         *([f"  timeout queue {limits.queue_timeout}s"] if limits.queue_timeout != settings.queue_timeout else []),
         *([f"  timeout server {limits.answer_timeout}s"] if limits.answer_timeout != settings.answer_timeout else []),
         *backend_stick_lines(model, settings.stickiness),
-        f"  http-check send meth GET uri /v1/models ver HTTP/1.1 hdr Host gateway{authorization}",
+        f"  http-check send meth GET uri {MODELS_PATH} ver HTTP/1.1 hdr Host gateway{authorization}",
         f"  http-check expect string {literal(json.dumps({'id': model}, separators=(',', ':'))[1:-1])}",
         refuse(429, full, f"{{ queue({model}) ge {limits.max_queue} }}", " hdr Retry-After 5"),
         f'  http-request set-header Authorization "Bearer %[{secret}]" if {{ "{secret}" -m found }}',
         f"  http-response set-header X-Magi-Model {literal(model)}",
         f"  http-response set-header X-Magi-Tier {literal(backend.tier or '-')}",
-        *(server_line(server, is_sticky=bool(settings.stickiness)) for server in backend.servers),
+        *(
+            server_line(server, check_place(settings), is_sticky=bool(settings.stickiness))
+            for server in backend.servers
+        ),
     ]

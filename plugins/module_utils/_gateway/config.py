@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .._core.exchange import authority
-from .backends import backend_lines
+from .backends import backend_lines, known_models
 from .clients import client_maps
 from .frontend import BUFFER_BYTES, frontend_lines
 from .settings import Route, Settings
@@ -33,7 +33,7 @@ def files_of(settings: Settings, route: Route) -> dict[str, str]:
         *_defaults(settings),
         *table_lines(settings.stickiness),
         *frontend_lines(settings, route),
-        *_metrics(settings),
+        *_metrics(settings, route),
         *backend_lines(settings, route),
     ]
     return {
@@ -121,7 +121,7 @@ def unknown_model_text(names: Sequence[str]) -> str:
     return text.replace("%", "%%").replace("@", "%[var(txn.model),json(utf8s)]", 1)
 
 
-def _metrics(settings: Settings) -> list[str]:
+def _metrics(settings: Settings, route: Route) -> list[str]:
     return [
         "backend MAGI_clients from MAGI_common",
         f"  stick-table type string len 64 size 100k expire 120s store http_req_rate(60s) {handed_on()}",
@@ -129,6 +129,7 @@ def _metrics(settings: Settings) -> list[str]:
         f"  bind {authority(settings.metrics_host, settings.metrics_port)}",
         "  no log",
         "  http-request use-service prometheus-exporter if { path /metrics }",
+        *known_models(route),
         # Only for this host: it names every server with its address.
         "  http-request deny unless { path /metrics } || { src 127.0.0.0/8 ::1 }",
         "  stats enable",

@@ -42,6 +42,8 @@ _SERVER = Fields(
         "draining": bool,
         "away_seconds": int,
         "patience": int,
+        # Its first request starts it: nothing else may ask it.
+        "on_demand": bool,
     },
 )
 # A host as gateways reach it.
@@ -59,7 +61,8 @@ class Server:
     """A server as a gateway reaches it; slots is the number of requests that it processes at once.
 
     One that is draining gets no new requests; away_seconds is how long it will probably be away, 0 where unknown.
-    patience is for how many seconds it may be busy with one batch: longer is a hang.
+    patience is for how many seconds it may be busy with one batch: longer is a hang. One on demand is started by its
+    first request, so that no check may ask it.
     """
 
     name: str
@@ -69,6 +72,7 @@ class Server:
     is_draining: bool = False
     away_seconds: int = 0
     patience: int = PATIENCE
+    is_on_demand: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,7 @@ def host_entry(
             "port": server["port"],
             "slots": slots_of(server["argv"]),
             "patience": patience_of(server),
+            **({"on_demand": True} if "on_demand" in server else {}),
             **(_draining(draining[server["name"]]) if draining and server["name"] in draining else {}),
         }
         for server in record["servers"]
@@ -204,6 +209,7 @@ def backends_of(
                     server.get("draining", False),
                     server.get("away_seconds", 0),
                     server.get("patience", PATIENCE),
+                    server.get("on_demand", False),
                 )
             )
             about.setdefault((model, key), server)

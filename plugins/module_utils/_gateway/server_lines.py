@@ -29,12 +29,14 @@ _STOPPED, _UNCHECKED = "0", "1"
 _OUT = 0x01 | 0x08
 
 
-def server_line(server: Server, *, is_sticky: bool = False) -> str:
-    """The line of a server in its backend."""
+def server_line(server: Server, check_at: tuple[str, int] | None = None, *, is_sticky: bool = False) -> str:
+    """The line of a server in its backend. check_at is where a server on demand is checked, which would start it."""
     words = ["server", server.name, authority(server.address, server.port), "maxconn", str(server.slots)]
     if is_sticky:
         # Requests that stick to a busy server go to another one.
         words += ["maxqueue", "1"]
+    if server.is_on_demand and check_at:
+        words += ["addr", check_at[0], "port", str(check_at[1])]
     words += [*ADDRESSES, DISABLED] if server.is_draining else ADDRESSES
     return "  " + " ".join(words)
 

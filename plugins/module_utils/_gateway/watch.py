@@ -137,7 +137,8 @@ def watch_text() -> str:
 def patience_of(server: Mapping[str, Any]) -> int:
     """Seconds for which a server may be busy with one batch, from its entry in the record of what is deployed.
 
-    A GPU is fast enough not to count. On processors it is what a whole batch of a prompt takes at most.
+    A GPU is fast enough not to count. On processors it is what a whole batch of a prompt takes at most. One on demand
+    may have to start first.
     """
     argv: Sequence[str] = server["argv"]
     memory = server.get("memory") or {}
@@ -145,7 +146,8 @@ def patience_of(server: Mapping[str, Any]) -> int:
     threads = max(1, _number(flag_value(argv, "--threads-batch") or flag_value(argv, "--threads"), 1))
     batch = max(1, _number(flag_value(argv, "--batch-size"), _BATCH))
     seconds = batch * on_cpu * _OPERATIONS_OF_BYTE / (threads * _OPERATIONS)
-    return min(MAX_PATIENCE, PATIENCE + int(seconds))
+    start = _number(server.get("max_startup_time"), 0) if "on_demand" in server else 0
+    return min(MAX_PATIENCE, PATIENCE + int(seconds) + start)
 
 
 def _number(value: Any, otherwise: int) -> int:

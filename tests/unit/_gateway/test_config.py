@@ -52,6 +52,7 @@ def files(servers: tuple[Server, ...] = (A, B), clients: tuple[Client, ...] = ()
         {"stickiness": "header:X-Session-Id"},
         {"models": {"Q4": {"max_queue": 3, "queue_timeout": 5, "answer_timeout": 7}}},
         {"servers": (A, replace(B, is_draining=True, away_seconds=9))},
+        {"servers": (A, replace(B, is_on_demand=True))},
     ],
 )
 def test_haproxy_accepts_configuration(given: dict[str, Any], tmp_path: Path) -> None:
@@ -118,3 +119,17 @@ def test_diff_has_no_keys() -> None:
 def test_run_keeps_hosts_that_it_does_not_cover() -> None:
     known, found = {"a": {"n": 1}, "b": {"n": 1}, "old": {"n": 1}, "down": {"n": 1}}, {"b": {"n": 2}, "down": None}
     assert merged(known, found, ["a", "b", "down"]) == {"a": {"n": 1}, "b": {"n": 2}}
+
+
+def test_server_on_demand_is_not_asked_by_checks() -> None:
+    """The gateway answers its check, with the model that the check looks for."""
+    lazy = replace(B, is_on_demand=True)
+    config = files(servers=(A, lazy), metrics_host="0.0.0.0", metrics_port=9071)["haproxy.cfg"]
+    lines = [line.split() for line in config.splitlines() if line.startswith("  server b_8080 ")]
+    [line] = lines
+    assert " ".join(line[3:9]) == "maxconn 4 addr 127.0.0.1 port 9071"
+    assert """string '{"data":[{"id":"m-q4_k_m"}]}' if { path /v1/models }""" in config
+    assert """http-check expect string '"id":"m-q4_k_m"'""" in config
+    without = files(servers=(A, B))["haproxy.cfg"]
+    assert " addr " not in without
+    assert "if { path /v1/models }" not in without
