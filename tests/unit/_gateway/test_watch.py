@@ -78,3 +78,8 @@ def entry(*words: str, **memory: int) -> dict[str, Any]:
 )
 def test_patience_is_time_of_a_batch(found: dict[str, Any], seconds: int) -> None:
     assert watch.patience_of(found) == seconds
+
+
+def test_server_on_demand_may_have_to_start_first() -> None:
+    server = {"argv": ["llama-server"], "memory": {}, "max_startup_time": 120}
+    assert watch.patience_of({**server, "on_demand": {"port": 18080}}) == watch.patience_of(server) + 120
