@@ -51,15 +51,16 @@ def _add(admin: AdminSocket, key: Key, servers: Mapping[Key, list[str]]) -> None
     answer = admin.ask(f"add server {backend}/{name} {words} {CHECKS}")
     if "New server registered" not in answer:
         raise AdminSocketError(f"HAProxy refused the server {backend}/{name}: {answer.strip():.200}")
-    admin.do(f"enable health {backend}/{name}")
 
 
 def _bring_in(admin: AdminSocket, key: Key) -> None:
     """Use a server from its next successful check on.
 
-    A server that leaves maintenance counts as up, by checks of another time: it is declared down while it drains.
+    A server that leaves maintenance counts as up, by checks of another time: it is declared down while it drains. Its
+    checks are off where it is new, or hung before.
     """
     server = "/".join(key)
+    admin.do(f"enable health {server}")
     for command in ("state drain", "health down", "state ready"):
         admin.do(f"set server {server} {command}")
 

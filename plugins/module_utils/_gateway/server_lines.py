@@ -22,9 +22,9 @@ DISABLED = "disabled"
 # (backend, server)
 Key = tuple[str, str]
 # Of the states of servers: the columns that are read or changed. A server that is stopped is used after its next check.
-_BACKEND, _NAME, _OPERATION, _ADMIN, _CHECK, _HEALTH = 1, 3, 5, 6, 10, 12
+_BACKEND, _NAME, _OPERATION, _ADMIN, _CHECK, _HEALTH, _CHECKS = 1, 3, 5, 6, 10, 12, 13
 _COLUMNS = 25
-_STOPPED, _UNCHECKED = "0", "1"
+_STOPPED, _UNCHECKED, _CHECKS_ON = "0", "1", "6"
 # An administrator's maintenance or drain; other bits of the number say only where that came from.
 _OUT = 0x01 | 0x08
 
@@ -79,7 +79,7 @@ def states_for(config: str, states: str) -> str:
         if DISABLED in words or row is None:
             continue
         if int(row[_ADMIN]) & _OUT:
-            row[_OPERATION], row[_CHECK], row[_HEALTH] = _STOPPED, _UNCHECKED, "0"
+            row[_OPERATION], row[_CHECK], row[_HEALTH], row[_CHECKS] = _STOPPED, _UNCHECKED, "0", _CHECKS_ON
         row[_ADMIN] = "0"
         rows.append(" ".join(row))
     return "\n".join([version, header, *rows]) + "\n"
@@ -92,6 +92,7 @@ def _new_row(key: Key, address: str) -> list[str] | None:
         host = str(ipaddress.ip_address(host.strip("[]")))
     except ValueError:
         return None
-    row = f"1 {key[0]} 1 {key[1]} {host} {_STOPPED} 0 1 1 0 {_UNCHECKED} 0 0 6 0 0 0 - {port} - 0 0 - - 0".split()
+    state = f"{_STOPPED} 0 1 1 0 {_UNCHECKED} 0 0 {_CHECKS_ON} 0 0 0"
+    row = f"1 {key[0]} 1 {key[1]} {host} {state} - {port} - 0 0 - - 0".split()
     assert len(row) == _COLUMNS
     return row
