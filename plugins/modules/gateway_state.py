@@ -101,6 +101,10 @@ options:
         description: Requests a minute of a client that has no limit of its own; 0 means unlimited.
         type: int
         default: 0
+      count_tokens:
+        description: Whether tokens are counted where no client has a limit of them.
+        type: bool
+        default: false
       models:
         description: Other limits for models, by name, each with C(max_queue), C(queue_timeout), C(answer_timeout) or
           C(hang_timeout).

@@ -23,6 +23,7 @@ SETTINGS = {
     "hang_timeout": {"type": "int", "default": 0},
     "max_queue": {"type": "int", "default": 64},
     "rate_per_minute": {"type": "int", "default": 0},
+    "count_tokens": {"type": "bool", "default": False},
     "models": {"type": "dict", "default": {}},
     "stickiness": {"type": "str", "default": ""},
     "max_connections": {"type": "int", "default": 2000},

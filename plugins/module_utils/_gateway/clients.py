@@ -16,14 +16,18 @@ from .fleet import GatewayError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_KEYS = ("name", "key", "sha256", "models", "rate_per_minute", "priority")
+_LIMITS = ("rate_per_minute", "tokens_per_minute", "quota_tokens", "quota_period", "priority")
+_KEYS = ("name", "key", "sha256", "models", *_LIMITS)
+PERIODS = ("day", "month")
+MAX_TOKENS = 1_000_000_000_000
 
 
 @dataclass(frozen=True)
 class Client:
     """Who may ask: digest is the SHA-256 of the API key in hex, models what it may use, all without it.
 
-    A limit of 0 is none. The smaller the priority, the earlier a waiting request is served.
+    A limit of 0 is none; quota_tokens is for a quota_period, day or month. The smaller the priority, the earlier
+    a waiting request is served.
     """
 
     name: str
@@ -31,6 +35,9 @@ class Client:
     models: tuple[str, ...] = ()
     rate_per_minute: int = 0
     priority: int = 0
+    tokens_per_minute: int = 0
+    quota_tokens: int = 0
+    quota_period: str = "month"
 
 
 def parse_clients(entries: Sequence[Mapping[str, Any]]) -> list[Client]:
@@ -79,12 +86,18 @@ def _parse(entry: Any, where: str) -> Client:
     models = entry.get("models") or []
     if not isinstance(models, (list, tuple)):
         raise GatewayError(f"{where} ({name}).models must be a list of names.")
+    period = entry.get("quota_period", "month")
+    if period not in PERIODS:
+        raise GatewayError(f"{where} ({name}).quota_period must be day or month, not {period!r:.40}.")
     return Client(
         name,
         digest,
         tuple(str(model) for model in models),
         _number(entry.get("rate_per_minute", 0), 0, 1_000_000, f"{where} ({name}).rate_per_minute"),
         _number(entry.get("priority", 0), -1000, 1000, f"{where} ({name}).priority"),
+        _number(entry.get("tokens_per_minute", 0), 0, MAX_TOKENS, f"{where} ({name}).tokens_per_minute"),
+        _number(entry.get("quota_tokens", 0), 0, MAX_TOKENS, f"{where} ({name}).quota_tokens"),
+        str(period),
     )
 
 
@@ -100,6 +113,10 @@ def client_maps(clients: Sequence[Client]) -> dict[str, dict[str, Any]]:
         "keys.map": {client.digest.upper(): client.name for client in clients},
         "limits.map": {client.name: client.rate_per_minute for client in clients if client.rate_per_minute},
         "priorities.map": {client.name: client.priority for client in clients if client.priority},
+        "tokens.map": {client.name: client.tokens_per_minute for client in clients if client.tokens_per_minute},
+        "quotas.map": {
+            client.name: f"{client.quota_period} {client.quota_tokens}" for client in clients if client.quota_tokens
+        },
         "restricted.map": {client.name: 1 for client in clients if client.models},
         "grants.map": {f"{client.name}|{model}": 1 for client in clients for model in client.models},
     }
@@ -111,6 +128,5 @@ def client_entry(client: Client) -> dict[str, Any]:
         "name": client.name,
         "sha256": client.digest,
         "models": list(client.models),
-        "rate_per_minute": client.rate_per_minute,
-        "priority": client.priority,
+        **{key: getattr(client, key) for key in _LIMITS},
     }

@@ -15,10 +15,12 @@ from collections.abc import Sequence
 
 from .._core.exchange import authority
 from .backends import backend_lines, known_models
+from .client_metrics import METRICS, METRICS_PATH, STORES, TABLE
 from .clients import client_maps
 from .frontend import BUFFER_BYTES, frontend_lines
 from .settings import Route, Settings
 from .sticky import PEER, handed_on, number_of, table_lines
+from .tokens import TOKENS, is_counted
 from .watch import watch_text
 from .words import FOLDER, error_json, http_error, map_text
 
@@ -29,7 +31,7 @@ RETRY_SECONDS = 2
 def files_of(settings: Settings, route: Route) -> dict[str, str]:
     """Return each file of the configuration by its name in the folder; equal input gives equal text."""
     lines = [
-        *_global(settings),
+        *_global(settings, ["tokens"] if is_counted(route.clients, settings.count_tokens) else []),
         *_defaults(settings),
         *table_lines(settings.stickiness),
         *frontend_lines(settings, route),
@@ -44,6 +46,8 @@ def files_of(settings: Settings, route: Route) -> dict[str, str]:
             {backend.model_id: backend.away_seconds for backend in route.backends if backend.away_seconds}
         ),
         "watch.lua": watch_text(),
+        "clients.lua": METRICS,
+        **({"tokens.lua": TOKENS} if is_counted(route.clients, settings.count_tokens) else {}),
         "patience.map": map_text(patience_by_server(route)),
         "secrets.map": map_text({backend.model_id: backend.key for backend in route.backends if backend.key}),
         **{name: map_text(content) for name, content in client_maps(route.clients).items()},
@@ -60,7 +64,7 @@ def patience_by_server(route: Route) -> dict[str, int]:
     }
 
 
-def _global(settings: Settings) -> list[str]:
+def _global(settings: Settings, tokens: Sequence[str]) -> list[str]:
     return [
         "# Ansible managed (magi.llama): changes made here are lost in the next run",
         "global",
@@ -72,7 +76,7 @@ def _global(settings: Settings) -> list[str]:
         "  hard-stop-after 15m",
         f'  server-state-file "${{{FOLDER}}}/../servers.state"',
         "  log stdout format raw local0",
-        f'  lua-load "${{{FOLDER}}}/watch.lua"',
+        *(f'  lua-load "${{{FOLDER}}}/{name}.lua"' for name in ["watch", "clients", *tokens]),
         "  ssl-default-bind-options ssl-min-ver TLSv1.2",
     ]
 
@@ -123,11 +127,12 @@ def unknown_model_text(names: Sequence[str]) -> str:
 
 def _metrics(settings: Settings, route: Route) -> list[str]:
     return [
-        "backend MAGI_clients from MAGI_common",
-        f"  stick-table type string len 64 size 100k expire 120s store http_req_rate(60s) {handed_on()}",
+        f"backend {TABLE} from MAGI_common",
+        f"  stick-table type string len 64 size 100k expire 24d store {STORES} {handed_on()}",
         "frontend MAGI_metrics from MAGI_common",
         f"  bind {authority(settings.metrics_host, settings.metrics_port)}",
         "  no log",
+        f"  http-request use-service lua.magi_clients if {{ path {METRICS_PATH} }}",
         "  http-request use-service prometheus-exporter if { path /metrics }",
         *known_models(route),
         # Only for this host: it names every server with its address.

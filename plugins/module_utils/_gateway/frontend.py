@@ -10,8 +10,10 @@ import json
 from collections.abc import Sequence
 
 from .._core.exchange import authority
+from .client_metrics import first_byte_lines
 from .settings import Route, Settings
 from .sticky import STREAM_PATH, conversation_lines, key_lines
+from .tokens import is_counted, token_lines
 from .words import FOLDER, error_json, literal, refuse
 
 # A request of this size is looked at as a whole, with the model's name anywhere in it.
@@ -41,6 +43,8 @@ def frontend_lines(settings: Settings, route: Route) -> list[str]:
             '"connect_ms":%Tc,"first_byte_ms":%Tr,"total_ms":%Ta,"end":"%ts","retries":"%rc","bytes":%B,"sent":%U}'
         ),
         "  http-request set-var(txn.path) path",
+        "  http-request set-var(txn.begin) date(0,ms)",
+        *first_byte_lines(),
         '  http-request return status 200 content-type application/json string \'{"status":"ok"}\' if { path /health }',
         *_keys(settings, route),
         *_paths(settings),
@@ -75,18 +79,16 @@ def _keys(settings: Settings, route: Route) -> list[str]:
         ]
     else:
         lines.append("  http-request set-var(txn.client) src")
+    over = "{ var(txn.limit) -m int gt 0 } { sc_http_req_rate(0,MAGI_clients),sub(txn.limit) gt 0 }"
     busy = error_json("The rate limit of this API key is reached.", "rate_limit_error", "rate_limit_exceeded")
     return [
         *lines,
         "  http-request set-var(txn.limit) "
         f'var(txn.client),map_str_int({folder}/limits.map",{settings.rate_per_minute})',
         "  http-request track-sc0 var(txn.client) table MAGI_clients",
-        refuse(
-            429,
-            busy,
-            "{ var(txn.limit) -m int gt 0 } { sc_http_req_rate(0,MAGI_clients),sub(txn.limit) gt 0 }",
-            " hdr Retry-After 5",
-        ),
+        f"  http-request sc-inc-gpc0(0) if {over}",
+        refuse(429, busy, over, " hdr Retry-After 5"),
+        *(token_lines() if is_counted(route.clients, settings.count_tokens) else []),
         # Who has the fewest requests under way is served first: a flood delays no one else. priority is added.
         f'  http-request set-var(txn.priority) var(txn.client),map_str_int({folder}/priorities.map",0)',
         "  http-request set-priority-class sc_trackers(0,MAGI_clients),add(txn.priority)",

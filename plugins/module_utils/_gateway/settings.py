@@ -35,6 +35,7 @@ class Settings:
     families: bool = True
     max_connections: int = 2000
     stickiness: str = ""
+    count_tokens: bool = False
     models: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -50,6 +50,8 @@ local function command(text)
   return answer
 end
 
+magi_command = command
+
 -- Whether the server's loop does not answer within a minute. One that ends, or refuses, does not hang.
 local function is_silent(backend, address)
   local host, port = address:match("^%[?(.-)%]?:(%d+)$")

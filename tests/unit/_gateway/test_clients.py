@@ -22,9 +22,9 @@ DIGEST = hashlib.sha256(KEY.encode()).hexdigest()
 
 
 def test_client_is_known_by_digest_only() -> None:
-    given = {"name": "alice", "key": KEY, "models": ["m"], "rate_per_minute": 60, "priority": -1}
-    [client] = parse_clients([given])
-    assert client == Client("alice", DIGEST, ("m",), 60, -1)
+    limits = {"rate_per_minute": 60, "priority": -1, "tokens_per_minute": 9, "quota_tokens": 99, "quota_period": "day"}
+    [client] = parse_clients([{"name": "alice", "key": KEY, "models": ["m"], **limits}])
+    assert client == Client("alice", DIGEST, ("m",), 60, -1, 9, 99, "day")
     assert parse_clients([client_entry(client)]) == [client]
     assert KEY not in str(client_entry(client))
 
@@ -34,6 +34,8 @@ def test_maps_have_what_haproxy_looks_up() -> None:
     assert maps["keys.map"] == {DIGEST.upper(): "alice", "0" * 64: "bob"}
     assert maps["limits.map"] == {"alice": 60}
     assert maps["priorities.map"] == {"alice": -1}
+    limited = client_maps([Client("alice", DIGEST, tokens_per_minute=9, quota_tokens=99, quota_period="day")])
+    assert (limited["tokens.map"], limited["quotas.map"]) == ({"alice": 9}, {"alice": "day 99"})
     assert maps["restricted.map"] == {"alice": 1}
     assert maps["grants.map"] == {"alice|m": 1}
 
@@ -54,6 +56,8 @@ def test_maps_have_what_haproxy_looks_up() -> None:
         ([{"name": "a", "key": KEY}, {"name": "a", "key": KEY + "2"}], "gateway_api_keys[1].name: a is there twice"),
         ([{"name": "a", "key": KEY}, {"name": "b", "key": KEY}], "gateway_api_keys[1] (b) has the key of a"),
         (["a"], "must be a mapping"),
+        ([{"name": "a", "key": KEY, "quota_tokens": -1}], "quota_tokens must be a whole number from 0"),
+        ([{"name": "a", "key": KEY, "quota_period": "year"}], "quota_period must be day or month, not 'year'"),
     ],
 )
 def test_invalid_client_is_refused_without_its_key(entries: list[Any], says: str) -> None:

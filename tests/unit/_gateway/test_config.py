@@ -44,6 +44,7 @@ def files(servers: tuple[Server, ...] = (A, B), clients: tuple[Client, ...] = ()
     [
         {},
         {"clients": (Client("alice", "0" * 64, ("m-q2_k",), 60, -1),)},
+        {"clients": (Client("alice", "0" * 64, tokens_per_minute=9),)},
         {"aliases": {"mix": {"m-q4_k_m": 95, "m-q2_k": 5}, "best": ["m"]}},
         {"host": "::1", "metrics_host": "::1", "families": False},
         {"servers": ()},
