@@ -171,11 +171,13 @@ models:
   type: dict
   sample: {"qwen3-8b-q4_k_m": 2}
 not_ready:
-  description: Servers that were added or came back and have not passed their check in time, each as HOST/SERVER.
+  description: >-
+    Servers that were added or came back and have not passed their check in time, by their names in HAProxy, host and
+    port.
   returned: when the gateway was brought to a state
   type: list
   elements: str
-  sample: ["gpu1/qwen3-8b-q4_k_m"]
+  sample: [gpu1_8080]
 exists:
   description: Whether a gateway was set up in this state directory.
   returned: with O(state=read)

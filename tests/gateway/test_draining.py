@@ -122,7 +122,7 @@ def test_server_that_does_not_answer_is_named_and_gets_no_request(drained: Gatew
     pid = drained.bed.pids()[SECOND]
     os.kill(pid, signal.SIGSTOP)
     try:
-        assert drained.update(seconds=1)["not_ready"] == [f"bed/{SECOND}"]
+        assert drained.update(seconds=1)["not_ready"] == [drained.server(SECOND)[1]]
         assert [drained.complete(Q4).status_code for _ in range(6)] == [200] * 6
     finally:
         os.kill(pid, signal.SIGCONT)

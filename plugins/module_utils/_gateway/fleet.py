@@ -239,17 +239,6 @@ def server_key(host: str, server: Mapping[str, Any]) -> tuple[str, str]:
     return server["model_id"], f"{proxy_name(host)}_{server['port']}"
 
 
-def names_of_servers(hosts: Mapping[str, Mapping[str, Any]], keys: Iterable[tuple[str, str]]) -> list[str]:
-    """The servers with these names in HAProxy's configuration, each as HOST/SERVER."""
-    wanted = set(keys)
-    return [
-        f"{host}/{server['name']}"
-        for host, entry in sorted(hosts.items())
-        for server in entry["servers"]
-        if server_key(host, server) in wanted
-    ]
-
-
 def ready_servers(hosts: Mapping[str, Mapping[str, Any]], up: Collection[tuple[str, str]]) -> dict[str, dict[str, int]]:
     """By model and host, the number of servers that a gateway uses: up has their names in HAProxy's configuration."""
     found: dict[str, dict[str, int]] = {}

@@ -44,7 +44,7 @@ from .files import (
     stage,
     write_documents,
 )
-from .fleet import Backend, GatewayError, backends_of, check_host, names_of_servers, ready_servers
+from .fleet import Backend, GatewayError, backends_of, check_host, ready_servers
 from .limits import Limits, check_models, limits_of, missing_models
 from .settings import Route, Settings
 from .sticky import check_stickiness
@@ -147,7 +147,7 @@ def bring_to_state(
         driver = find_manager(kept["service_manager"]).driver(places.state_dir, given["supervisord_path"])
         applied = apply(driver, places, change, before, after, given["ready_timeout"])
         note_applied(places, after)
-        late = names_of_servers(hosts, applied.not_ready)
+        late = [name for _backend, name in applied.not_ready]
         return {**result, "changed": applied.how != "nothing", "how": applied.how, "not_ready": late}
 
 

@@ -133,12 +133,6 @@ def test_time_away_that_is_no_number_is_refused() -> None:
         fleet.away_times(["m"], {"m": "soon"})
 
 
-def test_servers_are_named_by_host_and_name() -> None:
-    hosts = {"a": entry(server("m-1", model_id="m"), server("n", 8081)), "b": entry(server("m-1", model_id="m"))}
-    keys = [fleet.server_key("b", hosts["b"]["servers"][0]), ("m", "a_8081"), ("n", "a_8081")]
-    assert fleet.names_of_servers(hosts, keys) == ["a/n", "b/m-1"]
-
-
 def test_ready_servers_are_counted_by_model_and_host() -> None:
     pair = entry(server("m-1", model_id="m"), server("m-2", 8081, model_id="m"), server("n", 8082))
     up = {("m", "a_8080"), ("m", "a_8081"), ("m", "b_8080"), ("n", "other_8082")}

@@ -14,7 +14,7 @@ UPDATED = {
     "how": "servers",
     "models": {"m": 2},
     "url": "http://192.0.2.1:8070",
-    "not_ready": ["h/m-2"],
+    "not_ready": ["h_8081"],
 }
 READ = {"changed": False, "how": "nothing", "models": {}, "url": "", "exists": True, "ready": {"m": {"h": 1}}}
 
@@ -23,8 +23,8 @@ def test_server_that_is_not_ready_is_shown(run_action: Any) -> None:
     run = run_action(
         "gateway_state", {**ARGUMENTS, "state": "updated"}, answers=[UPDATED], groups=GROUPS, hostvars={"h": {}}
     )
-    assert run.result["not_ready"] == ["h/m-2"]
-    assert "h/m-2 has not passed the gateway's check yet" in "\n".join(run.lines)
+    assert run.result["not_ready"] == ["h_8081"]
+    assert "h_8081 has not passed the gateway's check yet" in "\n".join(run.lines)
 
 
 def test_gateway_is_read_without_output(run_action: Any) -> None:
