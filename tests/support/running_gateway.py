@@ -24,7 +24,7 @@ from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import B
 from ansible_collections.magi.llama.plugins.module_utils._gateway.limits import Limits, limits_of
 from ansible_collections.magi.llama.plugins.module_utils._gateway.settings import Route, Settings
 
-HAPROXY = "/usr/sbin/haproxy"
+HAPROXY = os.environ.get("MAGI_HAPROXY", "/usr/sbin/haproxy")
 
 
 def free_port() -> int:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from ansible_collections.magi.llama.plugins.module_utils._gateway import watch
 from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import Backend
@@ -18,6 +19,14 @@ from support.fake_server import FakeServer
 from support.running_gateway import HAPROXY, running, server
 
 needs_haproxy = pytest.mark.skipif(not os.path.exists(HAPROXY), reason="no HAProxy on this machine")
+
+
+def outcome(asked: Future[httpx.Response]) -> int:
+    """The status of the answer; 599 where the connection ended without one."""
+    try:
+        return asked.result().status_code
+    except httpx.RemoteProtocolError:
+        return 599
 
 
 @needs_haproxy
@@ -32,9 +41,10 @@ def test_server_that_hangs_with_good_health_is_out_within_ten_seconds(tmp_path: 
             assert time.monotonic() - begin < 10
             # Its own check of /v1/models is still answered.
             assert {gateway.ask("m").json()["port"] for _ in range(4)} == {other.port}
-            statuses = sorted(one.result().status_code for one in asked)
-            assert statuses[0] == 200
-            assert statuses[1] >= 500
+            served, ended = sorted(map(outcome, asked))
+            assert served == 200
+            # HAProxy 3 ends the connection without an answer.
+            assert ended in (502, 599)
             stuck.hangs = False
             stuck.released.set()
             gateway.wait_until({f"s_{stuck.port}": "UP"})
