@@ -90,6 +90,8 @@ binaries: .cache/bin/.ready ## Install llama-server and llama-quantize
 demo: .cache/models/.ready .cache/bin/.haproxy ## Run four servers of tiny real models and a gateway on this machine
 	@ansible-playbook -i inventories/local site.yml $$(test ! -x /usr/sbin/haproxy || echo playbooks/gateway.yml) -e profile=development
 	@ansible-playbook -i inventories/local playbooks/status.yml
+	@test ! -x /usr/sbin/haproxy || \
+	  echo "gateway for all of them: http://127.0.0.1:8070, with the API key in .cache/demo/gateway.key (docs/gateway.md)"
 
 .PHONY: demo-stop
 demo-stop: $(VENV)/.ready ## Stop the demo and remove its files; the cached setup is kept

@@ -8,9 +8,12 @@ from __future__ import annotations
 import configparser
 import json
 import re
+import stat
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -25,6 +28,7 @@ from support.runs import BIN, execute, host_variables, play, server_path, write_
 BLOCKS = all_blocks()
 SHELL = [block for block in BLOCKS if block.language in SHELLS]
 YAML = [block for block in BLOCKS if block.language in ("yaml", "yml")]
+HAPROXY = Path("/usr/sbin/haproxy")
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 CHECKOUT = {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_COLLECTIONS_PATH": str(ROOT / "collections")}
 HELP = (ROOT / "tests/unit/_runtime/outputs/help-11669.txt").read_text()
@@ -103,25 +107,66 @@ def test_a_json_block_is_json(block: Block) -> None:
     json.loads(block.text)
 
 
+@dataclass(frozen=True)
+class Demo:
+    """Where the demo's servers and gateway are here, and the gateway's key."""
+
+    first_port: int
+    gateway_port: int
+    key: Path
+
+    def script(self, text: str) -> str:
+        """The commands of a block, for this demo."""
+        text = text.replace("127.0.0.1:8080", f"127.0.0.1:{self.first_port}").replace("curl -s ", "curl -sS --fail ")
+        return text.replace("127.0.0.1:8070", f"127.0.0.1:{self.gateway_port}").replace(
+            ".cache/demo/gateway.key", str(self.key)
+        )
+
+
 @pytest.fixture(scope="module")
-def demo() -> Iterator[int]:
-    """The first port of the demo's servers: the same run as `make demo`, in a folder and on ports of its own."""
+def demo() -> Iterator[Demo]:
+    """The same runs as `make demo`, in a folder and on ports of their own."""
     with tempfile.TemporaryDirectory(prefix="magi-") as name:
-        folder, port = Path(name), free_ports(4)
-        write_inventory(folder / "hosts.yml", {"localhost": host_variables(folder, port, port + 3)})
+        folder, port = Path(name), free_ports(6)
+        local = yaml.safe_load((ROOT / "inventories/local/group_vars/all.yml").read_text())
+        variables = host_variables(folder, port, port + 3)
+        variables |= {
+            "local_cache": name,
+            "gateway_state_dir": f"{name}/gateway",
+            "gateway_service_manager": "supervisor",
+            "gateway_supervisord_path": variables["servers_supervisord_path"],
+            "gateway_user": variables["servers_user"],
+            "gateway_port": port + 4,
+            "gateway_metrics_port": port + 5,
+            # As the demo has it.
+            "gateway_api_keys": local["gateway_api_keys"],
+        }
+        inventory = folder / "hosts.yml"
+        write_inventory(inventory, {"localhost": variables})
+        groups = yaml.safe_load(inventory.read_text())
+        groups["all"]["children"] = {group: {"hosts": {"localhost": {}}} for group in ("models", "gateways")}
+        inventory.write_text(yaml.safe_dump(groups))
+        gateway = [ROOT / "playbooks/gateway.yml"] if HAPROXY.exists() else []
         try:
-            play(["-i", folder / "hosts.yml", ROOT / "site.yml", "-e", "profile=development"], folder, **CHECKOUT)
-            yield port
+            play(["-i", inventory, ROOT / "site.yml", *gateway, "-e", "profile=development"], folder, **CHECKOUT)
+            yield Demo(port, port + 4, folder / "demo/gateway.key")
         finally:
-            play(["-i", folder / "hosts.yml", ROOT / "playbooks/teardown.yml"], folder, **CHECKOUT)
+            play(["-i", inventory, ROOT / "playbooks/teardown.yml"], folder, **CHECKOUT)
+            play(["-i", inventory, ROOT / "playbooks/gateway.yml", "-e", "gateway_remove=true"], folder, **CHECKOUT)
 
 
 @pytest.mark.skipif(not server_path().exists(), reason="no llama-server: run make binaries")
 @pytest.mark.parametrize("block", [block for block in SHELL if block.mark == ("run", "demo")], ids=str)
-def test_a_block_for_the_demo_gets_an_answer(block: Block, demo: int) -> None:
-    script = block.text.replace("127.0.0.1:8080", f"127.0.0.1:{demo}").replace("curl -s ", "curl -sS --fail ")
-    done = subprocess.run(["bash", "-euc", script], capture_output=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
+def test_a_block_for_the_demo_gets_an_answer(block: Block, demo: Demo) -> None:
+    if "gateway.key" in block.text and not HAPROXY.exists():
+        pytest.skip("no HAProxy: apt-get install haproxy")
+    command = ["bash", "-euc", demo.script(block.text)]
+    deadline = time.monotonic() + 10
+    while (done := subprocess.run(command, capture_output=True, timeout=60, check=False)).returncode:
+        # A gateway that has just started has not checked its servers yet.
+        assert time.monotonic() < deadline, done.stderr
+        time.sleep(0.2)
+    assert stat.S_IMODE(demo.key.stat().st_mode) == 0o600 or "gateway.key" not in block.text
     [choice] = json.loads(done.stdout)["choices"]
     assert choice["finish_reason"] in ("stop", "length")
 
