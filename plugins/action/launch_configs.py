@@ -11,8 +11,10 @@ from typing import Any
 
 from ansible.template import trust_as_template
 from ansible_collections.magi.llama.plugins.module_utils._arguments.launch_configs import ARGUMENTS
+from ansible_collections.magi.llama.plugins.module_utils._core.addresses import LOCAL, allowed_addresses
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
+from ansible_collections.magi.llama.plugins.module_utils._core.values import is_loopback
 from ansible_collections.magi.llama.plugins.module_utils._deployment.config_drift import planned_drift
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import record_of
 from ansible_collections.magi.llama.plugins.module_utils._deployment.state_files import of_configs, planned
@@ -23,6 +25,10 @@ from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.magi.llama.plugins.plugin_utils.this_run import this_run
 
+UNKNOWN = (
+    "The address that other hosts see of {} is not known, so every address may reach the servers: set ansible_host of "
+    "these gateways, or servers_allow_addresses."
+)
 MANAGED = "Ansible managed (magi.llama): changes made here are lost in the next run"
 
 
@@ -32,8 +38,11 @@ class ActionModule(HostAction):
         task_vars = task_vars or {}
         arguments = check_arguments(self, ARGUMENTS)
         manager, state_dir = find_manager(arguments["service_manager"]), plain_path(arguments["state_dir"])
-        task_vars = {**task_vars, "state_dir": state_dir}
+        allowed, unknown = self._allowed(task_vars)
+        task_vars = {**task_vars, "state_dir": state_dir, "allow_addresses": allowed}
         servers = [server for server in arguments["plan"]["servers"] if server["action"] != "stop"]
+        if unknown and any(not is_loopback(str(server.get("host", ""))) for server in servers):
+            result["warnings"] = [UNKNOWN.format(", ".join(unknown))]
         common = self._template(arguments["common_template"] or manager.common_template)
         paths, contents = self._of_servers(manager, arguments["template"], servers, task_vars)
         paths.append(manager.common_config_path(state_dir))
@@ -54,6 +63,18 @@ class ActionModule(HostAction):
             parts = (of_configs(state_dir, deployed), of_configs(state_dir, digests))
             result["drift"] = planned_drift(state_dir, manager.name, arguments["plan"]["servers"], *parts)
         return result
+
+    def _allowed(self, task_vars: dict[str, Any]) -> tuple[list[str], list[str]]:
+        """Who may reach the servers, and the gateways whose address is not known."""
+        wanted = self._templar.template(task_vars.get("servers_allow_addresses", []))
+        gateways: dict[str, str | None] = {}
+        for name in (task_vars.get("groups") or {}).get("gateways", []):
+            variables = task_vars["hostvars"][name]
+            is_controller = variables.get("ansible_connection") in ("local", "ansible.builtin.local")
+            gateways[name] = None if is_controller else str(variables.get("ansible_host") or name)
+        # This host reaches its servers by itself.
+        gateways.update({name: LOCAL for name in gateways if name == task_vars.get("inventory_hostname")})
+        return allowed_addresses(wanted, gateways)
 
     def _of_servers(
         self, manager: ServiceManager, own: str | None, servers: list[dict[str, Any]], task_vars: dict[str, Any]

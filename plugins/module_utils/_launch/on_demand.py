@@ -12,9 +12,10 @@ server, which nothing needs any more.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from .._core.addresses import unit_addresses
 from .._core.exchange import authority
 from .._core.places import listening_place
 from .quoting import systemd_argv
@@ -67,10 +68,11 @@ def systemd_proxy(server: Mapping[str, Any], state_dir: str) -> dict[str, Any]:
     return {"ExecStart": _command([*ask, str(part["proxy"]), *idle, authority(*listening_place(server))])}
 
 
-def systemd_listen(server: Mapping[str, Any]) -> dict[str, Any]:
-    """Where a server's socket listens."""
+def systemd_listen(server: Mapping[str, Any], allow_addresses: Sequence[str] = ()) -> dict[str, Any]:
+    """Where a server's socket listens, and whom it accepts: settings of the server's unit do not count for it."""
     host = {"localhost": "127.0.0.1"}.get(str(server["host"]), str(server["host"]))
-    return {"ListenStream": authority(host, int(server["port"]))}
+    access = unit_addresses(host, server["argv"], allow_addresses) if allow_addresses else {}
+    return {"ListenStream": authority(host, int(server["port"])), **access}
 
 
 def _command(words: list[str]) -> str:

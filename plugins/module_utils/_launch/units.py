@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from .._core.addresses import unit_addresses
 from .._core.argv import PATH_FLAGS, WRITE_FLAGS, flag_value, flag_values
 from .._core.links import is_below
 from .._core.places import listening_place
@@ -110,20 +111,19 @@ def systemd_sandbox(
     numa_mask: str = "",
     user_namespaces: bool = True,
     systemd_version: int | None = SOCKET_BIND_VERSION,
+    allow_addresses: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The settings of a unit that depend on its server: memory, devices, folders, addresses.
 
     gpu_access is true, false or "auto", which is true if the plan puts layers on a GPU. user_namespaces says whether
-    the host's kernel allows them.
+    the host's kernel allows them. allow_addresses may reach the server besides its host; empty means all.
     """
     argv = [str(word) for word in server["argv"]]
     uses_gpu = _uses_gpu(server, gpu_access)
     sandbox = _sandbox(server)
     shows = sandbox.get("shows", [])
     shown = {str(show["path"]) for show in shows}
-    # RPC servers and clients on other machines need more than the loopback address.
     host, port = listening_place(server)
-    closed = is_loopback(host) and "--rpc" not in argv
     binds = systemd_version is not None and systemd_version >= SOCKET_BIND_VERSION
     handed_over = (flag_value(argv, "--api-key-file") or "").startswith(f"{CREDENTIALS}/")
     return {
@@ -155,8 +155,7 @@ def systemd_sandbox(
         "MemoryDenyWriteExecute": not uses_gpu,
         "SocketBindDeny": "any" if binds else None,
         "SocketBindAllow": f"tcp:{port}" if binds else None,
-        "IPAddressDeny": "any" if closed else None,
-        "IPAddressAllow": "localhost" if closed else None,
+        **unit_addresses(host, argv, allow_addresses),
     }
 
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from .._core.addresses import address_errors
 from .._core.values import MAX_PORT, ValueTypeError, address_error, is_loopback, parse_bool
 
 WHOLE_NUMBER = re.compile(r"[1-9][0-9]*")
@@ -57,6 +58,7 @@ def setting_errors(settings: Mapping[str, Any]) -> list[str]:
         *_set_ports(settings),
         *_numa_mask(settings),
         *_named_servers(settings),
+        *address_errors(settings.get("servers_allow_addresses") or []),
         *(_address(settings) or _open_to_all(settings)),
     ]
 

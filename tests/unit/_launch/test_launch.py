@@ -144,6 +144,19 @@ def test_sandbox_on_cpu_has_no_devices_and_no_network():
         ({}, {"systemd_version": None}, {"SocketBindDeny": None, "SocketBindAllow": None}),
         ({"host": "0.0.0.0"}, {}, {"IPAddressDeny": None, "IPAddressAllow": None}),
         ({"host": "::1"}, {}, {"IPAddressDeny": "any"}),
+        (
+            {"host": "0.0.0.0"},
+            {"allow_addresses": ["192.0.2.10"]},
+            {"IPAddressDeny": "any", "IPAddressAllow": "localhost 192.0.2.10"},
+        ),
+        # The host's own probes come from the address that they go to.
+        ({"host": "192.0.2.1"}, {"allow_addresses": ["::2"]}, {"IPAddressAllow": "localhost 192.0.2.1 ::2"}),
+        ({}, {"allow_addresses": ["192.0.2.10"]}, {"IPAddressAllow": "localhost"}),
+        (
+            {"host": "0.0.0.0", "argv": ["/x", "--rpc", "10.0.0.1:50052"]},
+            {"allow_addresses": ["192.0.2.10"]},
+            {"IPAddressDeny": None},
+        ),
         ({"argv": ["/x", "--rpc", "10.0.0.1:50052"]}, {}, {"IPAddressDeny": None}),
         ({"memory_max_bytes": 0}, {}, {"MemoryMax": None}),
         ({}, {"numa_policy": "bind", "numa_mask": "0"}, {"NUMAPolicy": "bind", "NUMAMask": "0"}),

@@ -173,6 +173,36 @@ def test_configs_are_rendered_for_all_but_stopped_servers(run_action, templates)
     assert filled["run_id"] == this_run("h")["id"]
 
 
+def gateways(**variables: dict[str, Any]) -> dict[str, Any]:
+    return {"groups": {"gateways": list(variables)}, "hostvars": variables, "servers_allow_addresses": ["gateways"]}
+
+
+@pytest.mark.parametrize(
+    ("found", "allowed", "warns"),
+    [
+        ({}, "[]", False),
+        (
+            gateways(g={"ansible_host": "192.0.2.10"}, k={"ansible_host": "2001:db8::1"}),
+            "['192.0.2.10', '2001:db8::1']",
+            False,
+        ),
+        # The servers' own host, and with it another one.
+        (gateways(h={}), "['127.0.0.0/8']", False),
+        (gateways(h={}, g={"ansible_host": "192.0.2.10"}), "['127.0.0.0/8', '192.0.2.10']", False),
+        # No gateway is shut out by a guess.
+        (gateways(g={"ansible_host": "192.0.2.10"}, c={"ansible_connection": "local"}), "[]", True),
+        ({**gateways(g={"ansible_host": "192.0.2.10"}), "servers_allow_addresses": []}, "[]", False),
+    ],
+)
+def test_gateways_of_inventory_reach_servers(run_action, templates, found, allowed, warns):
+    (templates / "one.j2").write_text("{{ allow_addresses }}\n")
+    arguments = launch(templates, {**server("a"), "host": "0.0.0.0"})
+    run = run_action("launch_configs", arguments, answers=[WRITTEN], **found)
+    texts = {Path(config["path"]).name: config["content"] for config in run.calls[0][1][FILLED_IN]["configs"]}
+    assert texts["a.conf"].strip() == allowed
+    assert ["not known" in text for text in run.result.get("warnings", [])] == [True] * warns
+
+
 def test_configs_that_are_on_the_host_are_not_sent(run_action, templates):
     sent = run_action("launch_configs", launch(templates, server("a")), answers=[WRITTEN], greeting="hi").calls[0][1]
     from ansible_collections.magi.llama.plugins.action import launch_configs as action
