@@ -38,7 +38,7 @@ class ActionModule(HostAction):
         task_vars = task_vars or {}
         arguments = check_arguments(self, ARGUMENTS)
         manager, state_dir = find_manager(arguments["service_manager"]), plain_path(arguments["state_dir"])
-        allowed, unknown = self._allowed(task_vars)
+        allowed, unknown = _allowed(arguments["allow_addresses"], task_vars)
         task_vars = {**task_vars, "state_dir": state_dir, "allow_addresses": allowed}
         servers = [server for server in arguments["plan"]["servers"] if server["action"] != "stop"]
         if unknown and any(not is_loopback(str(server.get("host", ""))) for server in servers):
@@ -63,18 +63,6 @@ class ActionModule(HostAction):
             parts = (of_configs(state_dir, deployed), of_configs(state_dir, digests))
             result["drift"] = planned_drift(state_dir, manager.name, arguments["plan"]["servers"], *parts)
         return result
-
-    def _allowed(self, task_vars: dict[str, Any]) -> tuple[list[str], list[str]]:
-        """Who may reach the servers, and the gateways whose address is not known."""
-        wanted = self._templar.template(task_vars.get("servers_allow_addresses", []))
-        gateways: dict[str, str | None] = {}
-        for name in (task_vars.get("groups") or {}).get("gateways", []):
-            variables = task_vars["hostvars"][name]
-            is_controller = variables.get("ansible_connection") in ("local", "ansible.builtin.local")
-            gateways[name] = None if is_controller else str(variables.get("ansible_host") or name)
-        # This host reaches its servers by itself.
-        gateways.update({name: LOCAL for name in gateways if name == task_vars.get("inventory_hostname")})
-        return allowed_addresses(wanted, gateways)
 
     def _of_servers(
         self, manager: ServiceManager, own: str | None, servers: list[dict[str, Any]], task_vars: dict[str, Any]
@@ -112,3 +100,16 @@ class ActionModule(HostAction):
         templar = self._templar.copy_with_new_env(available_variables={"ansible_managed": MANAGED, **variables})
         overrides = {"trim_blocks": True, "lstrip_blocks": True}
         return str(templar.template(template, escape_backslashes=False, overrides=overrides)).rstrip("\n") + "\n"
+
+
+def _allowed(wanted: list[str], task_vars: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Who may reach the servers, and the gateways whose address is not known."""
+    gateways: dict[str, str | None] = {}
+    for name in (task_vars.get("groups") or {}).get("gateways", []):
+        variables = task_vars["hostvars"][name]
+        is_controller = variables.get("ansible_connection") in ("local", "ansible.builtin.local")
+        gateways[name] = None if is_controller else str(variables.get("ansible_host") or name)
+        if name == task_vars["inventory_hostname"]:
+            # It reaches its servers by itself.
+            gateways[name] = LOCAL
+    return allowed_addresses(wanted, gateways)

@@ -51,6 +51,13 @@ options:
       - Template for the config that the servers share.
       - By default C(magi-llama.target.j2) or C(supervisord.conf.j2).
     type: str
+  allow_addresses:
+    description:
+      - Who may reach servers that listen on other than a loopback address, by addresses, networks, and V(gateways) for
+        the hosts of that group. The template has the addresses in the variable C(allow_addresses).
+    type: list
+    elements: str
+    default: []
 attributes:
   check_mode:
     support: full

@@ -17,6 +17,7 @@ ARGUMENTS = Arguments(
         "deployed": {"type": "dict"},
         "template": {"type": "str"},
         "common_template": {"type": "str"},
+        "allow_addresses": {"type": "list", "elements": "str", "default": []},
     },
     filled_in={
         "run_id": {"type": "str"},

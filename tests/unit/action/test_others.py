@@ -174,7 +174,7 @@ def test_configs_are_rendered_for_all_but_stopped_servers(run_action, templates)
 
 
 def gateways(**variables: dict[str, Any]) -> dict[str, Any]:
-    return {"groups": {"gateways": list(variables)}, "hostvars": variables, "servers_allow_addresses": ["gateways"]}
+    return {"groups": {"gateways": list(variables)}, "hostvars": variables}
 
 
 @pytest.mark.parametrize(
@@ -191,12 +191,11 @@ def gateways(**variables: dict[str, Any]) -> dict[str, Any]:
         (gateways(h={}, g={"ansible_host": "192.0.2.10"}), "['127.0.0.0/8', '192.0.2.10']", False),
         # No gateway is shut out by a guess.
         (gateways(g={"ansible_host": "192.0.2.10"}, c={"ansible_connection": "local"}), "[]", True),
-        ({**gateways(g={"ansible_host": "192.0.2.10"}), "servers_allow_addresses": []}, "[]", False),
     ],
 )
 def test_gateways_of_inventory_reach_servers(run_action, templates, found, allowed, warns):
     (templates / "one.j2").write_text("{{ allow_addresses }}\n")
-    arguments = launch(templates, {**server("a"), "host": "0.0.0.0"})
+    arguments = {**launch(templates, {**server("a"), "host": "0.0.0.0"}), "allow_addresses": ["gateways"]}
     run = run_action("launch_configs", arguments, answers=[WRITTEN], **found)
     texts = {Path(config["path"]).name: config["content"] for config in run.calls[0][1][FILLED_IN]["configs"]}
     assert texts["a.conf"].strip() == allowed
