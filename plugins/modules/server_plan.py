@@ -288,7 +288,7 @@ def run(module: Module) -> dict:
     record, damaged = _record(given["state_dir"])
     manager = find_manager(given["service_manager"])
     settings = settings_of(given, manager.restart_triggers(given["stop_timeout"]), manager.key_path)
-    settings = replace(settings, **_on_demand(given["profile"], manager))
+    settings = replace(settings, **_on_demand(given, manager))
     running = processes(given["state_dir"])
     gpus, warnings = _gpus(module, running, record)
     host = _host(given, settings, record, running, gpus)
@@ -324,12 +324,12 @@ def run(module: Module) -> dict:
     }
 
 
-def _on_demand(profile: dict, manager: ServiceManager) -> dict:
+def _on_demand(given: dict, manager: ServiceManager) -> dict:
     """The settings with which servers are started on demand, if the profile has any."""
-    if not any(entry.get("on_demand") for entry in profile["enabled_models"]):
+    if not any(entry.get("on_demand") for entry in given["profile"]["enabled_models"]):
         return {}
     try:
-        return {"on_demand_programs": manager.on_demand_programs()}
+        return {"on_demand_programs": manager.on_demand_programs(given["state_dir"])}
     except OnDemandError as error:
         return {"on_demand_refusal": str(error)}
 

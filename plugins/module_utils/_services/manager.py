@@ -68,7 +68,7 @@ class ServiceManager(ABC):
         """Return the patterns that match all of this state directory's launch configs."""
         return [self.managed(state_dir)]
 
-    def on_demand_programs(self) -> dict[str, str]:
+    def on_demand_programs(self, state_dir: str) -> dict[str, str]:
         """Return the programs that start servers on demand, by their names in a record. Raises OnDemandError."""
         raise OnDemandError(
             f"{self.name} does not start servers on demand, which needs systemd to listen for their requests."

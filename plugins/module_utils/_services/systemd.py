@@ -14,8 +14,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .._core.files import leftovers
+from .._core.links import is_below
 from .._core.processes import STATE_MARKER, Process
 from .._launch.config_files import Managed, current_text, stale_files
+from .._launch.hidden import HOMES, TEMPORARY
 from .._launch.on_demand import PROGRAM, proxy_unit, socket_unit, wake_names
 from .._launch.quoting import systemd_environment
 from .._launch.units import (
@@ -95,9 +97,14 @@ class Systemd(ServiceManager):
             Managed(state_dir, PROGRAM, "# Ansible managed (magi.llama)"),
         ]
 
-    def on_demand_programs(self) -> dict[str, str]:
+    def on_demand_programs(self, state_dir: str) -> dict[str, str]:
         from .systemd_driver import SystemdDriver
 
+        if is_below(state_dir, (*HOMES, *TEMPORARY)):
+            raise OnDemandError(
+                f"{state_dir} is hidden from the servers, and has what their units run before a start: set "
+                "servers_state_dir to a folder that is in no home and no temporary folder."
+            )
         version = SystemdDriver().version()
         if version is None or version < PROXY_VERSION:
             raise OnDemandError(

@@ -84,7 +84,7 @@ def test_socket_listens_at_the_address_of_the_server(host: str, listens: str) ->
 
 def test_supervisor_starts_nothing_on_demand() -> None:
     with pytest.raises(OnDemandError, match=r"^supervisor does not start servers on demand"):
-        table.find_manager("supervisor").on_demand_programs()
+        table.find_manager("supervisor").on_demand_programs("/var/lib/magi-llama")
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,13 @@ def test_host_without_the_programs_is_refused(
     monkeypatch.setattr(systemd_driver.SystemdDriver, "version", lambda _self: version)
     monkeypatch.setattr(systemd.os.path, "exists", lambda _path: exists)
     with pytest.raises(OnDemandError, match=says):
-        systemd.Systemd().on_demand_programs()
+        systemd.Systemd().on_demand_programs("/var/lib/magi-llama")
+
+
+@pytest.mark.parametrize("folder", ["/home/me/state", "/root/state", "/tmp/state", "/var/tmp/state"])
+def test_state_that_the_sandbox_hides_is_refused(folder: str) -> None:
+    with pytest.raises(OnDemandError, match=f"^{folder} is hidden from the servers"):
+        systemd.Systemd().on_demand_programs(folder)
 
 
 @pytest.fixture
