@@ -76,6 +76,10 @@ def _global(settings: Settings, tokens: Sequence[str]) -> list[str]:
         "  hard-stop-after 15m",
         f'  server-state-file "${{{FOLDER}}}/../servers.state"',
         "  log stdout format raw local0",
+        # Newer versions warn without it, and older ones do not know it.
+        ".if version_atleast(3.1)",
+        "  tune.lua.bool-sample-conversion normal",
+        ".endif",
         *(f'  lua-load "${{{FOLDER}}}/{name}.lua"' for name in ["watch", "clients", *tokens]),
         "  ssl-default-bind-options ssl-min-ver TLSv1.2",
     ]

@@ -25,7 +25,7 @@ def outcome(asked: Future[httpx.Response]) -> int:
     """The status of the answer; 599 where the connection ended without one."""
     try:
         return asked.result().status_code
-    except httpx.RemoteProtocolError:
+    except httpx.HTTPError:
         return 599
 
 
