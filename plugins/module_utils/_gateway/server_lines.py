@@ -94,5 +94,6 @@ def _new_row(key: Key, address: str) -> list[str] | None:
         return None
     state = f"{_STOPPED} 0 1 1 0 {_UNCHECKED} 0 0 {_CHECKS_ON} 0 0 0"
     row = f"1 {key[0]} 1 {key[1]} {host} {state} - {port} - 0 0 - - 0".split()
-    assert len(row) == _COLUMNS
+    if len(row) != _COLUMNS:
+        raise AssertionError(f"A row of a server's state has {_COLUMNS} columns, not {len(row)}.")
     return row
