@@ -13,6 +13,7 @@ from ansible_collections.magi.llama.plugins.module_utils._core.errors import Mag
 from ansible_collections.magi.llama.plugins.module_utils._gateway import fleet
 from ansible_collections.magi.llama.plugins.module_utils._launch import on_demand, quoting, units
 from ansible_collections.magi.llama.plugins.module_utils._models import checksums
+from ansible_collections.magi.llama.plugins.module_utils._plan import turns
 from ansible_collections.magi.llama.plugins.plugin_utils.inventory_places import existing_manifest, next_to_inventory
 from ansible_collections.magi.llama.plugins.plugin_utils.playbooks import as_called
 from ansible_collections.magi.llama.plugins.plugin_utils.yaml_files import load_manifest
@@ -27,6 +28,10 @@ FUNCTIONS = (
     on_demand.systemd_listen,
     on_demand.systemd_on_demand,
     on_demand.systemd_proxy,
+    turns.has_touched,
+    turns.ready_models,
+    turns.wave_at,
+    turns.wave_turns,
     units.systemd_dependencies,
     units.systemd_restart,
     units.systemd_sandbox,

@@ -21,6 +21,7 @@ description:
 author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:
   - magi.llama.attributes
+  - magi.llama.downtime
 options:
   registry_path:
     description: The registry file on the host, as written by M(magi.llama.gguf_registry).
@@ -197,13 +198,29 @@ ansible_facts:
             Every server with C(name), C(model_id), C(display_name), C(tier), C(kind), C(instance), C(generation),
             C(host), C(port), C(argv), C(env), C(revision), C(memory) (bytes), C(memory_max_bytes), C(action) (one of
             keep, start, restart, stop) and C(reason); under systemd also C(sandbox), what the unit must show
-            of homes and temporary folders.
+            of homes and temporary folders. With O(without_downtime) also C(change) (one of surge, swap, away) of one
+            that is restarted, and C(stands_in_for) of a stand-in.
           type: list
           elements: dict
         memory:
           description: >-
             Bytes needed by all servers (C(needed_bytes), C(ram_bytes), C(vram_bytes)) and the limits
             (C(budget_bytes), C(host_ram_bytes), C(host_available_bytes), C(host_vram_bytes)).
+          type: dict
+        waves:
+          description: >-
+            The steps of the change, with O(without_downtime): what is drained (C(drain)), what is done (C(actions), by
+            server), what has to be ready at the end (C(ready)), models that other hosts have to serve meanwhile
+            (C(needs)), and servers that are missed for so many seconds (C(away)).
+          type: list
+          elements: dict
+        peak:
+          description: >-
+            The memory that servers need at most on the way (C(ram_bytes), C(vram_bytes)), with O(without_downtime).
+          type: dict
+        away:
+          description: >-
+            The seconds for which models are not served during the change, by id, with O(without_downtime).
           type: dict
         lost:
           description: >-
@@ -244,7 +261,7 @@ from ansible_collections.magi.llama.plugins.module_utils._deployment.record impo
     read_record,
 )
 from ansible_collections.magi.llama.plugins.module_utils._deployment.state_files import deployed
-from ansible_collections.magi.llama.plugins.module_utils._health.observations import started_configs
+from ansible_collections.magi.llama.plugins.module_utils._health.observations import ready_seconds, started_configs
 from ansible_collections.magi.llama.plugins.module_utils._health.pending import PENDING, config_digests, restart_pending
 from ansible_collections.magi.llama.plugins.module_utils._launch.api_keys import key_file
 from ansible_collections.magi.llama.plugins.module_utils._launch.hidden import sandbox_warnings, shown_files
@@ -385,6 +402,7 @@ def _host(given: dict, settings: Settings, record: dict, running: dict, gpus: li
         gpu_groups=device_groups() if gpus else [],
         remembered=record.get("ports", {}),
         sockets=open_sockets(record["service_manager"] or given["service_manager"], given["state_dir"], held),
+        ready_seconds=ready_seconds(given["state_dir"]) if settings.without_downtime else {},
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from .._core.arguments import Arguments
 from .._services.table import MANAGERS
+from .downtime import OPTIONS
 
 ARGUMENTS = Arguments(
     {
@@ -34,6 +35,7 @@ ARGUMENTS = Arguments(
         "restart": {"type": "str", "choices": ["auto", "never"], "default": "never"},
         "restart_triggers": {"type": "dict", "default": {}},
         "stray_variables": {"type": "list", "elements": "str", "default": []},
+        **OPTIONS,
     },
     # Ids of models that other hosts of the run have, and of those that only the manifest has.
     filled_in={

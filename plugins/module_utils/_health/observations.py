@@ -171,6 +171,12 @@ def started_configs(state_dir: str) -> dict[str, dict[str, Any]]:
     return {name: seen["started_config"] for name, seen in _read(state_dir).items() if "started_config" in seen}
 
 
+def ready_seconds(state_dir: str) -> dict[str, float]:
+    """Return the seconds that each server took to become ready when this was last seen. Raises ObservedError."""
+    known = _read(state_dir)
+    return {name: seen["seconds_to_ready"] for name, seen in known.items() if seen.get("seconds_to_ready") is not None}
+
+
 def for_status(state_dir: str) -> dict[str, dict[str, Any]]:
     """Return what was seen of each server that its status shows: pid, memory, speed, a stuck stop."""
     keys = ("pid", "memory", "tokens_per_second", "stuck_stop")

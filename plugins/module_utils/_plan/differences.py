@@ -129,6 +129,8 @@ def stopped_server(
     server = previous or {"name": name, "model_id": name, "port": port, "argv": list(process.argv) if process else []}
     if lost and process is None:
         lost = f"{lost}, and it does not run"
+    if "stands_in_for" in server:
+        lost = f"stood in for {server['stands_in_for']}, which serves by itself"
     reason = lost or f'profile "{profile["name"]}" does not enable it'
     return {**server, "action": "stop", "reason": reason}
 

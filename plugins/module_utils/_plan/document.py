@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from .._core.documents import ABSOLUTE_PATH, NULL, Document, Fields, Map
+from .._core.documents import ABSOLUTE_PATH, NAME, NULL, NUMBER, Document, Fields, Map
 
 ACTIONS = ("keep", "start", "restart", "stop")
 # What a launch config shows of folders that it hides; empty parts are missing.
@@ -39,8 +39,28 @@ _SERVER = Fields(
         "action": re.compile("|".join(ACTIONS)),
         "reason": str,
     },
-    {"sandbox": _SANDBOX, "on_demand": ON_DEMAND},
+    {
+        "sandbox": _SANDBOX,
+        "on_demand": ON_DEMAND,
+        # How a server that is restarted is kept from being missed, and whose place a server takes meanwhile.
+        "change": re.compile("surge|swap|away"),
+        "stands_in_for": NAME,
+    },
 )
+# The steps of a change without downtime: what is drained, done, and ready at the end; models that other hosts have to
+# serve meanwhile, and the seconds for which servers are missed.
+WAVES = [
+    Fields(
+        {
+            "drain": [NAME],
+            "actions": Map(re.compile("start|restart|stop"), NAME),
+            "ready": [NAME],
+            "needs": [str],
+            "away": Map(NUMBER, NAME),
+        }
+    )
+]
+_PEAK = Fields({"ram_bytes": int, "vram_bytes": int})
 PLAN = Document(
     "plan",
     1,
@@ -53,6 +73,14 @@ PLAN = Document(
             "memory": dict,
             "warnings": [str],
         },
-        {"users": [str], "ports": Map(int), "lost": Map(str), "on_demand": ON_DEMAND_LIMITS},
+        {
+            "users": [str],
+            "ports": Map(int),
+            "lost": Map(str),
+            "on_demand": ON_DEMAND_LIMITS,
+            "waves": WAVES,
+            "peak": _PEAK,
+            "away": Map(NUMBER),
+        },
     ),
 )

@@ -33,6 +33,8 @@ class Settings:
 
     key_path gives the place at which a server, by its name, finds the API key file. manager_triggers is what else a
     server of this service manager takes over with a new process only. ports are set for servers, by name.
+    without_downtime says that gateways are to be kept supplied during a change; served_here and served_elsewhere are
+    the models that they see ready on this host and on others, and allow_downtime permits a model to be away.
     """
 
     state_dir: str
@@ -56,6 +58,10 @@ class Settings:
     # The programs that start servers on demand, or why this service manager cannot.
     on_demand_programs: Mapping[str, str] = field(default_factory=dict)
     on_demand_refusal: str = ""
+    without_downtime: bool = False
+    served_here: frozenset[str] = frozenset()
+    served_elsewhere: frozenset[str] = frozenset()
+    allow_downtime: bool = False
 
 
 def settings_of(
@@ -84,6 +90,10 @@ def settings_of(
         ports=set_ports(given["ports"]),
         strict=given["strict"],
         prune=given["prune"],
+        without_downtime=given["without_downtime"],
+        served_here=frozenset(given["served_here"]),
+        served_elsewhere=frozenset(given["served_elsewhere"]),
+        allow_downtime=given["allow_downtime"],
     )
 
 
@@ -95,6 +105,7 @@ class Host:
     ones that servers may use; None where they are not to be shared. remembered are ports of servers that left, by name.
     pending are servers that run with an earlier launch config, with the reasons; restarts_pending says whether that is
     reason enough to restart. sockets are the ports at which the service manager listens for servers on demand, by name.
+    ready_seconds are those from a server's last start until it was ready, by name.
     """
 
     memory: Memory
@@ -109,3 +120,4 @@ class Host:
     gpu_groups: Sequence[str] = ()
     remembered: Mapping[str, int] = field(default_factory=dict)
     sockets: Mapping[str, int] = field(default_factory=dict)
+    ready_seconds: Mapping[str, float] = field(default_factory=dict)

@@ -36,6 +36,8 @@ from .ports import Ports, assign_ports, back_home
 from .problems import Problems, refuse_servers
 from .profile import Model, Selected, select
 from .renamed import model_stamp, renamed_servers, with_ports_of_renamed
+from .stand_ins import launch_revision
+from .waves import changed_in_waves
 
 # Headroom for page tables, threads, allocator slack and long prompts, so that these do not get a server killed.
 MEMORY_MAX_MARGIN = 1.25
@@ -87,11 +89,11 @@ def make_plan(
     drafts, layer_warnings = made
     threads, thread_warnings = _share_cores(drafts, settings, host)
     planned, remembered = _with_actions(drafts, ports, before, profile, runtime, settings, host, threads)
-    warnings += [f"{server['name']}: {text}" for server in planned for text in _context_warnings(server)]
+    warnings += _context_warnings(planned)
     planned += [*orphans, *_stopped([*planned, *orphans], before, lost, profile, host)]
     memory = check_memory(planned, profile, settings, host)
+    planned, change = changed_in_waves(_unique(planned), profile, settings, host)
     warnings += [*growth_warnings(planned, memory), *layer_warnings, *thread_warnings]
-    _assert_unique(planned)
     return PLAN.stamp(
         {
             "profile": profile["name"],
@@ -102,6 +104,7 @@ def make_plan(
             **({"ports": remembered} if remembered else {}),
             **limits_part(planned, profile, settings, host),
             **lost_part(lost, moved, selection.missing, known_elsewhere),
+            **change,
         }
     )
 
@@ -199,8 +202,8 @@ def _check_instances(profile: Mapping[str, Any], settings: Settings) -> None:
         raise PlanError(f'profile "{profile["name"]}" ({profile["source"]}): {sentences(wrong)}')
 
 
-def _assert_unique(planned: Sequence[Server]) -> None:
-    """Fail where two servers would have one name or one port: a mistake of the plan itself."""
+def _unique(planned: Sequence[Server]) -> Sequence[Server]:
+    """Return the servers; fail where two would have one name or one port: a mistake of the plan itself."""
     staying = [server for server in planned if server["action"] != "stop"]
     for key, values in (
         ("name", [str(server["name"]) for server in planned]),
@@ -209,6 +212,7 @@ def _assert_unique(planned: Sequence[Server]) -> None:
         twice = sorted({value for value in values if values.count(value) > 1})
         if twice:
             raise PlanError(f"Two servers of the plan have one {key}: {', '.join(twice)}. Please report this.")
+    return planned
 
 
 def _named(servers: Sequence[Selected], models: Sequence[Model]) -> list[tuple[str, Selected]]:
@@ -293,8 +297,7 @@ def _server(
     # A limit above the host's RAM would have no effect.
     memory_max = min(memory_max, host.memory.total_bytes)
     env = {**_environment(draft, runtime, settings, host, threads), **socket_environment(draft.selected, port)}
-    launch = [argv, env, settings.restart_triggers, settings.service_manager, *settings.manager_triggers]
-    revision = digest_of(launch)[:12]
+    revision = launch_revision(argv, env, settings)
     same = previous is not None and previous.get("revision") == revision
     generation = 1 if previous is None else int(previous.get("generation", 1)) + (0 if same else 1)
     return {
@@ -358,21 +361,30 @@ def _fingerprint(model: Model) -> str:
     return digest_of([model["files"], fingerprint["size"], fingerprint["mtime_ns"], fingerprint["inode"]])[:12]
 
 
-def _context_warnings(server: Server) -> list[str]:
-    slot = server["memory"].get("slot_context")
-    if slot is not None and 0 < slot < 512 and server["kind"] == "model":
-        return [f"a slot gets a context of {slot} tokens only: raise ctx_size or lower parallel."]
-    return []
+def _context_warnings(planned: Sequence[Server]) -> list[str]:
+    """A warning for each server whose slots hold little of a conversation."""
+    slots = {
+        str(server["name"]): server["memory"].get("slot_context") for server in planned if server["kind"] == "model"
+    }
+    return [
+        f"{name}: a slot gets a context of {slot} tokens only: raise ctx_size or lower parallel."
+        for name, slot in slots.items()
+        if slot is not None and 0 < slot < 512
+    ]
 
 
 def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     """Return the human-readable plan, one line per server; also used for the diff."""
     width = max((len(str(server["name"])) for server in plan["servers"]), default=0)
     return [
-        f"{server['action']:<8}{server['name']:<{width}}  port {server['port']}  {server.get('tier') or '-':<4}"
+        f"{_action_text(server):<8}{server['name']:<{width}}  port {server['port']}  {server.get('tier') or '-':<4}"
         f"{memory_text(server.get('memory', {})):>10}  {_threads_text(server)}{server['reason']}"
         for server in plan["servers"]
     ]
+
+
+def _action_text(server: Mapping[str, Any]) -> str:
+    return str(server.get("change") or server["action"])
 
 
 def _threads_text(server: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from .._core.argv import flag_value
 from .._core.processes import Listener, Process
+from .._core.stand_ins import stand_ins
 from .inputs import Host, PlanError, Server, Settings
 from .profile import Selected
 
@@ -84,7 +85,9 @@ def assign_ports(
         ) from None
     taken = {*ports.values(), *blocked}
     homes = {name: port for name, port in remembered.items() if name in kept and port not in taken}
-    gone = {name: port for name, port in sorted(current.items()) if name not in ports and port not in staying}
+    left = {name: port for name, port in sorted(current.items()) if name not in ports and port not in staying}
+    # The port of a stand-in is not an address that anyone knows.
+    gone = {name: port for name, port in left.items() if name not in stand_ins(host.record)}
     after = _remembered(remembered, gone, conflicts, ports, valid)
     return Ports({name: ports[name] for name in names}, moves, homes, after)
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.magi.llama.plugins.doc_fragments import lock
+from ansible_collections.magi.llama.plugins.doc_fragments import downtime, lock
 from ansible_collections.magi.llama.plugins.module_utils._arguments.answers import ANSWERS, FACTS
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import Arguments, fill_in, on_controller
 from ansible_collections.magi.llama.plugins.modules import run_lock, server_state
@@ -39,8 +39,9 @@ def documentation_of(module: str, part: str = "DOCUMENTATION") -> dict[str, Any]
 def documented_options(module: str) -> dict[str, Any]:
     documentation = documentation_of(module)
     options = dict(documentation.get("options", {}))
-    if "magi.llama.lock" in documentation["extends_documentation_fragment"]:
-        options.update(yaml.safe_load(lock.ModuleDocFragment.DOCUMENTATION)["options"])
+    for name, fragment in (("lock", lock), ("downtime", downtime)):
+        if f"magi.llama.{name}" in documentation["extends_documentation_fragment"]:
+            options.update(yaml.safe_load(fragment.ModuleDocFragment.DOCUMENTATION)["options"])
     return options
 
 

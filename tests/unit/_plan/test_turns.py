@@ -1,0 +1,82 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Hosts that change together take turns where they need each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible_collections.magi.llama.plugins.module_utils._plan.turns import (
+    has_touched,
+    ready_models,
+    wave_at,
+    wave_turns,
+)
+
+IDLE: dict[str, Any] = {"drain": [], "actions": {}, "ready": [], "needs": [], "away": {}}
+
+
+def waves(*given: dict[str, Any]) -> list[dict[str, Any]]:
+    return list(given)
+
+
+def wave(name: str, *needs: str) -> dict[str, Any]:
+    return {**IDLE, "drain": [name], "actions": {name: "restart"}, "ready": [name], "needs": list(needs)}
+
+
+def drained(turns: dict[str, Any], host: str) -> list[list[str]]:
+    return [wave_at(turns, host, step)["drain"] for step in range(len(turns["steps"]))]
+
+
+def test_hosts_that_need_each_other_take_turns() -> None:
+    turns = wave_turns({"one": waves(wave("a", "a")), "two": waves(wave("a", "a")), "three": waves(wave("b", "b"))})
+    assert {host: drained(turns, host) for host in turns["waves"]} == {
+        "one": [["a"], []],
+        "two": [[], ["a"]],
+        "three": [["b"], []],
+    }
+
+
+def test_hosts_that_need_nobody_change_at_the_same_time() -> None:
+    turns = wave_turns({"one": waves(wave("a"), wave("b")), "two": waves(wave("a"), wave("b"))})
+    assert drained(turns, "one") == drained(turns, "two") == [["a"], ["b"]]
+
+
+def test_a_hosts_waves_stay_in_their_order() -> None:
+    turns = wave_turns({"one": waves(wave("a", "a"), wave("b", "b")), "two": waves(wave("b", "b"), wave("a", "a"))})
+    assert drained(turns, "one") == [["a"], ["b"]]
+    assert drained(turns, "two") == [["b"], ["a"]]
+
+
+def test_a_step_says_what_any_host_does_in_it() -> None:
+    begin = {**IDLE, "actions": {"b": "start"}, "ready": ["b"]}
+    end = {**IDLE, "drain": ["b"], "actions": {"b": "stop"}}
+    turns = wave_turns({"one": waves(begin), "two": waves(begin, wave("a", "a"), end)})
+    assert turns["steps"] == [
+        {"drains": False, "needs": False, "readies": True},
+        {"drains": True, "needs": True, "readies": True},
+        {"drains": True, "needs": False, "readies": False},
+    ]
+    assert [has_touched(turns, host, step) for host in ("one", "two") for step in range(3)] == [
+        *[False] * 3,
+        *[False, True, True],
+    ]
+
+
+def test_a_host_with_something_else_has_nothing_to_do() -> None:
+    turns = wave_turns({"one": [{"drain": 1}], "two": None})
+    assert turns == {"steps": [], "waves": {"one": [], "two": []}}
+    assert wave_at(turns, "one", 0) == wave_at(turns, "unknown", 0) == IDLE
+
+
+def test_a_model_counts_as_ready_elsewhere_only_where_every_gateway_sees_it() -> None:
+    answers = [
+        {"exists": True, "ready": {"a": {"one": 1, "two": 1}, "b": {"two": 1}}},
+        {"exists": True, "ready": {"a": {"one": 1, "two": 2}, "b": {}}},
+        {"exists": False, "ready": {}},
+        {"unreachable": True, "msg": "no route"},
+    ]
+    assert ready_models(answers, "one") == {"gateways": 2, "here": ["a"], "elsewhere": ["a"]}
+    assert ready_models(answers, "two") == {"gateways": 2, "here": ["a", "b"], "elsewhere": ["a"]}
+    assert ready_models([], "one") == {"gateways": 0, "here": [], "elsewhere": []}
