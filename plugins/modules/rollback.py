@@ -18,6 +18,7 @@ description:
 author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:
   - magi.llama.attributes
+  - magi.llama.downtime
 options:
   state_dir:
     description: The servers' state directory.
@@ -99,6 +100,7 @@ from ansible_collections.magi.llama.plugins.module_utils._core.commands import i
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import listeners, processes
 from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import renew
+from ansible_collections.magi.llama.plugins.module_utils._deployment.deployed_waves import deployed_waves
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import (
     DamagedRecordError,
     empty_record,
@@ -136,13 +138,15 @@ def main() -> None:
 
 def run(module: Module) -> dict:
     given = module.params
-    state_dir = plain_path(given["state_dir"])
+    given["state_dir"] = state_dir = plain_path(given["state_dir"])
     before = read_previous(state_dir) if given["keep_binary"] else deployment_before(state_dir)
     restored = prefixes_to_restore(before, lambda path: _identity(path, given), given["keep_binary"])
     now = _deployed(state_dir)
-    servers = planned(before, now, processes(state_dir), _sockets(state_dir, now))
+    running = processes(state_dir)
+    servers = planned(before, now, running, _sockets(state_dir, now))
     if not restored:
         refuse_current(state_dir, before, now, servers)
+    servers, change = deployed_waves(servers, {**before.record, "servers": now}, running, given, is_new=True)
     refuse_foreign(before.files, managed_files(state_dir))
     launch = files_to_write(before.files)
     stale = stale_files(managed_files(state_dir), [file.path for file in before.files])
@@ -157,7 +161,7 @@ def run(module: Module) -> dict:
         write_all(write, remove)
     name = before.record["profile"]
     content = {"start": before.record.get("start"), "servers": servers, "memory": {}, "warnings": []}
-    plan = PLAN.stamp({"profile": name, **content})
+    plan = PLAN.stamp({"profile": name, **content, **change})
     profile = {"name": name, "description": "the deployment before", "source": "", "start": starting(before)}
     return {
         "changed": bool(restored or write or remove or any(server["action"] != "keep" for server in servers)),

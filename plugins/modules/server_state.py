@@ -22,6 +22,7 @@ description:
 author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:
   - magi.llama.attributes
+  - magi.llama.downtime
 options:
   state_dir:
     description: The servers' state directory.
@@ -45,7 +46,8 @@ options:
   actions:
     description:
       - Maps server names to V(start), V(restart) or V(stop), instead of O(state).
-      - A server that is not in the record any more is removed from the service manager when it is stopped.
+      - A server that is not in the record any more is removed from the service manager when it is stopped. A stand-in
+        is removed from the record then.
     type: dict
   concurrent:
     description: >-
@@ -59,6 +61,11 @@ options:
   supervisord_path:
     description: Path of C(supervisord), by default the one found in O(state_dir) or C(PATH).
     type: path
+  is_lasting:
+    description:
+      - Note O(actions) as what the servers are to be from now on, also after a reboot. With O(state) that is always so.
+    type: bool
+    default: false
 attributes:
   check_mode:
     support: full
@@ -138,6 +145,12 @@ servers:
     error:
       description: Why it could not be started, V(null) if there was no error.
       type: str
+waves:
+  description: >-
+    In check mode with O(without_downtime), the steps of the change, as in the plan of M(magi.llama.server_plan).
+  returned: in check mode
+  type: list
+  elements: dict
 deployed:
   description: The O(servers) that are deployed on this host.
   returned: with O(skip_missing)
@@ -153,6 +166,7 @@ from ansible_collections.magi.llama.plugins.module_utils._core.basic import Modu
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import processes
 from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import renew
+from ansible_collections.magi.llama.plugins.module_utils._core.stand_ins import stand_ins
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import chosen, read_record
 from ansible_collections.magi.llama.plugins.module_utils._health.observations import (
     note_seconds,
@@ -178,7 +192,8 @@ def main() -> None:
 
 
 def run(module: Module) -> dict:
-    given, state_dir = module.params, plain_path(module.params["state_dir"])
+    given = module.params
+    given["state_dir"] = state_dir = plain_path(given["state_dir"])
     record = read_record(state_dir)
     deployed = {}
     if given["skip_missing"]:
@@ -191,15 +206,16 @@ def run(module: Module) -> dict:
     todo = _todo(given, state_dir, record, driver)
     if module.check_mode:
         results = [{"name": name, "action": action} for name, action in todo.items()]
-        return {"changed": bool(todo), "msg": _planned(todo), "servers": results, **deployed}
+        waves = {"waves": _waves(given, record, todo)} if given["without_downtime"] else {}
+        return {"changed": bool(todo), "msg": _planned(todo), "servers": results, **deployed, **waves}
     if todo:
         renew(state_dir, given["run_id"])
-    if given["actions"] is None:
-        # A run that applies a plan has written what it intends, and a module compiles at every call what it imports.
-        from ansible_collections.magi.llama.plugins.module_utils._deployment.state_files import note_intended
+    leaving = [name for name, action in todo.items() if action == "stop"]
+    if stand_ins(record["servers"]).keys() & set(leaving):
+        from ansible_collections.magi.llama.plugins.module_utils._deployment.state_files import drop_stand_ins
 
-        names = given["servers"] or [server["name"] for server in record["servers"]]
-        note_intended(state_dir, names, "stopped" if given["state"] == "stopped" else "started")
+        record = drop_stand_ins(state_dir, leaving)
+    _note_intended(given, state_dir, record, todo)
     retire_others(record, state_dir)
     pace = Pace()
     results = apply(
@@ -238,6 +254,29 @@ def _todo(given: dict, state_dir: str, record: dict, driver: ServiceDriver) -> d
         unknown = {process.name for process in strays(state_dir, statuses)}
     old = outdated(record["servers"], processes(state_dir))
     return needed(actions, statuses, unknown, record["servers"], old)
+
+
+def _note_intended(given: dict, state_dir: str, record: dict, todo: dict) -> None:
+    """Note what the servers are to be, except where a run applies a plan: it has written that."""
+    if given["actions"] is not None and not given["is_lasting"]:
+        return
+    # A module compiles at every call what it imports.
+    from ansible_collections.magi.llama.plugins.module_utils._deployment.state_files import note_intended
+
+    names = given["servers"] or [server["name"] for server in record["servers"]]
+    intended = dict.fromkeys(names, "stopped" if given["state"] == "stopped" else "started")
+    if given["actions"] is not None:
+        intended = {name: "stopped" if action == "stop" else "started" for name, action in todo.items()}
+    note_intended(state_dir, intended)
+
+
+def _waves(given: dict, record: dict, todo: dict) -> list:
+    """The steps in which gateways are kept supplied."""
+    from ansible_collections.magi.llama.plugins.module_utils._deployment.deployed_waves import deployed_waves
+
+    servers = [{**server, "action": todo.get(server["name"], "keep")} for server in record["servers"]]
+    _servers, change = deployed_waves(servers, record, processes(given["state_dir"]), given, is_new=False)
+    return change.get("waves", [])
 
 
 def _planned(todo: dict) -> str:

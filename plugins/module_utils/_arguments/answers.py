@@ -27,7 +27,7 @@ from .._deployment.record import RECORD
 from .._gateway.fleet import HOST
 from .._health.status import STATUS
 from .._models.registry_file import REGISTRY
-from .._plan.document import PLAN
+from .._plan.document import PLAN, WAVES
 from .._services.table import MANAGERS
 
 _TEXT = (str, NULL)
@@ -131,7 +131,7 @@ ANSWERS: dict[str, Fields] = {
     "server_plan": Fields({"drift": Map(str), "deployed": Map(str)}),
     "launch_configs": Fields({"written": [str], "removed": [str]}),
     "rollback": Fields({"restored": [str], "written": [str], "removed": [str]}),
-    "server_state": Fields({"servers": [_CHANGED_SERVER]}, {"deployed": [NAME]}),
+    "server_state": Fields({"servers": [_CHANGED_SERVER]}, {"deployed": [NAME], "waves": WAVES}),
     "wait_for_health": Fields(
         {
             "servers": [_OUTCOME],

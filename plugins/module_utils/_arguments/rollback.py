@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from .._core.arguments import Arguments
+from .downtime import OPTIONS
 
 ARGUMENTS = Arguments(
     {
@@ -14,6 +15,7 @@ ARGUMENTS = Arguments(
         "keep_binary": {"type": "bool", "default": False},
         "user": {"type": "str"},
         "binary_owner": {"type": "str"},
+        **OPTIONS,
     },
     filled_in={"run_id": {"type": "str"}},
 )

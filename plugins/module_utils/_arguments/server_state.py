@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from .._core.arguments import Arguments
+from .downtime import OPTIONS
 
 ARGUMENTS = Arguments(
     {
@@ -18,6 +19,8 @@ ARGUMENTS = Arguments(
         "concurrent": {"type": "bool"},
         "timeout": {"type": "float"},
         "supervisord_path": {"type": "path"},
+        "is_lasting": {"type": "bool", "default": False},
+        **OPTIONS,
     },
     filled_in={"run_id": {"type": "str"}},
     rules={"mutually_exclusive": [("state", "actions")], "required_one_of": [("state", "actions")]},

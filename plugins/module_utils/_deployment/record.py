@@ -55,6 +55,8 @@ _SERVER = Fields(
         "model_stamp": str,
         "stop_timeout": int,
         "max_startup_time": NUMBER,
+        # The server whose place it takes while that is restarted.
+        "stands_in_for": NAME,
     },
 )
 RECORD = Fields(
@@ -195,7 +197,7 @@ def _damaged(path: str, error: Exception) -> DamagedRecordError:
 def record_of(plan: Mapping[str, Any], service_manager: str) -> dict[str, Any]:
     """The record of what is deployed once the plan is applied."""
     servers = [
-        {key: value for key, value in server.items() if key not in ("action", "reason")}
+        {key: value for key, value in server.items() if key not in ("action", "reason", "change")}
         for server in plan["servers"]
         if server["action"] != "stop"
     ]

@@ -9,15 +9,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from .._core.digests import digest_of
+from .._core.stand_ins import stand_ins
 from .._core.version import COLLECTION_VERSION
 from .._health.observations import migrate_observations
 from .._health.observations import old_path as old_observations
 from .._launch.config_files import File, LaunchConfigError, digest, file_at, write_all
-from .._services.table import deployed_paths
+from .._services.table import deployed_paths, find_manager
 from .record import (
     DEPLOYMENT,
     DamagedRecordError,
@@ -98,8 +99,8 @@ def _json(file: File) -> dict[str, Any]:
     return {}
 
 
-def note_intended(state_dir: str, names: Sequence[str], state: str) -> None:
-    """Note that servers are to be started or stopped from now on. Raises RecordError.
+def note_intended(state_dir: str, intended: Mapping[str, str]) -> None:
+    """Note which servers are to be started or stopped from now on. Raises RecordError.
 
     A disk on which it cannot be written does not keep them from being stopped.
     """
@@ -107,9 +108,33 @@ def note_intended(state_dir: str, names: Sequence[str], state: str) -> None:
     before = intended_of(record)
     with contextlib.suppress(DamagedRecordError):
         before.update({name: value for name, value in read_intended(state_dir).items() if name in before})
-    files, remove = state_files(state_dir, record, intended={**before, **dict.fromkeys(names, state)})
+    files, remove = state_files(
+        state_dir, record, intended={name: intended.get(name, now) for name, now in before.items()}
+    )
     with contextlib.suppress(LaunchConfigError):
         write_all(files, remove)
+
+
+def drop_stand_ins(state_dir: str, names: Collection[str]) -> dict[str, Any]:
+    """Return the record without those stand-ins, and remove them from the state and from the service manager's folder.
+
+    What remains is the same deployment. Raises RecordError.
+    """
+    record = read_record(state_dir)
+    leaving = [name for name in stand_ins(record["servers"]) if name in names]
+    if not leaving:
+        return record
+    manager = find_manager(record["service_manager"])
+    paths = [manager.config_path(state_dir, name) for name in leaving]
+    record["servers"] = [server for server in record["servers"] if server["name"] not in leaving]
+    content = {
+        "deployed": record,
+        "intended": {name: state for name, state in read_intended(state_dir).items() if name not in leaving},
+        "configs": {path: value for path, value in read_configs(state_dir).items() if path not in paths},
+        "previous": _previous_part(read_previous_deployment(state_dir)),
+    }
+    write_all([deployment_file(state_dir, content)], paths)
+    return record
 
 
 def deployed(state_dir: str, service_manager: str) -> dict[str, str]:

@@ -79,7 +79,7 @@ def test_state_without_recorded_configs_is_no_drift(state_dir: str) -> None:
 
 def test_intention_keeps_recorded_configs(state_dir: str) -> None:
     before = read_configs(state_dir)
-    state_files.note_intended(state_dir, ["a"], "stopped")
+    state_files.note_intended(state_dir, {"a": "stopped"})
     assert read_configs(state_dir) == before and len(before) == 3
 
 

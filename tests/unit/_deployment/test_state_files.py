@@ -16,7 +16,8 @@ from ansible_collections.magi.llama.plugins.module_utils._core.documents import 
 from ansible_collections.magi.llama.plugins.module_utils._deployment import record, state_files, version_1
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import DEPLOYMENT, RecordError
 from ansible_collections.magi.llama.plugins.module_utils._health import observations
-from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import LaunchConfigError, write_all
+from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import File, LaunchConfigError, write_all
+from ansible_collections.magi.llama.plugins.module_utils._services.table import find_manager
 from support.version_1 import NEW, OLD, recorded
 
 
@@ -198,7 +199,7 @@ def test_collection_version_change_alone_writes_nothing(old: str, monkeypatch: p
     assert state_files.state_files(old, now) == ([], [])
     assert state_files.deployed(old, "supervisor") == digests == state_files.planned(old, now, [])
     # The version is written together with another change.
-    state_files.note_intended(old, ["tiny-llama-q2_k"], "stopped")
+    state_files.note_intended(old, {"tiny-llama-q2_k": "stopped"})
     assert json.loads((Path(old) / "deployment.json").read_text())["collection_version"] == "9.9.9"
 
 
@@ -217,7 +218,7 @@ def test_other_mode_or_missing_version_is_written(old: str) -> None:
 
 
 def test_intention_is_recorded_and_replaced_by_next_plan(old: str) -> None:
-    state_files.note_intended(old, ["tiny-llama-q2_k"], "stopped")
+    state_files.note_intended(old, {"tiny-llama-q2_k": "stopped"})
     assert names(old) == set(NEW)
     assert record.read_intended(old) == {"tiny-llama-q3_k_m": "started", "tiny-llama-q2_k": "stopped"}
     now = record.read_record(old)
@@ -232,7 +233,7 @@ def test_intention_not_writable_does_not_stop_the_run(old: str, monkeypatch: pyt
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr("tempfile.mkstemp", read_only)
-    state_files.note_intended(old, ["tiny-llama-q2_k"], "stopped")
+    state_files.note_intended(old, {"tiny-llama-q2_k": "stopped"})
     assert names(old) == set(OLD)
 
 
@@ -246,3 +247,24 @@ def test_observations_of_newer_version_are_refused(tmp_path: Path) -> None:
     (tmp_path / "observed.json").write_text('{"schema_version": 3}')
     with pytest.raises(observations.ObservedError, match=r"observed.json: The observed was written by a newer"):
         observations.ready_revisions(str(tmp_path))
+
+
+def test_stand_in_that_is_dropped_leaves_the_same_deployment(tmp_path: Path) -> None:
+    own = {"name": "a", "model_id": "a", "port": 8080, "argv": ["/usr/bin/llama-server"]}
+    stand_in = {**own, "name": "a-surge", "port": 8099, "stands_in_for": "a"}
+    content = {"profile": "p", "service_manager": "supervisor", "servers": [own, stand_in]}
+    folder = str(tmp_path)
+    manager = find_manager("supervisor")
+    text = manager.managed(folder).marker.encode()
+    files = [File(manager.config_path(folder, name), text) for name in ("a", "a-surge")]
+    write_all([*state_files.state_files(folder, content, configs=files)[0], *files])
+    assert state_files.drop_stand_ins(folder, ["a"]) == content
+    assert state_files.drop_stand_ins(folder, ["a-surge"]) == {**content, "servers": [own]}
+    assert record.read_record(folder) == {**content, "servers": [own]}
+    assert record.read_intended(folder) == {"a": "started"}
+    assert list(record.read_configs(folder)) == [files[0].path]
+    assert [os.path.exists(file.path) for file in files] == [True, False]
+    # The next run has nothing to write.
+    assert state_files.deployed(folder, "supervisor") == state_files.planned(
+        folder, {**content, "servers": [own]}, files[:1]
+    )
