@@ -18,6 +18,7 @@ from .._plan.drafts import effective_parameters
 from .._plan.memory import estimate
 from .._plan.plan import companion_sizes, plan_lines
 from .._plan.profile import select
+from .._plan.waves import away_text
 
 STEPS = ("discovery", "profile", "enabled models", "launch", "health")
 # The registry lists all of them.
@@ -106,7 +107,7 @@ def profile_lines(profile: Mapping[str, Any]) -> list[str]:
 
 def enabled_lines(plan: Mapping[str, Any]) -> list[str]:
     """How many servers of which tiers, and what they need."""
-    servers = [server for server in plan["servers"] if server["action"] != "stop"]
+    servers = _enabled(plan)
     tiers = Counter(str(server.get("tier") or "-") for server in servers)
     listing = ", ".join(f"{tier} ×{count}" if count > 1 else tier for tier, count in sorted(tiers.items()))
     models = len({server["model_id"] for server in servers})
@@ -121,9 +122,14 @@ def enabled_lines(plan: Mapping[str, Any]) -> list[str]:
     return [step_line("enabled models", f"{len(servers)} servers of {models} models ({listing}), {need}")]
 
 
+def _enabled(plan: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The servers that are there to stay."""
+    return [server for server in plan["servers"] if server["action"] != "stop" and "stands_in_for" not in server]
+
+
 def launch_lines(plan: Mapping[str, Any]) -> list[str]:
     """What is started, restarted and stopped, each with its reason."""
-    counts = Counter(str(server["action"]) for server in plan["servers"])
+    counts = Counter(str(server["action"]) for server in plan["servers"] if "stands_in_for" not in server)
     order = ("start", "restart", "stop", "keep")
     text = ", ".join(f"{counts[action]} to {action}" for action in order if counts[action]) or "nothing to do"
     changing = {**plan, "servers": [server for server in plan["servers"] if server["action"] != "keep"]}
@@ -131,9 +137,21 @@ def launch_lines(plan: Mapping[str, Any]) -> list[str]:
     shown = [f"      {server['name']}: {text}" for server in launched for text in [shown_text(server)] if text]
     return [
         step_line("launch", text),
-        *(f"      {line}" for line in plan_lines(changing)),
+        *(f"      {line}" for line in [*plan_lines(changing), *_change_lines(plan)]),
         *bounded(shown, MAX_LISTED),
     ]
+
+
+def _change_lines(plan: Mapping[str, Any]) -> list[str]:
+    """What a change in waves needs on the way, and what is away meanwhile."""
+    if not plan.get("waves"):
+        return []
+    peak, away = plan["peak"], plan["away"]
+    need = f"{format_bytes(peak['ram_bytes'])} RAM"
+    need += f" and {format_bytes(peak['vram_bytes'])} GPU memory" if peak["vram_bytes"] else ""
+    count = len(plan["waves"])
+    lines = [f"in {count} step{'s' * (count != 1)}, with at most {need} on the way"]
+    return [*lines, f"warning  {away_text(away)} (-e allow_downtime=true accepts it)"] if away else lines
 
 
 def health_lines(health: Mapping[str, Any]) -> list[str]:
@@ -146,7 +164,7 @@ def summary_lines(
 ) -> list[str]:
     """The end of a run: the counts, and a line for each server."""
     discovered = f"{registry['total']} discovered, " if registry is not None else ""
-    enabled = [server for server in plan["servers"] if server["action"] != "stop"]
+    enabled = _enabled(plan)
     launched = sum(server["action"] in ("start", "restart") for server in enabled)
     tiers = {server["name"]: server.get("tier") for server in enabled}
     # A server that crashes and comes back is ready whenever someone looks.
