@@ -145,7 +145,7 @@ def test_requests_that_exceed_the_drain_are_counted(three: Gateway) -> None:
 
 def test_new_servers_that_fail_leave_the_old_ones_serving(three: Gateway, tmp_path: Path) -> None:
     before, pids = contexts(three), three.bed.pids()
-    # A model is no adapter, which only the server notices.
+    # Only the server notices that this model cannot be an adapter.
     profile(three, "broken", "three", ctx_size=512, lora=str(three.bed.models / "tiny-llama-Q2_K.gguf"))
     with requests(three, tmp_path) as outcomes:
         three.bed.run("site", code=2).expect("No server was stopped", "its launch configs are restored")
