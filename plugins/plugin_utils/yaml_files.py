@@ -23,16 +23,55 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 OCTAL = re.compile(r"[-+]?0[0-7_]+")
 BASE_60 = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
 NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+# Values that aliases may add to those written in a file: aliases of aliases grow without bound when they are copied.
+MAX_ADDED = 10_000
 
 
 def load_yaml(loader: DataLoader, path: str, what: str, **options: Any) -> Any:
     """The content of a file; what it is comes first in an error. Raises AnsibleActionFail."""
     try:
+        _refuse_growth(loader.get_text_file_contents(path), path, what)
         return loader.load_from_file(path, cache="none", **options)
     except AnsibleError as error:
         mark = getattr(error.__cause__, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise AnsibleActionFail(f"{what} ({path}{line}): {error}") from error
+
+
+def _refuse_growth(text: str, path: str, what: str) -> None:
+    """Raise AnsibleActionFail where aliases stand for too many values; to be called before anything is built."""
+    if "&" not in text:
+        return
+    try:
+        root = yaml.compose(text.encode(), Loader=LOADER)
+    except yaml.YAMLError:
+        # Loading it fails with a better message.
+        return
+    if root is not None and _is_grown(root):
+        raise AnsibleActionFail(
+            f"{what} ({path}): its aliases (*name) stand for more than {MAX_ADDED} values besides those that are "
+            "written: write out what is needed in place of aliases of aliases."
+        )
+
+
+def _is_grown(root: yaml.Node) -> bool:
+    """Whether the aliases of a file, expanded, add more than MAX_ADDED nodes to its own, or contain themselves."""
+    # With aliases expanded; None while a node's own parts are counted. An alias is the same node again.
+    sizes: dict[int, int | None] = {}
+    todo: list[tuple[yaml.Node, bool]] = [(root, False)]
+    while todo:
+        node, are_parts_counted = todo.pop()
+        inner = list(node.value) if isinstance(node, yaml.SequenceNode) else []
+        if isinstance(node, yaml.MappingNode):
+            inner = [part for pair in node.value for part in pair]
+        if are_parts_counted:
+            sizes[id(node)] = 1 + sum(sizes[id(part)] or 0 for part in inner)
+        elif id(node) not in sizes:
+            sizes[id(node)] = None
+            todo += [(node, True), *((part, False) for part in inner)]
+        elif sizes[id(node)] is None:
+            return True
+    return (sizes[id(root)] or 0) - len(sizes) > MAX_ADDED
 
 
 def misread_numbers(loader: DataLoader, path: str) -> list[str]:

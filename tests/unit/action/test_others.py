@@ -246,6 +246,36 @@ def test_profile_with_a_syntax_error_names_file_and_line(run_action, tmp_path: P
     assert refused.value.message.startswith(f'profile "p" ({tmp_path}/p.yml, line 3): YAML parsing failed')
 
 
+# Ten levels of ten: ten billion values once they are copied, as a template or for another process.
+BOMB = "\n".join(
+    ["l0: &l0 [1]", *(f"l{level}: &l{level} [{', '.join([f'*l{level - 1}'] * 10)}]" for level in range(1, 11))]
+)
+# A merge copies while the file is loaded.
+MERGED = "\n".join(
+    ["l0: &l0 {x: 1}", *(f"l{n}: &l{n}\n  <<: [{', '.join([f'*l{n - 1}'] * 10)}]" for n in range(1, 11))]
+)
+
+
+@pytest.mark.parametrize("text", [BOMB, MERGED, "a: &a [*a]"])
+def test_aliases_that_grow_are_refused_before_anything_is_copied(run_action: Any, tmp_path: Path, text: str) -> None:
+    for name in ("p.yml", "m.yml"):
+        (tmp_path / name).write_text(f"{text}\n", encoding="utf-8")
+    with pytest.raises(AnsibleError, match=rf'profile "p" \({tmp_path}/p.yml\): its aliases .* more than 10000 values'):
+        run_action("profile", {"name": "p", "search_paths": [str(tmp_path)]})
+    with pytest.raises(AnsibleError, match=rf"manifest \({tmp_path}/m.yml\): its aliases"):
+        run_action("gguf_registry", {"manifest_file": "m.yml"}, inventory_dir=str(tmp_path))
+
+
+def test_aliases_of_usual_size_and_long_files_without_them_are_read(run_action: Any, tmp_path: Path) -> None:
+    entries = [f"{{model: m{number}, parameters: *more}}" for number in range(2001)]
+    text = f"parameters: &more {{ctx_size: 512}}\nenabled_models: [{', '.join(entries)}]\n"
+    (tmp_path / "p.yml").write_text(text, encoding="utf-8")
+    profile = run_action("profile", {"name": "p", "search_paths": [str(tmp_path)]}).result["ansible_facts"][
+        "llama_profile"
+    ]
+    assert profile["enabled_models"][2000]["parameters"] == {"ctx_size": 512}
+
+
 MISREAD = """\
 description: "010 and 1:30 in quotes"
 enabled_models:
