@@ -181,7 +181,8 @@ status:
         memory:
           description: >-
             The memory for weights, caches and compute buffers, of a server that logs it; C(planned_bytes) as the plan
-            estimated it, C(loaded_bytes) as llama-server reports it, and C(rows) with its parts for each device.
+            estimated it, C(loaded_bytes) as llama-server reports it, and C(rows) with its parts for each device. Both
+            sums are of RAM and GPU memory; C(planned_gpu_bytes) and C(loaded_gpu_bytes) are what of them is on GPUs.
           type: dict
         tokens_per_second:
           description: >-

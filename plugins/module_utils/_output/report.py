@@ -12,7 +12,7 @@ from typing import Any
 
 from .._core.errors import EstimateError
 from .._core.text import bounded, format_bytes
-from .._health.breakdown import deviation
+from .._health.breakdown import deviation, gpu_part, ram_part
 from .._launch.hidden import shown_text
 from .._plan.drafts import effective_parameters
 from .._plan.memory import estimate
@@ -209,7 +209,7 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
             f"{server['state']}, restart pending" if server.get("restart_pending") else server["state"],
             format_seconds(server["uptime_seconds"]) if server["pid"] and server["uptime_seconds"] is not None else "-",
             format_bytes(server["rss_bytes"]) if server["pid"] and server["rss_bytes"] is not None else "-",
-            *_planned_and_loaded(server.get("memory")),
+            *_planned_and_loaded(ram_part(server["memory"]) if "memory" in server else None),
             server["restarts"],
             *([server.get("tokens_per_second")] if has_speeds else []),
             *(_gpu_columns(server) if has_gpus else []),
@@ -218,7 +218,7 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
     ]
     header = ["SERVER", "PORT", "PID", "TIER", "THREADS", "STATE", "UPTIME", "MEMORY", "PLANNED", "LOADED", "RESTARTS"]
     header += ["TOKENS/S"] if has_speeds else []
-    header += ["GPU", "GPU MEMORY", "PLANNED ON GPU"] if has_gpus else []
+    header += ["GPU", "GPU MEMORY", "PLANNED ON GPU", "LOADED ON GPU"] if has_gpus else []
     return [
         f"{status['ready_servers']} of {status['total_servers']} servers ready",
         *(table(header, rows) if rows else []),
@@ -233,15 +233,16 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
 
 def _gpu_columns(server: Mapping[str, Any]) -> list[str]:
     sizes = (server.get(key) for key in ("vram_bytes", "planned_vram_bytes"))
-    return [server.get("device") or "-", *("-" if size is None else format_bytes(size) for size in sizes)]
+    loaded = _planned_and_loaded(gpu_part(server["memory"]) if "memory" in server else None)[1]
+    return [server.get("device") or "-", *("-" if size is None else format_bytes(size) for size in sizes), loaded]
 
 
-def _planned_and_loaded(memory: Mapping[str, Any] | None) -> list[str]:
-    if memory is None:
+def _planned_and_loaded(sizes: tuple[int, int] | None) -> list[str]:
+    if sizes is None:
         return ["-", "-"]
-    share = deviation(memory)
+    share = deviation(*sizes)
     more = f" ({share:+.0%})" if share is not None else ""
-    return [format_bytes(memory["planned_bytes"]), f"{format_bytes(memory['loaded_bytes'])}{more}"]
+    return [format_bytes(sizes[0]), f"{format_bytes(sizes[1])}{more}"]
 
 
 def registry_lines(registry: Mapping[str, Any], profile: Mapping[str, Any]) -> list[str]:

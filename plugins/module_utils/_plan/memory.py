@@ -218,12 +218,11 @@ def estimate(
 
     The result: weights_bytes, kv_bytes and recurrent_bytes are exact, as far as "estimates" does not name them.
     compute_bytes is for one device. host_bytes is the process itself with its vocabulary and output buffers
-    (output_bytes of it are the latter).
-    total_bytes = ram_bytes + vram_bytes is what is taken once the server works: hold it against a budget.
-    vram_bytes is the sum over all GPUs; gpu_fixed_bytes of it is taken on every single GPU, however the layers are
-    split. growth_bytes may come on top later, on the host: count it for a limit such as MemoryMax (which is
-    ram_bytes + growth_bytes), not for a budget; expected_growth_bytes is what is likely of it. slot_context is what a
-    slot gets, in tokens.
+    (output_bytes of it are the latter, inputs_bytes a batch's inputs that are kept on the host beside those on a GPU).
+    total_bytes = ram_bytes + vram_bytes is taken once the server works: hold it against a budget. vram_bytes is the
+    sum over all GPUs; gpu_fixed_bytes of it is taken on every single GPU, however the layers are split. growth_bytes
+    may come on top later, on the host: count it for a limit such as MemoryMax (which is ram_bytes + growth_bytes), not
+    for a budget; expected_growth_bytes is what is likely of it. slot_context is what a slot gets, in tokens.
 
     Layers that --fit moves off a full GPU, and the context that it shortens, are not foreseen. Caches and graphs of
     draft models, projectors and adapters are not counted: with such a flag "estimates" names total_bytes too.
@@ -253,6 +252,7 @@ def estimate(
         "compute_bytes": compute,
         "host_bytes": host,
         "output_bytes": outputs,
+        "inputs_bytes": inputs if gpus else 0,
         "growth_bytes": growth,
         "expected_growth_bytes": expected,
         "gpu_fixed_bytes": fixed,

@@ -15,7 +15,9 @@ from ansible_collections.magi.llama.plugins.module_utils._health.breakdown impor
     compared,
     deviation,
     deviation_warning,
+    gpu_part,
     loaded_rows,
+    ram_part,
 )
 from ansible_collections.magi.llama.plugins.module_utils._health.outcome import Outcome
 
@@ -32,13 +34,27 @@ def event(*rows: dict[str, Any], unit: str = "MiB") -> str:
     return json.dumps({"type": "fit_memory_breakdown", "data": {"unit": unit, "rows": rows}}, separators=(",", ":"))
 
 
-def row(model: int, context: int, compute: int, name: str = "CUDA0") -> dict[str, Any]:
-    return {"kind": "device", "name": name, "self": 0, "model": model, "context": context, "compute": compute}
+def row(model: int, context: int, compute: int, name: str = "CUDA0", kind: str = "device") -> dict[str, Any]:
+    return {"kind": kind, "name": name, "self": 0, "model": model, "context": context, "compute": compute}
 
 
 def estimate(**changes: Any) -> dict[str, Any]:
+    """On the CPU."""
     parts = {"weights_bytes": 4000, "kv_bytes": 512, "recurrent_bytes": 0, "output_bytes": 1, "compute_bytes": 300}
-    return {**{key: value * MIB for key, value in parts.items()}, "gpu_bytes": [5000 * MIB], **changes}
+    parts |= {"host_bytes": 101, "ram_bytes": 4912, "vram_bytes": 0}
+    return {**{key: value * MIB for key, value in parts.items()}, "gpu_bytes": [], **changes}
+
+
+def on_gpus(*gpus: int) -> dict[str, Any]:
+    """Weights of 3500 MiB and the caches on GPUs, whose runtime takes 700 MiB on each."""
+    used = sum(1 for size in gpus if size)
+    sizes = {"vram_bytes": 3500 + 512 + used * 1000, "gpu_fixed_bytes": 1000, "inputs_bytes": 20}
+    sizes |= {"host_bytes": 377, "ram_bytes": 500 + 377}
+    return estimate(gpu_bytes=[size * MIB for size in gpus], **{key: size * MIB for key, size in sizes.items()})
+
+
+def host(model: int, compute: int) -> dict[str, Any]:
+    return row(model, 0, compute, "Host", "host")
 
 
 def test_rows_of_a_real_log_are_read() -> None:
@@ -50,18 +66,33 @@ def test_rows_of_a_real_log_are_read() -> None:
 
 def test_last_breakdown_counts() -> None:
     # The process before has printed one at its exit.
-    assert compared(estimate(), [event(row(1, 1, 1)), event(row(4000, 512, 313))]) == {
+    assert compared(estimate(), [event(host(1, 1)), event(host(4512, 313))]) == {
         "planned_bytes": 4813 * MIB,
         "loaded_bytes": 4825 * MIB,
-        "rows": loaded_rows([event(row(4000, 512, 313))]),
+        "rows": loaded_rows([event(host(4512, 313))]),
     }
 
 
-def test_compute_buffers_are_counted_for_each_gpu() -> None:
-    found = compared(estimate(gpu_bytes=[MIB, 0, MIB]), [event(row(2000, 256, 300), row(2000, 256, 300, "CUDA2"))])
+@pytest.mark.parametrize(("gpus", "planned"), [((5012,), 4312), ((3012, 0, 3012), 4612)])
+def test_ram_and_gpu_memory_are_compared_apart(gpus: tuple[int, ...], planned: int) -> None:
+    """What is too much in one must not hide what is too little in the other."""
+    repacked = row(100, 0, 0, "CPU_REPACK", "buffer_type")
+    found = compared(on_gpus(*gpus), [event(row(planned - 812, 512, 300), host(400, 21), repacked)])
     assert found is not None
-    assert found["planned_bytes"] == 5113 * MIB
-    assert deviation(found) is None
+    assert gpu_part(found) == (planned * MIB, planned * MIB)
+    assert ram_part(found) == (521 * MIB, 521 * MIB)
+    assert deviation_warning("a", found) is None
+    moved = compared(on_gpus(*gpus), [event(row(planned - 2812, 512, 300), host(2400, 21), repacked)])
+    assert moved is not None and moved["loaded_bytes"] == found["loaded_bytes"] == found["planned_bytes"]
+    says = "a: it has loaded 2.5 GiB of RAM, the plan estimated 521.0 MiB (+384%), and it has loaded "
+    assert str(deviation_warning("a", moved)).startswith(says)
+    assert f"of GPU memory, the plan estimated {planned / 1024:.1f} GiB (-4" in str(deviation_warning("a", moved))
+
+
+def test_sums_that_an_earlier_version_noted_are_not_compared() -> None:
+    rows = loaded_rows([event(row(4000, 512, 300), host(500, 0))])
+    memory = {"planned_bytes": 9000 * MIB, "loaded_bytes": 5312 * MIB, "rows": rows}
+    assert ram_part(memory) is gpu_part(memory) is deviation_warning("a", memory) is None
 
 
 @pytest.mark.parametrize(
@@ -94,13 +125,13 @@ def test_log_without_a_usable_breakdown_gives_none(line: str) -> None:
 )
 def test_deviation_above_a_tenth_is_told(planned: int, loaded: int, share: float | None) -> None:
     memory = {"planned_bytes": planned * MIB, "loaded_bytes": loaded * MIB, "rows": []}
-    assert deviation(memory) == share
+    assert deviation(planned * MIB, loaded * MIB) == share
     assert (deviation_warning("a", memory) is None) == (share is None)
 
 
 def test_warning_names_both_figures() -> None:
     memory = {"planned_bytes": 1024 * MIB, "loaded_bytes": 1280 * MIB, "rows": []}
-    expected = "a: it has loaded 1.2 GiB, the plan estimated 1.0 GiB (+25%): "
+    expected = "a: it has loaded 1.2 GiB of RAM, the plan estimated 1.0 GiB (+25%): "
     assert str(deviation_warning("a", memory)).startswith(expected)
 
 

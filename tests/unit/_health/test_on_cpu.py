@@ -87,7 +87,7 @@ def test_status_shows_gpu_memory_held_and_planned() -> None:
     assert on_gpu["device"] == "CUDA0 (H100)"
     assert "planned_vram_bytes" not in on_cpu
     lines = status_lines(shown)
-    assert lines[1].endswith("GPU           GPU MEMORY  PLANNED ON GPU")
-    assert lines[2].endswith("CUDA0 (H100)  5.3 GiB     5.3 GiB")
+    assert lines[1].endswith("GPU           GPU MEMORY  PLANNED ON GPU  LOADED ON GPU")
+    assert lines[2].endswith("CUDA0 (H100)  5.3 GiB     5.3 GiB         -")
     unknown = status_json(servers, statuses, {}, {"a": process}, {})
     assert unknown["servers"][0]["vram_bytes"] is None

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,24 @@ def test_status_shows_memory_as_planned_and_as_loaded() -> None:
     server |= {"rss_bytes": 2**30, "memory": {"planned_bytes": 2**31, "loaded_bytes": 5 * 2**29, "rows": []}}
     status = {"ready_servers": 1, "total_servers": 1, "servers": [server]}
     assert "1.0 GiB  2.0 GiB  2.5 GiB (+25%) " in status_lines(status)[2]
+
+
+def test_status_shows_ram_and_gpu_memory_apart() -> None:
+    server = {"name": "a", "port": 8080, "pid": 5, "tier": "Q4", "state": "ready", "uptime_seconds": 9, "restarts": 0}
+    server |= {"rss_bytes": 2**30, "threads": 2, "device": "H100", "vram_bytes": 7 * 2**30, "planned_vram_bytes": 2**33}
+    memory = {"planned_bytes": 8 * 2**30, "loaded_bytes": 9 * 2**30, "rows": []}
+    server["memory"] = {**memory, "planned_gpu_bytes": 7 * 2**30, "loaded_gpu_bytes": 6 * 2**30}
+    header, line = status_lines({"ready_servers": 1, "total_servers": 1, "servers": [server]})[1:]
+    shown = dict(zip(re.split(r"  +", header), re.split(r"  +", line)))
+    assert (shown["THREADS"], shown["MEMORY"], shown["PLANNED"], shown["LOADED"]) == (
+        *("2", "1.0 GiB", "1.0 GiB"),
+        "3.0 GiB (+200%)",
+    )
+    assert [shown[key] for key in ("GPU MEMORY", "PLANNED ON GPU", "LOADED ON GPU")] == [
+        "7.0 GiB",
+        "8.0 GiB",
+        "6.0 GiB (-14%)",
+    ]
 
 
 def test_status_shows_the_speed_that_a_probe_has_seen() -> None:

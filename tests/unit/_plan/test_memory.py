@@ -15,6 +15,7 @@ from ansible_collections.magi.llama.plugins.module_utils._models.memory_shape im
 from ansible_collections.magi.llama.plugins.module_utils._plan.memory import (
     GPU_CONTEXT_BYTES,
     GPU_EXPERTS_BYTES,
+    GPU_RUNTIME_BYTES,
     computes_on_cpu,
     estimate,
 )
@@ -477,6 +478,9 @@ def test_vram_by_gpu_layers(settings: dict[str, Any], vram: int) -> None:
     assert least <= result["gpu_fixed_bytes"] <= least + 100 * MIB // 3
     assert result["vram_bytes"] == vram + 2 * result["gpu_fixed_bytes"]
     assert result["ram_bytes"] + result["vram_bytes"] == result["total_bytes"]
+    without = estimate(shape, {"ctx_size": 4096, "parallel": 1, **settings})
+    assert without["inputs_bytes"] == 0 < result["inputs_bytes"] < result["compute_bytes"]
+    assert result["host_bytes"] - without["host_bytes"] == result["inputs_bytes"] + GPU_RUNTIME_BYTES
 
 
 @pytest.mark.parametrize(("settings", "gpus"), [({}, 0), ({"device": "none"}, 2)])

@@ -274,9 +274,13 @@ def test_failure_stops_the_scan(shown: list[str]) -> None:
     assert len(plugin.calls) == 2
 
 
+def loader_of(load: Any) -> SimpleNamespace:
+    return SimpleNamespace(load_from_file=load, get_text_file_contents=lambda _name: "")
+
+
 def test_manifest_is_read_on_controller(shown: list[str], tmp_path: Path) -> None:
     plugin = FakeAction({"manifest_file": "models.lock.yml"}, [{"complete": True}])
-    plugin._loader = SimpleNamespace(load_from_file=lambda name, **_options: {"schema_version": 1, "files": {}})
+    plugin._loader = loader_of(lambda name, **_options: {"schema_version": 1, "files": {}})
     plugin.run(None, {})
     assert plugin.calls[0]["manifest"] == {"schema_version": 1, "files": {}}
     assert "manifest_file" not in plugin.calls[0]
@@ -289,13 +293,11 @@ def test_manifest_is_read_on_controller(shown: list[str], tmp_path: Path) -> Non
     ):
         read: list[str] = []
         plugin = FakeAction({"manifest_file": name}, [{"complete": True}])
-        plugin._loader = SimpleNamespace(
-            load_from_file=lambda name, read=read, **_options: read.append(name) or {"files": {}}
-        )
+        plugin._loader = loader_of(lambda name, read=read, **_options: read.append(name) or {"files": {}})
         plugin.run(None, {"inventory_dir": str(tmp_path)})
         assert read == [found]
     plugin = FakeAction({"manifest_file": "models.lock.yml"}, [])
-    plugin._loader = SimpleNamespace(load_from_file=lambda name, **_options: ["x"])
+    plugin._loader = loader_of(lambda name, **_options: ["x"])
     with pytest.raises(action.AnsibleActionFail, match=r"models.lock.yml is not a manifest"):
         plugin.run(None, {})
 
