@@ -105,7 +105,7 @@ def ram_part(memory: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def gpu_part(memory: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Return the bytes on all GPUs as planned and as loaded; None where none were planned."""
+    """Return the bytes on all GPUs as planned and as loaded; None if nothing was planned there."""
     return (memory["planned_gpu_bytes"], memory["loaded_gpu_bytes"]) if "planned_gpu_bytes" in memory else None
 
 

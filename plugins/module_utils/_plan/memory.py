@@ -218,7 +218,7 @@ def estimate(
 
     The result: weights_bytes, kv_bytes and recurrent_bytes are exact, as far as "estimates" does not name them.
     compute_bytes is for one device. host_bytes is the process itself with its vocabulary and output buffers
-    (output_bytes of it are the latter, inputs_bytes a batch's inputs that are kept on the host beside those on a GPU).
+    (output_bytes of it are the latter, inputs_bytes a batch's inputs that are kept on the host next to those on a GPU).
     total_bytes = ram_bytes + vram_bytes is taken once the server works: hold it against a budget. vram_bytes is the
     sum over all GPUs; gpu_fixed_bytes of it is taken on every single GPU, however the layers are split. growth_bytes
     may come on top later, on the host: count it for a limit such as MemoryMax (which is ram_bytes + growth_bytes), not
