@@ -15,7 +15,8 @@ from typing import Any
 class FakeServer(ThreadingHTTPServer):
     """Answers /health, /v1/models and /slots, and any POST with its own port after `seconds`.
 
-    While `hangs`, as with a stuck main loop, POST and /slots get no answer, and the others do.
+    While `hangs`, as with a stuck main loop, POST, /slots and /metrics get no answer, and the others do. Without
+    `has_slots` it refuses /slots at once, as with --no-slots.
     """
 
     daemon_threads = True
@@ -24,6 +25,7 @@ class FakeServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.model, self.seconds = model, seconds
         self.hangs = False
+        self.has_slots = True
         self.released = threading.Event()
         self.seen: list[tuple[str, dict[str, str], str]] = []
         self.port = self.server_address[1]
@@ -47,7 +49,10 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        if self.path.startswith("/slots") and self.server.hangs:
+        if self.path.startswith("/slots") and not self.server.has_slots:
+            self._answer({"error": {"code": 501}}, 501)
+            return
+        if self.path.startswith(("/slots", "/metrics")) and self.server.hangs:
             self.server.released.wait(60)
         if self.path.startswith("/v1/stream"):
             self._note("")
@@ -66,9 +71,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _note(self, body: str) -> None:
         self.server.seen.append((self.path, {name.lower(): value for name, value in self.headers.items()}, body))
 
-    def _answer(self, content: Any) -> None:
+    def _answer(self, content: Any, status: int = 200) -> None:
         data = json.dumps(content, separators=(",", ":")).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()

@@ -22,7 +22,7 @@ from .settings import Route, Settings
 from .sticky import PEER, handed_on, number_of, table_lines
 from .tokens import TOKENS, is_counted
 from .watch import watch_text
-from .words import FOLDER, error_json, http_error, map_text
+from .words import FOLDER, SHOWN, error_json, http_error, map_text
 
 # When a client is to ask again for a model that has no server.
 RETRY_SECONDS = 2
@@ -75,7 +75,8 @@ def _global(settings: Settings, tokens: Sequence[str]) -> list[str]:
         "  stats timeout 60s",
         "  hard-stop-after 15m",
         f'  server-state-file "${{{FOLDER}}}/../servers.state"',
-        "  log stdout format raw local0",
+        # A line has 500 bytes and the beginnings of two texts of a client, each byte of which JSON may write as six.
+        "  log stdout len 8192 format raw local0",
         # Newer versions warn without it, and older ones do not know it.
         ".if version_atleast(3.1)",
         "  tune.lua.bool-sample-conversion normal",
@@ -126,7 +127,7 @@ def unknown_model_text(names: Sequence[str]) -> str:
     text = error_json(
         f"The model @ does not exist. There are: {known}.", "invalid_request_error", "model_not_found", "model"
     )
-    return text.replace("%", "%%").replace("@", "%[var(txn.model),json(utf8s)]", 1)
+    return text.replace("%", "%%").replace("@", f"%[var(txn.model),{SHOWN}]", 1)
 
 
 def _metrics(settings: Settings, route: Route) -> list[str]:

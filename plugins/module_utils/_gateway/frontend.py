@@ -14,12 +14,14 @@ from .client_metrics import first_byte_lines
 from .settings import Route, Settings
 from .sticky import STREAM_PATH, conversation_lines, key_lines
 from .tokens import is_counted, token_lines
-from .words import FOLDER, error_json, literal, refuse
+from .words import FOLDER, SHOWN, error_json, literal, refuse
 
 # A request of this size is looked at as a whole, with the model's name anywhere in it.
 BUFFER_BYTES = 16 * 1024 * 1024
 # HAProxy keeps this much of a buffer for itself.
 RESERVE_BYTES = 9000
+# HAProxy itself takes headers as large as a buffer. llama-server takes 8 KiB for each.
+MAX_HEADER_BYTES = 65536
 # All routes of llama-server that clients of models use; every other path is refused.
 POST_PATHS = (
     *("/v1/chat/completions", "/chat/completions", "/v1/completions", "/completions", "/completion"),
@@ -35,16 +37,17 @@ def frontend_lines(settings: Settings, route: Route) -> list[str]:
     return [
         "frontend MAGI_gateway from MAGI_common",
         *_binds(settings),
-        # Without any text of a request but the names that were looked up.
+        # Of a request's own text only its path and the model that it names, as much as a line has room for.
         "  log-format "
         + literal(
-            '{"time":"%t","client":"%[var(txn.client),json(utf8s)]","model":"%[var(txn.model),json(utf8s)]",'
-            '"path":"%[var(txn.path),json(utf8s)]","backend":"%b","server":"%s","status":%ST,"queue_ms":%Tw,'
+            f'{{"time":"%t","client":"%[var(txn.client),json(utf8s)]","model":"%[var(txn.model),{SHOWN}]",'
+            f'"path":"%[var(txn.path),{SHOWN}]","backend":"%b","server":"%s","status":%ST,"queue_ms":%Tw,'
             '"connect_ms":%Tc,"first_byte_ms":%Tr,"total_ms":%Ta,"end":"%ts","retries":"%rc","bytes":%B,"sent":%U}'
         ),
         "  http-request set-var(txn.path) path",
         "  http-request set-var(txn.begin) date(0,ms)",
         *first_byte_lines(),
+        *_headers(),
         '  http-request return status 200 content-type application/json string \'{"status":"ok"}\' if { path /health }',
         *_keys(settings, route),
         *_paths(settings),
@@ -54,6 +57,17 @@ def frontend_lines(settings: Settings, route: Route) -> list[str]:
         *_choice(route),
         *key_lines(settings.stickiness),
         "  use_backend %[var(txn.backend)]",
+    ]
+
+
+def _headers() -> list[str]:
+    """Requests of any sender may be no larger than this before their key is known."""
+    kind, code = "invalid_request_error", "headers_too_large"
+    large = error_json(f"The headers of the request are larger than {MAX_HEADER_BYTES} bytes.", kind, code)
+    long = error_json(f"The path of the request is longer than {MAX_HEADER_BYTES} bytes.", kind, "uri_too_long")
+    return [
+        refuse(431, large, f"{{ req.hdrs,length gt {MAX_HEADER_BYTES} }}"),
+        refuse(414, long, f"{{ url,length gt {MAX_HEADER_BYTES} }}"),
     ]
 
 

@@ -4,9 +4,10 @@
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
 """Servers that hang while /health answers 200: how they are known, and for how long a server may be busy.
 
-llama-server answers /health and /v1/models by threads that only do that, and /slots by the loop that computes. A task
-in HAProxy, outside of the path of requests, asks each server with requests under way for /slots. The loop answers
-between two batches, so what takes longer than one batch can take is a hang, however long prompts and answers are.
+llama-server answers /health and /v1/models by threads that only do that, /slots and /metrics by the loop that computes.
+A task in HAProxy, outside of the path of requests, asks each server with requests under way for /slots, and where that
+is not served (--no-slots) for /metrics. The loop answers between two batches, so what takes longer than one batch can
+take is a hang, however long prompts and answers are.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 from .._core.argv import flag_value
 
-# Seconds that /slots may take besides those of a batch; asked every second.
+# Seconds that an answer may take besides those of a batch; asked every second.
 PATIENCE = 4
 MAX_PATIENCE = 3600
 # llama-server's own.
@@ -32,7 +33,7 @@ local config, run = os.getenv("MAGI_GATEWAY"), os.getenv("MAGI_GATEWAY_RUN")
 local secrets = Map.new(config .. "/secrets.map", Map._str)
 local patience = Map.new(config .. "/patience.map", Map._str)
 local PATIENCE = @PATIENCE@
--- By backend/server: since when /slots is unanswered, and which servers are out.
+-- By backend/server: since when a question is unanswered, and which servers are out.
 local since, out = {}, {}
 
 local function now()
@@ -52,17 +53,25 @@ end
 
 magi_command = command
 
--- Whether the server's loop does not answer within a minute. One that ends, or refuses, does not hang.
-local function is_silent(backend, address)
+-- What the server answers, by its first line; and why there is none.
+local function line_of(backend, address, path)
   local host, port = address:match("^%[?(.-)%]?:(%d+)$")
   local socket = core.tcp()
   socket:settimeout(60)
-  if not host or not socket:connect(host, tonumber(port)) then return false end
+  if not host or not socket:connect(host, tonumber(port)) then return nil, "refused" end
   local key = secrets:lookup(backend)
   local authorization = key and "Authorization: Bearer " .. key .. "\r\n" or ""
-  socket:send("GET /slots HTTP/1.0\r\nHost: gateway\r\n" .. authorization .. "\r\n")
+  socket:send("GET " .. path .. " HTTP/1.0\r\nHost: gateway\r\n" .. authorization .. "\r\n")
   local line, why = socket:receive("*l")
   socket:close()
+  return line, why
+end
+
+-- Whether the server's loop does not answer within a minute. One that ends, or refuses, does not hang. /slots is first,
+-- as /metrics begins its averages anew.
+local function is_silent(backend, address)
+  local line, why = line_of(backend, address, "/slots")
+  if line and not line:find("^HTTP/%S+ 200") then line, why = line_of(backend, address, "/metrics") end
   return not line and why == "timeout"
 end
 
@@ -79,7 +88,7 @@ local function judge(name, row)
   local limit = tonumber(patience:lookup(name) or PATIENCE)
   if silent >= limit and not out[name] then
     out[name] = true
-    core.Warning(name .. " hangs: it has not answered GET /slots for " .. limit .. " s, and gets no requests")
+    core.Warning(name .. " hangs: its loop has not answered for " .. limit .. " s, and gets no requests")
     command("disable health " .. name)
   end
   -- A check under way may still say otherwise.

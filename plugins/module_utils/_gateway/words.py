@@ -12,6 +12,8 @@ from typing import Any
 
 # The configuration names its own folder by this variable.
 FOLDER = "MAGI_GATEWAY"
+# How a text of a client is put into JSON: its beginning, as its length has no bound.
+SHOWN = "bytes(0,200),json(utf8s)"
 
 
 def map_text(content: Mapping[str, Any]) -> str:

@@ -11,8 +11,11 @@ import re
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+from ansible_collections.magi.llama.plugins.module_utils._gateway.clients import Client
 from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import Backend
 from support.fake_server import FakeServer
 from support.running_gateway import HAPROXY, Running, running, server
@@ -96,6 +99,53 @@ def test_path_that_is_not_for_clients_never_reaches_a_server(served: tuple[Runni
     assert len(fake.seen) == before
 
 
+def log_lines(gateway: Running) -> list[dict[str, Any]]:
+    time.sleep(0.2)
+    return [json.loads(line) for line in gateway.log.read_text().splitlines() if line.startswith("{")]
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status", "code"),
+    [
+        (post(length(), *(b"X-%d: " % number + b"a" * 8000 for number in range(9))), 431, "headers_too_large"),
+        (post(length(), b"X-Api-Key: " + b"a" * 900_000), 431, "headers_too_large"),
+        (post(length(), path=b"/" + b"a" * 70_000), 414, "uri_too_long"),
+    ],
+)
+def test_large_headers_are_refused_before_keys(tmp_path: Path, request_bytes: bytes, status: int, code: str) -> None:
+    with FakeServer() as fake:
+        backend = Backend("m", "M", "Q4", "model", (server(fake.port),))
+        with running(tmp_path, [backend], [Client("alice", "0" * 64)]) as gateway:
+            found = answer(gateway, request_bytes)
+            assert found.startswith(b"HTTP/1.1 %d " % status), found[:200]
+            assert json.loads(found.partition(b"\r\n\r\n")[2])["error"]["code"] == code
+            assert fake.seen == []
+
+
+def test_headers_of_a_usual_size_are_served(served: tuple[Running, FakeServer]) -> None:
+    headers = [b"X-%d: " % number + b"a" * 8000 for number in range(7)]
+    assert answer(served[0], post(length(), *headers)).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("character", ["a", "\x01", "ö", "\U0001f999"])
+def test_log_is_json_whatever_model_and_path_are(served: tuple[Running, FakeServer], character: str) -> None:
+    """HAProxy cuts a line at the length of its log, and a model may be as long as a request."""
+    gateway, _fake = served
+    body = json.dumps({"model": "m" + character * 5000}, ensure_ascii=False).encode()
+    found = answer(gateway, post(length(body), body=body))
+    assert json.loads(found.partition(b"\r\n\r\n")[2])["error"]["code"] == "model_not_found"
+    assert len(found) < 4000
+    [*_others, line] = log_lines(gateway)
+    # HAProxy leaves out what has four bytes in UTF-8.
+    assert line["status"] == 404
+    known = "m" if character > "\uffff" else "m" + character * 199
+    assert line["model"] == known.encode()[:200].decode("utf-8", "ignore")
+    path = b"/v1/" + b'%22"\x5c' * 2000
+    assert answer(gateway, post(length(), path=path)).startswith(b"HTTP/1.1 404 ")
+    [*_others, line] = log_lines(gateway)
+    assert (line["status"], line["path"]) == (404, path[:200].decode())
+
+
 def test_log_has_no_prompt_and_no_key(served: tuple[Running, FakeServer]) -> None:
     gateway, _fake = served
     body = b'{"model":"m","prompt":"a secret prompt"}'
@@ -103,9 +153,7 @@ def test_log_has_no_prompt_and_no_key(served: tuple[Running, FakeServer]) -> Non
         gateway, post(length(body), b"Authorization: Bearer secret-key", body=body, path=b"/v1/completions?q=secret")
     )
     assert found.startswith(b"HTTP/1.1 200 ")
-    time.sleep(0.2)
-    log = gateway.log.read_text()
-    assert "secret" not in log
-    [*_others, line] = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    [*_others, line] = log_lines(gateway)
+    assert "secret" not in gateway.log.read_text()
     assert (line["model"], line["status"], line["client"]) == ("m", 200, "127.0.0.1")
     assert {"queue_ms", "first_byte_ms", "total_ms", "path", "server"} <= line.keys()

@@ -86,7 +86,7 @@ def test_equal_input_gives_equal_files() -> None:
 def test_unknown_model_is_answered_with_known_names() -> None:
     text = unknown_model_text(["m", "100%"])
     assert "There are: m, 100%%." in text
-    assert text.count("%[var(txn.model),json(utf8s)]") == 1
+    assert text.count("%[var(txn.model),bytes(0,200),json(utf8s)]") == 1
 
 
 def without(name: str) -> dict[str, str]:

@@ -30,10 +30,12 @@ def outcome(asked: Future[httpx.Response]) -> int:
 
 
 @needs_haproxy
-def test_server_that_hangs_with_good_health_is_out_within_ten_seconds(tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_slots", [True, False], ids=["slots", "no_slots"])
+def test_server_that_hangs_with_good_health_is_out_within_ten_seconds(tmp_path: Path, has_slots: bool) -> None:
     with FakeServer() as stuck, FakeServer() as other, ThreadPoolExecutor(4) as pool:
         backend = Backend("m", "M", "Q4", "model", (server(stuck.port), server(other.port)), key="k")
         with running(tmp_path, [backend]) as gateway:
+            stuck.has_slots = other.has_slots = has_slots
             stuck.hangs = True
             begin = time.monotonic()
             asked = [pool.submit(gateway.ask, "m") for _ in range(2)]
