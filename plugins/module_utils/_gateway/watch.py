@@ -68,7 +68,7 @@ local function line_of(backend, address, path)
 end
 
 -- Whether the server's loop does not answer within a minute. One that ends, or refuses, does not hang. /slots is first,
--- as /metrics begins its averages anew.
+-- as each answer of /metrics begins its averages again.
 local function is_silent(backend, address)
   local line, why = line_of(backend, address, "/slots")
   if line and not line:find("^HTTP/%S+ 200") then line, why = line_of(backend, address, "/metrics") end
