@@ -56,11 +56,17 @@ def targets_of(targets: Any) -> list[str]:
 
 
 def names_of(backends: Sequence[Backend], aliases: Mapping[str, Any], families: bool) -> dict[str, list[str]]:
-    """Return the models behind each name, best first.
+    """Return the models behind each name, best first, and as many of them as a request may go to.
 
     An alias means any other name, or a list of them, best first. Raises GatewayError for an alias that is the id
     of a model.
     """
+    found = names_in_full(backends, aliases, families)
+    return {name: models[:MAX_CANDIDATES] for name, models in found.items()}
+
+
+def names_in_full(backends: Sequence[Backend], aliases: Mapping[str, Any], families: bool) -> dict[str, list[str]]:
+    """Return all models behind each name, best first. Raises GatewayError as names_of does."""
     names = _without_aliases(backends, families)
     ids = {backend.model_id for backend in backends}
     for alias, targets in sorted(aliases.items()):
@@ -69,7 +75,7 @@ def names_of(backends: Sequence[Backend], aliases: Mapping[str, Any], families: 
         found = [model for target in targets_of(targets) for model in names.get(target, [])]
         if found:
             names[alias] = list(dict.fromkeys(found))
-    return {name: models[:MAX_CANDIDATES] for name, models in sorted(names.items())}
+    return dict(sorted(names.items()))
 
 
 def _without_aliases(backends: Sequence[Backend], families: bool) -> dict[str, list[str]]:

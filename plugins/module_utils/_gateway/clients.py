@@ -24,7 +24,8 @@ MAX_TOKENS = 1_000_000_000_000
 
 @dataclass(frozen=True)
 class Client:
-    """Who may ask: digest is the SHA-256 of the API key in hex, models what it may use, all without it.
+    """Who may ask: digest is the SHA-256 of the API key in hex, models what it may use
+    by any name of a model, all without it.
 
     A limit of 0 is none; quota_tokens is for a quota_period, day or month. The smaller the priority, the earlier
     a waiting request is served.
@@ -107,8 +108,11 @@ def _number(value: Any, least: int, most: int, where: str) -> int:
     return value
 
 
-def client_maps(clients: Sequence[Client]) -> dict[str, dict[str, Any]]:
-    """The maps that HAProxy looks clients up in, by file name. HAProxy writes a digest in capitals."""
+def client_maps(clients: Sequence[Client], names: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any]]:
+    """The maps that HAProxy looks clients up in, by file name. HAProxy writes a digest in capitals.
+
+    names has the models behind each name that a client's models may have.
+    """
     return {
         "keys.map": {client.digest.upper(): client.name for client in clients},
         "limits.map": {client.name: client.rate_per_minute for client in clients if client.rate_per_minute},
@@ -118,8 +122,21 @@ def client_maps(clients: Sequence[Client]) -> dict[str, dict[str, Any]]:
             client.name: f"{client.quota_period} {client.quota_tokens}" for client in clients if client.quota_tokens
         },
         "restricted.map": {client.name: 1 for client in clients if client.models},
-        "grants.map": {f"{client.name}|{model}": 1 for client in clients for model in client.models},
+        "grants.map": {
+            f"{client.name}|{model}": 1 for client in clients for name in client.models for model in names.get(name, ())
+        },
     }
+
+
+def missing_grants(clients: Sequence[Client], names: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return a warning for each name in a client's models that no server has at present."""
+    known = ", ".join(sorted(names)[:20]) or "none"
+    return [
+        f"gateway_api_keys ({client.name}).models: no server has {name}; there are {known}."
+        for client in clients
+        for name in client.models
+        if name not in names
+    ]
 
 
 def client_entry(client: Client) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .._core.exchange import authority
+from .aliases import names_in_full
 from .backends import backend_lines, known_models
 from .client_metrics import METRICS, METRICS_PATH, STORES, TABLE
 from .clients import client_maps
@@ -21,8 +22,9 @@ from .frontend import BUFFER_BYTES, frontend_lines
 from .settings import Route, Settings
 from .sticky import PEER, handed_on, number_of, table_lines
 from .tokens import TOKENS, is_counted
+from .unknown import NEAREST, unknown_model_text
 from .watch import watch_text
-from .words import FOLDER, SHOWN, error_json, http_error, map_text
+from .words import FOLDER, http_error, map_text
 
 # When a client is to ask again for a model that has no server.
 RETRY_SECONDS = 2
@@ -38,6 +40,7 @@ def files_of(settings: Settings, route: Route) -> dict[str, str]:
         *_metrics(settings, route),
         *backend_lines(settings, route),
     ]
+    granted = names_in_full(route.backends, settings.aliases, settings.families)
     return {
         "haproxy.cfg": "\n".join(lines) + "\n",
         "models.map": map_text({name: ":".join(models) for name, models in route.names.items()}),
@@ -45,12 +48,14 @@ def files_of(settings: Settings, route: Route) -> dict[str, str]:
         "away.map": map_text(
             {backend.model_id: backend.away_seconds for backend in route.backends if backend.away_seconds}
         ),
+        "names.lua": NEAREST,
+        "names.txt": "".join(f"{name}\n" for name in sorted(route.names)),
         "watch.lua": watch_text(),
         "clients.lua": METRICS,
         **({"tokens.lua": TOKENS} if is_counted(route.clients, settings.count_tokens) else {}),
         "patience.map": map_text(patience_by_server(route)),
         "secrets.map": map_text({backend.model_id: backend.key for backend in route.backends if backend.key}),
-        **{name: map_text(content) for name, content in client_maps(route.clients).items()},
+        **{name: map_text(content) for name, content in client_maps(route.clients, granted).items()},
         "unknown_model.json": unknown_model_text(sorted(route.names)),
     }
 
@@ -81,7 +86,7 @@ def _global(settings: Settings, tokens: Sequence[str]) -> list[str]:
         ".if version_atleast(3.1)",
         "  tune.lua.bool-sample-conversion normal",
         ".endif",
-        *(f'  lua-load "${{{FOLDER}}}/{name}.lua"' for name in ["watch", "clients", *tokens]),
+        *(f'  lua-load "${{{FOLDER}}}/{name}.lua"' for name in ["names", "watch", "clients", *tokens]),
         "  ssl-default-bind-options ssl-min-ver TLSv1.2",
     ]
 
@@ -119,15 +124,6 @@ def _defaults(settings: Settings) -> list[str]:
         http_error(503, "No server of this model is ready. Try again.", "server_error", "model_not_ready", retry=away),
         http_error(504, "The model's server did not answer in time.", "server_error", "gateway_timeout"),
     ]
-
-
-def unknown_model_text(names: Sequence[str]) -> str:
-    """The answer to a request for a model that no server has, as a format of HAProxy."""
-    known = ", ".join(names)[:2000] or "none"
-    text = error_json(
-        f"The model @ does not exist. There are: {known}.", "invalid_request_error", "model_not_found", "model"
-    )
-    return text.replace("%", "%%").replace("@", f"%[var(txn.model),{SHOWN}]", 1)
 
 
 def _metrics(settings: Settings, route: Route) -> list[str]:

@@ -22,7 +22,7 @@ from .._services.table import MANAGERS, find_manager
 from .admin_socket import AdminSocket, AdminSocketError
 from .aliases import check_aliases, missing_targets, names_of, split_names
 from .apply import SERVICE, apply
-from .clients import Client, parse_clients
+from .clients import Client, missing_grants, parse_clients
 from .config import files_of
 from .files import (
     Places,
@@ -118,6 +118,7 @@ def bring_to_state(
         _refuse_open(settings, clients, backends)
         names = names_of(backends, settings.aliases, settings.families)
         warnings += missing_models(settings.models, names)
+        warnings += missing_grants(clients, names)
         limits = limits_of(Limits.common(settings), settings.models, names, backends)
         splits = split_names(backends, settings.aliases, settings.families)
         before, after = current_files(places), files_of(settings, Route(backends, names, splits, clients, limits))

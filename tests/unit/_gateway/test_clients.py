@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +15,12 @@ from ansible_collections.magi.llama.plugins.module_utils._gateway.clients import
     Client,
     client_entry,
     client_maps,
+    missing_grants,
     parse_clients,
 )
-from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import GatewayError
+from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import Backend, GatewayError
+from support.fake_server import FakeServer
+from support.running_gateway import HAPROXY, running, server
 
 KEY = "a-key-of-alice"
 DIGEST = hashlib.sha256(KEY.encode()).hexdigest()
@@ -30,14 +35,48 @@ def test_client_is_known_by_digest_only() -> None:
 
 
 def test_maps_have_what_haproxy_looks_up() -> None:
-    maps = client_maps([Client("alice", DIGEST, ("m",), 60, -1), Client("bob", "0" * 64)])
+    maps = client_maps([Client("alice", DIGEST, ("m",), 60, -1), Client("bob", "0" * 64)], {"m": ["m"]})
     assert maps["keys.map"] == {DIGEST.upper(): "alice", "0" * 64: "bob"}
     assert maps["limits.map"] == {"alice": 60}
     assert maps["priorities.map"] == {"alice": -1}
-    limited = client_maps([Client("alice", DIGEST, tokens_per_minute=9, quota_tokens=99, quota_period="day")])
+    limited = client_maps([Client("alice", DIGEST, tokens_per_minute=9, quota_tokens=99, quota_period="day")], {})
     assert (limited["tokens.map"], limited["quotas.map"]) == ({"alice": 9}, {"alice": "day 99"})
     assert maps["restricted.map"] == {"alice": 1}
     assert maps["grants.map"] == {"alice|m": 1}
+
+
+def test_any_name_of_a_model_may_be_allowed() -> None:
+    names = {"m": ["m-q8", "m-q4"], "m-q8": ["m-q8"], "m-q4": ["m-q4"], "n": ["n"], "chat": ["n", "m-q4"]}
+    clients = [Client("a", DIGEST, ("m",)), Client("b", "0" * 64, ("chat", "gone")), Client("c", "1" * 64)]
+    assert client_maps(clients, names)["grants.map"].keys() == {"a|m-q8", "a|m-q4", "b|n", "b|m-q4"}
+    assert client_maps(clients, names)["restricted.map"].keys() == {"a", "b"}
+    assert missing_grants(clients, names) == [
+        "gateway_api_keys (b).models: no server has gone; there are chat, m, m-q4, m-q8, n."
+    ]
+
+
+@pytest.mark.skipif(not os.path.exists(HAPROXY), reason="no HAProxy on this machine")
+def test_client_may_use_what_its_names_lead_to(tmp_path: Path) -> None:
+    with FakeServer("a-q4") as first, FakeServer("b-q4") as second:
+        backends = [
+            Backend("a-q4", "A", "Q4", "model", (server(first.port),)),
+            Backend("b-q4", "B", "Q4", "model", (server(second.port),)),
+        ]
+        clients = [
+            Client("family", hashlib.sha256(b"key-of-family").hexdigest(), ("a",)),
+            Client("alias", hashlib.sha256(b"key-of-alias").hexdigest(), ("chat",)),
+            Client("gone", hashlib.sha256(b"key-of-gone").hexdigest(), ("gone",)),
+        ]
+        with running(tmp_path, backends, clients, aliases={"chat": "b-q4"}) as gateway:
+            found = {
+                who: [gateway.ask(model, f"key-of-{who}").status_code for model in ("a-q4", "a", "b-q4", "chat")]
+                for who in ("family", "alias", "gone")
+            }
+            assert found == {
+                "family": [200, 200, 403, 403],
+                "alias": [403, 403, 200, 200],
+                "gone": [403, 403, 403, 403],
+            }
 
 
 @pytest.mark.parametrize(

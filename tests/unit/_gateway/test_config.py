@@ -14,11 +14,14 @@ from typing import Any
 import pytest
 from ansible_collections.magi.llama.plugins.module_utils._gateway.aliases import names_of, split_names
 from ansible_collections.magi.llama.plugins.module_utils._gateway.clients import Client
-from ansible_collections.magi.llama.plugins.module_utils._gateway.config import files_of, unknown_model_text
+from ansible_collections.magi.llama.plugins.module_utils._gateway.config import files_of
 from ansible_collections.magi.llama.plugins.module_utils._gateway.files import compare, merged
 from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import Backend, Server
 from ansible_collections.magi.llama.plugins.module_utils._gateway.limits import Limits, limits_of
 from ansible_collections.magi.llama.plugins.module_utils._gateway.settings import Route, Settings
+from ansible_collections.magi.llama.plugins.module_utils._gateway.unknown import unknown_model_text
+from support.fake_server import FakeServer
+from support.running_gateway import running, server
 
 HAPROXY = "/usr/sbin/haproxy"
 A = Server("a_8080", "192.0.2.1", 8080, 2)
@@ -87,6 +90,33 @@ def test_unknown_model_is_answered_with_known_names() -> None:
     text = unknown_model_text(["m", "100%"])
     assert "There are: m, 100%%." in text
     assert text.count("%[var(txn.model),bytes(0,200),json(utf8s)]") == 1
+    many = [f"model-{number:04}" for number in range(400)]
+    assert "model-0164, model-0165 and 234 more." in unknown_model_text(many)
+
+
+@pytest.mark.skipif(not os.path.exists(HAPROXY), reason="no HAProxy on this machine")
+def test_nearest_name_is_suggested(tmp_path: Path) -> None:
+    ids = ("tiny-llama-q8_0", "tiny-llama-q4_0", "qwen3-8b-q4_k_m", "bge-m3-q8_0")
+    with FakeServer(ids[0]) as fake:
+        others = [Backend(name, name, None, "model", ()) for name in ids[1:]]
+        backends = [Backend(ids[0], "M", "Q8", "model", (server(fake.port),)), *others]
+        with running(tmp_path, backends, aliases={"chat": "qwen3-8b"}) as gateway:
+            for asked, meant in (
+                ("tiny-lama", "tiny-llama"),
+                ("Tiny-Llama-Q4-0", "tiny-llama-q4_0"),
+                ("qwen3", "qwen3-8b"),
+                ("qwen-3-8b-q4_k_m", "qwen3-8b-q4_k_m"),
+                ("chta", "chat"),
+                ("bge", "bge-m3"),
+            ):
+                found = gateway.ask(asked)
+                assert found.status_code == 404
+                message = found.json()["error"]["message"]
+                assert message.startswith(f"The model {asked} does not exist. Did you mean {meant}? There are: Q8, bge")
+            for asked in ("gpt-5", "x", "%", '"@', "a" * 100_000):
+                found = gateway.ask(asked).json()["error"]
+                assert found["code"] == "model_not_found"
+                assert "Did you mean" not in found["message"]
 
 
 def without(name: str) -> dict[str, str]:
