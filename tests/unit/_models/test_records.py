@@ -208,6 +208,8 @@ def test_header_invalid_is_rejected(changes: dict[str, Any], reason: str) -> Non
         ("x-Q4_K_M", "Deepseek-R1-Qwen3-8B", "Deepseek R1 Qwen3 8B (Q4_K_M)"),
         ("DeepSeek-R1-Q4_K_M", None, "DeepSeek R1 (Q4_K_M)"),
         ("DeepSeek-R1-Q4_K_M", "models", "DeepSeek R1 (Q4_K_M)"),
+        ("DeepSeek-R1-Q4_K_M", "Model", "DeepSeek R1 (Q4_K_M)"),
+        ("DeepSeek-R1-Q4_K_M", "Safetensors", "DeepSeek R1 (Q4_K_M)"),
         ("DeepSeek-R1-Q4_K_M", ".", "DeepSeek R1 (Q4_K_M)"),
         ("x-Q4_K_M", "Evil\n\x1b[31m\u202ename\0", "Evil [31m name (Q4_K_M)"),
         ("x-Q4_K_M", "通义千问 7B", "通义千问 7B (Q4_K_M)"),
