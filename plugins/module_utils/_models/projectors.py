@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .names import QUANT_TOKEN, stem_of
+from .stores import stable_path
 
 # Warnings of a record begin with their topic. Those of this topic depend on a file's neighbours.
 _PAIRING = "mmproj: "
@@ -37,9 +38,9 @@ def pair_projectors(models: Sequence[dict[str, Any]], companions: Sequence[dict[
     folders: dict[str, _Folder] = {}
     for companion in sorted(companions, key=lambda record: str(record["path"])):
         if companion["kind"] == "mmproj":
-            folders.setdefault(os.path.dirname(companion["path"]), _Folder()).projectors.append(_Named(companion))
+            folders.setdefault(_folder_of(companion), _Folder()).projectors.append(_Named(companion))
     for model in models:
-        folder = folders.get(os.path.dirname(model["path"]))
+        folder = folders.get(_folder_of(model))
         if folder:
             folder.models.append(_Named(model))
             folder.widths.add(model["embedding_length"])
@@ -49,6 +50,14 @@ def pair_projectors(models: Sequence[dict[str, Any]], companions: Sequence[dict[
     for folder in folders.values():
         unfit += folder.pair()
     return unfit
+
+
+def _folder_of(record: dict[str, Any]) -> str:
+    """The folder that a model shares with its projectors: snapshots of a repository in Hugging Face's cache are one.
+
+    A file that a commit has not changed keeps the path of its earlier snapshot.
+    """
+    return os.path.dirname(stable_path(record["path"]))
 
 
 class _Named:

@@ -827,6 +827,12 @@ def test_reuse_is_fast(models: Path, tmp_path: Path) -> None:
 # --- Hugging Face's cache ----------------------------------------------------------------------------------------------
 
 
+PROJECTOR = make.model_bytes(
+    {"general.architecture": "clip", "clip.projector_type": "mlp", "clip.vision.projection_dim": 256},
+    [("mm.0.weight", (256, 4), 1)],
+)
+
+
 class Cache:
     """A repository in Hugging Face's cache, as huggingface_hub lays it out."""
 
@@ -841,7 +847,7 @@ class Cache:
         for name, blob in files.items():
             target = self.folder / "blobs" / blob
             if not target.exists():
-                make.small_model(target)
+                target.write_bytes(PROJECTOR) if "mmproj" in name else make.small_model(target)
             (snapshot / name).symlink_to(f"../../blobs/{blob}")
         os.utime(snapshot, (1_000_000 - age, 1_000_000 - age))
         if is_main:
@@ -895,6 +901,18 @@ def test_hugging_face_new_blob_keeps_the_id(models: Path, rescan: Scanner) -> No
     after = rescan()
     assert {record["id"] for record in after.content["models"]} == before and len(before) == 2
     assert sorted(revisions(after)) == ["a", "b"]
+
+
+def test_hugging_face_projector_of_a_later_commit_belongs_to_the_model_of_before(models: Path, rescan: Scanner) -> None:
+    cache, other = Cache(models), Cache(models, "models--bob--other-GGUF")
+    cache.commit(OLD_REVISION, {"tiny.gguf": "one"})
+    other.commit(OLD_REVISION, {"other.gguf": "three"})
+    assert [record["mmproj"] for record in rescan().content["models"]] == [None, None]
+    cache.commit(NEW_REVISION, {"tiny.gguf": "one", "mmproj-F16.gguf": "two"})
+    after = rescan()
+    projector = str(cache.folder / "snapshots" / NEW_REVISION / "mmproj-F16.gguf")
+    assert {record["id"]: record["mmproj"] for record in after.content["models"]} == {"other": None, "tiny": projector}
+    assert (revisions(after), after.warnings) == (["a", "a"], [])
 
 
 # --- Ollama's store ----------------------------------------------------------------------------------------------------
