@@ -890,3 +890,34 @@ def test_ram_that_our_servers_hold_is_planned_again() -> None:
         plan([A, B], changed, full)
     held = {name: dataclasses.replace(one, rss_bytes=GIB) for name, one in running.running.items()}
     assert plan([A, B], changed, dataclasses.replace(full, running=held))["servers"]
+
+
+# --- mistakes of the plan itself ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("second", "says"),
+    [
+        (
+            {"name": "a", "port": 8081, "action": "keep"},
+            "Two servers of the plan have one name: a. Please report this.",
+        ),
+        # A stopped one that would be started and stopped in one run.
+        ({"name": "a", "port": 8081, "action": "stop"}, "Two servers of the plan have one name: a."),
+        ({"name": "b", "port": 8080, "action": "start"}, "Two servers of the plan have one port: 8080."),
+        ({"name": "b", "port": 8080, "action": "stop"}, None),
+        ({"name": "b", "port": 8081, "action": "start"}, None),
+    ],
+)
+def test_two_servers_with_one_name_or_port_are_refused(
+    monkeypatch: pytest.MonkeyPatch, second: dict[str, Any], says: str | None
+) -> None:
+    def stopped(planned: Any, *_others: Any) -> list[dict[str, Any]]:
+        return [{**planned[0], **second}]
+
+    monkeypatch.setattr("ansible_collections.magi.llama.plugins.module_utils._plan.plan._stopped", stopped)
+    if says is None:
+        assert len(plan([A], profile("a"))["servers"]) == 2
+    else:
+        with pytest.raises(PlanError, match=re.escape(says)):
+            plan([A], profile("a"))

@@ -39,7 +39,9 @@ class Begin:
         groups = {"all": list(hosts), "gpu": [name for name in hosts if name.startswith("g")]}
         groups["gateways"] = [name for name in hosts if name.startswith("w")]
         more = {"hostvars": hosts, "ansible_play_hosts_all": names, "groups": groups}
-        result: dict[str, Any] = self._run_action("playbook_begin", {"playbook": playbook}, **more).result
+        run = self._run_action("playbook_begin", {"playbook": playbook}, **more)
+        self.lines: list[str] = run.lines
+        result: dict[str, Any] = run.result
         return result
 
     def error(self, *arguments: str, **more: Any) -> str:
@@ -180,3 +182,17 @@ def test_httpx_is_required_before_any_change_where_the_controller_asks(
 
 def test_rollout_serial_that_is_not_a_size_is_an_error(begin: Begin) -> None:
     assert 'rollout_serial is "abc": it is a list such as [1, "25%"]' in begin.error("rollout", "rollout_serial=abc")
+
+
+@pytest.mark.parametrize(("args", "silent"), [("-o ControlMaster=auto", ["h", "i"]), ("-o ServerAliveInterval=10", [])])
+def test_hosts_that_may_fall_silent_are_named_with_the_setting(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, args: str, silent: list[str]
+) -> None:
+    monkeypatch.setenv("ANSIBLE_SSH_ARGS", args)
+    begin("status", hosts={"h": {}, "i": {}, "l": {"ansible_connection": "local"}})
+    shown = [line for line in begin.lines if "ServerAliveInterval" in line]
+    says = f"warning  ssh has no ServerAliveInterval for {', '.join(silent)}: "
+    assert [says in line for line in shown] == [True] * bool(silent)
+    assert all(
+        "ssh_args = -o ControlMaster=auto -o ControlPersist=60s -o ServerAliveInterval=10" in line for line in shown
+    )
