@@ -91,14 +91,14 @@ def test_plan_stops_at_a_model_file_that_the_servers_user_cannot_read(host: Host
 def test_plan_reports_a_process_with_our_mark_under_another_user(host: Host) -> None:
     host.deploy(host.plan())
     marks = {"MAGI_LLAMA_STATE": host.state_dir, "MAGI_LLAMA_SERVER": "a"}
-    with subprocess.Popen(["/bin/sleep", "60"], env=marks, user=UNPRIVILEGED) as stranger:
+    with subprocess.Popen(["/bin/sleep", "60"], env=marks, user=UNPRIVILEGED) as foreign:
         try:
             planned = host.plan()
         finally:
-            stranger.kill()
+            foreign.kill()
     says = "has the mark of this deployment, but it runs as another user (uid 65534)"
     warnings = planned["ansible_facts"]["llama_plan"]["warnings"]
-    assert [text for text in warnings if text.startswith(f"pid {stranger.pid} (/bin/sleep 60) {says}")]
+    assert [text for text in warnings if text.startswith(f"pid {foreign.pid} (/bin/sleep 60) {says}")]
     # It is not taken for the server.
     assert planned["drift"] == {"a": "to start, not running"}
 
