@@ -61,12 +61,22 @@ class _Handler(BaseHTTPRequestHandler):
     do_DELETE = do_GET
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self._body()
         self._note(body.decode("utf-8", "replace"))
         if self.server.hangs:
             self.server.released.wait(60)
         time.sleep(self.server.seconds)
         self._answer({"port": self.server.port, "usage": {"total_tokens": 10}})
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
 
     def _note(self, body: str) -> None:
         self.server.seen.append((self.path, {name.lower(): value for name, value in self.headers.items()}, body))
