@@ -76,6 +76,8 @@ def _global(settings: Settings, tokens: Sequence[str]) -> list[str]:
         f"  localpeer {PEER}",
         f"  maxconn {settings.max_connections}",
         f"  tune.bufsize {BUFFER_BYTES}",
+        # By default it is the buffer's, which is one byte above what HTTP/2 allows, so that clients hang up.
+        "  tune.h2.max-frame-size 16384",
         f'  stats socket "${{{FOLDER}_RUN}}/admin.sock" mode 600 level admin expose-fd listeners',
         "  stats timeout 60s",
         "  hard-stop-after 15m",
