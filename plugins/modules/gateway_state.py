@@ -67,7 +67,9 @@ options:
         type: int
         default: 8443
       certificate:
-        description: File on the gateway with certificate chain and private key, in PEM.
+        description: >-
+          File on the gateway with certificate chain and private key, in PEM; or V(auto), with which the gateway makes
+          one for itself.
         type: path
       metrics_host:
         description: Address of metrics and statistics.

@@ -61,6 +61,16 @@ class Places:
         return os.path.join(self.state_dir, "applied")
 
     @property
+    def own_certificate(self) -> str:
+        """The certificate that the gateway has made for itself, with its key."""
+        return os.path.join(self.state_dir, "own-certificate.pem")
+
+    @property
+    def certificate(self) -> str:
+        """The same without the key, for clients."""
+        return os.path.join(self.state_dir, "certificate.pem")
+
+    @property
     def keys(self) -> str:
         return os.path.join(self.state_dir, "keys.json")
 
@@ -87,6 +97,7 @@ class Places:
         """Everything that the gateway has in its state directory, besides the service manager's files."""
         folders = [os.path.join(self.state_dir, name) for name in ("config.a", "config.b")]
         documents = [self.fleet, self.gateway, self.keys, self.applied, self.states, self.lock]
+        documents += [self.own_certificate, self.certificate]
         # The mark is last: an interrupted removal can be repeated.
         return [*documents, self.config, self.run, *folders, self.mark]
 

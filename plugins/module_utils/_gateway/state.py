@@ -46,6 +46,7 @@ from .files import (
 )
 from .fleet import Backend, GatewayError, backends_of, check_host, ready_servers
 from .limits import Limits, check_models, limits_of, missing_models
+from .own_certificate import AUTO, own_certificate
 from .settings import Route, Settings
 from .sticky import check_stickiness
 
@@ -123,7 +124,12 @@ def bring_to_state(
         splits = split_names(backends, settings.aliases, settings.families)
         before, after = current_files(places), files_of(settings, Route(backends, names, splits, clients, limits))
         if settings.certificate:
-            after["certificate.pem"] = read_certificate(settings.certificate, before.get("certificate.pem"), warnings)
+            if settings.certificate == AUTO:
+                prepare(places, kept["user"], dry_run=dry_run)
+                pem = own_certificate(places, settings.host, given["name"], warnings, dry_run=dry_run)
+            else:
+                pem = read_certificate(settings.certificate, before.get("certificate.pem"), warnings)
+            after["certificate.pem"] = pem
         for warning in warnings:
             warn(warning)
         change = compare(before, after)
@@ -216,7 +222,7 @@ def _refuse_open(settings: Settings, clients: Sequence[Client], backends: Sequen
     if not settings.certificate:
         raise GatewayError(
             f"gateway_host is {settings.host}, so keys and prompts cross the network, and gateway_tls_certificate is "
-            "not set: set it to a file with certificate and key, or set gateway_host to 127.0.0.1."
+            "not set: set it to a file with certificate and key, or to auto, or set gateway_host to 127.0.0.1."
         )
 
 

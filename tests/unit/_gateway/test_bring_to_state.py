@@ -1,0 +1,57 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a run would do to a gateway, and what it warns of; nothing is started."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.magi.llama.plugins.module_utils._gateway.files import Places, prepare
+from ansible_collections.magi.llama.plugins.module_utils._gateway.own_certificate import own_certificate
+from ansible_collections.magi.llama.plugins.module_utils._gateway.state import bring_to_state
+
+SERVER = {"name": "m-8080", "model_id": "m-q8_0", "kind": "model", "listens": "0.0.0.0", "port": 8080, "slots": 1}
+
+
+def dry_run(state_dir: Path, clients: list[dict[str, Any]], **settings: Any) -> tuple[dict[str, Any], list[str]]:
+    warnings: list[str] = []
+    given = {
+        "state_dir": str(state_dir),
+        "name": "gw1",
+        "service_manager": None,
+        "program": "/usr/sbin/haproxy",
+        "user": None,
+        "settings": settings,
+        "clients": json.dumps(clients),
+        "hosts": {"a": {"address": "192.0.2.1", "servers": [SERVER]}},
+        "keys": None,
+        "inventory": ["a"],
+    }
+    return bring_to_state(given, None, warn=warnings.append, dry_run=True), warnings
+
+
+def test_name_in_models_of_a_client_that_no_server_has_is_a_warning(tmp_path: Path) -> None:
+    clients = [{"name": "ci", "sha256": "0" * 64, "models": ["m-q8_0", "m", "qwen"]}]
+    result, warnings = dry_run(tmp_path, clients)
+    assert result["changed"]
+    assert warnings == ["gateway_api_keys (ci).models: no server has qwen; there are m, m-q8_0."]
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="no openssl on this machine")
+def test_own_certificate_is_in_the_configuration(tmp_path: Path) -> None:
+    def shown() -> str:
+        result, warnings = dry_run(tmp_path, [], certificate="auto", tls_port=9443)
+        assert (warnings, result["url"]) == ([], "https://127.0.0.1:9443")
+        [text] = [one["after"] for one in result["diff"] if one["after_header"].startswith("certificate.pem")]
+        return str(text)
+
+    assert shown() == ""
+    places = Places(str(tmp_path))
+    prepare(places, None)
+    content = own_certificate(places, "127.0.0.1", "gw1", [], dry_run=False)
+    assert shown() == f"certificate and key, {len(content)} bytes\n"
