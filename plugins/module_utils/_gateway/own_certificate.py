@@ -59,7 +59,7 @@ def own_certificate(places: Places, host: str, name: str, warnings: list[str], *
     content = _make(places, [*wanted, *(one for one in _further_names(host) if one not in wanted)])
     if kept:
         warnings.append(
-            f"The gateway has a new certificate, as the one before {why}: give {places.certificate} to its clients."
+            f"The gateway has a new certificate, as the previous one {why}: give {places.certificate} to its clients."
         )
     write_atomic(places.own_certificate, content.encode(), 0o600)
     write_atomic(places.certificate, content.partition("-----BEGIN PRIVATE KEY")[0].encode(), 0o644)

@@ -75,7 +75,7 @@ def test_certificate_is_renewed_in_its_last_days(
     monkeypatch.setattr(own.time, "time", lambda: later)
     second, warnings = made(places)
     assert (second != first) is is_new
-    expected = f"as the one before ends within 30 days: give {places.certificate} to its clients."
+    expected = f"as the previous one ends within 30 days: give {places.certificate} to its clients."
     assert [warning.endswith(expected) for warning in warnings] == [True] * is_new
     assert Path(places.certificate).read_text() in second
 
