@@ -48,9 +48,10 @@ def loop_stopped(one: Llama) -> Iterator[None]:
         libc.ptrace(PTRACE_DETACH, one.process.pid, None, None)
 
 
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[tuple[Running, list[Llama]]]:
-    with llama(tmp_path, "--sse-ping-interval", "1") as first, llama(tmp_path, "--sse-ping-interval", "1") as second:
+@pytest.fixture(params=[(), ("--no-slots", "--metrics")], ids=["slots", "no_slots"])
+def served(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Running, list[Llama]]]:
+    words = ("--sse-ping-interval", "1", *request.param)
+    with llama(tmp_path, *words) as first, llama(tmp_path, *words) as second:
         servers = tuple(server(one.port) for one in (first, second))
         (tmp_path / "g").mkdir()
         with running(tmp_path / "g", [Backend("m", "M", "Q4", "model", servers)]) as gateway:
