@@ -22,10 +22,8 @@ class ActionModule(HostAction):
         answer = self.ask("gateway_members", self._task.args, task_vars)
         if "members" not in answer:
             return {**result, **answer}
-        if not KEY.fullmatch(answer["key"]):
-            raise AnsibleActionFail(
-                "The first key of the servers' API key file has characters that no header can have."
-            )
+        if not all(KEY.fullmatch(key) for key in answer["keys"]):
+            raise AnsibleActionFail("A key of the servers' API key file has characters that no header can have.")
         ports = range(arguments["port_range_start"], arguments["port_range_end"] + 1)
         addresses = (arguments["host"], arguments["address"], *ANY_ADDRESS)
         servers = answer["members"]["servers"]
@@ -37,5 +35,5 @@ class ActionModule(HostAction):
         left_out = [server["name"] for server in servers if server not in taken]
         # The address is the inventory's, not one that the host reports.
         members = {"address": arguments["address"], "servers": taken}
-        # Only an error is shown: the answer has the servers' key.
+        # Only an error is shown: the answer has the servers' keys.
         return {**result, **answer, "members": members, "left_out": left_out, "_ansible_no_log": True}

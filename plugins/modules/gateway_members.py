@@ -88,10 +88,12 @@ members:
       description: The servers. One of O(draining) has C(draining), and C(away_seconds) where it is given.
       type: list
       elements: dict
-key:
-  description: The API key that gateways send to these servers; empty if they have none.
+keys:
+  description: >-
+    The API keys that these servers take, 16 at most. Gateways send one that all servers of a model take.
   returned: success
-  type: str
+  type: list
+  elements: str
 left_out:
   description: Servers whose address or port the inventory does not have.
   returned: success
@@ -103,8 +105,8 @@ from ansible_collections.magi.llama.plugins.module_utils._arguments.gateway_memb
 from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import read_record
-from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import away_times, host_entry
-from ansible_collections.magi.llama.plugins.module_utils._launch.api_keys import first_key
+from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import MAX_KEYS, away_times, host_entry
+from ansible_collections.magi.llama.plugins.module_utils._launch.api_keys import usable_keys
 
 
 def main() -> None:
@@ -118,7 +120,7 @@ def run(module: Module) -> dict:
     return {
         "changed": False,
         "members": host_entry(record, module.params["address"], away_times(given["draining"], given["away_seconds"])),
-        "key": first_key(next(filter(None, files), None)) or "",
+        "keys": usable_keys(next(filter(None, files), None))[:MAX_KEYS],
         "left_out": [],
     }
 

@@ -139,9 +139,9 @@ def read_fleet(places: Places) -> dict[str, Any]:
     return dict(FLEET.load(read_json(places.fleet) or FLEET.stamp({"hosts": {}}))["hosts"])
 
 
-def read_keys(places: Places) -> dict[str, str]:
-    """The API key of each host's servers."""
-    return {str(host): str(key) for host, key in (read_json(places.keys) or {}).items()}
+def read_keys(places: Places) -> dict[str, list[str]]:
+    """The API keys that each host's servers take."""
+    return {str(host): list(map(str, keys)) for host, keys in (read_json(places.keys) or {}).items()}
 
 
 def read_json(path: str) -> Any:
@@ -240,7 +240,7 @@ def activate(places: Places, folder: str) -> None:
     os.replace(temporary, places.config)
 
 
-def write_documents(places: Places, hosts: Mapping[str, Any], keys: Mapping[str, str]) -> None:
+def write_documents(places: Places, hosts: Mapping[str, Any], keys: Mapping[str, Sequence[str]]) -> None:
     write_atomic(places.fleet, (json.dumps(FLEET.stamp({"hosts": hosts}), indent=1) + "\n").encode(), 0o640)
     write_atomic(places.keys, json.dumps(dict(keys)).encode(), 0o600)
 

@@ -24,6 +24,8 @@ from .._plan.memory_flags import slots_for
 from .watch import MAX_PATIENCE, PATIENCE, patience_of
 
 MAX_SLOTS = 4096
+# API keys of a host that gateways know of, for rotating them.
+MAX_KEYS = 16
 MAX_TITLE = 200
 MAX_AWAY_SECONDS = 86400
 
@@ -105,10 +107,10 @@ def model_hosts(groups: Mapping[str, Sequence[str]]) -> list[str]:
     return [host for host in groups["all"] if host not in gateways] or list(groups["all"]) or ["localhost"]
 
 
-def check_host(entry: Any, key: str) -> None:
-    """Raise DocumentError unless a host's entry and the key of its servers can be in a configuration."""
+def check_host(entry: Any, keys: Sequence[str]) -> None:
+    """Raise DocumentError unless a host's entry and the keys of its servers can be in a configuration."""
     check(entry, HOST, "the host")
-    check(key, KEY, "the key of its servers")
+    check(keys, [KEY], "the keys of its servers")
     ports = [server["port"] for server in entry["servers"]]
     if len(ports) != len(set(ports)) or not all(1 <= port <= MAX_PORT for port in ports):
         raise DocumentError("two servers of the host have one port, or a port is out of range")
@@ -181,14 +183,15 @@ def reached_at(entry: Mapping[str, Any], server: Mapping[str, Any], is_here: boo
 
 
 def backends_of(
-    hosts: Mapping[str, Mapping[str, Any]], keys: Mapping[str, str], here: Iterable[str]
+    hosts: Mapping[str, Mapping[str, Any]], keys: Mapping[str, Sequence[str]], here: Iterable[str]
 ) -> tuple[list[Backend], list[str]]:
     """Return the backends, and a warning for each host with servers that are left out.
 
-    hosts has an entry for each host, keys the API key of the servers of those that have one; here are the hosts that
-    are the gateway's own machine. Left out is what a gateway cannot reach, and of a model's servers those whose key
-    differs from that of most, as a gateway sends one to all servers of a model.
+    hosts has an entry for each host, keys the API keys that its servers take; here are the hosts that are the gateway's
+    own machine. Left out is what a gateway cannot reach, and of a model's servers those that do not take the key that
+    most take, as a gateway sends one to all servers of a model.
     """
+    # By model and key; a server is with each key that it takes.
     members: dict[str, dict[str, list[Server]]] = {}
     about: dict[tuple[str, str], Mapping[str, Any]] = {}
     hidden: dict[str, list[str]] = {}
@@ -199,20 +202,19 @@ def backends_of(
             if address is None:
                 hidden.setdefault(host, []).append(server["name"])
                 continue
-            model, key = server["model_id"], keys.get(host, "")
-            members.setdefault(model, {}).setdefault(key, []).append(
-                Server(
-                    server_key(host, server)[1],
-                    address,
-                    server["port"],
-                    server["slots"],
-                    server.get("draining", False),
-                    server.get("away_seconds", 0),
-                    server.get("patience", PATIENCE),
-                    server.get("on_demand", False),
-                )
+            member = Server(
+                server_key(host, server)[1],
+                address,
+                server["port"],
+                server["slots"],
+                server.get("draining", False),
+                server.get("away_seconds", 0),
+                server.get("patience", PATIENCE),
+                server.get("on_demand", False),
             )
-            about.setdefault((model, key), server)
+            for key in keys.get(host) or [""]:
+                members.setdefault(server["model_id"], {}).setdefault(key, []).append(member)
+                about.setdefault((server["model_id"], key), server)
     warnings = [
         f"{host}: {', '.join(names)} cannot be reached from here, as servers_host there is a loopback address: set "
         "it to the host's own address, and servers_api_key_file with it."
@@ -225,11 +227,11 @@ def backends_of(
         title = found.get("display_name") or model
         servers = tuple(sorted(by_key[key], key=lambda server: server.name))
         backends.append(Backend(model, title, found.get("tier"), found["kind"], servers, key))
-        others = sorted(server.name for one, group in by_key.items() if one != key for server in group)
+        others = sorted({server.name for group in by_key.values() for server in group} - {one.name for one in servers})
         if others:
             warnings.append(
-                f"{model}: {', '.join(others)} have another API key than most of its servers and are left out: "
-                "give all hosts the same first key in servers_api_key_file."
+                f"{model}: {', '.join(others)} do not take the API key that most of its servers take, and are left "
+                "out: give all hosts a key in common in servers_api_key_file."
             )
     return backends, warnings
 

@@ -160,7 +160,7 @@ def bring_to_state(
 
 def _hosts(
     places: Places, given: Mapping[str, Any], warn: Callable[[str], None]
-) -> tuple[dict[str, Any], dict[str, str]]:
+) -> tuple[dict[str, Any], dict[str, list[str]]]:
     """What is known of each host after this run, and the keys of their servers.
 
     A host whose entry is invalid is as it was before: it must not keep the others out of the gateway.
@@ -169,13 +169,13 @@ def _hosts(
     for host, entry in list(found.items()):
         try:
             if entry is not None:
-                check_host(entry, new_keys.get(host, ""))
+                check_host(entry, new_keys.get(host, []))
         except DocumentError as error:
             warn(f"{host}: what it reports of its servers is not used: {error}.")
             del found[host]
     hosts = merged(read_fleet(places), found, given["inventory"])
-    known = {**read_keys(places), **{host: key for host, key in new_keys.items() if host in found}}
-    return hosts, {host: known.get(host, "") for host in hosts}
+    known = {**read_keys(places), **{host: keys for host, keys in new_keys.items() if host in found}}
+    return hosts, {host: known.get(host, []) for host in hosts}
 
 
 def _kept(places: Places, given: Mapping[str, Any], found: str | None) -> dict[str, Any]:

@@ -164,15 +164,20 @@ def _refuse_writable(path: str) -> None:
         part = os.path.dirname(part)
 
 
-def first_key(path: str | None) -> str | None:
-    """The first key of the file; None without a file, or if this user cannot read it or it holds no key."""
+def usable_keys(path: str | None) -> list[str]:
+    """The keys of the file that servers take; none without a file, or if this user cannot read it."""
     if not path:
-        return None
+        return []
     try:
         with open(path, "rb") as stream:
-            return next(iter(parse_keys(stream.read(MAX_BYTES)).usable), None)
+            return list(parse_keys(stream.read(MAX_BYTES)).usable)
     except OSError:
-        return None
+        return []
+
+
+def first_key(path: str | None) -> str | None:
+    """The first key of the file; None without a file, or if this user cannot read it or it holds no key."""
+    return next(iter(usable_keys(path)), None)
 
 
 def _is_readable(path: str, user: str, groups: Sequence[str]) -> bool:

@@ -22,7 +22,7 @@ def entry(*servers: dict[str, Any], address: str = "192.0.2.1") -> dict[str, Any
     return fleet.host_entry({"servers": list(servers)}, address)
 
 
-def backends(hosts: dict[str, dict[str, Any]], here: str = "gw", **keys: str) -> list[fleet.Backend]:
+def backends(hosts: dict[str, dict[str, Any]], here: str = "gw", **keys: list[str]) -> list[fleet.Backend]:
     found, warnings = fleet.backends_of(hosts, keys, [here])
     assert warnings == []
     return found
@@ -62,12 +62,27 @@ def test_server_on_loopback_of_another_host_is_left_out_with_warning() -> None:
 
 def test_servers_with_another_key_than_most_are_left_out() -> None:
     hosts = {host: entry(server("m")) for host in "abc"}
-    [backend], warnings = fleet.backends_of(hosts, {"a": "old", "b": "k", "c": "k"}, [])
+    [backend], warnings = fleet.backends_of(hosts, {"a": ["old"], "b": ["k"], "c": ["k"]}, [])
     assert (backend.key, [one.name for one in backend.servers]) == ("k", ["b_8080", "c_8080"])
     assert warnings == [
-        "m: a_8080 have another API key than most of its servers and are left out: give all hosts the same first key in "
-        "servers_api_key_file."
+        "m: a_8080 do not take the API key that most of its servers take, and are left out: give all hosts a key in "
+        "common in servers_api_key_file."
     ]
+
+
+def test_key_that_all_servers_take_is_sent_while_keys_are_rotated() -> None:
+    hosts = {host: entry(server("m")) for host in "ab"}
+
+    def key(**keys: list[str]) -> str:
+        [found] = backends(hosts, **keys)
+        assert len(found.servers) == 2
+        return found.key
+
+    assert key(a=["old"], b=["old"]) == "old"
+    assert key(a=["old", "new"], b=["old"]) == "old"
+    assert key(a=["old", "new"], b=["old", "new"]) == "old"
+    assert key(a=["new"], b=["old", "new"]) == "new"
+    assert key(a=["new"], b=["new"]) == "new"
 
 
 def test_servers_of_hosts_with_similar_names_have_different_names() -> None:
@@ -98,23 +113,23 @@ INJECTION = '::1]:8080\nglobal\n  lua-load "/tmp/x"\n#'
 )
 def test_entry_that_would_be_more_than_a_value_is_refused(change: dict[str, Any]) -> None:
     good = entry(server("m"))
-    fleet.check_host(good, "key")
+    fleet.check_host(good, ["key"])
     good["servers"][0].update(change)
     with pytest.raises(DocumentError):
-        fleet.check_host(good, "key")
+        fleet.check_host(good, ["key"])
 
 
 @pytest.mark.parametrize("key", ["a\nb", " a", "a\x7f", "é"])
 def test_key_that_no_header_can_have_is_refused(key: str) -> None:
     with pytest.raises(DocumentError):
-        fleet.check_host(entry(server("m")), key)
+        fleet.check_host(entry(server("m")), ["good", key])
 
 
 def test_draining_server_is_marked_with_its_time_away() -> None:
     record = {"servers": [server("m"), server("n", 8081), server("o", 8082)]}
     away = fleet.away_times(["m", "n", "unknown"], {"n": 2.5, "o": 9})
     found = fleet.host_entry(record, "192.0.2.1", away)
-    fleet.check_host(found, "")
+    fleet.check_host(found, [])
     marks = [{key: one[key] for key in ("draining", "away_seconds") if key in one} for one in found["servers"]]
     assert marks == [{"draining": True}, {"draining": True, "away_seconds": 3}, {}]
 
@@ -141,7 +156,7 @@ def test_ready_servers_are_counted_by_model_and_host() -> None:
 
 def test_two_servers_on_one_port_are_refused() -> None:
     with pytest.raises(DocumentError):
-        fleet.check_host(entry(server("m"), server("n")), "")
+        fleet.check_host(entry(server("m"), server("n")), [])
 
 
 @pytest.mark.parametrize(
