@@ -33,6 +33,13 @@ options:
     description: Time-out in seconds for all servers together.
     type: float
     default: 60.0
+  preload:
+    description:
+      - Names of servers that are started after this. Their model files are read into the page cache meanwhile, as far
+        as the available memory allows.
+    type: list
+    elements: str
+    default: []
 attributes:
   check_mode:
     support: full
@@ -101,9 +108,11 @@ import time
 from ansible_collections.magi.llama.plugins.module_utils._arguments.wait_until_idle import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
+from ansible_collections.magi.llama.plugins.module_utils._core.processes import memory
 from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import LockError, renew
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import read_record
 from ansible_collections.magi.llama.plugins.module_utils._health.idle import look_at, summary, wait_until_idle
+from ansible_collections.magi.llama.plugins.module_utils._health.preload import files_of, preload
 
 
 def main() -> None:
@@ -118,6 +127,8 @@ def run(module: Module) -> dict:
         with contextlib.suppress(LockError):
             renew(state_dir, given["run_id"])
     record = read_record(state_dir)["servers"]
+    if not module.check_mode and given["elapsed"] == 0:
+        preload(files_of(server for server in record if server["name"] in given["preload"]), memory().available_bytes)
     found = wait_until_idle(
         given["servers"],
         lambda names: look_at(state_dir, record, names),

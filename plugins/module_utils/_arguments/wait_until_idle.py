@@ -13,6 +13,7 @@ ARGUMENTS = Arguments(
         "state_dir": {"type": "path", "required": True},
         "servers": {"type": "list", "elements": "str", "required": True},
         "timeout": {"type": "float", "default": 60.0},
+        "preload": {"type": "list", "elements": "str", "default": []},
     },
     filled_in={
         "run_id": {"type": "str"},
