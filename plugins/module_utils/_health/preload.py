@@ -31,7 +31,7 @@ def files_of(servers: Iterable[Mapping[str, Any]]) -> list[str]:
 def preload(paths: Sequence[str], available_bytes: int) -> int:
     """Have the kernel read these files ahead, as far as they fit into the available memory; returns the bytes.
 
-    It does not wait for the disk. A file that is missing or cannot be read is left out: the server's start tells.
+    It does not wait for the disk. A file that is missing or cannot be read is left out: the server's start reports it.
     """
     total = 0
     for path in paths:
