@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ansible.errors import AnsibleConnectionFailure
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
 from ansible_collections.magi.llama.plugins.module_utils._core.documents import DocumentError
 from ansible_collections.magi.llama.plugins.module_utils._gateway.clients import client_entry, parse_clients
@@ -47,7 +48,13 @@ class ActionModule(HostAction):
             clients=json.dumps(clients),
             inventory=list(task_vars["groups"]["all"]),
         )
-        answer = self.ask("gateway_state", arguments, task_vars)
+        try:
+            answer = {**self.ask("gateway_state", arguments, task_vars), "is_reached": True}
+        except AnsibleConnectionFailure as error:
+            if state not in ("read", "updated"):
+                raise
+            # It is not one of the hosts that are changed: these end by a sentence of their own.
+            return {**result, "changed": False, "is_reached": False, "msg": f"{given['name']}: {error}"}
         if "how" in answer and state not in ("prepared", "read"):
             late = [f"{name} has not passed the gateway's check yet" for name in answer.get("not_ready") or []]
             lines = (f"      warning  {text}" for text in [*warnings, *late])

@@ -53,7 +53,11 @@ class ActionModule(HostAction):
         task_vars: dict[str, Any],
     ) -> dict[str, Any]:
         """Stop all servers to stop, then start the others one by one, waiting for each."""
-        common = {key: value for key, value in arguments.items() if key in ("state_dir", "supervisord_path", FILLED_IN)}
+        common = {
+            key: value
+            for key, value in arguments.items()
+            if key in ("state_dir", "supervisord_path", "is_lasting", FILLED_IN)
+        }
         stops = {name: action for name, action in actions.items() if action == "stop"}
         rounds = [stops] if stops or not actions else []
         rounds += [{name: action} for name, action in actions.items() if action != "stop"]

@@ -17,10 +17,9 @@ options:
     type: bool
     default: false
   served_here:
-    description: Ids of the models that the gateways see ready on this host.
-    type: list
-    elements: str
-    default: []
+    description: Number of servers that the gateways see ready on this host, by the id of their model.
+    type: dict
+    default: {}
   served_elsewhere:
     description: Ids of the models that every gateway sees ready on other hosts.
     type: list

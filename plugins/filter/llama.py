@@ -24,6 +24,7 @@ FUNCTIONS = (
     load_manifest,
     next_to_inventory,
     checksums.merge_manifests,
+    fleet.gateway_servers,
     fleet.model_hosts,
     on_demand.systemd_listen,
     on_demand.systemd_on_demand,

@@ -104,8 +104,14 @@ left_out:
 from ansible_collections.magi.llama.plugins.module_utils._arguments.gateway_members import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
-from ansible_collections.magi.llama.plugins.module_utils._deployment.record import read_record
-from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import MAX_KEYS, away_times, host_entry
+from ansible_collections.magi.llama.plugins.module_utils._core.processes import processes
+from ansible_collections.magi.llama.plugins.module_utils._deployment.record import read_intended, read_record
+from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import (
+    MAX_KEYS,
+    as_running,
+    away_times,
+    host_entry,
+)
 from ansible_collections.magi.llama.plugins.module_utils._launch.api_keys import usable_keys
 
 
@@ -115,11 +121,15 @@ def main() -> None:
 
 def run(module: Module) -> dict:
     given = module.params
-    record = read_record(plain_path(given["state_dir"]))
+    state_dir = plain_path(given["state_dir"])
+    record, running = read_record(state_dir), processes(state_dir)
+    servers = [as_running(server, running.get(server["name"])) for server in record["servers"]]
+    stopped = [name for name, intended in read_intended(state_dir).items() if intended == "stopped"]
+    draining = away_times([*given["draining"], *stopped], given["away_seconds"])
     files = [server.get("api_key_file") for server in record["servers"]]
     return {
         "changed": False,
-        "members": host_entry(record, module.params["address"], away_times(given["draining"], given["away_seconds"])),
+        "members": host_entry({"servers": servers}, given["address"], draining),
         "keys": usable_keys(next(filter(None, files), None))[:MAX_KEYS],
         "left_out": [],
     }

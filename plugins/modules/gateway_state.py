@@ -160,6 +160,12 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+is_reached:
+  description: >-
+    Whether the gateway's host was reached. With O(state=read) and O(state=updated) one that is not reached is no
+    failure of the task.
+  returned: always
+  type: bool
 how:
   description:
     - What was done to HAProxy, or would be, V(nothing), V(maps), V(servers), V(reload), V(start) or V(stop).

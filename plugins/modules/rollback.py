@@ -146,7 +146,7 @@ def run(module: Module) -> dict:
     servers = planned(before, now, running, _sockets(state_dir, now))
     if not restored:
         refuse_current(state_dir, before, now, servers)
-    servers, change = deployed_waves(servers, {**before.record, "servers": now}, running, given, is_new=True)
+    servers, change = deployed_waves(servers, {**before.record, "servers": now}, running, given)
     refuse_foreign(before.files, managed_files(state_dir))
     launch = files_to_write(before.files)
     stale = stale_files(managed_files(state_dir), [file.path for file in before.files])

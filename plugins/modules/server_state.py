@@ -275,7 +275,7 @@ def _waves(given: dict, record: dict, todo: dict) -> list:
     from ansible_collections.magi.llama.plugins.module_utils._deployment.deployed_waves import deployed_waves
 
     servers = [{**server, "action": todo.get(server["name"], "keep")} for server in record["servers"]]
-    _servers, change = deployed_waves(servers, record, processes(given["state_dir"]), given, is_new=False)
+    _servers, change = deployed_waves(servers, record, processes(given["state_dir"]), given)
     return change.get("waves", [])
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 OPTIONS = {
     "without_downtime": {"type": "bool", "default": False},
-    "served_here": {"type": "list", "elements": "str", "default": []},
+    "served_here": {"type": "dict", "default": {}},
     "served_elsewhere": {"type": "list", "elements": "str", "default": []},
     "allow_downtime": {"type": "bool", "default": False},
 }

@@ -23,21 +23,17 @@ def deployed_waves(
     record: Mapping[str, Any],
     running: Mapping[str, Process],
     given: Mapping[str, Any],
-    *,
-    is_new: bool,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return the servers, each with an action, and the parts of a plan that say how they change; see changed_in_waves.
 
-    given are the module's arguments: state_dir and those about downtime. is_new says that servers come that did not run
-    before, so that memory decides whether the others have to leave first. Raises PlanError.
+    given are the module's arguments: state_dir and those about downtime. Raises PlanError.
     """
     settings = Settings(
         given["state_dir"],
         record["service_manager"],
         *NO_PORTS,
-        memory_overcommit=not is_new,
         without_downtime=given["without_downtime"],
-        served_here=frozenset(given["served_here"]),
+        served_here=given["served_here"],
         served_elsewhere=frozenset(given["served_elsewhere"]),
         allow_downtime=given["allow_downtime"],
     )

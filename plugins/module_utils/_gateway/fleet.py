@@ -16,6 +16,7 @@ from typing import Any
 from .._core.argv import flag_value
 from .._core.documents import NAME, Document, DocumentError, Fields, Map, Maybe, check
 from .._core.errors import MagiError
+from .._core.processes import Process
 from .._core.text import clean_text
 from .._core.values import ANY_ADDRESS, MAX_PORT, is_loopback
 from .._models.names import QUANT_TOKEN
@@ -146,6 +147,22 @@ def host_entry(
         for server in record["servers"]
     ]
     return {"address": address, "servers": servers}
+
+
+def as_running(server: Mapping[str, Any], process: Process | None) -> Mapping[str, Any]:
+    """A server of the record as it is while its process is still that of an earlier launch config."""
+    if process is None or server.get("on_demand") or process.env.get("MAGI_LLAMA_REVISION") == server.get("revision"):
+        return server
+    argv = list(process.argv)
+    port = flag_value(argv, "--port") or ""
+    if not port.isdecimal():
+        return server
+    return {**server, "port": int(port), "host": flag_value(argv, "--host") or server.get("host"), "argv": argv}
+
+
+def gateway_servers(members: Mapping[str, Any], host: str, names: Sequence[str]) -> list[str]:
+    """The names in HAProxy's configuration of a host's servers; members is what gateway_members found there."""
+    return [server_key(host, server)[1] for server in members["servers"] if server["name"] in names]
 
 
 def _draining(away: int | None) -> dict[str, Any]:

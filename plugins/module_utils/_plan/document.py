@@ -56,6 +56,7 @@ WAVES = [
             "actions": Map(re.compile("start|restart|stop"), NAME),
             "ready": [NAME],
             "needs": [str],
+            "leaves": [str],
             "away": Map(NUMBER, NAME),
         }
     )

@@ -33,8 +33,9 @@ class Settings:
 
     key_path gives the place at which a server, by its name, finds the API key file. manager_triggers is what else a
     server of this service manager takes over with a new process only. ports are set for servers, by name.
-    without_downtime says that gateways are to be kept supplied during a change; served_here and served_elsewhere are
-    the models that they see ready on this host and on others, and allow_downtime permits a model to be away.
+    without_downtime says that gateways are to be kept supplied during a change; served_here has the number
+    of servers that they see ready on this host, by model, served_elsewhere the models that they see on others, and
+    allow_downtime permits a model to be away.
     """
 
     state_dir: str
@@ -59,7 +60,7 @@ class Settings:
     on_demand_programs: Mapping[str, str] = field(default_factory=dict)
     on_demand_refusal: str = ""
     without_downtime: bool = False
-    served_here: frozenset[str] = frozenset()
+    served_here: Mapping[str, int] = field(default_factory=dict)
     served_elsewhere: frozenset[str] = frozenset()
     allow_downtime: bool = False
 
@@ -91,7 +92,7 @@ def settings_of(
         strict=given["strict"],
         prune=given["prune"],
         without_downtime=given["without_downtime"],
-        served_here=frozenset(given["served_here"]),
+        served_here=given["served_here"],
         served_elsewhere=frozenset(given["served_elsewhere"]),
         allow_downtime=given["allow_downtime"],
     )

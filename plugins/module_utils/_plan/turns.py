@@ -12,6 +12,9 @@ from typing import Any
 from .._core.documents import DocumentError, check
 from .document import WAVES
 
+# Of a host: no change has that many steps, and all hosts wait for them.
+MAX_WAVES = 400
+
 
 def wave_turns(waves: Mapping[str, Any]) -> dict[str, Any]:
     """Return the waves of hosts that change together, by step: {"waves": {host: [wave or None]}, "steps": [step]}.
@@ -21,17 +24,24 @@ def wave_turns(waves: Mapping[str, Any]) -> dict[str, Any]:
     has servers that are ready after it (readies). A host whose waves are not waves has none: it fails by itself.
     """
     turns: dict[str, list[Any]] = {}
-    needed: list[set[str]] = []
+
+    def others(step: int) -> list[Any]:
+        return [waves[step] for waves in turns.values() if step < len(waves) and waves[step]]
+
     for host, own in waves.items():
         turns[host] = []
         for wave in _waves(own):
-            while set(wave["needs"]) & (needed[len(turns[host])] if len(turns[host]) < len(needed) else set()):
+            while any(_is_needed(wave, other) for other in others(len(turns[host]))):
                 turns[host].append(None)
             turns[host].append(wave)
-            if len(turns[host]) > len(needed):
-                needed.append(set())
-            needed[len(turns[host]) - 1].update(wave["needs"])
-    return {"waves": turns, "steps": [_step(turns.values(), number) for number in range(len(needed))]}
+    count = max(map(len, turns.values()), default=0)
+    return {"waves": turns, "steps": [_step(turns.values(), number) for number in range(count)]}
+
+
+def _is_needed(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether one of two hosts has to serve a model while the other drains it."""
+    pairs = ((one, other), (other, one))
+    return any(set(first["needs"]) & {*second["needs"], *second["leaves"]} for first, second in pairs)
 
 
 def _step(turns: Iterable[Sequence[Any]], number: int) -> dict[str, bool]:
@@ -45,14 +55,22 @@ def _waves(found: Any) -> Sequence[Any]:
         check(found, WAVES, "they")
     except DocumentError:
         return []
-    return list(found)
+    return list(found)[:MAX_WAVES]
 
 
 def wave_at(turns: Mapping[str, Any], host: str, step: int) -> dict[str, Any]:
-    """Return the wave of a host at a step, one without anything to do where it has none."""
+    """Return the wave of a host at a step, one without anything to do where it has none.
+
+    Its later are the servers that a later step starts, and its begins those that this one does: what is not there yet.
+    """
     waves = turns["waves"].get(host, ())
-    idle: dict[str, Any] = {"drain": [], "actions": {}, "ready": [], "needs": [], "away": {}}
-    return (waves[step] if step < len(waves) else None) or idle
+    begun = [[name for name, action in wave["actions"].items() if action == "start"] if wave else [] for wave in waves]
+    more = {
+        "begins": [*begun, []][min(step, len(begun))],
+        "later": [name for names in begun[step + 1 :] for name in names],
+    }
+    idle: dict[str, Any] = {"drain": [], "actions": {}, "ready": [], "needs": [], "leaves": [], "away": {}}
+    return {**((waves[step] if step < len(waves) else None) or idle), **more}
 
 
 def has_touched(turns: Mapping[str, Any], host: str, step: int) -> bool:
@@ -62,18 +80,25 @@ def has_touched(turns: Mapping[str, Any], host: str, step: int) -> bool:
 
 
 def ready_models(answers: Sequence[Any], host: str) -> dict[str, Any]:
-    """Return the models that gateways see ready: {"gateways": number, "here": on this host, "elsewhere": on others}.
+    """Return the models that gateways see ready: {"gateways": number, "here": {model: servers}, "elsewhere": [model]}.
 
     answers are those of gateway_state with state read. A model is ready elsewhere if every gateway sees it on another
-    host, and here if one sees it on this one. Gateways that were not reached, or are not set up yet, do not count.
+    host, and here if one sees it on this one, with as many servers as all gateways see. Gateways that were not reached,
+    or are not set up yet, do not count.
     """
     seen = [answer["ready"] for answer in answers if isinstance(answer, Mapping) and answer.get("exists")]
-    here = {model for ready in seen for model, hosts in ready.items() if hosts.get(host)}
+    here: dict[str, int] = {}
+    for ready in seen:
+        for model, hosts in ready.items():
+            # One that a single gateway does not see is not counted on.
+            count = min(int(one.get(model, {}).get(host, 0)) for one in seen)
+            if hosts.get(host):
+                here[model] = max(count, 1)
     elsewhere = [
         {model for model, hosts in ready.items() if any(hosts[one] for one in hosts if one != host)} for ready in seen
     ]
     return {
         "gateways": len(seen),
-        "here": sorted(here),
+        "here": here,
         "elsewhere": sorted(set.intersection(*elsewhere)) if elsewhere else [],
     }

@@ -12,7 +12,7 @@ restarted is changed in one of three ways: surge (a stand-in serves meanwhile, w
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .inputs import Host, PlanError, Server, Settings
@@ -82,12 +82,15 @@ class _Steps:
         self._planned, self._profile, self._settings, self._host = planned, profile, settings, host
         before = {str(server["name"]): server for server in host.record}
         self._before = before
+        self._models = {str(server["name"]): str(server["model_id"]) for server in [*planned, *host.record]}
         # As they run now: those that are restarted have the memory and the port that they had.
         self._running = {
             str(server["name"]): _resident(before.get(str(server["name"]), server))
             for server in planned
             if server["name"] in self._host.running
         }
+        # Those that are to be restarted next, while their stand-ins serve.
+        self._surged: list[Server] = []
         self._change = Change()
         self._note_peak()
 
@@ -98,6 +101,7 @@ class _Steps:
         idle = [server for server in waiting if server["model_id"] not in served or server.get("on_demand")]
         waiting = [server for server in waiting if server not in idle]
         while True:
+            self._surged = []
             begun = [server for server in starts if self._begin(server)]
             surged = [(server, stand_in) for server in waiting if (stand_in := self._stand_in(server))]
             stand_ins = [stand_in for _server, stand_in in surged]
@@ -133,7 +137,9 @@ class _Steps:
         while True:
             group: dict[str, Server] = {}
             for server in waiting:
-                if server["model_id"] not in group and self._is_served(server, elsewhere):
+                if server["model_id"] in group or not self._has_room(server):
+                    continue
+                if self._is_served(server, elsewhere):
                     group[str(server["model_id"])] = server
             if not group:
                 break
@@ -152,10 +158,12 @@ class _Steps:
             self._change.away[model] = max(self._change.away.get(model, 0.0), seconds[str(server["name"])])
 
     def _is_served(self, server: Server, elsewhere: Collection[str]) -> bool:
-        """Whether another running server has the model."""
-        return server["model_id"] in elsewhere or any(
-            other["model_id"] == server["model_id"] and name != server["name"] for name, other in self._running.items()
-        )
+        """Whether another server has the model, and the gateways see it."""
+        model = server["model_id"]
+        if model in elsewhere:
+            return True
+        others = (name for name, other in self._running.items() if other["model_id"] == model)
+        return self._settings.served_here.get(model, 0) > 1 and any(name != server["name"] for name in others)
 
     def _begin(self, server: Server) -> bool:
         """Count a server as running if its port is free by now and its memory suffices."""
@@ -173,17 +181,24 @@ class _Steps:
         left = str(own["name"]) if own else ""
         used = {int(other["port"]) for other in self._planned if other["action"] != "stop"} | self._ports(left)
         port = free_port(int(own["port"]) if own else None, used, self._settings, self._host)
-        if port is None:
+        if port is None or not self._has_room(server):
             return None
         stand_in = stand_in_for(server, port, self._settings, taken - {left})
-        name = str(stand_in["name"])
-        process = self._host.running.get(name)
-        reason = f"serves {server['model_id']} while {server['name']} is restarted"
+        process = self._host.running.get(left)
         runs = process is not None and process.env.get("MAGI_LLAMA_REVISION") == stand_in["revision"]
-        action = "keep" if runs else "start" if process is None else "restart"
-        stand_in.update({"action": action, "reason": reason})
-        if not runs and not self._fits(stand_in):
+        if process is not None and not runs:
+            # It may be the only one that serves, and is stopped when the new one does.
+            port = free_port(None, {*used, *self._ports()}, self._settings, self._host)
+            if port is None:
+                return None
+            stand_in = stand_in_for(server, port, self._settings, taken)
+        reason = f"serves {server['model_id']} while {server['name']} is restarted"
+        stand_in.update({"action": "keep" if runs else "start", "reason": reason})
+        # Next to the server as it is, and as it will be.
+        if not (runs or (self._fits(stand_in) and self._fits(stand_in, server, *self._surged))):
             return None
+        self._surged.append(server)
+        name = str(stand_in["name"])
         self._running[name] = stand_in
         self._note_peak()
         self._change.stand_ins.append(stand_in)
@@ -200,18 +215,23 @@ class _Steps:
         running = (server for name, server in self._running.items() if name != left_out)
         return {int(server["port"]) for server in running if server["port"] is not None}
 
-    def _fits(self, server: Server) -> bool:
-        servers = {**self._running, str(server["name"]): server}
-        if server["memory"]["vram_bytes"] and not self._host.gpus and not self._settings.memory_overcommit:
-            # What their memory is like is unknown here.
+    def _has_room(self, server: Server) -> bool:
+        """Whether a server can be restarted at this point: its port is free, and what it needs more is there."""
+        before = self._running.get(str(server["name"]), server)
+        if int(server["port"]) in self._ports(str(server["name"])):
             return False
+        grows = any(server["memory"][key] > before["memory"][key] for key in ("ram_bytes", "vram_bytes"))
+        return not grows or self._fits(server)
+
+    def _fits(self, *more: Server) -> bool:
+        """Whether these fit next to all that runs at this point, also where the user lets servers exceed the memory."""
+        if any(server["memory"]["vram_bytes"] for server in more) and not self._host.gpus:
+            # What the GPUs' memory is like is unknown here.
+            return False
+        servers = {**self._running, **{str(server["name"]): server for server in more}}
+        settings = replace(self._settings, memory_overcommit=False)
         try:
-            check_memory(
-                [one for one in servers.values() if "memory" in one],
-                self._profile,
-                self._settings,
-                self._host,
-            )
+            check_memory([one for one in servers.values() if "memory" in one], self._profile, settings, self._host)
         except PlanError:
             return False
         return True
@@ -246,18 +266,17 @@ class _Steps:
         ready = _names([*restart, *begin])
         if actions or ready:
             # Only what runs has requests.
-            drained = [name for name in drain if name in self._host.running or name in self._stand_in_names()]
+            serving = {*self._host.running, *self._host.sockets, *_names(self._change.stand_ins)}
+            drained = [name for name in drain if name in serving]
             wave = {
                 "drain": drained,
                 "actions": actions,
                 "ready": ready,
                 "needs": list(needs),
+                "leaves": sorted({self._models[name] for name in drained if name in self._models}),
                 "away": dict(away or {}),
             }
             self._change.waves.append(wave)
-
-    def _stand_in_names(self) -> list[str]:
-        return _names(self._change.stand_ins)
 
 
 def _names(servers: Iterable[Server]) -> list[str]:

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any
 
 import pytest
 from ansible_collections.magi.llama.plugins.module_utils._core.documents import DocumentError
+from ansible_collections.magi.llama.plugins.module_utils._core.processes import Process
 from ansible_collections.magi.llama.plugins.module_utils._gateway import fleet
 
 
@@ -195,3 +197,19 @@ def test_family_is_id_without_quantization(model: str, family: str) -> None:
 )
 def test_hosts_of_group_models_run_servers(groups: dict[str, list[str]], hosts: list[str]) -> None:
     assert fleet.model_hosts(groups) == hosts
+
+
+def test_server_is_reached_where_its_process_listens_until_it_is_restarted() -> None:
+    planned = {**server("m", 8090), "revision": "new"}
+    argv = ("llama-server", "--host", "192.0.2.9", "--port", "8080", "--parallel", "4")
+    process = Process(1, 1, "m", argv, {"MAGI_LLAMA_REVISION": "old"}, 0, 0.0, 0.0, 0)
+    found = entry(dict(fleet.as_running(planned, process)))["servers"][0]
+    assert (found["port"], found["listens"], found["slots"]) == (8080, "192.0.2.9", 4)
+    assert fleet.as_running(planned, None) == planned
+    current = dataclasses.replace(process, env={"MAGI_LLAMA_REVISION": "new"})
+    assert fleet.as_running(planned, current) == planned
+
+
+def test_servers_have_the_names_of_the_configuration() -> None:
+    members = entry(server("m"), server("n", 8081))
+    assert fleet.gateway_servers(members, "gpu1", ["n", "x"]) == ["gpu1_8081"]

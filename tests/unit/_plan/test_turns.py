@@ -14,7 +14,8 @@ from ansible_collections.magi.llama.plugins.module_utils._plan.turns import (
     wave_turns,
 )
 
-IDLE: dict[str, Any] = {"drain": [], "actions": {}, "ready": [], "needs": [], "away": {}}
+IDLE: dict[str, Any] = {"drain": [], "actions": {}, "ready": [], "needs": [], "leaves": [], "away": {}}
+NOTHING = {**IDLE, "begins": [], "later": []}
 
 
 def waves(*given: dict[str, Any]) -> list[dict[str, Any]]:
@@ -22,7 +23,14 @@ def waves(*given: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def wave(name: str, *needs: str) -> dict[str, Any]:
-    return {**IDLE, "drain": [name], "actions": {name: "restart"}, "ready": [name], "needs": list(needs)}
+    return {
+        **IDLE,
+        "drain": [name],
+        "actions": {name: "restart"},
+        "ready": [name],
+        "needs": list(needs),
+        "leaves": [name],
+    }
 
 
 def drained(turns: dict[str, Any], host: str) -> list[list[str]]:
@@ -67,7 +75,20 @@ def test_a_step_says_what_any_host_does_in_it() -> None:
 def test_a_host_with_something_else_has_nothing_to_do() -> None:
     turns = wave_turns({"one": [{"drain": 1}], "two": None})
     assert turns == {"steps": [], "waves": {"one": [], "two": []}}
-    assert wave_at(turns, "one", 0) == wave_at(turns, "unknown", 0) == IDLE
+    assert wave_at(turns, "one", 0) == wave_at(turns, "unknown", 0) == NOTHING
+
+
+def test_what_a_later_step_starts_is_not_there_yet() -> None:
+    first, second = ({**IDLE, "actions": {name: "start", "x": "restart"}, "ready": [name]} for name in "ab")
+    turns = wave_turns({"one": waves(first, second)})
+    found = [wave_at(turns, "one", step) for step in range(3)]
+    assert [(wave["begins"], wave["later"]) for wave in found] == [(["a"], ["b"]), (["b"], []), ([], [])]
+
+
+def test_a_host_does_not_drain_the_last_server_that_another_one_relies_on() -> None:
+    stop = {**IDLE, "drain": ["a"], "actions": {"a": "stop"}, "leaves": ["a"]}
+    turns = wave_turns({"one": waves(stop), "two": waves(wave("a", "a"))})
+    assert (drained(turns, "one"), drained(turns, "two")) == ([["a"], []], [[], ["a"]])
 
 
 def test_a_model_counts_as_ready_elsewhere_only_where_every_gateway_sees_it() -> None:
@@ -77,6 +98,6 @@ def test_a_model_counts_as_ready_elsewhere_only_where_every_gateway_sees_it() ->
         {"exists": False, "ready": {}},
         {"unreachable": True, "msg": "no route"},
     ]
-    assert ready_models(answers, "one") == {"gateways": 2, "here": ["a"], "elsewhere": ["a"]}
-    assert ready_models(answers, "two") == {"gateways": 2, "here": ["a", "b"], "elsewhere": ["a"]}
-    assert ready_models([], "one") == {"gateways": 0, "here": [], "elsewhere": []}
+    assert ready_models(answers, "one") == {"gateways": 2, "here": {"a": 1}, "elsewhere": ["a"]}
+    assert ready_models(answers, "two") == {"gateways": 2, "here": {"a": 1, "b": 1}, "elsewhere": ["a"]}
+    assert ready_models([], "one") == {"gateways": 0, "here": {}, "elsewhere": []}

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,6 +52,8 @@ def changed(
     ports: tuple[int, int] = (8080, 8089),
     allow: bool = False,
     listeners: dict[int, Listener] | None = None,
+    seen: dict[str, int] | None = None,
+    overcommit: bool = False,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The servers and waves on a host with total GiB, where all but the new ones run and serve."""
     record = [one for one in planned if one["action"] != "start"] if before is None else before
@@ -68,7 +71,8 @@ def changed(
         "systemd",
         *ports,
         without_downtime=True,
-        served_here=frozenset({one["model_id"] for one in record} - set(idle)),
+        served_here=seen or Counter(one["model_id"] for one in record if one["model_id"] not in idle),
+        memory_overcommit=overcommit,
         served_elsewhere=frozenset(elsewhere),
         allow_downtime=allow,
     )
@@ -218,3 +222,47 @@ def test_a_model_that_leaves_makes_room_for_the_stand_in_of_another() -> None:
         (["a"], {"a": "restart"}),
         (["a-surge"], {"a-surge": "stop"}),
     ]
+
+
+def test_a_server_that_grows_has_a_stand_in_only_where_both_fit() -> None:
+    old = {**server("a", gib=10), "revision": "old"}
+    with pytest.raises(PlanError):
+        changed(server("a", gib=30), total=45, before=[old])
+    servers, change = changed(server("a", gib=30), total=80, before=[old])
+    assert servers[0]["change"] == "surge"
+    assert change["peak"]["ram_bytes"] == 60 * GIB
+
+
+def test_servers_that_exchange_their_ports_are_not_changed_one_by_one() -> None:
+    before = [{**server("a", port=8080), "revision": "old"}, {**server("b", port=8081), "revision": "old"}]
+    _servers, change = changed(server("a", port=8081), server("b", port=8080), before=before, allow=True)
+    assert steps(change) == [(["a", "b"], {"a": "restart", "b": "restart"})]
+
+
+def test_an_instance_that_the_gateways_do_not_see_is_no_reason_to_drain_the_other() -> None:
+    two = (server("a", port=8080), server("a-2", port=8081, model="a"))
+    record = [dict(one) for one in two]
+    with pytest.raises(PlanError):
+        changed(*two, total=10, before=record, seen={"a": 1})
+
+
+def test_a_stand_in_of_another_launch_config_is_replaced_before_it_is_stopped() -> None:
+    left = {**changed(server("a"))[0][1], "revision": "other"}
+    stopped = {**left, "action": "stop", "reason": "not enabled"}
+    old = {**server("a"), "revision": "old"}
+    servers, change = changed(server("a"), stopped, before=[old, left])
+    assert [(one["name"], one["action"]) for one in servers] == [
+        ("a", "restart"),
+        ("a-surge", "stop"),
+        ("a-xsurge", "start"),
+    ]
+    assert steps(change) == [
+        ([], {"a-xsurge": "start"}),
+        (["a", "a-surge"], {"a-surge": "stop", "a": "restart"}),
+        (["a-xsurge"], {"a-xsurge": "stop"}),
+    ]
+
+
+def test_memory_overcommit_is_for_servers_that_stay() -> None:
+    with pytest.raises(PlanError):
+        changed(server("a", gib=30), total=45, overcommit=True)
