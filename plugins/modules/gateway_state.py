@@ -162,8 +162,7 @@ EXAMPLES = r"""
 RETURN = r"""
 is_reached:
   description: >-
-    Whether the gateway's host was reached. With O(state=read) and O(state=updated) one that is not reached is no
-    failure of the task.
+    Whether the gateway's host was reached. With O(state=read) and O(state=updated) the task does not fail if it was not.
   returned: always
   type: bool
 how:
