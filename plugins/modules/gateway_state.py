@@ -162,7 +162,8 @@ EXAMPLES = r"""
 RETURN = r"""
 is_reached:
   description: >-
-    Whether the gateway's host was reached. With O(state=read) and O(state=updated) the task does not fail if it was not.
+    Whether the gateway's host was reached. With O(state=read) and O(state=updated) the task does not fail if it was
+    not.
   returned: always
   type: bool
 how:
