@@ -22,7 +22,7 @@ class ActionModule(HostAction):
         answer = self.ask("gateway_members", self._task.args, task_vars)
         if "members" not in answer:
             return {**result, **answer}
-        if not all(KEY.fullmatch(key) for key in answer["keys"]):
+        if not all(KEY.fullmatch(key) for key in answer["api_keys"]):
             raise AnsibleActionFail("A key of the servers' API key file has characters that no header can have.")
         ports = range(arguments["port_range_start"], arguments["port_range_end"] + 1)
         addresses = (arguments["host"], arguments["address"], *ANY_ADDRESS)

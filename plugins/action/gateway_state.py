@@ -44,7 +44,7 @@ class ActionModule(HostAction):
         arguments = fill_in(
             given,
             hosts={host: entry["members"] if entry["members"]["servers"] else None for host, entry in found.items()},
-            keys=json.dumps({host: entry["keys"] for host, entry in found.items()}),
+            keys=json.dumps({host: entry["api_keys"] for host, entry in found.items()}),
             clients=json.dumps(clients),
             inventory=list(task_vars["groups"]["all"]),
         )
@@ -77,7 +77,7 @@ def _found(task_vars: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
             warnings.append(f"{host}: it reports a fact {FOUND}, which is not used.")
             continue
         try:
-            check_host(entry["members"], entry.get("keys", []))
+            check_host(entry["members"], entry.get("api_keys", []))
         except DocumentError as error:
             warnings.append(f"{host}: what it reports of its servers is not used: {error}.")
             continue

@@ -88,7 +88,7 @@ members:
       description: The servers. One of O(draining) has C(draining), and C(away_seconds) where it is given.
       type: list
       elements: dict
-keys:
+api_keys:
   description: >-
     The API keys that these servers take, 16 at most. Gateways send one that all servers of a model take.
   returned: success
@@ -130,7 +130,7 @@ def run(module: Module) -> dict:
     return {
         "changed": False,
         "members": host_entry({"servers": servers}, given["address"], draining),
-        "keys": usable_keys(next(filter(None, files), None))[:MAX_KEYS],
+        "api_keys": usable_keys(next(filter(None, files), None))[:MAX_KEYS],
         "left_out": [],
     }
 

@@ -118,7 +118,7 @@ class Gateway:
         return self.state_module(
             {"state": "updated", "ready_timeout": seconds},
             hosts={"bed": found["members"]},
-            keys=json.dumps({"bed": found["keys"]}),
+            keys=json.dumps({"bed": found["api_keys"]}),
             inventory=["bed"],
         )
 
