@@ -13,3 +13,8 @@ from typing import Any
 def stand_ins(servers: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """The stand-ins among servers of a record, by name: whose place each takes."""
     return {str(server["name"]): str(server["stands_in_for"]) for server in servers if server.get("stands_in_for")}
+
+
+def without_stand_ins(servers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The servers of a plan that are not stand-ins: what its change leads to, and what it ends."""
+    return [server for server in servers if "stands_in_for" not in server]

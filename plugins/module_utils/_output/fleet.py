@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .._core.exchange import authority
+from .._core.stand_ins import without_stand_ins
 from .._core.values import ANY_ADDRESS
 from .._health.endpoint import endpoint
 from .report import table
@@ -50,7 +51,7 @@ def planned_servers(plan: Mapping[str, Any], health: Mapping[str, Any]) -> list[
             "state": probed.get(server["name"], {}).get("state"),
             "planned_vram_bytes": int((server.get("memory") or {}).get("vram_bytes", 0)),
         }
-        for server in plan["servers"]
+        for server in without_stand_ins(plan["servers"])
         if server["action"] != "stop"
     ]
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .._core.errors import EstimateError
+from .._core.stand_ins import without_stand_ins
 from .._core.text import bounded, format_bytes
 from .._health.breakdown import deviation, gpu_part, ram_part
 from .._launch.hidden import shown_text
@@ -124,7 +125,7 @@ def enabled_lines(plan: Mapping[str, Any]) -> list[str]:
 
 def _enabled(plan: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The servers that are there to stay."""
-    return [server for server in plan["servers"] if server["action"] != "stop" and "stands_in_for" not in server]
+    return [server for server in without_stand_ins(plan["servers"]) if server["action"] != "stop"]
 
 
 def launch_lines(plan: Mapping[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from .._core.documents import NULL, NUMBER, Document, DocumentError, Fields, Map, check
+from .._core.stand_ins import without_stand_ins
 from .._core.text import redact
 from .report import format_seconds, table
 
@@ -109,7 +110,7 @@ def not_as_planned(plan: Mapping[str, Any], running: Mapping[str, str]) -> list[
     running are the revisions of the servers' processes.
     """
     wrong = []
-    for server in plan.get("servers", ()):
+    for server in without_stand_ins(plan.get("servers", ())):
         # A kept server whose model is gone may run with an older launch config.
         wanted = None if server["action"] == "stop" else server.get("revision")
         if server["action"] != "keep" and running.get(server["name"]) != wanted:
@@ -119,7 +120,7 @@ def not_as_planned(plan: Mapping[str, Any], running: Mapping[str, str]) -> list[
 
 def actions_of(plan: Mapping[str, Any]) -> dict[str, int]:
     """How many servers a plan starts, restarts and stops."""
-    counts = Counter(str(server["action"]) for server in plan.get("servers", ()))
+    counts = Counter(str(server["action"]) for server in without_stand_ins(plan.get("servers", ())))
     return {action: counts[action] for action in DONE if counts[action]}
 
 

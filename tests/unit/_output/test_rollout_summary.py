@@ -157,3 +157,10 @@ def test_rollback_command_repeats_connection_options(monkeypatch):
         "'--ssh-common-args=-J bastion' --become --ask-become-pass --vault-id=a@p --vault-id=b@q "
         "-e servers_state_dir=/srv/llama"
     )
+
+
+def test_stand_in_of_a_change_is_over_when_the_host_is_updated() -> None:
+    own = {"name": "a", "action": "restart", "revision": "r"}
+    stand_in = {"name": "a-surge", "action": "start", "revision": "s", "stands_in_for": "a"}
+    assert rollout_summary.not_as_planned({"servers": [own, stand_in]}, {"a": "r"}) == []
+    assert rollout_summary.not_as_planned({"servers": [own, stand_in]}, {}) == ["a"]
