@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 # Files that llama-server reads.
@@ -13,6 +14,16 @@ PATH_FLAGS = ("--model", "--mmproj", "--lora", "--model-draft", "--spec-draft-mo
 
 # Flags whose path a server writes below.
 WRITE_FLAGS = ("--slot-save-path", "--log-prompts-dir", "--lookup-cache-dynamic")
+
+_SHARD = re.compile(r"(.*)-[0-9]{5}-of-([0-9]{5})\.gguf")
+
+
+def shards(path: str) -> list[str]:
+    """All files of a model that is split, by one of them, as llama-server opens them; otherwise the path alone."""
+    match = _SHARD.fullmatch(path)
+    if not match:
+        return [path]
+    return [f"{match[1]}-{number:05d}-of-{match[2]}.gguf" for number in range(1, int(match[2]) + 1)]
 
 
 def flag_values(argv: Sequence[str], flags: Iterable[str]) -> Iterator[str]:

@@ -7,25 +7,17 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .._core.argv import PATH_FLAGS, flag_values
-
-_FIRST_SHARD = re.compile(r"-00001-of-([0-9]{5})\.gguf$")
+from .._core.argv import PATH_FLAGS, flag_values, shards
 
 
 def files_of(servers: Iterable[Mapping[str, Any]]) -> list[str]:
     """The files that servers read when they start, each once, with all shards of a model."""
-    found: list[str] = []
-    for path in (path for server in servers for path in flag_values(server["argv"], PATH_FLAGS)):
-        shard = _FIRST_SHARD.search(path)
-        count = int(shard[1]) if shard else 1
-        stem = path[: shard.start()] if shard else ""
-        found += [f"{stem}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)] if shard else [path]
-    return list(dict.fromkeys(found))
+    paths = (path for server in servers for path in flag_values(server["argv"], PATH_FLAGS))
+    return list(dict.fromkeys(name for path in paths for name in shards(path)))
 
 
 def preload(paths: Sequence[str], available_bytes: int) -> int:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .._core.argv import WRITE_FLAGS, flag_values
+from .._core.argv import WRITE_FLAGS, flag_values, shards
 from .._core.links import is_below, stages
 
 HOMES = ("/home", "/root", "/run/user")
@@ -34,7 +34,6 @@ MAX_SHOWN = 5
 _UNSTARTABLE = re.compile(r"[\"'\\$\x00-\x1f\x7f\udc80-\udcff]")
 # Two paths in a unit's setting are divided by a colon, and quotes in them are not read alike by all versions.
 _AWKWARD = re.compile(r"[:\"'\\\x00-\x1f\x7f\udc80-\udcff]")
-_SHARD = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf")
 _SCALE = re.compile(r":[0-9.]+$")
 
 
@@ -160,19 +159,9 @@ def _paths_of(word: str, is_written: bool) -> list[str]:
     if not word.startswith("/") or is_below(word, [CREDENTIALS]):
         return []
     if is_written or os.path.exists(word):
-        return [word, *_shards(word)]
+        return [word, *(name for name in shards(word) if name != word and os.path.exists(name))]
     parts = [_SCALE.sub("", part) for part in word.split(",")]
     return [part for part in parts if part.startswith("/") and os.path.exists(part)]
-
-
-def _shards(path: str) -> list[str]:
-    """Return the other files of a model that is split, which llama-server opens next to the first."""
-    match = _SHARD.fullmatch(path)
-    if not match:
-        return []
-    count = int(match[2])
-    names = [f"{match[1]}-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1)]
-    return [name for name in names if name != path and os.path.exists(name)]
 
 
 def _is_shown_by_folder(path: str, shown: _Shown) -> bool:
