@@ -16,7 +16,7 @@ from typing import Any
 
 from .._core.errors import MagiError
 from .._core.processes import Process
-from .._core.stand_ins import stand_ins
+from .._core.stand_ins import stand_ins, without_stand_ins
 from .._health.observations import ready_revisions, record_verdicts, refused_revisions
 from .._launch.config_files import File, read_file
 from .._runtime.prefix_manifest import note_in_manifest, previous_prefix, read_manifest
@@ -95,10 +95,9 @@ def snapshot_if_good(state_dir: str, record: Mapping[str, Any]) -> Deployment | 
     try:
         files = _deployed_files(state_dir, now)
         # A run that was interrupted has left them, and they are of no deployment.
-        left = stand_ins(now["servers"])
         manager = find_manager(str(now["service_manager"]))
-        paths = {manager.config_path(state_dir, name) for name in left}
-        now = {**now, "servers": [server for server in now["servers"] if server["name"] not in left]}
+        paths = {manager.config_path(state_dir, name) for name in stand_ins(now["servers"])}
+        now = {**now, "servers": without_stand_ins(now["servers"])}
         deployment = Deployment(now, [file for file in files if file.path not in paths])
         for file in deployment.files:
             file.content.decode()

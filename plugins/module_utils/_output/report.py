@@ -130,7 +130,7 @@ def _enabled(plan: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def launch_lines(plan: Mapping[str, Any]) -> list[str]:
     """What is started, restarted and stopped, each with its reason."""
-    counts = Counter(str(server["action"]) for server in plan["servers"] if "stands_in_for" not in server)
+    counts = Counter(str(server["action"]) for server in without_stand_ins(plan["servers"]))
     order = ("start", "restart", "stop", "keep")
     text = ", ".join(f"{counts[action]} to {action}" for action in order if counts[action]) or "nothing to do"
     changing = {**plan, "servers": [server for server in plan["servers"] if server["action"] != "keep"]}
