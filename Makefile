@@ -38,7 +38,7 @@ UV_LOCK = $(UV) lock --quiet --default-index https://pypi.org/simple
 
 # The newest Python that ansible-core and this collection support. uv searches PATH only, so the interpreters of pyenv
 # (hidden behind shims) are added to it.
-$(VENV)/.ready: pyproject.toml uv.lock .cache/uv/uv.txt
+$(VENV)/.ready: pyproject.toml console/pyproject.toml uv.lock .cache/uv/uv.txt
 	@$(UV_LOCK) --check --offline 2>/dev/null || { echo "uv.lock does not match pyproject.toml: run make lock"; exit 1; }
 	@export PATH="$$PATH:$$(printf '%s:' "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/*/bin)"; \
 	  python="$${MAGI_PYTHON:-}"; \
@@ -47,8 +47,10 @@ $(VENV)/.ready: pyproject.toml uv.lock .cache/uv/uv.txt
 	  done; \
 	  test -n "$$python" || { echo "Python 3.11, 3.12, 3.13 or 3.14 is missing on this machine; an older one will not do"; exit 1; }; \
 	  $(UV) venv --quiet --clear --no-python-downloads --python "$$python" $(VENV)
-	@$(UV) export --quiet --frozen --group dev --output-file .cache/uv/requirements.txt
+	@$(UV) export --quiet --frozen --group dev --no-emit-workspace --output-file .cache/uv/requirements.txt
 	@$(UV) pip sync --quiet --require-hashes --compile-bytecode --python $(BIN)/python .cache/uv/requirements.txt
+	@# A folder has no hash. uv builds it itself, and fetches nothing.
+	@$(UV) pip install --quiet --offline --no-deps --python $(BIN)/python --editable console
 	@ln -sf ../../tests/support/molecule.sh $(BIN)/molecule
 	@echo "controller: $$($(BIN)/python --version), ansible-core $$($(BIN)/python -c 'import ansible.release as r; print(r.__version__)')"
 	@touch $@
@@ -104,7 +106,7 @@ lint: $(VENV)/.ready ## Check the style of everything
 	@$(UV_LOCK) --check --offline
 	@ruff check . && ruff format --check --quiet .
 	@codespell
-	@mypy
+	@mypy && mypy --config-file console/pyproject.toml
 	@yamllint --strict .
 	@ansible-lint --offline
 	@antsibull-changelog lint
@@ -137,6 +139,7 @@ unit: .cache/bin/.ready ## Run the unit tests
 check: .cache/bin/.ready ## Run the fast checks: style, types, most unit tests
 	@ruff check --quiet . && ruff format --check --quiet .
 	@mypy | grep --invert-match Success || test "$${PIPESTATUS[0]}" = 0
+	@mypy --config-file console/pyproject.toml | grep --invert-match Success || test "$${PIPESTATUS[0]}" = 0
 	@yamllint --strict .
 	@$(BIN)/python docs/generate.py --check
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup tests/unit -m "not slow"

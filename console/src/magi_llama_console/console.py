@@ -1,0 +1,20 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the parts of a running console share; app.state.console."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .settings import Settings
+from .store.base import Store, now
+
+
+@dataclass(slots=True)
+class Console:
+    """Made when the application starts, gone when it ends."""
+
+    settings: Settings
+    store: Store
+    started_at: str = field(default_factory=now)

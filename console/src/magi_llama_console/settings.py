@@ -1,0 +1,47 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The settings of one console."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Where a console finds things. Paths are absolute."""
+
+    # A folder or file, as for ansible-playbook -i.
+    inventory: Path
+    # Everything that the console writes, 0700: console.db, jobs/<id>/, tokens.json. Never a secret in clear.
+    data: Path
+    host: str = "127.0.0.1"
+    port: int = 8000
+    # A checkout's root. Without it the playbooks are those of the installed collection (magi.llama.site).
+    checkout: Path | None = None
+    # The folder of ansible-playbook and ansible-inventory.
+    ansible_bin: Path = Path(sys.executable).parent
+    # Names and roles of tokens with their sha256; by default tokens.json in the data folder.
+    tokens: Path | None = None
+    # Read by Ansible, never by the console.
+    vault_password_file: Path | None = None
+    private_key_file: Path | None = None
+    # redis://… or rediss://…: events, sessions and status are kept there instead of in console.db.
+    redis: str = ""
+    # Whether browsers reach the console by https: the cookie of a session is then marked Secure.
+    is_https: bool = False
+
+    @property
+    def database(self) -> Path:
+        return self.data / "console.db"
+
+    @property
+    def jobs(self) -> Path:
+        return self.data / "jobs"
+
+    @property
+    def token_file(self) -> Path:
+        return self.tokens or self.data / "tokens.json"

@@ -1,0 +1,89 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The file of tokens: names and roles, and of each token only its sha256.
+
+    {"schema_version": 1, "tokens": [{"name": "ci", "role": "operate", "sha256": "…", "created_at": "…"}]}
+
+A token has 256 bits of randomness, so a plain sha256 of it cannot be reversed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .store.base import now
+
+ROLES = ("read", "operate")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+
+
+class TokenFileError(Exception):
+    """The file cannot be used. The text names it and the fix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    name: str
+    role: str
+    sha256: str
+    created_at: str
+
+
+def digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def read_tokens(path: Path) -> list[Token]:
+    """The tokens; none if there is no file. Raises TokenFileError."""
+    try:
+        document = json.loads(path.read_text())
+        tokens = [Token(**{key: str(value) for key, value in one.items()}) for one in document["tokens"]]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TokenFileError(f"{path}: not a file of tokens ({error}); remove it and add the tokens again") from error
+    if wrong := [one.name for one in tokens if one.role not in ROLES]:
+        raise TokenFileError(f"{path}: role of {', '.join(wrong)}: use {' or '.join(ROLES)}")
+    return tokens
+
+
+def write_tokens(path: Path, tokens: Sequence[Token]) -> None:
+    """Replace the file, 0600."""
+    text = json.dumps({"schema_version": 1, "tokens": [asdict(one) for one in tokens]}, indent=2) + "\n"
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(descriptor)
+    staged.replace(path)
+
+
+def add_token(path: Path, name: str, role: str) -> str:
+    """Add a token, or replace that of the same name, and return it: it is not kept anywhere."""
+    if not NAME.fullmatch(name):
+        raise ValueError(f"the name {name!r}: use letters, digits, '.', '_', '@' and '-', at most 64")
+    if role not in ROLES:
+        raise ValueError(f"the role {role!r}: use {' or '.join(ROLES)}")
+    token = secrets.token_urlsafe(32)
+    kept = [one for one in read_tokens(path) if one.name != name]
+    write_tokens(path, [*kept, Token(name, role, digest(token), now())])
+    return token
+
+
+def remove_token(path: Path, name: str) -> bool:
+    """Whether there was one."""
+    tokens = read_tokens(path)
+    kept = [one for one in tokens if one.name != name]
+    if len(kept) == len(tokens):
+        return False
+    write_tokens(path, kept)
+    return True

@@ -1,0 +1,86 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A console as a process of its own, as users run it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import httpx
+
+from .pythons import ROOT
+
+PROGRAM = str(Path(sys.executable).with_name("magi-llama-console"))
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+class RunningConsole:
+    """with RunningConsole(inventory, data) as console: console.read and console.operate are clients with a token."""
+
+    def __init__(
+        self,
+        inventory: Path,
+        data: Path,
+        *,
+        arguments: tuple[str, ...] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.inventory, self.data, self.arguments = inventory, data, arguments
+        self.environment = dict(environment or {})
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.anonymous = httpx.Client(base_url=self.url, timeout=30)
+        self.read = httpx.Client(base_url=self.url, timeout=30)
+        self.operate = httpx.Client(base_url=self.url, timeout=30)
+
+    def add_token(self, name: str, role: str) -> str:
+        command = [PROGRAM, "token", name, "--role", role, "--tokens", str(self.data / "tokens.json")]
+        return subprocess.check_output(command, text=True).strip()
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        command = [PROGRAM, "--inventory", str(self.inventory), "--data", str(self.data)]
+        command += ["--checkout", str(ROOT), "--listen", f"127.0.0.1:{self.port}", *self.arguments]
+        self.process = subprocess.Popen(command, env={**os.environ, **self.environment})
+        while True:
+            try:
+                self.anonymous.get("/health").raise_for_status()
+                return
+            except httpx.TransportError:
+                if self.process.poll() is not None:
+                    raise RuntimeError(f"the console ended with {self.process.returncode}") from None
+                time.sleep(0.02)
+
+    def stop(self, signal_number: int = signal.SIGTERM) -> None:
+        if self.process is not None:
+            self.process.send_signal(signal_number)
+            self.process.wait()
+            self.process = None
+
+    def __enter__(self) -> RunningConsole:
+        for client, role in ((self.read, "read"), (self.operate, "operate")):
+            client.headers["Authorization"] = f"Bearer {self.add_token(f'test-{role}', role)}"
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        for client in (self.anonymous, self.read, self.operate):
+            client.close()
