@@ -21,6 +21,9 @@ from support.gateway import KEY, OTHER_KEY, Q2, Q3, Q4, TOOLS_TEMPLATE, Gateway
 
 EMBEDDING = "tiny-bert-f16"
 MESSAGES: Any = [{"role": "user", "content": "Hello"}]
+# A server that holds back the first bytes of a character leaves out the first event of a response or message. A random
+# model begins up to a fifth of its answers with such bytes; its most probable token is not one of them.
+GREEDY = {"temperature": 0}
 CITY = {
     "type": "object",
     "properties": {"city": {"type": "string", "enum": ["Rome", "Paris"]}},
@@ -78,7 +81,9 @@ def test_models_are_listed(client: openai.OpenAI) -> None:
 
 
 def test_chat_is_answered_by_its_model(client: openai.OpenAI) -> None:
-    raw = client.chat.completions.with_raw_response.create(model="tiny-llama", messages=MESSAGES, max_tokens=4)
+    raw = client.chat.completions.with_raw_response.create(
+        model="tiny-llama", messages=MESSAGES, max_tokens=4, extra_body={"ignore_eos": True}
+    )
     answer = raw.parse()
     assert (raw.headers["x-magi-model"], raw.headers["x-magi-tier"], answer.model) == (Q4, "Q4", Q4)
     assert answer.choices[0].message.role == "assistant"
@@ -137,11 +142,11 @@ def test_tools_reach_the_model_and_return(client: openai.OpenAI) -> None:
 
 
 def test_responses_are_answered_and_streamed(client: openai.OpenAI) -> None:
-    answer = client.responses.create(model=Q4, input="Hello", max_output_tokens=4)
+    create: Callable[..., Any] = client.responses.create
+    asked = {"model": Q4, "input": "Hello", "max_output_tokens": 4, **GREEDY}
+    answer = create(**asked)
     assert (answer.object, answer.model) == ("response", Q4)
-    events = [
-        event.type for event in client.responses.create(model=Q4, input="Hello", max_output_tokens=4, stream=True)
-    ]
+    events = [event.type for event in create(**asked, stream=True)]
     assert (events[0], events[-1]) == ("response.created", "response.completed")
 
 
@@ -198,7 +203,7 @@ def test_client_waits_for_a_model_that_comes_back(gateway: Gateway, connect: Con
 
 
 def test_messages_of_anthropic(gateway: Gateway) -> None:
-    body = {"model": Q4, "max_tokens": 4, "messages": MESSAGES}
+    body = {"model": Q4, "max_tokens": 4, "messages": MESSAGES, **GREEDY}
     with gateway.client(None) as plain:
         headers = {"X-Api-Key": KEY, "anthropic-version": "2023-06-01"}
         answer = plain.post("/v1/messages", json=body, headers=headers)
