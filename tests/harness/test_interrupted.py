@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -80,15 +81,25 @@ def folder() -> Iterator[Path]:
         yield path
 
 
-def start_test_run(folder: Path, *arguments: str) -> tuple[subprocess.Popen[str], Path]:
-    """Start a test run, and wait until its three processes of different kinds run. Also returns its record."""
-    before = set(reaper.RECORDS.iterdir())
+def record_of(run: subprocess.Popen[str]) -> Path:
+    """The record of a run: its reaper has both on its command line. Other runs begin and end at the same time."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_text().split("\0")
+            if reaper.__file__ in words and str(run.pid) in words:
+                return Path(words[words.index(reaper.__file__) + 1])
+    raise AssertionError(f"run {run.pid} has no reaper")
+
+
+@contextlib.contextmanager
+def started(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """A test run whose three processes of different kinds run, and its record. A failure leaves no run behind."""
     state = folder / "state"
     test = folder / "test_interrupted.py"
     test.write_text(TEST.format(state=str(state), undone=str(folder / "undone"), daemon=DAEMON, stubborn=STUBBORN))
     command = [sys.executable, "-m", "pytest", "-c", f"{checkout.ROOT}/pyproject.toml", "-p", "support.pytest_reaper"]
     command += [f"--rootdir={folder}", "--basetemp", f"{folder}/tmp", "-p", "no:cacheprovider", *arguments, str(test)]
-    run = subprocess.Popen(
+    with subprocess.Popen(
         command,
         cwd=folder,
         env=environment(),
@@ -96,50 +107,54 @@ def start_test_run(folder: Path, *arguments: str) -> tuple[subprocess.Popen[str]
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-    )
-    wait_until(lambda: list(folder.glob("tmp/**/asleep")) or run.poll() is not None, "nothing started")
-    time.sleep(0.2)
-    assert len([line for line in mentioning(folder) if "time.sleep(600)" in line]) == 3, mentioning(folder)
-    [record] = set(reaper.RECORDS.iterdir()) - before
-    return run, record
+    ) as run:
+        try:
+            wait_until(lambda: list(folder.glob("tmp/**/asleep")) or run.poll() is not None, "nothing started")
+            time.sleep(0.2)
+            assert len([line for line in mentioning(folder) if "time.sleep(600)" in line]) == 3, mentioning(folder)
+            yield run, record_of(run)
+        finally:
+            # At the latest now; its reaper stops the rest.
+            run.kill()
 
 
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_interrupted_run_leaves_no_process(which: signal.Signals, folder: Path) -> None:
-    run, record = start_test_run(folder)
-    os.kill(run.pid, which)
-    output, _ = run.communicate(timeout=SECONDS)
-    wait_until(lambda: not mentioning(folder), f"{mentioning(folder)}\n{output}")
-    wait_until(lambda: not record.exists(), "the reaper has not ended")
+    with started(folder) as (run, record):
+        os.kill(run.pid, which)
+        output, _ = run.communicate(timeout=SECONDS)
+        wait_until(lambda: not mentioning(folder), f"{mentioning(folder)}\n{output}")
+        wait_until(lambda: not record.exists(), "the reaper has not ended")
     # After SIGINT the test itself leaves its block.
     wait_until(lambda: (folder / "undone").exists() == (which is not signal.SIGINT), "undone")
     assert not (folder / "undone-left").exists()
 
 
 def test_run_with_workers_leaves_no_process_when_its_controller_is_killed(folder: Path) -> None:
-    run, record = start_test_run(folder, "-n", "1")
-    os.kill(run.pid, signal.SIGKILL)
-    run.communicate(timeout=SECONDS)
-    wait_until(lambda: not mentioning(folder), str(mentioning(folder)))
-    # Until then a worker, which does not mention the folder, may write in it.
-    wait_until(lambda: not record.exists(), "the reaper has not ended")
+    with started(folder, "-n", "1") as (run, record):
+        os.kill(run.pid, signal.SIGKILL)
+        run.communicate(timeout=SECONDS)
+        wait_until(lambda: not mentioning(folder), str(mentioning(folder)))
+        # Until then a worker, which does not mention the folder, may write in it.
+        wait_until(lambda: not record.exists(), "the reaper has not ended")
 
 
 def test_next_run_cleans_up_after_a_killed_reaper(folder: Path) -> None:
-    run, record = start_test_run(folder)
-    [pid] = [int(line.split()[0]) for line in mentioning(record)]
-    os.kill(pid, signal.SIGKILL)
-    os.kill(run.pid, signal.SIGKILL)
-    run.communicate(timeout=SECONDS)
-    time.sleep(0.5)
-    assert mentioning(folder)
-    subprocess.run([sys.executable, "-c", "from support import reaper; reaper.begin()"], env=environment(), check=True)
-    # What was killed may take a moment to be gone.
-    deadline = time.monotonic() + SECONDS
-    while mentioning(folder) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not mentioning(folder)
-    assert not record.exists()
+    with started(folder) as (run, record):
+        [pid] = [int(line.split()[0]) for line in mentioning(record)]
+        os.kill(pid, signal.SIGKILL)
+        os.kill(run.pid, signal.SIGKILL)
+        run.communicate(timeout=SECONDS)
+        time.sleep(0.5)
+        assert mentioning(folder)
+        command = [sys.executable, "-c", "from support import reaper; reaper.begin()"]
+        subprocess.run(command, env=environment(), check=True)
+        # What was killed may take a moment to be gone.
+        deadline = time.monotonic() + SECONDS
+        while mentioning(folder) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not mentioning(folder)
+        assert not record.exists()
 
 
 def bench_servers(cache: Path) -> list[str]:
@@ -155,8 +170,9 @@ def bench_servers(cache: Path) -> list[str]:
 )
 def test_interrupted_bench_leaves_no_server(which: signal.Signals, whom: str, folder: Path) -> None:
     given = environment(MAGI_BENCH_CACHE=str(folder), MAGI_BENCH_JSON=str(folder / "bench.json"))
-    with (folder / "log").open("w") as log:
-        make = subprocess.Popen(
+    with (
+        (folder / "log").open("w") as log,
+        subprocess.Popen(
             ["make", "bench", "BENCH=runs"],
             cwd=checkout.ROOT,
             env=given,
@@ -164,12 +180,16 @@ def test_interrupted_bench_leaves_no_server(which: signal.Signals, whom: str, fo
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-        )
-    wait_until(lambda: bench_servers(folder) or make.poll() is not None, "no server", 120)
-    assert make.poll() is None, (folder / "log").read_text()
-    if whom == "group":
-        os.killpg(make.pid, which)
-    else:
-        os.kill(make.pid, which)
-    make.wait(timeout=SECONDS)
+        ) as make,
+    ):
+        try:
+            wait_until(lambda: bench_servers(folder) or make.poll() is not None, "no server", 120)
+            assert make.poll() is None, (folder / "log").read_text()
+            if whom == "group":
+                os.killpg(make.pid, which)
+            else:
+                os.kill(make.pid, which)
+            make.wait(timeout=SECONDS)
+        finally:
+            make.kill()
     wait_until(lambda: not mentioning(folder), f"{json.dumps(mentioning(folder), indent=1)}")
