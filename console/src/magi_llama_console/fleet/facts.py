@@ -1,0 +1,172 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the console knows of hosts and servers: plain, frozen, and writable as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Source = Literal["events", "sweep", "gateway", "status", "none"]
+HostState = Literal["ok", "degraded", "failed", "unreachable", "unknown"]
+LAYOUT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of a host's RAM or of a GPU; None is unknown. planned_bytes is what the servers there are planned with."""
+
+    total_bytes: int | None = None
+    free_bytes: int | None = None
+    planned_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A GPU of a host."""
+
+    index: int
+    name: str | None
+    memory: Memory
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A deployed server. Sizes are bytes; None is unknown. state is that of the status document."""
+
+    host: str
+    name: str
+    model_id: str
+    port: int
+    state: str
+    is_ready: bool
+    display_name: str | None = None
+    tier: str | None = None
+    kind: str | None = None
+    pid: int | None = None
+    uptime_seconds: int | None = None
+    rss_bytes: int | None = None
+    vram_bytes: int | None = None
+    planned_bytes: int | None = None
+    restarts: int = 0
+    tokens_per_second: float | None = None
+    reason: str | None = None
+    fix: str | None = None
+    # Where /health is asked.
+    bind_address: str | None = None
+    has_tls: bool = False
+    # Its first request starts it: nothing that only looks may ask it.
+    is_on_demand: bool = False
+    # Of the plan that deployed it.
+    argv: tuple[str, ...] | None = None
+    environment_names: tuple[str, ...] | None = None
+    revision: str | None = None
+    estimate: Mapping[str, Any] | None = None
+    # As llama-server reports its memory.
+    truth: Mapping[str, Any] | None = None
+    slots: int | None = None
+    context_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A host, its servers by name, and the models that its registry has.
+
+    as_of is when something last said how its servers are; is_known says whether a status or a deployment ever did.
+    """
+
+    name: str
+    servers: Mapping[str, Server] = field(default_factory=dict)
+    is_known: bool = False
+    is_reachable: bool | None = None
+    as_of: str | None = None
+    source: Source = "none"
+    profile: str | None = None
+    ram: Memory = Memory()
+    gpus: tuple[Gpu, ...] = ()
+    # What the profile would change, by server, and what does not run as it was deployed; None until something looked.
+    drift_of_plan: Mapping[str, str] | None = None
+    drift_of_status: Mapping[str, str] | None = None
+    drift_since: str | None = None
+    models: tuple[Mapping[str, Any], ...] = ()
+    rejected: tuple[Mapping[str, Any], ...] = ()
+    models_as_of: str | None = None
+
+    @property
+    def drift(self) -> dict[str, str] | None:
+        """Reasons by server's name; None where nothing has compared them yet."""
+        if self.drift_of_plan is None and self.drift_of_status is None:
+            return None
+        return {**(self.drift_of_plan or {}), **(self.drift_of_status or {})}
+
+    @property
+    def ready_servers(self) -> int:
+        return sum(server.is_ready for server in self.servers.values())
+
+    @property
+    def state(self) -> HostState:
+        """How the host is: all of its servers are ready, some, none; or it cannot be reached, or nothing is known."""
+        if self.is_reachable is False:
+            return "unreachable"
+        if not self.is_known:
+            return "unknown"
+        ready = self.ready_servers
+        if ready == len(self.servers):
+            return "ok"
+        return "degraded" if ready else "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a run in progress has sent so far: it counts when the run has ended, unless it only checked."""
+
+    playbook: str
+    profile: str | None
+    is_check: bool
+    events: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """Every host by name, the runs that have not ended by id, and the last event that was folded in."""
+
+    hosts: Mapping[str, Host] = field(default_factory=dict)
+    runs: Mapping[str, Run] = field(default_factory=dict)
+    sequence: int = 0
+
+
+def to_plain(fleet: Fleet) -> dict[str, Any]:
+    """The fleet as JSON can hold it."""
+    return {"layout": LAYOUT, **dataclasses.asdict(fleet)}
+
+
+def from_plain(data: Mapping[str, Any]) -> Fleet:
+    """The fleet that to_plain wrote; an empty one where another layout did, since events rebuild it."""
+    if data.get("layout") != LAYOUT:
+        return Fleet()
+    return Fleet(
+        {name: _host(host) for name, host in data["hosts"].items()},
+        {run: Run(**{**one, "events": tuple(one["events"])}) for run, one in data["runs"].items()},
+        data["sequence"],
+    )
+
+
+def _host(data: Mapping[str, Any]) -> Host:
+    return Host(
+        **{
+            **data,
+            "servers": {name: _server(server) for name, server in data["servers"].items()},
+            "ram": Memory(**data["ram"]),
+            "gpus": tuple(Gpu(**{**gpu, "memory": Memory(**gpu["memory"])}) for gpu in data["gpus"]),
+            "models": tuple(data["models"]),
+            "rejected": tuple(data["rejected"]),
+        }
+    )
+
+
+def _server(data: Mapping[str, Any]) -> Server:
+    lists = {key: tuple(data[key]) for key in ("argv", "environment_names") if data[key] is not None}
+    return Server(**{**data, **lists})

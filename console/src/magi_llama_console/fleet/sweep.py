@@ -1,0 +1,118 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Looks from outside whether servers answer: their /health where the console reaches it, else the gateway's metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import urllib.parse
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from .facts import Server
+
+# A sweep of 200 servers ends within half a second, those included that do not answer.
+DEADLINE_SECONDS = 0.45
+CONNECTIONS = 128
+LOOPBACK = ("127.", "::1", "localhost")
+ANY = ("0.0.0.0", "::")
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A server of a host and the URL of its /health."""
+
+    host: str
+    server: str
+    url: str
+
+    @property
+    def key(self) -> Key:
+        return self.host, self.server
+
+
+def target(server: Server, address: str, is_local: bool) -> Target | None:
+    """Where the console asks a server, None where only the host itself reaches it.
+
+    address is the host's in the inventory; is_local says that the console runs on that host.
+    """
+    bound = server.bind_address or ""
+    if not bound or server.is_on_demand or (bound.startswith(LOOPBACK) and not is_local):
+        return None
+    if bound in ANY:
+        bound = "127.0.0.1" if is_local else address
+    authority = f"[{bound}]" if ":" in bound else bound
+    scheme = "https" if server.has_tls else "http"
+    return Target(server.host, server.name, f"{scheme}://{authority}:{server.port}/health")
+
+
+async def sweep(targets: Iterable[Target], deadline_seconds: float = DEADLINE_SECONDS) -> dict[Key, dict[str, Any]]:
+    """{(host, server): {"state": "ready", "loading" or "unhealthy", "reason"}} of all targets, within the deadline."""
+    timeout = aiohttp.ClientTimeout(total=deadline_seconds)
+    connector = aiohttp.TCPConnector(limit=CONNECTIONS, force_close=True, ttl_dns_cache=300)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=False) as session:
+        pending = {asyncio.ensure_future(_health(session, one)): one for one in targets}
+        if not pending:
+            return {}
+        done, late = await asyncio.wait(pending, timeout=deadline_seconds)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+        found = {pending[task].key: task.result() for task in done}
+    silent = {"state": "unhealthy", "reason": f"/health did not answer within {deadline_seconds} s."}
+    return {**found, **{pending[task].key: silent for task in late}}
+
+
+async def _health(session: aiohttp.ClientSession, one: Target) -> dict[str, Any]:
+    try:
+        # Only whether it answers is read, and no key is sent, so the certificate does not matter.
+        async with session.get(one.url, ssl=False, allow_redirects=False) as answer:
+            if answer.status == 200:
+                return {"state": "ready", "reason": None}
+            if answer.status == 503:
+                return {"state": "loading", "reason": None}
+            return {"state": "unhealthy", "reason": f"/health answered {answer.status}."}
+    except TimeoutError:
+        return {"state": "unhealthy", "reason": "/health did not answer in time."}
+    except aiohttp.ClientConnectorError as error:
+        return {"state": "unhealthy", "reason": f"Nothing answers on its port: {error.strerror or error.os_error}."}
+    except (aiohttp.ClientError, OSError) as error:
+        return {"state": "unhealthy", "reason": f"/health failed: {type(error).__name__}."}
+
+
+_STATUS = re.compile(
+    r'^haproxy_server_status\{proxy="(?P<model>[^"]+)",server="(?P<server>[^"]+)",state="(?P<state>[A-Z]+)"\} 1$', re.M
+)
+GATEWAY_STATES = {"UP": "ready", "DOWN": "unhealthy", "DRAIN": "ready"}
+
+
+def gateway_states(metrics: str, servers: Mapping[str, Key]) -> dict[Key, dict[str, Any]]:
+    """What a gateway's metrics say of servers, by the name that it gives each of them. MAINT says nothing."""
+    found: dict[Key, dict[str, Any]] = {}
+    for match in _STATUS.finditer(metrics):
+        key, state = servers.get(match["server"]), GATEWAY_STATES.get(match["state"])
+        if key is not None and state is not None:
+            reason = None if state == "ready" else "The gateway cannot reach it."
+            found[key] = {"state": state, "reason": reason}
+    return found
+
+
+async def read_metrics(url: str, seconds: float = 2.0) -> str:
+    """The text of a gateway's /metrics; empty where it does not answer in time."""
+    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+        return ""
+    timeout = aiohttp.ClientTimeout(total=seconds)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout, trust_env=False) as session,
+            session.get(url, ssl=False, allow_redirects=False) as answer,
+        ):
+            return await answer.text() if answer.status == 200 else ""
+    except (aiohttp.ClientError, TimeoutError, OSError, UnicodeDecodeError):
+        return ""

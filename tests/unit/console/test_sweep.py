@@ -1,0 +1,125 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The sweep: 200 fake servers at once, the states that their answers mean, and what is never asked."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+
+import pytest
+from magi_llama_console.fleet.facts import Server
+from magi_llama_console.fleet.sweep import DEADLINE_SECONDS, Target, gateway_states, sweep, target
+
+FLEET = 200
+
+
+class FakeServers:
+    """Listeners that answer as llama-server's /health does: each with a status, or with none at all."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+
+    @asynccontextmanager
+    async def running(self, statuses: list[int | None]) -> AsyncIterator[list[Target]]:
+        listeners = [await asyncio.start_server(self._answer(status), "127.0.0.1", 0) for status in statuses]
+        ports = [listener.sockets[0].getsockname()[1] for listener in listeners]
+        try:
+            yield [
+                Target(f"host{number // 4}", f"fake{number}", f"http://127.0.0.1:{port}/health")
+                for number, port in enumerate(ports)
+            ]
+        finally:
+            for listener in listeners:
+                listener.close()
+
+    def _answer(self, status: int | None):  # type: ignore[no-untyped-def]
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self.requests += 1
+            with closing(writer):
+                await reader.readuntil(b"\r\n\r\n")
+                if status is None:
+                    await asyncio.sleep(5)
+                writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{{}}".encode())
+                await writer.drain()
+
+        return answer
+
+
+def test_fleet_of_fake_servers_is_swept_in_one_go() -> None:
+    async def both() -> tuple[dict[tuple[str, str], str], float]:
+        fake = FakeServers()
+        async with fake.running([200] * (FLEET - 4) + [503, 500, None, None]) as targets:
+            begun = time.monotonic()
+            found = await sweep(targets)
+            seconds = time.monotonic() - begun
+        assert fake.requests == FLEET
+        return {key: one["state"] for key, one in found.items()}, seconds
+
+    states, seconds = asyncio.run(both())
+    print(f"sweep of {FLEET} fake servers, two of them silent: {seconds:.3f} s")
+    assert len(states) == FLEET
+    assert [states["host49", f"fake{number}"] for number in range(196, 200)] == ["loading", *["unhealthy"] * 3]
+    assert list(states.values()).count("ready") == FLEET - 4
+
+
+def test_silent_servers_do_not_outlast_the_deadline() -> None:
+    """As many silent servers as connections are open at once hold no other one up beyond the deadline."""
+
+    async def silent() -> dict[tuple[str, str], dict[str, object]]:
+        async with FakeServers().running([None] * 140) as targets:
+            return await asyncio.wait_for(sweep(targets), DEADLINE_SECONDS * 4)
+
+    found = asyncio.run(silent())
+    assert {str(one["state"]) for one in found.values()} == {"unhealthy"}
+    assert len(found) == 140
+
+
+def test_closed_port_says_why() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+        found = asyncio.run(sweep([Target("a", "x", f"http://127.0.0.1:{port}/health")]))
+    assert found["a", "x"]["state"] == "unhealthy"
+    assert str(found["a", "x"]["reason"]).startswith("Nothing answers on its port")
+
+
+def server(**more: object) -> Server:
+    return Server("a", "x", "x", 8080, "ready", True, **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("bound", "is_local", "url"),
+    [
+        ("127.0.0.1", False, None),
+        ("127.0.0.1", True, "http://127.0.0.1:8080/health"),
+        ("0.0.0.0", False, "http://10.0.0.5:8080/health"),
+        ("0.0.0.0", True, "http://127.0.0.1:8080/health"),
+        ("::1", True, "http://[::1]:8080/health"),
+        ("10.1.1.1", False, "http://10.1.1.1:8080/health"),
+        (None, True, None),
+    ],
+)
+def test_server_is_asked_where_the_console_reaches_it(bound: str | None, is_local: bool, url: str | None) -> None:
+    found = target(server(bind_address=bound), "10.0.0.5", is_local)
+    assert (found and found.url) == url
+
+
+def test_server_with_tls_is_asked_by_https_and_one_on_demand_not_at_all() -> None:
+    secure = target(server(bind_address="10.1.1.1", has_tls=True), "a", False)
+    assert secure is not None and secure.url.startswith("https://")
+    assert target(server(bind_address="10.1.1.1", is_on_demand=True), "a", False) is None
+
+
+def test_gateways_metrics_name_states_of_servers() -> None:
+    metrics = "".join(
+        f'haproxy_server_status{{proxy="m",server="a_808{port}",state="{state}"}} {value}\n'
+        for port, state, value in [(0, "UP", 1), (0, "DOWN", 0), (1, "DOWN", 1), (2, "MAINT", 1), (3, "UP", 1)]
+    )
+    servers = {f"a_808{port}": ("a", f"s{port}") for port in range(3)}
+    found = {key: one["state"] for key, one in gateway_states(metrics, servers).items()}
+    assert found == {("a", "s0"): "ready", ("a", "s1"): "unhealthy"}
