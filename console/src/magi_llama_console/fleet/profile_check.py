@@ -6,7 +6,7 @@
 Standard input has {"name", "path", "text", "registries": {host: [models]}, "collections": [folders]} as JSON; the
 answer is {"errors": [...], "warnings": [...], "selects": {host: [model ids]}, "missing": {host: [model ids]}}.
 
-A profile may use templates, which run code on the controller. Whoever may edit a profile in the console may not do
+A profile may use templates, which run code on the controller. Users who may edit a profile in the console may not do
 that, so a text with a template is refused, wherever it is in the file and however it is escaped.
 """
 

@@ -18,7 +18,7 @@ from .facts import Fleet, Gpu, Host, Memory, Run, Server, Source
 
 # Playbooks whose plan is what they deploy.
 DEPLOYING = frozenset({"site", "rollout", "rollback"})
-# Playbooks that never change a host, whatever their events say of check mode.
+# Playbooks that never change a host, even where their events do not say that they only check.
 LOOKING = frozenset({"plan", "scan", "status", "verify", "manifest"})
 STATES = {"server_ready": "ready", "server_failed": "failed", "server_stopped": "stopped"}
 KEPT = frozenset({"plan", "status", "registry", "unreachable", *STATES})
