@@ -76,6 +76,26 @@ update-deps: lock ## Update all pinned packages to the newest versions that pypr
 	  else echo "HAProxy is missing, so there is no gateway: apt-get install haproxy"; fi; }
 	@mkdir -p $(@D) && touch $@
 
+# The page of the console is built by node, and tested in Debian's browser.
+.cache/bin/.node: $(VENV)/.ready
+	@missing=""; for program in node npm chromium; do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
+	  test -z "$$missing" || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    missing="$${missing/ node/ nodejs}"; echo "installing$$missing"; \
+	    apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$missing >/dev/null; \
+	  else echo "missing:$$missing. The page of the console is not built and not tested: apt-get install nodejs npm chromium"; fi; }
+	@mkdir -p $(@D) && touch $@
+
+console/page/node_modules/.ready: console/page/package-lock.json .cache/bin/.node
+	@if ! command -v npm >/dev/null; then :; \
+	elif ! node -e 'const [a, b] = process.versions.node.split("."); process.exit(+a > 20 || (+a == 20 && +b >= 19) ? 0 : 1)'; then \
+	  echo "the page of the console needs node 20.19 or newer, this is $$(node --version): it is not built and not tested"; \
+	else cd console/page && npm ci --silent && touch node_modules/.ready; fi
+
+.PHONY: page
+page: console/page/node_modules/.ready ## Build the page of the console; the built files are committed
+	@cd console/page && npm run --silent build -- --logLevel warn
+
 # llama-server and llama-quantize from LLAMA_SERVER_PATH, the distribution, or Debian's signed packages (.cache/runtime).
 .cache/bin/.ready: $(VENV)/.ready
 	@ansible-playbook -i inventories/local tests/support/binaries.yml
@@ -146,7 +166,7 @@ check: .cache/bin/.ready ## Run the fast checks: style, types, most unit tests
 
 # Everything except lint and sanity in one run with one summary; two at a time, since most tests wait for servers.
 .PHONY: pytest
-pytest: .cache/models/.ready .cache/bin/.haproxy ## Run scenarios, faults, unit tests, the artifact, every ansible-core and Python
+pytest: .cache/models/.ready .cache/bin/.haproxy console/page/node_modules/.ready ## Run scenarios, faults, unit tests, the artifact, every ansible-core and Python
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report=
 
 # The URLs in the artifact derive from REPOSITORY, for example https://example.org/magi/llama.

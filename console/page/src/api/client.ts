@@ -1,0 +1,83 @@
+// Copyright (c) the magi.llama contributors
+// GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+import { signal } from '@preact/signals';
+import type {
+  Answer, Host, Job, JobRequest, Key, Model, Plan, Problem, Profile, RejectedModel, SavedProfile, Server, ServerDetail,
+  Session,
+} from './types';
+
+/** The API is next to the page, wherever a proxy has put both. */
+export const apiUrl = (path: string): string => new URL(`api/v1/${path}`, document.baseURI).href;
+
+export class ApiError extends Error {
+  readonly problem: Problem;
+  constructor(problem: Problem) {
+    super(problem.detail ?? problem.title);
+    this.problem = problem;
+  }
+}
+
+/** Whether the console wants a token first. */
+export const signedOut = signal(false);
+
+const asProblem = async (response: Response): Promise<Problem> => {
+  const fallback = { type: 'about:blank', title: response.statusText || `HTTP ${response.status}`, status: response.status };
+  try {
+    return { ...fallback, ...((await response.json()) as Partial<Problem>) };
+  } catch {
+    return fallback;
+  }
+};
+
+async function request<T>(method: string, path: string, body?: unknown, headers: Record<string, string> = {}): Promise<T> {
+  let response: Response;
+  try {
+    response = await fetch(apiUrl(path), {
+      method,
+      credentials: 'same-origin',
+      headers: body === undefined ? headers : { 'Content-Type': 'application/json', ...headers },
+      body: body === undefined ? null : JSON.stringify(body),
+    });
+  } catch {
+    throw new ApiError({
+      type: 'about:blank', title: 'The console does not answer', status: 0, fix: 'Check that magi-llama-console runs.',
+    });
+  }
+  if (!response.ok) {
+    if (response.status === 401 && path !== 'session') signedOut.value = true;
+    throw new ApiError(await asProblem(response));
+  }
+  if (response.status === 204) return undefined as T;
+  const text = await response.text();
+  return (text === '' ? undefined : JSON.parse(text)) as T;
+}
+
+const quote = encodeURIComponent;
+// A second click, or a repeat after a lost answer, must not start a second job.
+const idempotent = (): Record<string, string> => ({ 'Idempotency-Key': crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}` });
+type Started = { job: Job | string };
+const jobId = (started: Started): string => (typeof started.job === 'string' ? started.job : started.job.id);
+
+export const api = {
+  hosts: () => request<Answer & { hosts: Host[] }>('GET', 'hosts'),
+  servers: () => request<Answer & { servers: Server[] }>('GET', 'servers'),
+  server: (host: string, name: string) => request<ServerDetail>('GET', `servers/${quote(host)}/${quote(name)}`),
+  models: () => request<Answer & { models: Model[]; rejected: RejectedModel[] }>('GET', 'models'),
+  profiles: () => request<{ profiles: Profile[] }>('GET', 'profiles'),
+  saveProfile: (name: string, text: string, preview: boolean) =>
+    request<SavedProfile>('PUT', `profiles/${quote(name)}`, { text, preview }),
+  makePlan: async (body: { profile?: string; limit?: string }) =>
+    jobId(await request<Started>('POST', 'plans', body, idempotent())),
+  plan: (hash: string) => request<Plan>('GET', `plans/${quote(hash)}`),
+  applyPlan: async (hash: string) => jobId(await request<Started>('POST', `plans/${quote(hash)}/apply`, {}, idempotent())),
+  jobs: () => request<{ jobs: Job[] }>('GET', 'jobs?limit=200'),
+  job: (id: string) => request<Job>('GET', `jobs/${quote(id)}`),
+  startJob: async (body: JobRequest) => jobId(await request<Started>('POST', 'jobs', body, idempotent())),
+  cancelJob: (id: string) => request<unknown>('POST', `jobs/${quote(id)}/cancel`, {}),
+  keys: () => request<{ keys: Key[] }>('GET', 'keys'),
+  session: () => request<Session>('GET', 'session'),
+  signIn: (token: string) => request<Session>('POST', 'session', { token }),
+  signOut: () => request<unknown>('DELETE', 'session'),
+};

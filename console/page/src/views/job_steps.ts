@@ -1,0 +1,96 @@
+// Copyright (c) the magi.llama contributors
+// GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+import type { HostCount, MagiEvent } from '../api/types';
+import { duration } from '../format';
+import type { Tone } from '../ui/state';
+
+export interface Step {
+  at: string;
+  text: string;
+  tone: Tone;
+  fix?: string;
+}
+
+export interface HostSteps {
+  state: 'running' | 'ok' | 'failed' | 'unreachable';
+  counts: string;
+  steps: Step[];
+}
+
+export interface Steps {
+  hosts: Map<string, HostSteps>;
+  lines: readonly string[];
+  task: string;
+}
+
+const MAX_LINES = 2000;
+
+export const newSteps = (): Steps => ({ hosts: new Map(), lines: [], task: '' });
+
+const text = (value: unknown): string => (value === null || value === undefined ? '' : String(value));
+
+/** What an event says about its host; null for those that say nothing to people. */
+function stepOf({ type, at, data, check }: MagiEvent): Step | null {
+  const fix = text(data['fix']);
+  const made = (tone: Tone, words: string): Step => ({ at, text: words, tone, ...(fix ? { fix } : {}) });
+  const seconds = typeof data['seconds'] === 'number' ? ` after ${duration(data['seconds'])}` : '';
+  switch (type) {
+    case 'plan': return made('busy', `planned${summaryOf(data['plan'])}`);
+    case 'status': return made('off', `status${readyOf(data['status'])}`);
+    case 'server_ready': return made('ok', `${text(data['server'])} ${check ? 'would be started' : `is ready${seconds}`}`);
+    case 'server_failed': return made('bad', `${text(data['server'])} failed${seconds}: ${text(data['reason'])}`);
+    case 'server_stopped': return made('off', `${text(data['server'])} stopped`);
+    case 'drained': return made('busy', `${text(data['server'])} drained${seconds}`);
+    case 'lock_waited': return made('warn', `waited ${duration(data['seconds'] as number)} for the lock of ${text(data['holder'])}`);
+    case 'task_failed': return made('bad', `${text(data['task'])}: ${text(data['msg'])}`);
+    case 'unreachable': return made('bad', `unreachable: ${text(data['msg'])}`);
+    case 'warning': return made('warn', text(data['text']));
+    default: return null;
+  }
+}
+
+function summaryOf(plan: unknown): string {
+  const servers = (plan as { servers?: { action?: string }[] } | null)?.servers ?? [];
+  const actions = new Map<string, number>();
+  for (const { action = 'keep' } of servers) actions.set(action, (actions.get(action) ?? 0) + 1);
+  const parts = [...actions].map(([action, n]) => `${n} ${action}`);
+  return parts.length === 0 ? '' : `: ${parts.join(', ')}`;
+}
+
+function readyOf(status: unknown): string {
+  const { ready_servers: ready, total_servers: total } = (status ?? {}) as Record<string, unknown>;
+  return typeof ready === 'number' ? `: ${ready} of ${text(total)} ready` : '';
+}
+
+function ended(hosts: Map<string, HostSteps>, counts: Record<string, HostCount>): void {
+  for (const [name, n] of Object.entries(counts)) {
+    const known = hosts.get(name) ?? { state: 'ok', counts: '', steps: [] };
+    const state = n.unreachable > 0 ? 'unreachable' : n.failed > 0 ? 'failed' : 'ok';
+    hosts.set(name, { ...known, state, counts: `(${n.changed} changed)` });
+  }
+}
+
+/** Add events to what is shown; returns a new value, with the hosts that did not change as they were. */
+export function foldSteps(old: Steps, events: MagiEvent[]): Steps {
+  const hosts = new Map(old.hosts);
+  const lines: string[] = [];
+  let { task } = old;
+  for (const event of events) {
+    const { type, host, data } = event;
+    if (type === 'line') lines.push(...text(data['text']).split('\n'));
+    else if (type === 'warning' && !host) lines.push(`warning: ${text(data['text'])}`);
+    else if (type === 'task_started') task = text(data['name']);
+    else if (type === 'run_ended') {
+      task = '';
+      ended(hosts, (data['hosts'] ?? {}) as Record<string, HostCount>);
+    }
+    const step = host ? stepOf(event) : null;
+    if (!host || !step) continue;
+    const known: HostSteps = hosts.get(host) ?? { state: 'running', counts: '', steps: [] };
+    const state = type === 'unreachable' ? 'unreachable' : type === 'task_failed' || type === 'server_failed' ? 'failed' : known.state;
+    hosts.set(host, { ...known, state, steps: [...known.steps, step] });
+  }
+  return { hosts, lines: lines.length === 0 ? old.lines : [...old.lines, ...lines].slice(-MAX_LINES), task };
+}

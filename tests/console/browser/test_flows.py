@@ -1,0 +1,120 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What people do with the page: look, filter, act, follow a job; by mouse and by keyboard."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit
+
+from playwright.sync_api import Page, expect
+from support.fake_console.api import TOKEN, FakeApi
+
+from .conftest import GROUP
+
+pytestmark = GROUP
+HOST = "gpu3.rack1.example.com"
+FAILED = "llama-3.3-70b-q4_k_m"
+
+
+def test_fleet_filter_is_kept_in_the_address(page: Page, api: FakeApi) -> None:
+    page.get_by_label("State").select_option("failed")
+    page.get_by_label("Host").fill("gpu3")
+    expect(page.locator("section.host")).to_have_count(1)
+    expect(page.locator("tbody tr")).to_have_count(1)
+    expect(page.locator("tbody tr")).to_contain_text("out of memory")
+    assert urlsplit(page.url).fragment == "/fleet?state=failed&host=gpu3"
+    page.reload()
+    expect(page.locator("tbody tr")).to_have_count(1)
+    page.keyboard.press("c")
+    expect(page.locator("tbody tr")).to_have_count(12)
+
+
+def test_server_shows_its_crash_with_the_fix_and_restarts(page: Page) -> None:
+    page.get_by_role("table", name=f"Servers of {HOST}").get_by_role("link", name=FAILED).click()
+    expect(page.locator(".notice.bad")).to_contain_text("Lower ctx_size")
+    expect(page.get_by_label("Command line")).to_contain_text("--ctx-size 8192")
+    page.keyboard.press("r")
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text(f"Restart {FAILED}?")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_contain_text("restart")
+    expect(page.locator(".host-steps")).to_contain_text("is ready after 3 s")
+    expect(page.locator(".facts")).to_contain_text("finished")
+    page.keyboard.press("g")
+    page.keyboard.press("f")
+    row = page.get_by_role("table", name=f"Servers of {HOST}").get_by_role("row", name=FAILED)
+    expect(row).to_contain_text("ready")
+
+
+def test_running_job_is_cancelled(page: Page, api: FakeApi) -> None:
+    page.get_by_role("link", name=re.compile("^Jobs")).click()
+    expect(page.get_by_role("table", name="Jobs").get_by_role("row", name=re.compile("verify"))).to_contain_text(
+        "waits for"
+    )
+    page.get_by_role("link", name=re.compile("^restart")).click()
+    page.keyboard.press("x")
+    page.get_by_role("dialog").get_by_role("button", name="Cancel the job").click()
+    expect(page.locator(".facts")).to_contain_text("cancelled")
+    expect(page.get_by_role("button", name="Cancel", exact=True)).to_have_count(0)
+
+
+def test_keyboard_alone_reaches_a_server(page: Page) -> None:
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog", name="Keyboard")).to_contain_text("Next row")
+    page.keyboard.press("Escape")
+    page.keyboard.press("/")
+    page.keyboard.type("gpu2")
+    page.keyboard.press("Escape")
+    expect(page.locator("section.host")).to_have_count(1)
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_have_text("gemma-3-27b-q3_k_m")
+
+
+def test_cut_off_stream_is_shown_and_comes_back(page: Page, api: FakeApi) -> None:
+    live = page.get_by_role("status")
+    expect(live).to_have_text("live")
+    api.is_cut_off.set()
+    expect(live).to_contain_text("stale since")
+    api.is_cut_off.clear()
+    api.fleet.change_server(HOST, FAILED, state="ready", is_ready=True, reason=None)
+    expect(live).to_have_text("live", timeout=15000)
+    expect(page.get_by_role("table", name=f"Servers of {HOST}").get_by_role("row", name=FAILED)).to_contain_text(
+        "ready"
+    )
+
+
+def test_focus_and_rows_survive_updates(page: Page, api: FakeApi) -> None:
+    link = page.get_by_role("table", name=f"Servers of {HOST}").get_by_role("link", name="qwen3-8b-q4_k_m", exact=True)
+    link.focus()
+    row = link.locator("xpath=ancestor::tr").element_handle()
+    assert row
+    for rate in range(20):
+        api.fleet.change_server(HOST, "qwen3-8b-q4_k_m", tokens_per_second=100.0 + rate)
+        api.fleet.change_server(HOST, FAILED, state="ready" if rate % 2 else "failed", is_ready=bool(rate % 2))
+    expect(link.locator("xpath=ancestor::tr")).to_contain_text("119")
+    assert page.evaluate("document.activeElement.textContent") == "qwen3-8b-q4_k_m"
+    assert row.evaluate("row => row.isConnected && row.contains(document.activeElement)")
+
+
+def test_sign_in_is_asked_for_and_refuses_unknown_tokens(page: Page, api: FakeApi) -> None:
+    page.get_by_role("button", name="Sign out").click()
+    page.get_by_label("Token").fill("wrong")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("This token is not known")
+    page.get_by_label("Token").fill(TOKEN)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name=HOST)).to_be_visible()
+
+
+def test_only_our_origin_is_asked(page: Page, api: FakeApi) -> None:
+    asked: set[str] = set()
+    page.context.on("request", lambda request: asked.add(urlsplit(request.url).netloc))
+    page.reload()
+    for view in ("jobs", f"server/{HOST}/{FAILED}", "fleet"):
+        page.goto(f"{api.url}#/{view}")
+        page.get_by_role("heading", level=1).wait_for()
+    assert asked == {urlsplit(api.url).netloc}
