@@ -21,7 +21,18 @@ SOURCE = SITE / "source"
 
 # Caption and pages of each table of contents, in the reader's order.
 CONTENTS = {
-    "Use": ["profiles", "sizing", "rollouts", "gateway", "exit-codes", "upgrade", "security", "troubleshooting", "faq"],
+    "Use": [
+        "profiles",
+        "sizing",
+        "rollouts",
+        "gateway",
+        "exit-codes",
+        "events",
+        "upgrade",
+        "security",
+        "troubleshooting",
+        "faq",
+    ],
     "Reference": ["playbooks", "variables"],
     "How it works": ["architecture"],
 }

@@ -16,7 +16,7 @@ from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import c
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.magi.llama.plugins.plugin_utils.inputs import inputs_from_facts
 from ansible_collections.magi.llama.plugins.plugin_utils.playbooks import as_called
-from ansible_collections.magi.llama.plugins.plugin_utils.show import show
+from ansible_collections.magi.llama.plugins.plugin_utils.show import WARNING, show
 
 # The variable in which members.yml keeps what gateway_members found on a host.
 FOUND = "__gateway_members"
@@ -57,7 +57,7 @@ class ActionModule(HostAction):
             return {**result, "changed": False, "is_reached": False, "msg": f"{given['name']}: {error}"}
         if "how" in answer and state not in ("prepared", "read"):
             late = [f"{name} has not passed the gateway's check yet" for name in answer.get("not_ready") or []]
-            lines = (f"      warning  {text}" for text in [*warnings, *late])
+            lines = (f"{WARNING}{text}" for text in [*warnings, *late])
             show(task_vars, [_line(answer, str(given["name"])), *lines])
         return {**result, **answer}
 

@@ -11,6 +11,8 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible.utils.display import Display
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
+from ansible_collections.magi.llama.plugins.module_utils._output.event import registry_data
+from ansible_collections.magi.llama.plugins.plugin_utils.events import event
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.magi.llama.plugins.plugin_utils.show import prints_document
 from ansible_collections.magi.llama.plugins.plugin_utils.this_run import this_run
@@ -49,6 +51,7 @@ class ActionModule(HostAction):
             if result.get("failed") or result.get("complete", True):
                 return result
             advance.check(result["progress"])
+            event(task_vars or {}, "line", {"text": progress_line(result["progress"])})
             if not prints_document(task_vars or {}):
                 host = (task_vars or {}).get("inventory_hostname", "")
                 display.display(f"{host}: {progress_line(result['progress'])}")
@@ -57,6 +60,9 @@ class ActionModule(HostAction):
 
     def _call(self, arguments: dict[str, Any], task_vars: dict[str, Any] | None) -> dict[str, Any]:
         result = self.ask(MODULE, arguments, task_vars, wrap_async=self._task.async_val)
+        registry = (result.get("ansible_facts") or {}).get("llama_registry")
+        if registry and not result.get("failed"):
+            event(task_vars or {}, "registry", registry_data(registry))
         # As for setup: show a registry only with -vvv.
         result["_ansible_verbose_override"] = True
         return result

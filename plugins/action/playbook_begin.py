@@ -21,7 +21,7 @@ from ansible_collections.magi.llama.plugins.plugin_utils.extra_vars import error
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.magi.llama.plugins.plugin_utils.inputs import decided, inputs_from_facts
 from ansible_collections.magi.llama.plugins.plugin_utils.inventory_places import misplaced
-from ansible_collections.magi.llama.plugins.plugin_utils.show import show
+from ansible_collections.magi.llama.plugins.plugin_utils.show import WARNING, show
 from ansible_collections.magi.llama.plugins.plugin_utils.silent_hosts import advice, without_keep_alive
 from ansible_collections.magi.llama.plugins.plugin_utils.variable_names import (
     extra_var_errors,
@@ -62,10 +62,10 @@ class ActionModule(HostAction):
         if wrong:
             raise AnsibleActionFail("\n".join(wrong))
         own = [one.get("inventory_dir") for one in hosts.values() if "inventory_dir" not in inputs_from_facts(one)]
-        show(task_vars, [f"      warning  {text}" for text in misplaced(own)])
+        show(task_vars, [f"{WARNING}{text}" for text in misplaced(own)])
         silent = without_keep_alive(hosts)
         if silent:
-            show(task_vars, [f"      warning  {advice(silent)}"])
+            show(task_vars, [f"{WARNING}{advice(silent)}"])
         # Not a fact: Ansible gives all hosts of a run_once task the same facts object, which later facts would change.
         return {
             **result,

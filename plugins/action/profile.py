@@ -14,7 +14,7 @@ from ansible_collections.magi.llama.plugins.module_utils._core.errors import Mag
 from ansible_collections.magi.llama.plugins.module_utils._plan.profile import nearest, validate
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
-from ansible_collections.magi.llama.plugins.plugin_utils.show import show
+from ansible_collections.magi.llama.plugins.plugin_utils.show import WARNING, show
 from ansible_collections.magi.llama.plugins.plugin_utils.yaml_files import load_yaml, misread_numbers
 
 # A key that each file has which the collection writes on the controller, and no profile.
@@ -41,7 +41,7 @@ class ActionModule(HostAction):
                 "away, and look who has set registry_manifest_dest or output_file to this path."
             )
         # Before it is validated: the warning explains a value that is refused.
-        show(task_vars or {}, [f"      warning  {text}" for text in misread_numbers(self._loader, str(source))])
+        show(task_vars or {}, [f"{WARNING}{text}" for text in misread_numbers(self._loader, str(source))])
         # The user's own vars file: like any vars file it may use templates.
         content = load_yaml(self._loader, str(source), what, trusted_as_template=True)
         try:

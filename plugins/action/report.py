@@ -14,7 +14,7 @@ from ansible_collections.magi.llama.plugins.module_utils._output import report
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
 from ansible_collections.magi.llama.plugins.plugin_utils.earlier_tasks import fact_of
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
-from ansible_collections.magi.llama.plugins.plugin_utils.show import show
+from ansible_collections.magi.llama.plugins.plugin_utils.show import WARNING, show
 
 
 class ActionModule(HostAction):
@@ -32,7 +32,7 @@ class ActionModule(HostAction):
         for step in steps:
             lines = self._lines(step, arguments, task_vars)
             warnings = _warnings(step, arguments, task_vars["ansible_facts"])
-            show(task_vars, lines + [f"      warning  {warning}" for warning in warnings])
+            show(task_vars, lines + [f"{WARNING}{warning}" for warning in warnings])
         return result
 
     def _lines(self, step: str, arguments: dict[str, Any], task_vars: dict[str, Any]) -> list[str]:

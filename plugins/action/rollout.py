@@ -19,6 +19,7 @@ from ansible_collections.magi.llama.plugins.module_utils._arguments.rollout impo
 from ansible_collections.magi.llama.plugins.module_utils._output import rollout_summary
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
 from ansible_collections.magi.llama.plugins.plugin_utils.earlier_tasks import begun
+from ansible_collections.magi.llama.plugins.plugin_utils.events import event
 from ansible_collections.magi.llama.plugins.plugin_utils.extra_vars import load_spec
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.magi.llama.plugins.plugin_utils.playbooks import are_called_by_path
@@ -63,7 +64,11 @@ class ActionModule(HostAction):
             return {**result, "is_closed": bool({"failed", "updating"}.intersection(states))}
         if arguments["step"] == "summary":
             return {**result, **self._summary(arguments, task_vars)}
-        return {**result, "ansible_facts": {"llama_rollout": self._host(arguments, task_vars)}}
+        host = self._host(arguments, task_vars)
+        if arguments["step"] in ("updated", "failed"):
+            own = {str(task_vars["inventory_hostname"]): host}
+            event(task_vars, "rollout", {"rollout": rollout_summary.summary(own, host["seconds"] or 0.0)})
+        return {**result, "ansible_facts": {"llama_rollout": host}}
 
     def _host(self, arguments: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
         step, found = arguments["step"], task_vars["ansible_facts"]
@@ -95,6 +100,7 @@ class ActionModule(HostAction):
     def _summary(self, arguments: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
         hosts = _hosts(task_vars)
         answer = rollout_summary.summary(hosts, time.time() - begun(task_vars)["started"])
+        event(None, "rollout", {"rollout": answer})
         on_screen = arguments["format"] == "json"
         show(task_vars, rollout_summary.summary_lines(answer), prefixed=False)
         if on_screen or arguments["path"]:

@@ -12,6 +12,7 @@ from typing import Any
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
 from ansible_collections.magi.llama.plugins.module_utils._core.documents import NAME
 from ansible_collections.magi.llama.plugins.module_utils._models.names import slug
+from ansible_collections.magi.llama.plugins.plugin_utils.events import event
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.magi.llama.plugins.plugin_utils.inventory_places import (
     MANIFEST,
@@ -45,8 +46,11 @@ class ActionModule(HostAction):
             listed = self._in_manifest(task_vars) if missing - elsewhere else set()
             if listed & missing - elsewhere:
                 arguments = fill_in(arguments, known_from_manifest=sorted(listed & missing - elsewhere))
-        result.update(self.ask("server_plan", arguments, task_vars))
-        return result
+        answer = self.ask("server_plan", arguments, task_vars)
+        plan = (answer.get("ansible_facts") or {}).get("llama_plan")
+        if plan and not answer.get("failed"):
+            event(task_vars, "plan", {"plan": plan})
+        return {**result, **answer}
 
     def _in_manifest(self, task_vars: dict[str, Any]) -> set[str]:
         """Ids of the models that the manifest lists: the role registry's, else the one next to the inventory."""

@@ -9,7 +9,9 @@ from typing import Any
 
 from ansible_collections.magi.llama.plugins.module_utils._arguments.server_state import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import FILLED_IN, fill_in
+from ansible_collections.magi.llama.plugins.module_utils._output.event import server_data
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
+from ansible_collections.magi.llama.plugins.plugin_utils.events import event
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.magi.llama.plugins.plugin_utils.show import show
 from ansible_collections.magi.llama.plugins.plugin_utils.this_run import this_run
@@ -43,6 +45,9 @@ class ActionModule(HostAction):
         if checked["actions"] is not None and not self._task.check_mode:
             # This runs in a handler, whose result is not displayed.
             show(task_vars, [f"      {line}" for line in stop_lines(result)])
+        if not self._task.check_mode:
+            for data in _stopped(result):
+                event(task_vars, "server_stopped", data)
         return result
 
     def _one_by_one(
@@ -88,4 +93,13 @@ def stop_lines(result: dict[str, Any]) -> list[str]:
         line
         for server, line in zip(result.get("servers", ()), lines)
         if server["action"] == "stop" or server.get("stuck")
+    ]
+
+
+def _stopped(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the data of an event for each server that was stopped and is not started again."""
+    return [
+        server_data(server["name"], seconds=server.get("seconds"), reason=server.get("error"))
+        for server in result.get("servers", ())
+        if server["action"] == "stop" and not server.get("stuck")
     ]

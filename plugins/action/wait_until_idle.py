@@ -27,9 +27,14 @@ class ActionModule(HostAction):
             task_vars or {},
             limit=checked["timeout"] + GRACE_SECONDS,
             lines=_lines,
+            events=_event,
         )
         return {**result, **answer, **(summary(answer["servers"]) if "servers" in answer else {})}
 
 
 def _lines(settled: list[dict[str, Any]], width: int) -> list[str]:
     return [f"      {server['name']:<{width}}  {idleness_text(server)}" for server in settled]
+
+
+def _event(server: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    return ("drained", {"server": server["name"], "seconds": server["seconds"]}) if server["idle"] else None

@@ -12,6 +12,7 @@ from typing import Any
 
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
 from ansible_collections.magi.llama.plugins.module_utils._core.text import clean_text
+from ansible_collections.magi.llama.plugins.plugin_utils.events import event
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.magi.llama.plugins.plugin_utils.show import show
 from ansible_collections.magi.llama.plugins.plugin_utils.this_run import has_ended, other_name, this_run
@@ -33,11 +34,14 @@ def acquire_with_wait(
     """
     filled_in: dict[str, Any] = {"run": this_run(task_vars["inventory_hostname"])}
     began = time.monotonic()
-    shown = False
+    shown, waited_for = False, ""
     while True:
         answer: dict[str, Any] = action.ask(module, fill_in(arguments, **filled_in), task_vars)
         holder = answer.get("holder")
         if not holder or action._task.check_mode:
+            if shown and not answer.get("failed"):
+                waited = round(time.monotonic() - began, 1)
+                event(task_vars, "lock_waited", {"holder": waited_for, "seconds": waited})
             return answer
         twin = other_name(holder, filled_in["run"])
         if twin is not None:
@@ -50,7 +54,7 @@ def acquire_with_wait(
             return {**answer, "failed": True, "msg": _refusal(holder, wait)}
         if not shown:
             show(task_vars, [f"      waiting for another run on this host: {holder['text']}"])
-            shown = True
+            shown, waited_for = True, str(holder["text"])
         time.sleep(min(POLL_SECONDS, wait - waited))
 
 

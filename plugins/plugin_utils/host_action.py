@@ -15,9 +15,11 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible_collections.magi.llama.plugins.module_utils._arguments.answers import held_answer
 from ansible_collections.magi.llama.plugins.module_utils._core.documents import DocumentError
+from ansible_collections.magi.llama.plugins.module_utils._core.text import visible_text
+from ansible_collections.magi.llama.plugins.plugin_utils.events import begin_task, event
 from ansible_collections.magi.llama.plugins.plugin_utils.inputs import refuse_inputs_from_facts
 from ansible_collections.magi.llama.plugins.plugin_utils.playbooks import answer_as_called, as_called
-from ansible_collections.magi.llama.plugins.plugin_utils.show import prints_document, show
+from ansible_collections.magi.llama.plugins.plugin_utils.show import WARNING, prints_document, show
 
 PREFIX = "magi.llama."
 # Where ansible-core collects a task's warnings since 2.19.
@@ -34,6 +36,7 @@ class HostAction(ActionBase):  # type: ignore[misc]
 
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result: dict[str, Any] = super().run(tmp, task_vars)
+        begin_task(bool(self._task.check_mode))
         if self._is_about_host:
             refuse_inputs_from_facts(task_vars or {})
         return result
@@ -94,10 +97,14 @@ def _show_warnings(answer: dict[str, Any], task_vars: dict[str, Any]) -> None:
     for fact in ("llama_plan", "llama_runtime"):
         reported.update((found.get(fact) or {}).get("warnings") or [])
     texts = dict.fromkeys(_text_of(warning) for warning in answer.get("warnings") or [])
-    if not texts or prints_document(task_vars):
+    if not texts:
+        return
+    if prints_document(task_vars):
+        for text in texts:
+            event(task_vars, "warning", {"text": visible_text(text)})
         return
     del answer["warnings"]
-    show(task_vars, [f"      warning  {text}" for text in texts if text not in reported])
+    show(task_vars, [f"{WARNING}{text}" for text in texts if text not in reported])
 
 
 def _as_called(warning: Any) -> Any:

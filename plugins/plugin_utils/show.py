@@ -12,11 +12,14 @@ from typing import Any
 from ansible import constants
 from ansible.utils.display import Display
 from ansible_collections.magi.llama.plugins.module_utils._core.text import visible_lines
+from ansible_collections.magi.llama.plugins.plugin_utils.events import event
 
 # Set by the collection's own plays: the name of their playbook.
 PLAYBOOK = "__llama_playbook"
 # What their first task, playbook_begin, has registered.
 BEGUN = "__llama_begun"
+# How a line begins that warns.
+WARNING = "      warning  "
 # Callbacks that print one document, or one in each line: json, ansible.posix.json, jsonl.
 OF_PROGRAMS = re.compile(r"(.*[._])?jsonl?")
 
@@ -24,8 +27,13 @@ OF_PROGRAMS = re.compile(r"(.*[._])?jsonl?")
 def show(task_vars: dict[str, Any], lines: list[str], *, prefixed: bool | None = None) -> None:
     """Print lines, with the host's name in front if the run has several hosts; nothing if a document is all.
 
-    prefixed says whether the name is in front, for any number of hosts.
+    prefixed says whether the name is in front, for any number of hosts; lines without it are about the run. In
+    any case each line is an event.
     """
+    about = None if prefixed is False else task_vars
+    for text in lines:
+        kind, shown = ("warning", text.removeprefix(WARNING)) if text.startswith(WARNING) else ("line", text)
+        event(about, kind, {"text": "\n".join(visible_lines(shown))})
     if prints_document(task_vars):
         return
     several = len(task_vars.get("ansible_play_hosts_all") or []) > 1

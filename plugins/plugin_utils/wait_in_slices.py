@@ -13,6 +13,8 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
 from ansible_collections.magi.llama.plugins.module_utils._health.wait import summary
+from ansible_collections.magi.llama.plugins.module_utils._output.event import server_data
+from ansible_collections.magi.llama.plugins.plugin_utils.events import event
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.magi.llama.plugins.plugin_utils.show import show
 from ansible_collections.magi.llama.plugins.plugin_utils.this_run import this_run
@@ -42,6 +44,7 @@ def wait_in_slices(action: HostAction, arguments: dict[str, Any], task_vars: dic
         task_vars,
         limit=LONGEST_SECONDS if timeout is None else float(timeout) + GRACE_SECONDS,
         lines=_lines,
+        events=_event,
         note=note,
     )
     return {**answer, **(summary(answer["servers"]) if "servers" in answer else {})}
@@ -55,11 +58,13 @@ def in_slices(
     *,
     limit: float,
     lines: Callable[[list[dict[str, Any]], int], list[str]],
+    events: Callable[[dict[str, Any]], tuple[str, dict[str, Any]] | None],
     note: Callable[[list[dict[str, Any]]], dict[str, Any]] = lambda _servers: {},
 ) -> dict[str, Any]:
     """Call a module that waits for servers until each is settled; returns its last answer, with all servers.
 
-    lines returns what is shown of servers that are settled, with the width of their names. note returns what is filled
+    lines returns what is shown of servers that are settled, with the width of their names; events returns the event of
+    such a server, if it has one: its type and data. note returns what is filled
     in for the next call, from the servers of an answer. An answer without servers is returned as it is. Raises
     AnsibleActionFail where the host is not done after limit seconds.
     """
@@ -82,9 +87,12 @@ def in_slices(
             return answer
         known.update({server["name"]: server for server in answer["servers"]})
         width = max((len(name) for name in known), default=0)
-        news = lines([server for server in answer["servers"] if server["is_settled"]], width)
+        settled = [server for server in answer["servers"] if server["is_settled"]]
+        news = lines(settled, width)
         if news:
             show(task_vars, news)
+        for found in filter(None, map(events, settled)):
+            event(task_vars, *found)
         noted = note(answer["servers"])
         pending = [server["name"] for server in answer["servers"] if not server["is_settled"]]
         if not pending or action._task.check_mode:
@@ -97,8 +105,22 @@ def in_slices(
 
 
 def _lines(settled: list[dict[str, Any]], width: int) -> list[str]:
-    # A server that was ready before is not shown.
-    return [_line(server, width) for server in settled if server["became_ready"] or not server["is_ready"]]
+    return [_line(server, width) for server in settled if _is_news(server)]
+
+
+def _is_news(server: dict[str, Any]) -> bool:
+    """Whether a server that is settled was not ready before."""
+    return bool(server["became_ready"] or not server["is_ready"])
+
+
+def _event(server: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    if not _is_news(server):
+        return None
+    name, port, seconds = server["name"], server["port"], server["seconds_to_ready"]
+    if server["is_ready"]:
+        return "server_ready", server_data(name, port, seconds)
+    reason = ": ".join(filter(None, [server["state"], server["detail"]]))
+    return "server_failed", server_data(name, port, None, reason, server["fix"])
 
 
 def _line(server: dict[str, Any], width: int) -> str:

@@ -23,6 +23,7 @@ from ansible_collections.magi.llama.plugins.module_utils._health.status import S
 from ansible_collections.magi.llama.plugins.module_utils._models.registry_file import REGISTRY, Kept
 from ansible_collections.magi.llama.plugins.module_utils._models.scan import scan
 from ansible_collections.magi.llama.plugins.module_utils._output import rollout_summary
+from ansible_collections.magi.llama.plugins.module_utils._output.event import DATA, EVENT
 from ansible_collections.magi.llama.plugins.module_utils._output.result_document import KINDS, RESULT
 from ansible_collections.magi.llama.plugins.module_utils._output.rollout_summary import ROLLOUT
 from ansible_collections.magi.llama.plugins.module_utils._plan.document import PLAN
@@ -30,7 +31,9 @@ from support import gguf_files as make
 from support.schemas import SCHEMAS, errors, schema
 from support.version_1 import recorded
 
-DOCUMENTS = {document.name: document for document in (REGISTRY, DEPLOYMENT, OBSERVED, STATUS, PLAN, ROLLOUT, RESULT)}
+DOCUMENTS = {
+    document.name: document for document in (REGISTRY, DEPLOYMENT, OBSERVED, STATUS, PLAN, ROLLOUT, RESULT, EVENT)
+}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS.values(), ids=DOCUMENTS)
@@ -49,6 +52,15 @@ def test_schemas_all_belong_to_a_document() -> None:
 
 def test_kinds_of_result_are_those_of_its_schema() -> None:
     assert schema("result")["properties"]["kind"]["enum"] == list(KINDS)
+
+
+def test_types_of_event_and_their_data_are_those_of_its_schema() -> None:
+    content = schema("event")
+    assert content["properties"]["type"]["enum"] == list(DATA)
+    assert {kind: set(part["properties"]) for kind, part in content["$defs"].items()} == {
+        kind: {*shape.required, *shape.optional} for kind, shape in DATA.items()
+    }
+    assert [one["if"]["properties"]["type"]["const"] for one in content["allOf"]] == list(DATA)
 
 
 # An incomplete scan's data for its next slice is not part of the document.

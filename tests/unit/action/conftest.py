@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,9 @@ from ansible.parsing.dataloader import DataLoader
 from ansible.playbook.task import Task
 from ansible.template import Templar
 from ansible.utils.display import Display
+from ansible_collections.magi.llama.plugins.module_utils._output.event import load_event
+from ansible_collections.magi.llama.plugins.plugin_utils import events
+from support.schemas import errors
 
 PACKAGE = "ansible_collections.magi.llama.plugins.action"
 
@@ -76,3 +80,39 @@ class Harness:
 @pytest.fixture
 def run_action(monkeypatch: pytest.MonkeyPatch) -> Harness:
     return Harness(monkeypatch)
+
+
+class Sink:
+    """Keeps the events of actions, each of which has to be valid; fails as often as its test wants."""
+
+    name = "memory"
+
+    def __init__(self) -> None:
+        self.lines: list[bytes] = []
+        self.failures = 0
+
+    def write(self, line: bytes) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise events.SinkError("MAGI_EVENTS: memory is full.")
+        self.lines.append(line)
+
+    def found(self) -> list[dict[str, Any]]:
+        found = [json.loads(line) for line in self.lines]
+        for event in found:
+            assert errors("event", event) == []
+            load_event(event)
+        return found
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [event["data"] for event in self.found() if event["type"] == kind]
+
+
+@pytest.fixture
+def sink(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sink]:
+    """What the actions of a test report."""
+    kept = Sink()
+    reporter = events.Reporter("run-1", kept)
+    monkeypatch.setattr(events._Process, "reporter", reporter)
+    yield kept
+    reporter.close()
