@@ -17,6 +17,7 @@ from ansible_collections.magi.llama.plugins.plugin_utils.host_action import Host
 from ansible_collections.magi.llama.plugins.plugin_utils.inputs import inputs_from_facts
 from ansible_collections.magi.llama.plugins.plugin_utils.playbooks import as_called
 from ansible_collections.magi.llama.plugins.plugin_utils.show import WARNING, show
+from ansible_collections.magi.llama.plugins.plugin_utils.side_by_side import ALL, BEGIN, END, answer_of, begin
 
 # The variable in which members.yml keeps what gateway_members found on a host.
 FOUND = "__gateway_members"
@@ -37,7 +38,7 @@ class ActionModule(HostAction):
         result = super().run(tmp, task_vars)
         task_vars = task_vars or {}
         given = dict(self._task.args)
-        state = given.get("state", "present")
+        state, part = given.get("state", "present"), given.pop("part", ALL)
         # Keys of clients stay on the controller: a gateway knows their digests.
         clients = [client_entry(client) for client in parse_clients(given.pop("api_keys", None) or [])]
         found, warnings = _found(task_vars) if state in ("present", "updated") else ({}, [])
@@ -48,8 +49,12 @@ class ActionModule(HostAction):
             clients=json.dumps(clients),
             inventory=list(task_vars["groups"]["all"]),
         )
+        key = f"{state} {given['name']}"
+        if part == BEGIN:
+            begin(key, lambda: self._asked(arguments, task_vars), connection=self._connection)
+            return {**result, "changed": False}
         try:
-            answer = {**self.ask("gateway_state", arguments, task_vars), "is_reached": True}
+            answer = {**(answer_of(key) if part == END else self._asked(arguments, task_vars)), "is_reached": True}
         except AnsibleConnectionFailure as error:
             if state not in ("read", "updated"):
                 raise
@@ -60,6 +65,13 @@ class ActionModule(HostAction):
             lines = (f"{WARNING}{text}" for text in [*warnings, *late])
             show(task_vars, [_line(answer, str(given["name"])), *lines])
         return {**result, **answer}
+
+    def _asked(self, arguments: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return self.ask("gateway_state", arguments, task_vars)
+        finally:
+            # Ansible removes the files of the process that handles the task, and this may be another one.
+            self.cleanup()
 
 
 def _found(task_vars: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -37,6 +37,14 @@ options:
     type: str
     choices: [present, prepared, updated, read, absent]
     default: present
+  part:
+    description:
+      - With V(begin) the gateway is asked, and the task continues. With V(end), later in the same loop, its answer is
+        waited for and returned. A loop over all gateways with V(begin), then with V(end), asks them side by side.
+      - V(all) does both.
+    type: str
+    choices: [all, begin, end]
+    default: all
   service_manager:
     description: The service manager that runs HAProxy. If not set, as before.
     type: str
@@ -164,7 +172,7 @@ is_reached:
   description: >-
     Whether the gateway's host was reached. With O(state=read) and O(state=updated) the task does not fail if it was
     not.
-  returned: always
+  returned: where O(part) is not V(begin)
   type: bool
 how:
   description:

@@ -3,18 +3,21 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Asks gateways at a steady rate and counts the outcomes, as JSON: {"ok": 500, "503": 1}.
 
-    python3 load.py --key KEY --models a,b --rate 20 --seconds 60 [--stop-file FILE] URL …
+    python3 load.py --key KEY --models a,b --rate 20 --seconds 60 [--stop-file FILE] [--counts FILE] URL …
 
 No request is repeated: what a client would have seen is counted. A third of them are streams, which are ok only with
-their last line.
+their last line. Requests begin at the rate, however long the answers take. The counts file has the outcomes until now
+by address, and is rewritten all the time: {"http://gateway": {"ok": 500}}.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -25,6 +28,7 @@ import httpx
 # A request that takes longer is late: no server here needs a tenth of it.
 LATE_SECONDS = 20
 STREAMED = 3  # one of three requests
+WRITE_SECONDS = 0.25
 
 
 async def ask(client: httpx.AsyncClient, url: str, model: str, is_stream: bool) -> str:
@@ -44,31 +48,59 @@ async def ask(client: httpx.AsyncClient, url: str, model: str, is_stream: bool) 
     return "cut" if is_stream and "data: [DONE]" not in answer.text else "ok"
 
 
+Counts = dict[str, Counter[str]]
+
+
 async def load(
-    urls: Sequence[str], models: Sequence[str], key: str, rate: float, seconds: float, stop: Path | None = None
+    urls: Sequence[str],
+    models: Sequence[str],
+    key: str,
+    rate: float,
+    seconds: float,
+    stop: Path | None = None,
+    counts_file: Path | None = None,
 ) -> Counter[str]:
     """Ask for each model in turn until the time is over or the file exists; returns how many had which outcome."""
-    outcomes: Counter[str] = Counter()
+    counts: Counts = {url: Counter() for url in urls}
     headers = {"Authorization": f"Bearer {key}"}
     asked: set[asyncio.Task[None]] = set()
-    end = time.monotonic() + seconds
+    began = time.monotonic()
     # The certificate is the test's own.
     async with httpx.AsyncClient(headers=headers, timeout=60, trust_env=False, verify=False) as client:
 
         async def count(url: str, model: str, is_stream: bool) -> None:
-            outcomes[await ask(client, url, model, is_stream)] += 1
+            counts[url][await ask(client, url, model, is_stream)] += 1
 
+        async def keep_written(path: Path) -> None:
+            while True:
+                write_counts(path, counts)
+                await asyncio.sleep(WRITE_SECONDS)
+
+        writer = asyncio.create_task(keep_written(counts_file)) if counts_file else None
         # Every address is asked for every model, with and without a stream.
         turns = itertools.cycle(itertools.product(range(STREAMED), models, urls))
-        for number, model, url in turns:
-            if time.monotonic() > end or (stop is not None and stop.exists()):
+        for turn, (number, model, url) in enumerate(turns):
+            # A late begin does not delay those after it.
+            await asyncio.sleep(max(0.0, began + turn / rate - time.monotonic()))
+            if time.monotonic() > began + seconds or (stop is not None and stop.exists()):
                 break
             task = asyncio.create_task(count(url, model, number == 0))
             asked.add(task)
             task.add_done_callback(asked.discard)
-            await asyncio.sleep(1 / rate)
         await asyncio.gather(*asked)
-    return outcomes
+        if writer and counts_file:
+            writer.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await writer
+            write_counts(counts_file, counts)
+    return sum(counts.values(), Counter())
+
+
+def write_counts(path: Path, counts: Counts) -> None:
+    """Write the file so that a reader sees the counts of one moment."""
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(json.dumps(counts), encoding="utf-8")
+    os.replace(new, path)
 
 
 def main() -> None:
@@ -79,9 +111,12 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=20)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--stop-file", type=Path)
+    parser.add_argument("--counts", type=Path)
     given = parser.parse_args()
     models = given.models.split(",")
-    outcomes = asyncio.run(load(given.urls, models, given.key, given.rate, given.seconds, given.stop_file))
+    outcomes = asyncio.run(
+        load(given.urls, models, given.key, given.rate, given.seconds, given.stop_file, given.counts)
+    )
     print(json.dumps(outcomes))
 
 

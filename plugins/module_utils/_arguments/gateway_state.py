@@ -36,6 +36,7 @@ ARGUMENTS = Arguments(
         "state_dir": {"type": "path", "required": True},
         "name": {"type": "str", "required": True},
         "state": {"type": "str", "choices": ["present", "prepared", "updated", "read", "absent"], "default": "present"},
+        "part": {"type": "str", "choices": ["all", "begin", "end"], "default": "all"},
         "service_manager": {"type": "str", "choices": list(MANAGERS)},
         "supervisord_path": {"type": "path"},
         "program": {"type": "path"},

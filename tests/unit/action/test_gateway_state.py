@@ -30,3 +30,14 @@ def test_server_that_is_not_ready_is_shown(run_action: Any) -> None:
 def test_gateway_is_read_without_output(run_action: Any) -> None:
     run = run_action("gateway_state", {**ARGUMENTS, "state": "read"}, answers=[READ], groups=GROUPS)
     assert (run.result["exists"], run.result["ready"], run.lines) == (True, {"m": {"h": 1}}, [])
+
+
+def test_gateway_that_is_asked_in_two_parts_is_shown_once(run_action: Any) -> None:
+    given = {**ARGUMENTS, "state": "updated"}
+    begun = run_action(
+        "gateway_state", {**given, "part": "begin"}, answers=[UPDATED], groups=GROUPS, hostvars={"h": {}}
+    )
+    assert (begun.result.get("is_reached"), begun.result["changed"], begun.lines) == (None, False, [])
+    ended = run_action("gateway_state", {**given, "part": "end"}, groups=GROUPS, hostvars={"h": {}})
+    assert (ended.result["is_reached"], ended.result["not_ready"]) == (True, ["h_8081"])
+    assert "part" not in begun.calls[0][1] and len(ended.lines) == 2
