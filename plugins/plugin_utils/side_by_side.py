@@ -83,7 +83,7 @@ def _outcome(ask: Ask) -> Outcome:
 
 
 def _run_child(ask: Ask, writer: int) -> None:
-    """Ask and send the outcome; the process ends here whatever happens, as the rest of the task is its parent's."""
+    """Ask and send the outcome; the process always ends here, as the rest of the task is its parent's."""
     status = 1
     try:
         # Ansible's own would end the parent.
