@@ -50,6 +50,7 @@ class ActionModule(HostAction):
         wanted = [File(path, content.encode()) for path, content in zip(paths, contents, strict=True)]
         deployed = arguments["deployed"]
         digests = planned(state_dir, record_of(arguments["plan"], manager.name), wanted)
+        result["configs"] = of_configs(state_dir, digests)
         if deployed == digests:
             return {**result, "changed": False, "written": [], "removed": [], "drift": {}}
         configs = [{"path": path, "content": content} for path, content in zip(paths, contents, strict=True)]

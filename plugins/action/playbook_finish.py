@@ -10,12 +10,14 @@ from typing import Any
 from ansible_collections.magi.llama.plugins.module_utils._arguments.playbook_finish import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._core.text import visible_text
 from ansible_collections.magi.llama.plugins.module_utils._output.fleet import fleet_lines
+from ansible_collections.magi.llama.plugins.module_utils._output.plan_summary import plan_summary_lines
 from ansible_collections.magi.llama.plugins.module_utils._output.result_document import result_document
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
 from ansible_collections.magi.llama.plugins.plugin_utils.earlier_tasks import LEFT_OUT
 from ansible_collections.magi.llama.plugins.plugin_utils.extra_vars import words
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.magi.llama.plugins.plugin_utils.host_results import failure, host_result, host_state
+from ansible_collections.magi.llama.plugins.plugin_utils.playbooks import as_called
 from ansible_collections.magi.llama.plugins.plugin_utils.result_file import publish
 from ansible_collections.magi.llama.plugins.plugin_utils.show import BEGUN, is_read_by_program, show
 
@@ -53,7 +55,8 @@ def _show_all(arguments: dict[str, Any], batch_size: int, task_vars: dict[str, A
     """Publish the document of all hosts, and the summary of a fleet; returns what the task's result has of them."""
     hosts = task_vars["ansible_play_hosts_all"]
     on_screen = arguments["format"] == "json"
-    has_summary = arguments["playbook"] == "site" and len(hosts) > 1
+    is_plan = arguments["playbook"] == "plan"
+    has_summary = is_plan or (arguments["playbook"] == "site" and len(hosts) > 1)
     if not (on_screen or arguments["path"] or has_summary):
         return {}
     found = {name: task_vars["hostvars"][name] for name in hosts}
@@ -62,11 +65,12 @@ def _show_all(arguments: dict[str, Any], batch_size: int, task_vars: dict[str, A
     # No batch follows one that failed. The file has what is known by then.
     has_failed = not {"failed", "unreachable"}.isdisjoint(states.values())
     is_last = has_failed or "not begun" not in states.values() or batch_size == len(hosts)
+    document = result_document(arguments["playbook"], results)
     if has_summary and is_last:
-        show(task_vars, fleet_lines(results, states), prefixed=False)
+        lines = plan_summary_lines(document) if is_plan else fleet_lines(results, states)
+        show(task_vars, [as_called(line) for line in lines], prefixed=False)
     if not on_screen and not arguments["path"]:
         return {}
-    document = result_document(arguments["playbook"], results)
     publish(document, on_screen and is_last, arguments["path"])
     return {"document": document} if on_screen and is_last and is_read_by_program() else {}
 

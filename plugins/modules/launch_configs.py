@@ -99,6 +99,11 @@ removed:
   type: list
   elements: str
   sample: []
+configs:
+  description: SHA-256 of each launch config of the plan, by path.
+  returned: success
+  type: dict
+  sample: {"/etc/systemd/system/magi-llama-qwen3-8b-q4_k_m.service": "9f86d081884c7d65…"}
 drift:
   description: >-
     What is to be written or removed, by the name of the server, or by path for the shared one. Needs O(deployed).

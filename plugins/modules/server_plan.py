@@ -198,15 +198,20 @@ ansible_facts:
             Every server with C(name), C(model_id), C(display_name), C(tier), C(kind), C(instance), C(generation),
             C(host), C(port), C(argv), C(env), C(revision), C(memory) (bytes), C(memory_max_bytes), C(action) (one of
             keep, start, restart, stop) and C(reason); under systemd also C(sandbox), what the unit must show
-            of homes and temporary folders. With O(without_downtime) also C(change) (one of surge, swap, away) of one
-            that is restarted, and C(stands_in_for) of a stand-in.
+            of homes and temporary folders. C(argv_diff) is what changes on its command line, a flag a line, and
+            C(downtime_seconds) for how long its requests find no server. With O(without_downtime) also C(change) (one
+            of surge, swap, away) of one that is restarted, and C(stands_in_for) of a stand-in.
           type: list
           elements: dict
         memory:
           description: >-
             Bytes needed by all servers (C(needed_bytes), C(ram_bytes), C(vram_bytes)) and the limits
-            (C(budget_bytes), C(host_ram_bytes), C(host_available_bytes), C(host_vram_bytes)).
+            (C(budget_bytes), C(host_ram_bytes), C(host_available_bytes), C(host_vram_bytes)). C(now), C(peak) and
+            C(after) the change with C(ram_bytes), C(vram_bytes) and C(gpu_bytes) of each of the C(gpus).
           type: dict
+        downtime_seconds:
+          description: C(downtime_seconds) of all servers together.
+          type: float
         waves:
           description: >-
             The steps of the change, with O(without_downtime): what is drained (C(drain)), what is done (C(actions), by
@@ -402,7 +407,7 @@ def _host(given: dict, settings: Settings, record: dict, running: dict, gpus: li
         gpu_groups=device_groups() if gpus else [],
         remembered=record.get("ports", {}),
         sockets=open_sockets(record["service_manager"] or given["service_manager"], given["state_dir"], held),
-        ready_seconds=ready_seconds(given["state_dir"]) if settings.without_downtime else {},
+        ready_seconds=ready_seconds(given["state_dir"]),
     )
 
 

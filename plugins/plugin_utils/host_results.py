@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ansible_collections.magi.llama.plugins.module_utils._output import fleet, rollout_summary
+from ansible_collections.magi.llama.plugins.module_utils._plan.plan_hash import host_hash
 from ansible_collections.magi.llama.plugins.plugin_utils.show import BEGUN
 
 # Set by tasks/record_failure.yml.
@@ -73,6 +74,15 @@ def _plan(host_vars: HostVars) -> Mapping[str, Any]:
     return plan
 
 
+def _hashed_plan(host_vars: HostVars) -> Mapping[str, Any]:
+    """A host's plan with the digests of its launch configs and its hash; without both where a step was left out."""
+    plan, configs = _plan(host_vars), (host_vars.get("__servers_configs") or {}).get("configs")
+    if configs is None:
+        return plan
+    whole = {**plan, "configs": configs}
+    return {**whole, "hash": host_hash(whole)}
+
+
 def _scan(host_vars: HostVars) -> Mapping[str, Any]:
     registry: Mapping[str, Any] = host_vars["__registry_scan"]["ansible_facts"]["llama_registry"]
     return registry
@@ -103,7 +113,7 @@ def _site(host_vars: HostVars) -> Mapping[str, Any]:
 LOCATED = ("status", "site")
 RESULTS: dict[str, Callable[[HostVars], Mapping[str, Any]]] = {
     "status": _status,
-    "plan": _plan,
+    "plan": _hashed_plan,
     "scan": _scan,
     "verify": _verify,
     "site": _site,

@@ -29,7 +29,7 @@ from .._core.documents import (
 from .._core.errors import MagiError
 from .._core.ownership import open_trusted
 from .._launch.config_files import File
-from .._plan.document import ON_DEMAND, ON_DEMAND_LIMITS
+from .._plan.document import OF_CHANGE, ON_DEMAND, ON_DEMAND_LIMITS
 
 _SERVER = Fields(
     {"name": NAME, "model_id": str, "port": int, "argv": [str]},
@@ -197,7 +197,7 @@ def _damaged(path: str, error: Exception) -> DamagedRecordError:
 def record_of(plan: Mapping[str, Any], service_manager: str) -> dict[str, Any]:
     """The record of what is deployed once the plan is applied."""
     servers = [
-        {key: value for key, value in server.items() if key not in ("action", "reason", "change")}
+        {key: value for key, value in server.items() if key not in OF_CHANGE}
         for server in plan["servers"]
         if server["action"] != "stop"
     ]

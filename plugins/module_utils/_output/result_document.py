@@ -11,21 +11,26 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .._core.documents import Document, Fields, Map
+from .._core.documents import Document, Fields, Map, Maybe
 from .._core.text import visible_value
+from .._plan.document import DIGEST
+from .._plan.plan_hash import fleet_hash
 
 # A rollout's result contains more than hosts, so it is a separate document.
 KINDS = ("site", "plan", "scan", "status", "verify")
 RESULT = Document(
     "result",
     1,
-    Fields({"collection_version": str, "kind": re.compile("|".join(KINDS)), "hosts": Map(dict)}),
+    Fields(
+        {"collection_version": str, "kind": re.compile("|".join(KINDS)), "hosts": Map(dict)}, {"hash": Maybe(DIGEST)}
+    ),
 )
 
 
 def result_document(kind: str, hosts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Wrap the hosts' results, by host name, in a result document; kind is the playbook's name."""
-    return RESULT.stamp({"kind": kind, "hosts": {name: dict(host) for name, host in hosts.items()}})
+    own = {"hash": fleet_hash(hosts)} if kind == "plan" else {}
+    return RESULT.stamp({"kind": kind, **own, "hosts": {name: dict(host) for name, host in hosts.items()}})
 
 
 def to_text(document: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -71,13 +72,7 @@ def _has_new_keys(server: Server, previous: Server | None) -> bool:
 def launch_differences(server: Server, process: Process) -> list[str]:
     """Return the reasons for a restart: how the process's command line and environment differ from the plan."""
     env = process.env
-    running = list(process.argv)
-    if env.get("MAGI_LLAMA_REVISION") == server["revision"]:
-        # With a wrapper script, the process shows the wrapped program or the interpreter, and may have extra flags.
-        # The revision identifies what was launched.
-        arguments = server["argv"][1:]
-        running = [*server["argv"][:1], *(arguments if _holds(running, arguments) else running[1:])]
-    reasons = _argv_differences(running, server["argv"])
+    reasons = _argv_differences(_launched_argv(server, process), server["argv"])
     if env.get("MAGI_LLAMA_RUNTIME") != server["env"]["MAGI_LLAMA_RUNTIME"]:
         reasons.append("llama-server itself changed")
     if env.get("MAGI_LLAMA_MODEL") != server["env"]["MAGI_LLAMA_MODEL"]:
@@ -90,6 +85,30 @@ def launch_differences(server: Server, process: Process) -> list[str]:
     if not reasons and env.get("MAGI_LLAMA_REVISION") != server["revision"]:
         reasons.append(CONFIG)
     return reasons
+
+
+def _launched_argv(server: Server, process: Process) -> list[str]:
+    """Return the command line that a server's process was launched with."""
+    running = list(process.argv)
+    if process.env.get("MAGI_LLAMA_REVISION") != server.get("revision"):
+        return running
+    # With a wrapper script, the process shows the wrapped program or the interpreter, and may have extra flags. The
+    # revision identifies what was launched.
+    arguments = server["argv"][1:]
+    return [*server["argv"][:1], *(arguments if _holds(running, arguments) else running[1:])]
+
+
+def argv_diff(server: Server, previous: Server | None, process: Process | None) -> list[str]:
+    """Return what an action changes on a server's command line: "- --flag value" and "+ --flag value", a flag a line.
+
+    previous is its record, whose command line counts where nothing runs.
+    """
+    if server["action"] == "keep":
+        return []
+    recorded: Sequence[str] = previous["argv"] if previous else ()
+    before = _flag_lines(_launched_argv(server, process) if process else recorded)
+    after = _flag_lines(server["argv"]) if server["action"] != "stop" else []
+    return [line for line in difflib.ndiff(before, after) if line[:2] in ("- ", "+ ")]
 
 
 def _holds(words: Sequence[str], part: Sequence[str]) -> bool:
@@ -204,10 +223,16 @@ def _text(servers: Mapping[str, Sequence[str]]) -> str:
     """Return command lines by server, one line per flag."""
     lines = []
     for name in sorted(servers):
-        lines.append(f"{name}:")
-        for word in servers[name]:
-            if word.startswith("--") or lines[-1].endswith(":"):
-                lines.append(f"  {word}")
-            else:
-                lines[-1] += f" {word}"
+        lines += [f"{name}:", *(f"  {line}" for line in _flag_lines(servers[name]))]
     return "\n".join(lines) + "\n" if lines else ""
+
+
+def _flag_lines(argv: Sequence[str]) -> list[str]:
+    """Return a command line with a line for the program and one for each flag."""
+    lines: list[str] = []
+    for word in argv:
+        if word.startswith("--") or not lines:
+            lines.append(word)
+        else:
+            lines[-1] += f" {word}"
+    return lines

@@ -11,6 +11,9 @@ import re
 from .._core.documents import ABSOLUTE_PATH, NAME, NULL, NUMBER, Document, Fields, Map
 
 ACTIONS = ("keep", "start", "restart", "stop")
+# What a plan has of a server's change, and the record of what is deployed has not.
+OF_CHANGE = frozenset({"action", "reason", "change", "downtime_seconds", "argv_diff"})
+DIGEST = re.compile("[0-9a-f]{64}")
 # What a launch config shows of folders that it hides; empty parts are missing.
 _SANDBOX = Fields(
     {},
@@ -45,6 +48,9 @@ _SERVER = Fields(
         # How a server that is restarted is kept from being missed, and whose place a server takes meanwhile.
         "change": re.compile("surge|swap|away"),
         "stands_in_for": NAME,
+        # The seconds for which its requests find no server, and what changes on its command line.
+        "downtime_seconds": NUMBER,
+        "argv_diff": [str],
     },
 )
 # The steps of a change without downtime: what is drained, done, and ready at the end; models that other hosts have to
@@ -82,6 +88,10 @@ PLAN = Document(
             "waves": WAVES,
             "peak": _PEAK,
             "away": Map(NUMBER),
+            "downtime_seconds": NUMBER,
+            # In the result of plan.yml: digests of the launch configs by path, and of all that the plan would do.
+            "configs": Map(DIGEST, ABSOLUTE_PATH),
+            "hash": DIGEST,
         },
     ),
 )

@@ -32,6 +32,7 @@ from .on_demand import (
     on_demand_part,
     socket_environment,
 )
+from .outlook import with_outlook
 from .ports import Ports, assign_ports, back_home
 from .problems import Problems, refuse_servers
 from .profile import Model, Selected, select
@@ -92,14 +93,14 @@ def make_plan(
     warnings += _context_warnings(planned)
     planned += [*orphans, *_stopped([*planned, *orphans], before, lost, profile, host)]
     memory = check_memory(planned, profile, settings, host)
-    planned, change = changed_in_waves(_unique(planned), profile, settings, host)
+    planned, waves = changed_in_waves(_unique(planned), profile, settings, host)
+    planned, change = with_outlook(planned, memory, waves, host)
     warnings += [*growth_warnings(planned, memory), *layer_warnings, *thread_warnings]
     return PLAN.stamp(
         {
             "profile": profile["name"],
             "start": profile["start"],
             "servers": planned,
-            "memory": memory,
             "warnings": warnings,
             **({"ports": remembered} if remembered else {}),
             **limits_part(planned, profile, settings, host),

@@ -17,26 +17,24 @@ from typing import Any
 
 from .inputs import Host, PlanError, Server, Settings
 from .memory_limits import check_memory
+from .outlook import Need, most_of, need_of, running_now, start_seconds
 from .stand_ins import free_port, stand_in_for
 
 SURGE, SWAP, AWAY = "surge", "swap", "away"
-# What is assumed of a server that was never seen to start: a disk's speed in bytes per second.
-LOAD_RATE = 500e6
-START_SECONDS = 2.0
 
 
 @dataclass
 class Change:
     """How a host's servers change.
 
-    ways has surge, swap or away by the name of each server that is restarted. peak_bytes are the RAM and GPU memory
-    that are needed at most on the way. away has the seconds that a model is not served, by its id.
+    ways has surge, swap or away by the name of each server that is restarted. peak is the memory that is needed at most
+    on the way. away has the seconds that a model is not served, by its id.
     """
 
     ways: dict[str, str] = field(default_factory=dict)
     waves: list[dict[str, Any]] = field(default_factory=list)
     stand_ins: list[Server] = field(default_factory=list)
-    peak_bytes: tuple[int, int] = (0, 0)
+    peak: Need = field(default_factory=Need)
     away: dict[str, float] = field(default_factory=dict)
 
 
@@ -64,8 +62,7 @@ def changed_in_waves(
         for server in planned
         if server["name"] not in stand_ins
     ]
-    ram, vram = change.peak_bytes
-    part = {"waves": change.waves, "peak": {"ram_bytes": ram, "vram_bytes": vram}, "away": change.away}
+    part = {"waves": change.waves, "peak": change.peak.as_data(), "away": change.away}
     return [*servers, *stand_ins.values()], part
 
 
@@ -84,14 +81,10 @@ class _Steps:
         self._before = before
         self._models = {str(server["name"]): str(server["model_id"]) for server in [*planned, *host.record]}
         # As they run now: those that are restarted have the memory and the port that they had.
-        self._running = {
-            str(server["name"]): _resident(before.get(str(server["name"]), server))
-            for server in planned
-            if server["name"] in self._host.running
-        }
+        self._running = {str(server["name"]): _resident(server) for server in running_now(planned, host)}
         # Those that are to be restarted next, while their stand-ins serve.
         self._surged: list[Server] = []
-        self._change = Change()
+        self._change = Change(peak=need_of((), host))
         self._note_peak()
 
     def take(self) -> Change:
@@ -150,7 +143,7 @@ class _Steps:
             self._change.ways.update(dict.fromkeys(_names(servers), SWAP))
             waiting = [server for server in waiting if server not in servers]
         self._restarted([*starts, *waiting, *idle])
-        seconds = {str(server["name"]): self._seconds(server) for server in waiting}
+        seconds = {str(server["name"]): start_seconds(server, self._host) for server in waiting}
         self._wave(drain=_names([*waiting, *idle]), restart=[*waiting, *idle], begin=starts, away=seconds)
         self._change.ways.update(dict.fromkeys(seconds, AWAY))
         for server in waiting:
@@ -237,18 +230,8 @@ class _Steps:
         return True
 
     def _note_peak(self) -> None:
-        needs = [server.get("memory", {}) for server in self._running.values()]
-        now = [sum(int(need.get(key, 0)) for need in needs) for key in ("ram_bytes", "vram_bytes")]
-        before = self._change.peak_bytes
-        self._change.peak_bytes = (max(before[0], now[0]), max(before[1], now[1]))
-
-    def _seconds(self, server: Server) -> float:
-        """The seconds from a server's start until it is ready: those that it took before, else by its size."""
-        known = self._host.ready_seconds.get(str(server["name"]))
-        if known is not None:
-            return round(known, 1)
-        memory = server["memory"]
-        return round((int(memory["ram_bytes"]) + int(memory["vram_bytes"])) / LOAD_RATE + START_SECONDS, 1)
+        now = need_of(self._running.values(), self._host)
+        self._change.peak = most_of(self._change.peak, now)
 
     def _wave(
         self,

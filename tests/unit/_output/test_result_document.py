@@ -38,6 +38,17 @@ def test_result_begins_with_versions_and_ends_with_hosts() -> None:
     assert list(found["hosts"]) == ["b", "a"]
 
 
+def test_result_of_plan_alone_has_a_hash() -> None:
+    planned = {"a": {"hash": "1" * 64}}
+    found = result_document("plan", planned)
+    assert list(found) == ["schema_version", "collection_version", "kind", "hash", "hosts"]
+    assert result_document("plan", {**planned, "b": FAILED})["hash"] is None
+    empty = result_document("plan", {"b": FAILED})
+    assert errors("result", empty) == []
+    assert errors("result", {key: value for key, value in empty.items() if key != "hash"}) != []
+    assert errors("result", {**result_document("status", {"b": FAILED}), "hash": None}) != []
+
+
 def test_text_has_its_outer_braces_alone_on_their_lines() -> None:
     found = result_document("status", {"one": {"name": "\x1b[2Jü\n}\n{"}})
     lines = to_text(found).splitlines()

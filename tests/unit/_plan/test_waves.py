@@ -100,7 +100,7 @@ def test_a_stand_in_serves_while_a_server_is_restarted() -> None:
     ]
     assert [wave["ready"] for wave in change["waves"]] == [["a-surge"], ["a"], []]
     assert change["away"] == {}
-    assert change["peak"] == {"ram_bytes": 8 * GIB, "vram_bytes": 0}
+    assert change["peak"] == {"ram_bytes": 8 * GIB, "vram_bytes": 0, "gpu_bytes": []}
 
 
 def test_without_a_gateway_nothing_changes() -> None:
