@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import stat
 import subprocess
 from pathlib import Path
 
@@ -24,9 +23,11 @@ def test_unknown_path_is_a_problem_document(console: RunningConsole) -> None:
 
 
 def test_files_of_the_data_folder_are_private(console: RunningConsole) -> None:
-    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in [console.data, *console.data.iterdir()]}
-    assert modes["console"] == 0o700
-    assert {mode for name, mode in modes.items() if name != "console"} == {0o600}
+    console.wait(console.submit("status")["id"])
+    files = [console.data, *console.data.rglob("*")]
+    assert {"pid", "rc", "request.json", "vars.json", "output.log", "tokens.json"} <= {path.name for path in files}
+    open_to_others = {path: oct(path.stat().st_mode) for path in files if path.stat().st_mode & 0o077}
+    assert open_to_others == {}
 
 
 def test_inventory_that_does_not_exist_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -14,9 +15,11 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import httpx
 
+from . import reaper
 from .pythons import ROOT
 
 PROGRAM = str(Path(sys.executable).with_name("magi-llama-console"))
@@ -56,6 +59,8 @@ class RunningConsole:
         """Start it, and wait until it answers."""
         command = [PROGRAM, "--inventory", str(self.inventory), "--data", str(self.data)]
         command += ["--checkout", str(ROOT), "--listen", f"127.0.0.1:{self.port}", *self.arguments]
+        # What a job starts is ended with an interrupted test run too.
+        command += ["--pass-environment", reaper.MARK]
         self.process = subprocess.Popen(command, env={**os.environ, **self.environment})
         while True:
             try:
@@ -71,6 +76,41 @@ class RunningConsole:
             self.process.send_signal(signal_number)
             self.process.wait()
             self.process = None
+
+    def submit(self, verb: str, *, key: str = "", **variables: Any) -> dict[str, Any]:
+        """Request a job; fail unless it is accepted."""
+        headers = {"Idempotency-Key": key} if key else {}
+        answer = self.operate.post("/api/v1/jobs", json={"verb": verb, **variables}, headers=headers)
+        assert answer.status_code == 202, answer.text
+        job: dict[str, Any] = answer.json()["job"]
+        assert answer.headers["location"] == f"/api/v1/jobs/{job['id']}"
+        return job
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        answer = self.read.get(f"/api/v1/jobs/{job_id}")
+        assert answer.status_code == 200, answer.text
+        job: dict[str, Any] = answer.json()["job"]
+        return job
+
+    def wait(self, job_id: str, *states: str, seconds: float = 60.0) -> dict[str, Any]:
+        """Wait until a job is in one of these states; by default until it has ended."""
+        wanted = states or ("finished", "failed", "cancelled", "lost")
+        deadline = time.monotonic() + seconds
+        while (job := self.job(job_id))["state"] not in wanted:
+            assert time.monotonic() < deadline, job
+            time.sleep(0.05)
+        return job
+
+    def events(self, job_id: str, **headers: str) -> list[dict[str, Any]]:
+        """A job's events, until it has ended."""
+        lines = {"accept": "application/x-ndjson", **headers}
+        text = self.read.get(f"/api/v1/jobs/{job_id}/events", headers=lines, timeout=120).text
+        return [json.loads(line) for line in text.splitlines() if line]
+
+    def events_so_far(self, job_id: str) -> list[dict[str, Any]]:
+        lines = {"accept": "application/x-ndjson"}
+        text = self.read.get(f"/api/v1/jobs/{job_id}/events", params={"follow": False}, headers=lines).text
+        return [json.loads(line) for line in text.splitlines() if line]
 
     def __enter__(self) -> RunningConsole:
         for client, role in ((self.read, "read"), (self.operate, "operate")):

@@ -7,20 +7,65 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib.metadata import version
 
 from fastapi import APIRouter, FastAPI
 
+from .ansible import full_environment
 from .api import health, problems
+from .api.headers import SecureHeaders
+from .api.v1 import events, jobs, keys, session
 from .console import Console
+from .fleet.inventory import InventoryReader
+from .jobs.launcher import SessionLauncher, UnitLauncher
+from .jobs.service import Jobs
+from .known import KnownReader
 from .settings import Settings
 from .store.sqlite import SqliteStore
+from .tokens import TokenReader
 
+LOG = logging.getLogger(__name__)
 # Each module of the API has one; the order is that of the OpenAPI file.
-ROUTERS: tuple[APIRouter, ...] = (health.router,)
+ROUTERS: tuple[APIRouter, ...] = (health.router, jobs.router, events.router, session.router, keys.router)
+
+
+def make_console(settings: Settings) -> Console:
+    """The parts of a console on its data folder, which is made."""
+    for folder in (settings.data, settings.jobs):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    store = SqliteStore(settings.database)
+    launcher = UnitLauncher(settings.job_unit) if settings.job_unit else SessionLauncher()
+    inventory = InventoryReader(
+        settings.inventory, [str(settings.ansible_bin / "ansible-inventory")], full_environment(settings)
+    )
+    return Console(
+        settings=settings,
+        store=store,
+        jobs=Jobs(settings, store, launcher),
+        inventory=inventory,
+        known=KnownReader(settings, inventory),
+        tokens=TokenReader(settings.token_file),
+    )
+
+
+async def run_jobs(console: Console) -> None:
+    await console.jobs.run()
+
+
 # Each runs from start to end, and is cancelled then.
-SERVICES: tuple[Callable[[Console], Awaitable[None]], ...] = ()
+SERVICES: tuple[Callable[[Console], Awaitable[None]], ...] = (run_jobs,)
+
+
+async def _forever(service: Callable[[Console], Awaitable[None]], console: Console) -> None:
+    """A defect in one service must not silence it for ever, nor the others."""
+    while True:
+        try:
+            await service(console)
+        except Exception:
+            LOG.exception("a service of the console failed and is started again")
+        await asyncio.sleep(1)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -28,10 +73,9 @@ def create_app(settings: Settings) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        console = Console(settings, SqliteStore(settings.database))
+        console = make_console(settings)
         app.state.console = console
-        services = [asyncio.ensure_future(service(console)) for service in SERVICES]
+        services = [asyncio.create_task(_forever(service, console)) for service in SERVICES]
         try:
             yield
         finally:
@@ -50,6 +94,7 @@ def create_app(settings: Settings) -> FastAPI:
         openapi_url="/api/v1/openapi.json",
     )
     problems.install(app)
+    app.add_middleware(SecureHeaders, is_https=settings.is_https)
     for router in ROUTERS:
         app.include_router(router)
     return app

@@ -40,6 +40,11 @@ def serve(arguments: Sequence[str]) -> int:
     parser.add_argument("--private-key-file", type=Path, help="SSH key, given to Ansible")
     parser.add_argument("--redis", default="", help="redis:// or rediss:// URL that several consoles share")
     parser.add_argument("--https", action="store_true", help="browsers reach it by https: mark the cookie as Secure")
+    parser.add_argument(
+        "--pass-environment", action="append", default=[], metavar="NAME", help="variable that jobs get too; repeatable"
+    )
+    parser.add_argument("--ansible-bin", type=Path, help="folder of ansible-playbook (default: that of this Python)")
+    parser.add_argument("--job-unit", default="", help="template unit of systemd that runs a job, by its id")
     options = parser.parse_args(arguments)
     host, separator, port = options.listen.rpartition(":")
     if not separator or not port.isdigit() or not host:
@@ -52,11 +57,15 @@ def serve(arguments: Sequence[str]) -> int:
         host=host.strip("[]"),
         port=int(port),
         checkout=resolved(options.checkout),
+        # Not resolved: the folder of a virtual environment may be reached by a link.
+        ansible_bin=(options.ansible_bin or Path(sys.executable).parent).absolute(),
         tokens=resolved(options.tokens),
         vault_password_file=resolved(options.vault_password_file),
         private_key_file=resolved(options.private_key_file),
         redis=options.redis,
         is_https=options.https,
+        pass_environment=tuple(options.pass_environment),
+        job_unit=options.job_unit,
     )
     uvicorn.run(
         create_app(settings),

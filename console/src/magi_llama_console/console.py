@@ -7,8 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .attempts import Attempts
+from .fleet.inventory import InventoryReader
+from .jobs.service import Jobs
+from .known import KnownReader
 from .settings import Settings
 from .store.base import Store, now
+from .tokens import TokenReader
 
 
 @dataclass(slots=True)
@@ -17,4 +22,10 @@ class Console:
 
     settings: Settings
     store: Store
+    jobs: Jobs
+    inventory: InventoryReader
+    # What requests are validated against.
+    known: KnownReader
+    tokens: TokenReader
+    attempts: Attempts = field(default_factory=Attempts)
     started_at: str = field(default_factory=now)

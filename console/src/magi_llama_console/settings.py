@@ -31,6 +31,14 @@ class Settings:
     private_key_file: Path | None = None
     # redis://… or rediss://…: events, sessions and status are kept there instead of in console.db.
     redis: str = ""
+    # Names of environment variables that jobs are given besides those of jobs/runner.py.
+    pass_environment: tuple[str, ...] = ()
+    # A template unit of systemd for jobs, such as magi-llama-console-job@.service; without it they are sessions.
+    job_unit: str = ""
+    # Jobs on different hosts that run side by side; each is an ansible-playbook.
+    jobs_at_once: int = 8
+    # Jobs that have ended are kept with their events and files up to this number.
+    jobs_kept: int = 500
     # Whether browsers reach the console by https: the cookie of a session is then marked Secure.
     is_https: bool = False
 

@@ -55,6 +55,27 @@ def read_tokens(path: Path) -> list[Token]:
     return tokens
 
 
+class TokenReader:
+    """Reads the file again when it has changed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamp: tuple[int, ...] = ()
+        self._tokens: list[Token] = []
+
+    def read(self) -> list[Token]:
+        """The tokens as the file has them now. Raises TokenFileError."""
+        try:
+            status = self._path.stat()
+            stamp: tuple[int, ...] = (status.st_ino, status.st_size, status.st_mtime_ns)
+        except OSError:
+            stamp = ()
+        if stamp != self._stamp or not stamp:
+            self._tokens = read_tokens(self._path)
+            self._stamp = stamp
+        return self._tokens
+
+
 def write_tokens(path: Path, tokens: Sequence[Token]) -> None:
     """Replace the file, 0600."""
     text = json.dumps({"schema_version": 1, "tokens": [asdict(one) for one in tokens]}, indent=2) + "\n"

@@ -125,6 +125,9 @@ class Store(Protocol):
     async def jobs(self, states: Sequence[str] = (), limit: int = 100) -> list[Job]:
         """The newest jobs first, of all states or of these."""
 
+    async def prune(self, keep: int) -> list[str]:
+        """Forget all but the newest jobs that have ended, with their events; the ids of those that are forgotten."""
+
     async def add_events(self, job: str | None, events: Sequence[Mapping[str, Any]], offset: int | None = None) -> None:
         """Keep events, and with them in one transaction how far the job's file has been read (bytes)."""
 
@@ -138,7 +141,7 @@ class Store(Protocol):
         """The sequence of the newest event; 0 if there is none."""
 
     async def wait(self, after: int, seconds: float) -> bool:
-        """Wait until there is an event above after. False if there was none in that time."""
+        """Wait until there is an event above after, or a job has changed. False if neither was in that time."""
 
     async def add_session(self, session: Session) -> None: ...
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .base import AuditEntry, CachedStatus, Event, Job, KeyReused, Session, now
+from .base import ENDED, AuditEntry, CachedStatus, Event, Job, KeyReused, Session, now
 
 TABLES = """
 create table if not exists jobs (
@@ -67,11 +67,14 @@ class SqliteStore:
             self._db.execute(
                 "insert into jobs (id, state, job) values (?, ?, ?)", (job.id, job.state, _job_as_text(job))
             )
+        self._notify()
         return job
 
     async def save_job(self, job: Job) -> None:
         with self._transaction():
             self._db.execute("update jobs set state = ?, job = ? where id = ?", (job.state, _job_as_text(job), job.id))
+
+        self._notify()
 
     async def job(self, job_id: str) -> Job | None:
         return self._job(job_id)
@@ -85,6 +88,18 @@ class SqliteStore:
         rows = self._db.execute(f"select job from jobs {where} order by number desc limit ?", (*states, limit))
         return [_job_from_text(row[0]) for row in rows]
 
+    async def prune(self, keep: int) -> list[str]:
+        with self._transaction():
+            rows = self._db.execute(
+                f"select id from jobs where state in ({', '.join('?' * len(ENDED))})"
+                " order by number desc limit -1 offset ?",
+                (*ENDED, keep),
+            )
+            old = [str(row[0]) for row in rows]
+            for table, column in (("jobs", "id"), ("requests", "job"), ("events", "job"), ("offsets", "job")):
+                self._db.executemany(f"delete from {table} where {column} = ?", [(name,) for name in old])
+        return old
+
     async def add_events(self, job: str | None, events: Sequence[Mapping[str, Any]], offset: int | None = None) -> None:
         with self._transaction():
             self._db.executemany(
@@ -93,8 +108,7 @@ class SqliteStore:
             if offset is not None:
                 self._db.execute("insert or replace into offsets values (?, ?)", (job, offset))
         if events:
-            self._changed.set()
-            self._changed = asyncio.Event()
+            self._notify()
 
     async def offset(self, job: str) -> int:
         row = self._db.execute("select bytes from offsets where job = ?", (job,)).fetchone()
@@ -168,6 +182,11 @@ class SqliteStore:
         only = "" if kind is None else "where kind = ?"
         rows = self._db.execute(f"select * from statuses {only} order by host, kind", () if kind is None else (kind,))
         return [CachedStatus(host, kind, as_of, source, json.loads(text)) for host, kind, as_of, source, text in rows]
+
+    def _notify(self) -> None:
+        """Wake all that wait; later ones wait for the next change."""
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def _transaction(self) -> _Transaction:
         return _Transaction(self._db)

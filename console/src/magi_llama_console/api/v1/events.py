@@ -1,0 +1,154 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Events as they come: server-sent events, or JSON lines where the client accepts application/x-ndjson.
+
+JSON lines have the place of each event in the store as sequence. With server-sent events a message without a name is
+an event of a run, and its id that place. A message named job is a job that has changed (without an id), and end says
+that the job of the stream has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.responses import StreamingResponse
+
+from ...console import Console
+from ...store.base import ENDED, Event, Job
+from ..deps import ConsoleDep
+from ..problems import Problem
+from ..security import Reader, still_valid
+from .jobs import document, find
+
+router = APIRouter(prefix="/api/v1", tags=["events"])
+SSE, LINES = "text/event-stream", "application/x-ndjson"
+HEARTBEAT_SECONDS = 15.0
+# Events that come together are sent together.
+GATHER_SECONDS = 0.03
+BATCH = 500
+# As many of the newest jobs are looked at for changes.
+JOBS = 50
+RESPONSES = {200: {"content": {SSE: {"schema": {"type": "string"}}, LINES: {"schema": {"type": "string"}}}}}
+
+
+@router.get("/jobs/{job_id}/events", response_class=StreamingResponse, responses=RESPONSES)  # type: ignore[arg-type]
+async def of_job(
+    job_id: str,
+    request: Request,
+    console: ConsoleDep,
+    _: Reader,
+    after: Annotated[int, Query(ge=0)] = 0,
+    follow: bool = True,
+    last_event_id: Annotated[str, Header()] = "",
+) -> StreamingResponse:
+    """A job's events from the beginning, or after Last-Event-ID, until it has ended."""
+    job = await find(console, job_id)
+    return _answer(request, Stream(console, request, _place(last_event_id, after), job, follow))
+
+
+@router.get("/events", response_class=StreamingResponse, responses=RESPONSES)  # type: ignore[arg-type]
+async def of_all(
+    request: Request,
+    console: ConsoleDep,
+    _: Reader,
+    after: Annotated[int | None, Query(ge=0)] = None,
+    follow: bool = True,
+    last_event_id: Annotated[str, Header()] = "",
+) -> StreamingResponse:
+    """All runs' events: from now on, or after Last-Event-ID or after."""
+    start = await console.store.last_sequence() if after is None else after
+    return _answer(request, Stream(console, request, _place(last_event_id, start), None, follow))
+
+
+def _place(last_event_id: str, start: int) -> int:
+    if not last_event_id:
+        return start
+    if not last_event_id.isdecimal() or len(last_event_id) > 18:
+        raise Problem(
+            400, "Last-Event-ID is not the id of an event.", fix="Leave the header out, or use a message's id."
+        )
+    return int(last_event_id)
+
+
+class Stream:
+    """One answer: the events after a place in the store, of one job or of all."""
+
+    def __init__(self, console: Console, request: Request, place: int, job: Job | None, follow: bool) -> None:
+        self._console, self._request, self._place = console, request, place
+        self._job, self._follow = job, follow
+        self._seen: dict[str, Job] = {}
+
+    async def messages(self) -> AsyncIterator[Event | Job | None]:
+        """Events, jobs that have changed, and None for a heartbeat; ends with the job, or when the token is void."""
+        store, version = self._console.store, -1
+        job_id = self._job.id if self._job else None
+        checked = time.monotonic()
+        # So that the client knows at once that it is connected.
+        yield None
+        while True:
+            # Looked at before its events: what it has sent until its end is in the store by then.
+            job = await store.job(job_id) if job_id else None
+            has_ended = job_id is not None and (job is None or job.state in ENDED)
+            found = await store.events(self._place, job_id, BATCH)
+            for event in found:
+                yield event
+                self._place = event.sequence
+            if version != self._console.jobs.version:
+                version = self._console.jobs.version
+                for changed in await self._changed_jobs(job):
+                    yield changed
+            if len(found) == BATCH:
+                continue
+            if has_ended or not self._follow:
+                return
+            if not await store.wait(self._place, HEARTBEAT_SECONDS):
+                yield None
+            if time.monotonic() - checked > HEARTBEAT_SECONDS:
+                checked = time.monotonic()
+                if not await still_valid(self._request, self._console):
+                    return
+            await asyncio.sleep(GATHER_SECONDS)
+
+    async def _changed_jobs(self, job: Job | None) -> list[Job]:
+        jobs = [job] if job else await self._console.store.jobs(limit=JOBS)
+        # The first look at all jobs only says what there is.
+        is_first = not self._seen and self._job is None
+        changed = [one for one in jobs if self._seen.get(one.id) != one]
+        self._seen = {one.id: one for one in jobs}
+        return [] if is_first else changed
+
+    async def as_sse(self) -> AsyncIterator[str]:
+        async for message in self.messages():
+            if message is None:
+                yield ": \n\n"
+            elif isinstance(message, Job):
+                yield f"event: job\ndata: {document(message).model_dump_json()}\n\n"
+            else:
+                yield f"id: {message.sequence}\ndata: {_as_text(message.event)}\n\n"
+        if self._job and self._follow:
+            yield "event: end\ndata: {}\n\n"
+
+    async def as_lines(self) -> AsyncIterator[str]:
+        async for message in self.messages():
+            # Empty lines keep the connection open.
+            if message is None:
+                yield "\n"
+            elif isinstance(message, Event):
+                yield f"{_as_text({'sequence': message.sequence, **message.event})}\n"
+
+
+def _as_text(event: Mapping[str, Any]) -> str:
+    return json.dumps(event, separators=(",", ":"), ensure_ascii=False)
+
+
+def _answer(request: Request, stream: Stream) -> StreamingResponse:
+    if LINES in request.headers.get("accept", ""):
+        return StreamingResponse(stream.as_lines(), media_type=LINES)
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(stream.as_sse(), media_type=SSE, headers=headers)

@@ -1,0 +1,197 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The jobs of a console: taken from requests, started in turn, followed, cancelled; found again after a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from .. import ansible
+from ..settings import Settings
+from ..store.base import Job, Store, now
+from . import launcher as processes
+from .follow import follow, follow_to_end, missing_end, reported_rc
+from .launcher import Ended, Launcher, LaunchError
+from .queue import schedule
+from .requests import Request, command
+from .runner import CANNOT_START
+
+LOG = logging.getLogger(__name__)
+# How often running jobs are looked at. Nothing is, while there are none.
+STEP_SECONDS = 0.1
+# A killed run has no exit status of its own.
+KILLED = 137
+
+
+class Jobs:
+    """run() is one task of the application; the other methods are called from requests."""
+
+    def __init__(self, settings: Settings, store: Store, launcher: Launcher) -> None:
+        self._settings, self._store, self._launcher = settings, store, launcher
+        self._running: dict[str, Job] = {}
+        self._queued: dict[str, Job] = {}
+        self._wake = asyncio.Event()
+        # Changes with each change of a job, for those who wait for one.
+        self.version = 0
+
+    def folder(self, job_id: str) -> Path:
+        return self._settings.jobs / job_id
+
+    async def submit(self, request: Request, *, by: str, key: str = "", fingerprint: str = "") -> tuple[Job, bool]:
+        """Queue a request; the job, and whether it is new (a key that was used before names the job of that time).
+
+        Raises KeyReused.
+        """
+        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        job = Job(
+            id=f"{stamp}-{secrets.token_hex(4)}",
+            verb=request.verb,
+            variables=dict(request.variables),
+            hosts=request.hosts,
+            by=by,
+            created_at=now(),
+        )
+        # It says at once what it waits for.
+        _, waits = schedule([*self._running.values()], [*self._queued.values(), job], self._settings.jobs_at_once)
+        job = replace(job, waits_for=waits.get(job.id))
+        kept = await self._store.add_job(job, key=key, fingerprint=fingerprint)
+        if kept.id != job.id:
+            return kept, False
+        self._queued[job.id] = job
+        self._changed()
+        return job, True
+
+    async def cancel(self, job: Job) -> Job:
+        """End a job: a queued one at once, a running one by INT, 20 s later TERM, 5 s later KILL."""
+        if job.id in self._queued:
+            return await self._save(replace(job, state="cancelled", ended_at=now(), cancelled_at=now(), waits_for=None))
+        running = self._running.get(job.id)
+        if running is None:
+            return job
+        if running.cancelled_at is None:
+            running = await self._save(replace(running, cancelled_at=now()))
+        processes.cancel(self.folder(job.id))
+        return running
+
+    async def run(self) -> None:
+        """Take up the jobs of the previous console, then carry out jobs until cancelled."""
+        self._running, self._queued = {}, {}
+        for job in reversed(await self._store.jobs(("queued", "running"), limit=1 << 20)):
+            (self._running if job.state == "running" else self._queued)[job.id] = job
+        for job in list(self._running.values()):
+            # Harmless if its process has started: the runner's file pid is there once.
+            if processes.read(self.folder(job.id) / "pid") is None:
+                await self._launch(job)
+        while True:
+            try:
+                await self._step()
+            except OSError:
+                # A full disk, for example: a later step may succeed.
+                LOG.exception("a step of the jobs failed")
+                await asyncio.sleep(1)
+            self._wake.clear()
+            timeout = STEP_SECONDS if self._running or self._startable() else None
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), timeout)
+
+    def _startable(self) -> bool:
+        return bool(schedule([*self._running.values()], [*self._queued.values()], self._settings.jobs_at_once)[0])
+
+    async def _step(self) -> None:
+        for job in list(self._running.values()):
+            ended = processes.state(self.folder(job.id))
+            await follow(self._store, job.id, self.folder(job.id) / "events.jsonl")
+            if ended is not None:
+                await self._end(job, ended)
+        starting, waits = schedule([*self._running.values()], [*self._queued.values()], self._settings.jobs_at_once)
+        for job in starting:
+            job = await self._save(replace(job, state="running", started_at=now(), waits_for=None))
+            await self._launch(job)
+        for job in list(self._queued.values()):
+            if job.waits_for != waits.get(job.id):
+                await self._save(replace(job, waits_for=waits.get(job.id)))
+
+    async def _launch(self, job: Job) -> None:
+        folder = self.folder(job.id)
+        try:
+            self._write_request(job, folder)
+            await self._launcher.start(folder)
+        except (OSError, LaunchError) as error:
+            LOG.error("job %s: %s", job.id, error)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (folder / "output.log").write_text(f"{error}\n", encoding="utf-8")
+            await self._save(replace(job, state="failed", rc=CANNOT_START, ended_at=now()))
+
+    def _write_request(self, job: Job, folder: Path) -> None:
+        settings = self._settings
+        argv, variables = command(
+            Request(job.verb, job.variables, job.hosts),
+            program=settings.ansible_bin / "ansible-playbook",
+            inventory=settings.inventory,
+            checkout=settings.checkout,
+            folder=folder,
+        )
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        environment = {
+            **ansible.environment(settings),
+            "MAGI_EVENTS": str(folder / "events.jsonl"),
+            "MAGI_RUN_ID": job.id,
+            "ANSIBLE_CALLBACKS_ENABLED": "magi.llama.events",
+            "PYTHONUNBUFFERED": "1",
+        }
+        request = {
+            "argv": argv,
+            "cwd": str(settings.checkout or folder),
+            "environment": environment,
+            "pass_environment": list(settings.pass_environment),
+        }
+        for name, content in (("vars.json", variables), ("request.json", request)):
+            _write_private(folder / name, content)
+
+    async def _end(self, job: Job, ended: Ended) -> None:
+        events = self.folder(job.id) / "events.jsonl"
+        await follow_to_end(self._store, job.id, events)
+        is_cancelled = ended.is_cancelled or (ended.rc is None and job.cancelled_at is not None)
+        rc = ended.rc
+        if rc is None:
+            # The process that waits for the command was killed: the command may have reported its end nevertheless.
+            rc = KILLED if is_cancelled else reported_rc(job.id, events)
+        state = "lost" if rc is None else "cancelled" if is_cancelled else "failed" if rc else "finished"
+        if event := missing_end(job, events, KILLED if rc is None else rc):
+            await self._store.add_events(job.id, [event])
+        await self._save(replace(job, state=state, rc=rc, ended_at=ended.ended_at or now()))
+        for old in await self._store.prune(self._settings.jobs_kept):
+            shutil.rmtree(self.folder(old), ignore_errors=True)
+
+    async def _save(self, job: Job) -> Job:
+        await self._store.save_job(job)
+        for state, jobs in (("queued", self._queued), ("running", self._running)):
+            if job.state == state:
+                # A job that is there already keeps its place in the queue.
+                jobs[job.id] = job
+            else:
+                jobs.pop(job.id, None)
+        self._changed()
+        return job
+
+    def _changed(self) -> None:
+        self.version += 1
+        self._wake.set()
+
+
+def _write_private(path: Path, content: Mapping[str, Any]) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=2) + "\n")
