@@ -26,10 +26,10 @@ def test_job_runs_and_its_events_are_there_in_order(console: RunningConsole, fak
     assert [event["sequence"] for event in events] == sorted({event["sequence"] for event in events})
     ended = console.wait(job["id"])
     assert (ended["state"], ended["rc"]) == ("finished", 0)
-    told = json.loads(console.read.get(f"/api/v1/jobs/{job['id']}/output").text)
-    assert told["argv"][4:] == ["--limit", "node1", "--check", str(Path(__file__).parents[2] / "playbooks/site.yml")]
-    assert {"MAGI_EVENTS", "MAGI_RUN_ID", "PATH"} <= set(told["environment"])
-    assert "SECRET_OF_THE_CONSOLE" not in told["environment"]
+    printed = json.loads(console.read.get(f"/api/v1/jobs/{job['id']}/output").text)
+    assert printed["argv"][4:] == ["--limit", "node1", "--check", str(Path(__file__).parents[2] / "playbooks/site.yml")]
+    assert {"MAGI_EVENTS", "MAGI_RUN_ID", "PATH"} <= set(printed["environment"])
+    assert "SECRET_OF_THE_CONSOLE" not in printed["environment"]
 
 
 def test_failed_run_has_its_exit_status(console: RunningConsole, fake: Fake) -> None:

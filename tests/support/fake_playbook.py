@@ -2,7 +2,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Stands in for ansible-playbook: sends events as a run does, and ends when it is to.
+"""Replaces ansible-playbook in tests: sends events as a run does, and ends when it is to.
 
 The file that FAKE_PLAYBOOK names may have: {"events": 10, "seconds": 0.01, "rc": 0, "wait": path that must exist
 before it ends, "ignore": true for a run that neither INT nor TERM ends}.
