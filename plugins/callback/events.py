@@ -21,6 +21,7 @@ from ansible.utils.vars import load_extra_vars
 from ansible_collections.magi.llama.plugins.module_utils._core.text import visible_text
 from ansible_collections.magi.llama.plugins.plugin_utils.event_sinks import SinkError
 from ansible_collections.magi.llama.plugins.plugin_utils.events import Reporter, begin, fail
+from ansible_collections.magi.llama.plugins.plugin_utils.vault_values import without_vault_values
 
 DOCUMENTATION = r"""
 name: events
@@ -57,6 +58,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self._reporter: Reporter | None = None
+        self._play: Any = None
         self._tasks = 0
         self._hosts: dict[str, dict[str, int]] = {}
         self._rc: int | None = None
@@ -81,6 +83,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         _chain(signal.SIGTERM, self._terminated)
 
     def v2_playbook_on_play_start(self, play: Any) -> None:
+        self._play = play
         inventory = play.get_variable_manager()._inventory
         hosts = [host.name for host in inventory.get_hosts(play.hosts, order=play.order)]
         self._write("play_started", {"name": str(play.get_name()), "hosts": hosts})
@@ -100,12 +103,12 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
         self._count(result, "ok" if ignore_errors else "failed")
         found = result.result
-        data = {"task": str(result.task.get_name()), "msg": _message(found), "fix": found.get("fix")}
+        data = {"task": str(result.task.get_name()), "msg": self._message(result), "fix": found.get("fix")}
         self._write("task_failed", data, result)
 
     def v2_runner_on_unreachable(self, result: Any) -> None:
         self._count(result, "unreachable")
-        self._write("unreachable", {"msg": _message(result.result)}, result)
+        self._write("unreachable", {"msg": self._message(result)}, result)
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
         # The last ones are those of the whole run. The exit code follows from them as in PlaybookExecutor.
@@ -118,6 +121,12 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
             for host, count in counts.items()
         }
         self._rc = 4 if stats.dark else 2 if stats.failures else 0
+
+    def _message(self, result: Any) -> str:
+        """Return why a task failed."""
+        manager = self._play.get_variable_manager()
+        variables = manager.get_vars(play=self._play, host=result.host, task=result.task)
+        return without_vault_values(_message(result.result), variables, manager._loader)
 
     def _write(self, kind: str, data: dict[str, Any], result: Any = None) -> None:
         if self._reporter is not None:

@@ -144,6 +144,38 @@ def test_result_with_no_log_is_not_shown(tmp_path: Path, task: str) -> None:
     assert "s3cret" not in json.dumps(found)
 
 
+def test_values_of_vaults_are_not_shown(tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("p")
+    vault = [
+        BIN / "ansible-vault",
+        "encrypt_string",
+        "--vault-password-file",
+        "password",
+        "--name",
+        "inline",
+        "s3cret1",
+    ]
+    inline = execute(vault, tmp_path).stdout
+    files = {"plain.yml": f"nested:\n  - one: 1\n{indented(inline, 4)}", "all.yml": "whole: [s3cret2]\n"}
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    encrypted = execute([BIN / "ansible-vault", "encrypt", "--vault-password-file", "password", "all.yml"], tmp_path)
+    assert encrypted.returncode == 0, encrypted.stderr
+    text = "{{ nested[0].inline }} and {{ whole[0] }}"
+    tasks = (f"{{ansible.builtin.fail: {{msg: 'no {text}'}}}}",)
+    path = play(tmp_path, *tasks, vars_files=["plain.yml", "all.yml"])
+    found, output = run(tmp_path, path, "--vault-password-file", "password", "--limit", "n1", code=2)
+    # Ansible itself shows them.
+    assert "no s3cret1 and s3cret2" in output
+    assert of("task_failed", found)[0]["msg"] == "no … and …"
+
+
+def indented(text: str, spaces: int) -> str:
+    """The lines of a mapping in a list."""
+    first, *rest = text.splitlines()
+    return "\n".join([" " * spaces + first, *(" " * (spaces + 4) + line.strip() for line in rest), ""])
+
+
 BAD = {
     "MAGI_EVENTS is 'http://h/e': give the path of a file": {"MAGI_EVENTS": "http://user:s3cret@h/e"},
     "/missing/events cannot be written: No such file or directory": {"MAGI_EVENTS": "/missing/events"},
