@@ -96,6 +96,15 @@ console/page/node_modules/.ready: console/page/package-lock.json .cache/bin/.nod
 page: console/page/node_modules/.ready ## Build the page of the console; the built files are committed
 	@cd console/page && npm run --silent build -- --logLevel warn
 
+# The Redis of the tests, as above.
+.cache/bin/.redis: $(VENV)/.ready
+	@command -v redis-server valkey-server >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "installing redis-server"; \
+	    apt-get -qq update && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends redis-server >/dev/null; \
+	  else echo "Redis is missing, so its tests are skipped: apt-get install redis-server"; fi; }
+	@mkdir -p $(@D) && touch $@
+
 # llama-server and llama-quantize from LLAMA_SERVER_PATH, the distribution, or Debian's signed packages (.cache/runtime).
 .cache/bin/.ready: $(VENV)/.ready
 	@ansible-playbook -i inventories/local tests/support/binaries.yml
@@ -151,12 +160,12 @@ sanity: $(VENV)/.ready ## Run ansible-test sanity on a real copy of the collecti
 	@$(BIN)/python tests/sanity
 
 .PHONY: unit
-unit: .cache/bin/.ready ## Run the unit tests
+unit: .cache/bin/.ready .cache/bin/.redis ## Run the unit tests
 	@$(BIN)/python -m pytest tests/unit
 
 # While you work: what finds most mistakes in about a minute on an idle machine with two cores. Tests that take seconds are marked slow.
 .PHONY: check
-check: .cache/bin/.ready ## Run the fast checks: style, types, most unit tests
+check: .cache/bin/.ready .cache/bin/.redis ## Run the fast checks: style, types, most unit tests
 	@ruff check --quiet . && ruff format --check --quiet .
 	@mypy | grep --invert-match Success || test "$${PIPESTATUS[0]}" = 0
 	@mypy --config-file console/pyproject.toml | grep --invert-match Success || test "$${PIPESTATUS[0]}" = 0
@@ -166,7 +175,7 @@ check: .cache/bin/.ready ## Run the fast checks: style, types, most unit tests
 
 # Everything except lint and sanity in one run with one summary; two at a time, since most tests wait for servers.
 .PHONY: pytest
-pytest: .cache/models/.ready .cache/bin/.haproxy console/page/node_modules/.ready ## Run scenarios, faults, unit tests, the artifact, every ansible-core and Python
+pytest: .cache/models/.ready .cache/bin/.haproxy .cache/bin/.redis console/page/node_modules/.ready ## Run scenarios, faults, unit tests, the artifact, every ansible-core and Python
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report=
 
 # The URLs in the artifact derive from REPOSITORY, for example https://example.org/magi/llama.

@@ -12,15 +12,13 @@ from typing import Any, Protocol
 
 from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
 from ansible_collections.magi.llama.plugins.module_utils._core.text import redact, visible_line
+from ansible_collections.magi.llama.plugins.plugin_utils.redis_client import SCHEMES, RedisError, connect, failure
 
 VARIABLE = "MAGI_EVENTS"
 PASSWORD_FILE = "MAGI_EVENTS_PASSWORD_FILE"
-REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 STREAM = "magi:events"
 # About how many events the stream keeps; Redis drops the oldest.
 STREAM_LENGTH = 100_000
-CONNECT_SECONDS = 1.0
-ANSWER_SECONDS = 2.0
 
 
 class SinkError(MagiError):
@@ -38,10 +36,10 @@ class Sink(Protocol):
 
 def open_sink(value: str) -> Sink:
     """Return the sink that a value of MAGI_EVENTS names. Raises SinkError."""
-    if value.startswith(REDIS_SCHEMES):
+    if value.startswith(SCHEMES):
         return RedisSink(value)
     if "://" in value:
-        known = ", ".join(f"{scheme}…" for scheme in REDIS_SCHEMES)
+        known = ", ".join(f"{scheme}…" for scheme in SCHEMES)
         raise SinkError(f"{VARIABLE} is {visible_line(redact(value))!r}: give the path of a file, or one of {known}.")
     return FileSink(value)
 
@@ -96,39 +94,13 @@ class RedisSink:
     def write(self, line: bytes) -> None:
         try:
             self._connected().xadd(STREAM, {"event": line.rstrip(b"\n")}, maxlen=STREAM_LENGTH, approximate=True)
-        except SinkError:
-            raise
+        except RedisError as error:
+            raise SinkError(f"{VARIABLE}: {error}") from error
         except Exception as error:
-            # The classes of the client's errors are known only where it is installed.
             self._client = None
-            raise SinkError(
-                f"{VARIABLE}: {visible_line(self.name)} takes no events: {visible_line(str(error), 200)}"
-            ) from error
+            raise SinkError(f"{VARIABLE}: {failure(self._url, error)}") from error
 
     def _connected(self) -> Any:
         if self._client is None or self._pid != os.getpid():
-            self._client, self._pid = self._connect(), os.getpid()
+            self._client, self._pid = connect(self._url, os.environ.get(PASSWORD_FILE)), os.getpid()
         return self._client
-
-    def _connect(self) -> Any:
-        try:
-            import redis
-        except ImportError as error:
-            raise SinkError(
-                f"{VARIABLE} names a Redis, for which the controller needs the package redis: pip install redis."
-            ) from error
-        options: dict[str, Any] = {"socket_connect_timeout": CONNECT_SECONDS, "socket_timeout": ANSWER_SECONDS}
-        if PASSWORD_FILE in os.environ:
-            options["password"] = _first_line(os.environ[PASSWORD_FILE])
-        try:
-            return redis.Redis.from_url(self._url, **options, retry=None)
-        except (ValueError, TypeError) as error:
-            raise SinkError(f"{VARIABLE}: {visible_line(self.name)} is not the URL of a Redis: {error}.") from error
-
-
-def _first_line(path: str) -> str:
-    try:
-        with open(os.path.expanduser(path), encoding="utf-8") as stream:
-            return stream.readline().rstrip("\n")
-    except (OSError, ValueError) as error:
-        raise SinkError(f"{PASSWORD_FILE}: {visible_line(path)} cannot be read: {error}.") from error

@@ -182,7 +182,7 @@ BAD = {
     "Is a directory": {"MAGI_EVENTS": "/"},
     "not a regular file": {"MAGI_EVENTS": "/dev/null"},
     "MAGI_RUN_ID is 'a b': give": {"MAGI_RUN_ID": "a b"},
-    "MAGI_EVENTS: redis://127.0.0.1:1/0 takes no events": {"MAGI_EVENTS": "redis://:s3cret@127.0.0.1:1/0"},
+    "MAGI_EVENTS: redis://127.0.0.1:1/0 does not do it: Error 111": {"MAGI_EVENTS": "redis://:s3cret@127.0.0.1:1/0"},
 }
 
 
