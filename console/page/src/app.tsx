@@ -5,31 +5,42 @@
 import { computed } from '@preact/signals';
 import type { ComponentChildren } from 'preact';
 import { useEffect } from 'preact/hooks';
-import { api, signedOut } from './api/client';
+import { api, ApiError, signedOut } from './api/client';
 import { follow, staleSince } from './api/stream';
 import { clock } from './format';
 import { go, link, place, view } from './router';
-import { foldEvents, refresh } from './state/fleet';
-import { activeCount, foldJobEvents, refreshJobs } from './state/jobs';
+import { foldFleet, refresh } from './state/fleet';
+import { activeCount, foldJobs, refreshJobs } from './state/jobs';
 import { role } from './state/session';
 import { moveFocus, useShortcuts, type Shortcut } from './state/shortcuts';
 import { nextTheme, theme } from './state/theme';
 import { Help, helpOpen } from './ui/help';
 import { Icon } from './ui/state';
+import { CapacityView } from './views/capacity';
 import { FleetView } from './views/fleet';
 import { JobView } from './views/job';
 import { JobsView } from './views/jobs';
+import { ModelsView } from './views/models';
+import { MakePlanView, PlanView } from './views/plan';
+import { ProfilesView } from './views/profiles';
+import { RolloutsView, RolloutView } from './views/rollouts';
 import { ServerView } from './views/server';
 import { SignInView } from './views/sign_in';
 
 const TABS: [string, string, string][] = [
-  ['fleet', 'Fleet', 'f'], ['jobs', 'Jobs', 'j'],
+  ['fleet', 'Fleet', 'f'], ['plan', 'Plan', 'p'], ['jobs', 'Jobs', 'j'], ['rollouts', 'Rollouts', 'r'],
+  ['profiles', 'Profiles', 'o'], ['models', 'Models', 'm'], ['capacity', 'Capacity', 'c'],
 ];
 
 const VIEWS: Record<string, () => ComponentChildren> = {
   fleet: () => <FleetView />,
   server: () => <ServerView host={place.value.path[1] ?? ''} name={place.value.path[2] ?? ''} />,
   jobs: () => <JobsView />,
+  plan: () => (place.value.path[1] ? <PlanView hash={place.value.path[1]} key={place.value.path[1]} /> : <MakePlanView />),
+  rollouts: () => (place.value.path[1] ? <RolloutView id={place.value.path[1]} key={place.value.path[1]} /> : <RolloutsView />),
+  profiles: () => <ProfilesView name={place.value.path[1] ?? ''} />,
+  models: () => <ModelsView />,
+  capacity: () => <CapacityView />,
   job: () => <JobView id={place.value.path[1] ?? ''} key={place.value.path[1]} />,
 };
 // Views that belong to a tab without being it.
@@ -57,6 +68,7 @@ function Connection() {
 
 async function signOut(): Promise<void> {
   await api.signOut().catch(() => undefined);
+  role.value = null;
   signedOut.value = true;
 }
 
@@ -81,6 +93,8 @@ function Header() {
   );
 }
 
+const REFRESH_MS = 10000;
+
 /** What follows the stream while someone is signed in. */
 function useLive(): void {
   useEffect(() => {
@@ -88,12 +102,23 @@ function useLive(): void {
       void refresh();
       void refreshJobs();
     };
-    api.session().then((session) => { role.value = session.role; }, () => undefined);
     load();
-    return follow('events', (events) => {
-      foldEvents(events);
-      foldJobEvents(events);
-    }, load, true);
+    // What the console itself sees between runs, such as a server that stopped answering, is in no event.
+    const timer = window.setInterval(() => {
+      if (!document.hidden) void refresh();
+    }, REFRESH_MS);
+    const stop = follow('events', {
+      onArrived: (arrived) => {
+        foldFleet(arrived);
+        foldJobs(arrived);
+      },
+      onOpen: load,
+      isMain: true,
+    });
+    return () => {
+      window.clearInterval(timer);
+      stop();
+    };
   }, []);
 }
 
@@ -117,6 +142,24 @@ function Signed() {
   );
 }
 
+/** Ask who is signed in before anything else: a page that is not gets no data, and asks for none. */
+function useSession(): boolean {
+  useEffect(() => {
+    if (signedOut.value || role.value !== null) return;
+    api.session().then(
+      (session) => { role.value = session.role ?? 'read'; },
+      (error: unknown) => {
+        // Without an answer the page shows that; what the token may do is up to the API anyway.
+        if (error instanceof ApiError && error.problem.status === 0) role.value = 'operate';
+        else signedOut.value = true;
+      },
+    );
+  }, [signedOut.value, role.value]);
+  return role.value !== null;
+}
+
 export function App() {
-  return signedOut.value ? <SignInView /> : <Signed />;
+  const isKnown = useSession();
+  if (signedOut.value) return <SignInView />;
+  return isKnown ? <Signed /> : null;
 }

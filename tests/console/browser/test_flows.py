@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from playwright.sync_api import Page, expect
 from support.fake_console.api import TOKEN, FakeApi
+from support.fake_console.views import views
 
 from .conftest import GROUP
 
@@ -114,7 +115,85 @@ def test_only_our_origin_is_asked(page: Page, api: FakeApi) -> None:
     asked: set[str] = set()
     page.context.on("request", lambda request: asked.add(urlsplit(request.url).netloc))
     page.reload()
-    for view in ("jobs", f"server/{HOST}/{FAILED}", "fleet"):
-        page.goto(f"{api.url}#/{view}")
+    for view in views(api.fleet).values():
+        page.goto(f"{api.url}#{view}")
         page.get_by_role("heading", level=1).wait_for()
     assert asked == {urlsplit(api.url).netloc}
+
+
+def test_plan_is_made_looked_at_and_applied_once(page: Page, api: FakeApi) -> None:
+    page.keyboard.press("g")
+    page.keyboard.press("p")
+    page.get_by_label("Profile").select_option("production")
+    page.get_by_label("Limit").fill("gpu1.rack1.example.com, gpu2.rack1.example.com")
+    page.get_by_role("button", name="Make the plan").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text(re.compile("Plan [0-9a-f]{12}"))
+    expect(page.locator(".card", has_text="gpu1.rack1").locator("pre.diff").first).to_contain_text("+ --ctx-size 8192")
+    expect(page.locator(".stages").first).to_contain_text("peak")
+    expect(page.locator(".facts")).to_contain_text("2 of 2")
+    plan = page.url
+    page.keyboard.press("a")
+    expect(page.get_by_role("dialog")).to_contain_text("Models are away for up to 13 s")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_contain_text("site")
+    expect(page.locator(".facts")).to_contain_text("finished")
+    page.goto(plan)
+    page.get_by_role("button", name="Apply").click()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("Make a new plan, and apply that")
+
+
+def test_plan_of_an_unknown_host_says_which_are_near(page: Page) -> None:
+    page.get_by_role("link", name="Plan", exact=True).click()
+    page.get_by_label("Limit").fill("gpu99")
+    page.get_by_role("button", name="Make the plan").click()
+    expect(page.get_by_role("alert")).to_contain_text("there is no host gpu99")
+    expect(page.get_by_role("alert")).to_contain_text("Nearest: gpu1.rack1.example.com")
+
+
+def test_profile_is_checked_while_it_is_typed_and_saved_with_its_diff(page: Page, api: FakeApi) -> None:
+    page.get_by_role("link", name="Profiles").click()
+    page.get_by_role("link", name="edge").click()
+    editor = page.get_by_label("Text of edge")
+    editor.fill("descripton: x\n")
+    expect(page.locator(".notice.bad")).to_contain_text("unknown key descripton")
+    expect(page.get_by_role("button", name="Save…")).to_be_disabled()
+    editor.fill("description: Small models\nenabled_models:\n  - {tier: Q2}\n")
+    expect(page.get_by_text("valid")).to_be_visible()
+    expect(page.get_by_label("Difference to the file")).to_contain_text("+description: Small models")
+    expect(page.locator(".card", has_text="What it selects")).to_contain_text("deepseek-r1-qwen3-8b-q2_k")
+    editor.press("Control+s")
+    expect(page.get_by_role("dialog")).to_contain_text("-description: Small models at the edge")
+    page.keyboard.press("Enter")
+    expect(page.locator(".list")).to_contain_text("Small models")
+    expect(page.get_by_role("status").filter(has_text="commit 4be1f09c77")).to_be_visible()
+    assert api.fleet.profiles["edge"].startswith("description: Small models\n")
+
+
+def test_rollout_shows_its_gates_and_rolls_back_after_the_difference(page: Page, api: FakeApi) -> None:
+    page.keyboard.press("g")
+    page.keyboard.press("r")
+    page.get_by_label("Only preview").uncheck()
+    page.get_by_role("button", name="Begin").click()
+    expect(page.get_by_role("dialog")).to_contain_text("All hosts")
+    page.keyboard.press("Enter")
+    expect(page.locator(".card", has_text="Canary")).to_contain_text("gate passed")
+    expect(page.locator(".card", has_text="Batch 2")).to_contain_text("gate closed: 1 host failed")
+    page.locator(".card", has_text="Canary").get_by_role("button", name="Roll back…").click()
+    back = page.locator(".card", has_text="Roll back gpu1")
+    back.get_by_role("button", name="Show the difference").click()
+    expect(back.locator(".diff")).to_contain_text("+  --ctx-size 4096")
+    back.get_by_role("button", name="Roll back", exact=True).click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("rollback")
+    expect(page.locator(".facts")).to_contain_text("finished")
+
+
+def test_models_and_capacity_say_what_is_where(page: Page) -> None:
+    page.get_by_role("link", name="Models").click()
+    expect(page.locator("#rejected")).to_contain_text("truncated")
+    page.get_by_role("searchbox", name="Model").fill("bge")
+    expect(page.locator("tbody tr")).to_have_count(1)
+    page.get_by_text("where it is from").click()
+    expect(page.locator("details")).to_contain_text("apache-2.0")
+    page.get_by_role("link", name="Capacity").click()
+    expect(page.get_by_role("row", name=re.compile("gpu1.rack1"))).to_contain_text("no file")

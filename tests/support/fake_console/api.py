@@ -13,10 +13,11 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
-from .fleet import Fleet, before
-from .jobs import add_past_jobs, play_restart, server_detail
+from . import documents
+from .fleet import Fleet, Message, before, now
+from .jobs import add_past_jobs, play
 
 STATIC = Path(__file__).resolve().parents[3] / "console/src/magi_llama_console/static"
 TOKEN = "fake-token"
@@ -118,7 +119,7 @@ class Handler(BaseHTTPRequestHandler):
             elif self.server.needs_token and not has_cookie:
                 raise Problem(401, "Sign in first")
             elif path[-1] == "events":
-                self._stream(path[1] if path[0] == "jobs" else None, parse_qs(url.query))
+                self._stream(path[1] if path[0] == "jobs" else None)
             else:
                 self._route(path, body)
         except Problem as problem:
@@ -150,7 +151,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self._json({"name": "operator", "role": "operate"})
 
-    def _stream(self, job: str | None, query: dict[str, list[str]]) -> None:
+    def _stream(self, job: str | None) -> None:
         fleet = self.server.fleet
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
@@ -159,56 +160,82 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.close_connection = True
         last = self.headers.get("Last-Event-ID")
-        at = int(last) if last else 0 if job else len(fleet.events)
+        at = int(last) if last else 0 if job else len(fleet.messages)
         self.wfile.write(b": open\n\n")
         while not self.server.is_cut_off.is_set() and not self.server.is_closed.is_set():
             with fleet.lock:
-                if len(fleet.events) <= at:
+                if len(fleet.messages) <= at:
                     fleet.lock.wait(0.2)
-                fresh, first = fleet.events[at:], at
-                at = len(fleet.events)
-            lines = [
-                f"id: {first + i + 1}\ndata: {json.dumps(event, separators=(',', ':'))}\n\n"
-                for i, event in enumerate(fresh)
-                if job is None or event["run"] == job
-            ]
-            if lines:
-                self.wfile.write("".join(lines).encode())
+                fresh, first = fleet.messages[at:], at
+                at = len(fleet.messages)
+            mine = [(first + i + 1, one) for i, one in enumerate(fresh) if job in (None, one.run)]
+            if job is None:
+                mine = [(place, one) for place, one in mine if one.name != "end"]
+            self.wfile.write("".join(message(place, one) for place, one in mine).encode())
+            if any(one.name == "end" for _, one in mine):
+                return
 
     def _route(self, path: list[str], body: dict[str, Any]) -> None:
         fleet = self.server.fleet
         with fleet.lock:
-            as_of = {"as_of": fleet.events[-1]["at"] if fleet.events else None, "source": "events"}
+            as_of = {"as_of": now(), "source": "events"}
         simple: dict[str, Callable[[], Any]] = {
             "hosts": lambda: {**as_of, "hosts": list(fleet.hosts.values())},
             "servers": lambda: {**as_of, "servers": list(fleet.servers.values())},
             "jobs": lambda: {"jobs": sorted(fleet.jobs.values(), key=lambda job: job["created_at"], reverse=True)},
+            "profiles": lambda: {"profiles": documents.profiles(fleet)},
+            "plans": lambda: {"plans": [documents.plan_head(plan) for plan in fleet.plans.values()]},
+            "models": lambda: {**as_of, **documents.models(fleet)},
+            "capacity": lambda: {**as_of, "hosts": documents.capacity(fleet)},
         }
         if self.command == "GET" and len(path) == 1 and path[0] in simple:
             with fleet.lock:
                 self._json(simple[path[0]]())
         elif self.command == "GET" and path[0] == "servers" and len(path) == 3:
             self._server(*path[1:])
+        elif self.command == "PUT" and path[0] == "profiles":
+            self._json(documents.save_profile(fleet, path[1], body))
         elif (self.command, path) == ("POST", ["jobs"]):
             self._start(body)
+        elif path[0] == "plans":
+            self._plan(path[1:], body)
         elif path[0] == "jobs":
             self._job(path[1], path[2:])
         else:
             raise Problem(404, f"{self.command} {self.path} is not part of the API")
 
+    def _plan(self, path: list[str], body: dict[str, Any]) -> None:
+        fleet = self.server.fleet
+        if not path:
+            self._start({**body, "verb": "plan"})
+        elif path[0] not in fleet.plans:
+            raise Problem(404, f"There is no plan {path[0]}", nearest=list(fleet.plans)[:3], fix="Make a new one.")
+        elif len(path) == 1:
+            self._json(fleet.plans[path[0]])
+        elif fleet.plans[path[0]]["is_outdated"]:
+            raise Problem(409, "A host has changed since this plan was made", fix="Make a new plan, and apply that.")
+        else:
+            fleet.plans[path[0]]["is_outdated"] = True
+            self._start({"verb": "site", "limit": list(fleet.plans[path[0]]["hosts"])})
+
     def _server(self, host: str, name: str) -> None:
         fleet = self.server.fleet
-        if (detail := server_detail(fleet, host, name)) is None:
+        if (detail := documents.server_detail(fleet, host, name)) is None:
             near = [key for of, key in fleet.servers if of == host][:3]
             raise Problem(404, f"{host} has no server {name}", nearest=near, fix="Open it from the fleet.")
         self._json(detail)
 
     def _start(self, body: dict[str, Any]) -> None:
         fleet = self.server.fleet
-        hosts = [host for host in fleet.hosts if body.get("limit") in (None, host)]
+        limit = body.get("limit") or list(fleet.hosts)
+        if unknown := [host for host in limit if host not in fleet.hosts]:
+            raise Problem(
+                422, f"limit: there is no host {unknown[0]}", nearest=list(fleet.hosts)[:2], fix="Name a host."
+            )
         variables = {key: body[key] for key in ("servers", "profile", "limit") if body.get(key)}
-        job = fleet.add_job(body["verb"], hosts, variables=variables, check=bool(body.get("check")))
-        threading.Thread(target=play_restart, args=(fleet, job, self.server.pace), daemon=True).start()
+        is_check = bool(body.get("check")) or body["verb"] == "plan"
+        job = fleet.add_job(body["verb"], limit, variables=variables, check=is_check)
+        threading.Thread(target=play, args=(fleet, job, self.server.pace), daemon=True).start()
         self._json({"job": job}, 202, Location=f"/api/v1/jobs/{job['id']}")
 
     def _job(self, job: str, rest: list[str]) -> None:
@@ -216,15 +243,21 @@ class Handler(BaseHTTPRequestHandler):
         if job not in fleet.jobs:
             raise Problem(404, f"Job {job} is not known", fix="Open it from the list of jobs.")
         if not rest:
-            self._json(fleet.jobs[job])
+            self._json({"job": fleet.jobs[job]})
         elif rest == ["cancel"]:
             fleet.change_job(job, state="cancelled", rc=99, ended_at=before(0))
             self._json({"job": fleet.jobs[job]}, 202)
         elif rest == ["output"]:
-            lines = [fleet.events[at]["data"].get("text") for at in fleet.job_events.get(job, [])]
+            lines = [fleet.messages[at].data.get("data", {}).get("text") for at in fleet.job_events.get(job, [])]
             self._send(200, "\n".join(line for line in lines if line).encode(), "text/plain; charset=utf-8")
         else:
             raise Problem(404, "Not part of the API")
+
+
+def message(place: int, one: Message) -> str:
+    """A server-sent event; only events of runs have an id."""
+    head = f"event: {one.name}" if one.name else f"id: {place}"
+    return f"{head}\ndata: {json.dumps(one.data, separators=(',', ':'))}\n\n"
 
 
 def serve(hosts: int = 50, servers: int = 4, port: int = 0, pace: float = 0.2) -> FakeApi:

@@ -9,6 +9,7 @@ import random
 import threading
 import time
 import uuid
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
@@ -45,13 +46,27 @@ def before(seconds: float) -> str:
     )
 
 
+@dataclass(frozen=True)
+class Message:
+    """What a stream sends: an event of a run without a name, or what the console says with one."""
+
+    name: str
+    run: str
+    data: dict[str, Any]
+
+
 class Fleet:
     """Hosts, servers, jobs and events; every method may be called from any thread."""
 
     def __init__(self, hosts: int = 50, servers: int = 4, seed: int = 7) -> None:
         self.random = random.Random(seed)
         self.lock = threading.Condition()
-        self.events: list[dict[str, Any]] = []
+        self.messages: list[Message] = []
+        self.as_of = now()
+        self.plans: dict[str, dict[str, Any]] = {}
+        self.profiles: dict[str, str] = {
+            "edge": "description: Small models at the edge\nenabled_models:\n  - {tier: Q2}\n  - {tier: Q8}\n"
+        }
         self.jobs: dict[str, dict[str, Any]] = {}
         self.job_events: dict[str, list[int]] = {}
         self.servers: dict[tuple[str, str], dict[str, Any]] = {}
@@ -137,26 +152,25 @@ class Fleet:
         entry["state"] = "ok" if ready == total else "degraded" if ready else "failed"
 
     def publish(
-        self, kind: str, data: dict[str, Any], host: str | None = None, run: str = "console", check: bool = False
+        self, kind: str, data: dict[str, Any], host: str | None = None, run: str = "", check: bool = False
     ) -> None:
-        """Append an event and wake the streams."""
+        """Append an event of a run and wake the streams."""
         with self.lock:
-            event = {
-                "schema_version": 1,
-                "collection_version": "0.1.0",
-                "at": now(),
-                "run": run,
-                "seq": len(self.events) + 1,
-                "type": kind,
-                "check": check,
-                "data": data,
-            }
-            if host:
-                event["host"] = host
-            self.events.append(event)
-            if run != "console":
-                self.job_events.setdefault(run, []).append(len(self.events) - 1)
-            self.lock.notify_all()
+            seq = len(self.job_events.get(run, [])) + 1
+            event = {"schema_version": 1, "collection_version": "0.1.0", "at": now(), "run": run, "seq": seq}
+            event |= {"type": kind, "check": check, **({"host": host} if host else {}), "data": data}
+            self._append(Message("", run, event))
+
+    def say(self, name: str, document: dict[str, Any], run: str = "") -> None:
+        """Append what the console itself says: a message with a name (job, host, server or end)."""
+        with self.lock:
+            self._append(Message(name, run, dict(document)))
+
+    def _append(self, message: Message) -> None:
+        self.messages.append(message)
+        if message.run:
+            self.job_events.setdefault(message.run, []).append(len(self.messages) - 1)
+        self.lock.notify_all()
 
     def change_server(self, host: str, name: str, **changes: Any) -> None:
         """Change a server and say so."""
@@ -166,9 +180,9 @@ class Fleet:
             old = dict(self.hosts[host])
             self._count(host)
             entry = self.hosts[host]
-            self.publish("server", {"name": name, **changes}, host=host)
+            self.say("server", {"host": host, "name": name, **changes})
             if (old["state"], old["servers_ready"]) != (entry["state"], entry["servers_ready"]):
-                self.publish("host", {"state": entry["state"], "servers_ready": entry["servers_ready"]}, host=host)
+                self.say("host", {"name": host, "state": entry["state"], "servers_ready": entry["servers_ready"]})
 
     def change_something(self) -> None:
         """One of the changes of a fleet at work: a rate, now and then a state."""
@@ -207,11 +221,13 @@ class Fleet:
         }
         with self.lock:
             self.jobs[job["id"]] = job
-        self.publish("job", job)
+        self.say("job", job, job["id"])
         return job
 
     def change_job(self, job: str, **changes: Any) -> None:
-        """Change a job and say so."""
+        """Change a job and say so; a job that has ended ends its stream."""
         with self.lock:
             self.jobs[job].update(changes)
-        self.publish("job", {"id": job, **changes})
+            self.say("job", self.jobs[job], job)
+            if self.jobs[job]["state"] not in {"queued", "running"}:
+                self.say("end", {}, job)

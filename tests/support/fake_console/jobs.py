@@ -8,56 +8,128 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from .documents import make_plan
 from .fleet import Fleet, before
 
+Job = dict[str, Any]
+COUNTS = {"ok": 9, "changed": 1, "failed": 0, "unreachable": 0}
 
-def play_restart(fleet: Fleet, job: dict[str, Any], pace: float) -> None:
-    """The events of a restart, `pace` seconds apart."""
-    run, hosts = job["id"], job["hosts"]
-    names = job["variables"].get("servers")
-    say = fleet.publish
-    say(
-        "run_started",
-        {
-            "playbook": f"{job['verb']}.yml",
-            "profile": "production",
-            "check": job["check"],
-            "controller": "ops1",
-            "user": "ops",
-        },
-        run=run,
-    )
-    say("play_started", {"name": "Restart servers", "hosts": hosts}, run=run)
-    say("line", {"text": f"{job['verb']} on {len(hosts)} host(s)"}, run=run)
+
+def play(fleet: Fleet, job: Job, pace: float) -> None:
+    """The events of a job, `pace` seconds apart, and its end."""
+    run = job["id"]
+    started = {
+        "playbook": f"{job['verb']}.yml",
+        "profile": "production",
+        "check": job["check"],
+        "controller": "ops1",
+        "user": "ops",
+    }
+    fleet.publish("run_started", started, run=run, check=job["check"])
+    fleet.publish("line", {"text": f"{job['verb']} on {len(job['hosts'])} host(s)"}, run=run)
+    plays = {"plan": play_plan, "rollout": play_rollout, "rollback": play_rollback}
+    rc = plays.get(job["verb"], play_servers)(fleet, job, pace)
+    if job["state"] == "cancelled":
+        return
+    fleet.publish("run_ended", {"rc": rc, "hosts": dict.fromkeys(job["hosts"], COUNTS)}, run=run)
+    fleet.change_job(run, state="failed" if rc else "finished", rc=rc, ended_at=before(0))
+
+
+def play_servers(fleet: Fleet, job: Job, pace: float) -> int:
+    """Servers become ready, or are stopped."""
+    run, names = job["id"], job["variables"].get("servers")
     for number, task in enumerate(
         ["Take the run lock", "Read the deployment", "Restart the servers", "Wait for health"], 1
     ):
-        say("task_started", {"name": task, "number": number}, run=run)
+        fleet.publish("task_started", {"name": task, "number": number}, run=run)
         time.sleep(pace)
-        if job["state"] == "cancelled":
-            return
-    for host in hosts:
-        for (of, name), server in list(fleet.servers.items()):
-            if of != host or (names and name not in names):
-                continue
-            stops = job["verb"] == "stop"
-            state = "stopped" if stops else "ready"
-            fleet.change_server(host, name, state=state, is_ready=not stops, reason=None, fix=None, uptime_seconds=0)
-            kind = "server_stopped" if stops else "server_ready"
-            say(
-                kind,
-                {"server": name, "port": server["port"], "seconds": 3.4, "reason": None, "fix": None},
-                host=host,
-                run=run,
+    for host, name in list(fleet.servers):
+        if host not in job["hosts"] or (names and name not in names) or job["state"] == "cancelled":
+            continue
+        server, stops = fleet.servers[host, name], job["verb"] == "stop"
+        state = "stopped" if stops else "ready"
+        fleet.change_server(host, name, state=state, is_ready=not stops, reason=None, fix=None, uptime_seconds=0)
+        outcome = {"server": name, "port": server["port"], "seconds": 3.4, "reason": None, "fix": None}
+        fleet.publish("server_stopped" if stops else "server_ready", outcome, host=host, run=run)
+        fleet.publish("line", {"text": f"{host}  {name}  {state} after 3.4 s"}, run=run)
+        time.sleep(pace)
+    return 0
+
+
+def play_plan(fleet: Fleet, job: Job, pace: float) -> int:
+    """A plan of every host."""
+    run = job["id"]
+    fleet.publish("task_started", {"name": "Plan the servers", "number": 3}, run=run, check=True)
+    time.sleep(pace)
+    plan = make_plan(fleet, job["hosts"], job["variables"].get("profile"), job["variables"].get("limit"))
+    for host in job["hosts"]:
+        fleet.publish("plan", {"plan": plan["hosts"][host]}, host=host, run=run, check=True)
+        fleet.publish("line", {"text": f"{host}  {plan['hosts'][host]['summary']}"}, run=run, check=True)
+    job["result"] = {"kind": "plan", "hash": plan["hash"]}
+    return 0
+
+
+def play_rollback(fleet: Fleet, job: Job, pace: float) -> int:
+    """The difference to the previous deployment, and with it done its server."""
+    lines = ["--- launch config now", "+++ launch config before", "-  --ctx-size 8192", "+  --ctx-size 4096"]
+    for line in lines:
+        fleet.publish("line", {"text": line}, run=job["id"], check=job["check"])
+    return 0 if job["check"] else play_servers(fleet, job, pace)
+
+
+def play_rollout(fleet: Fleet, job: Job, pace: float) -> int:
+    """A canary and a batch that are updated, and a batch in which one host fails."""
+    run, hosts = job["id"], job["hosts"]
+    fleet.publish("play_started", {"name": "Plan every host without changing any", "hosts": hosts}, run=run, check=True)
+    size = max(1, len(hosts) // 4)
+    batches = [hosts[:1], *[hosts[at : at + size] for at in range(1, len(hosts), size)]]
+    done: dict[str, Any] = {}
+    for number, batch in enumerate(batches):
+        fleet.publish("play_started", {"name": "Roll out, batch by batch", "hosts": batch}, run=run)
+        for host in batch:
+            is_bad = number == 2 and host == batch[-1]
+            done[host] = rollout_host(host, is_bad)
+            kind = "server_failed" if is_bad else "server_ready"
+            reason = "out of memory" if is_bad else None
+            fleet.publish(
+                kind, {"server": "qwen3-8b-q4_k_m", "seconds": 4.1, "reason": reason, "fix": None}, host=host, run=run
             )
-            say("line", {"text": f"{host}  {name}  {state} after 3.4 s"}, run=run)
             time.sleep(pace)
-    say(
-        "run_ended",
-        {"rc": 0, "hosts": {host: {"ok": 9, "changed": 1, "failed": 0, "unreachable": 0} for host in hosts}},
-        run=run,
-    )
-    fleet.change_job(run, state="finished", rc=0, ended_at=before(0))
+            fleet.publish(
+                "rollout", {"rollout": rollout_document({host: done[host]}, 4.0 * len(done))}, host=host, run=run
+            )
+        if any(host["state"] == "failed" for host in done.values()):
+            break
+    rest = {
+        host: {**rollout_host(host, False), "state": "untouched", "seconds": None, "actions": {}, "rollback": None}
+        for host in hosts
+        if host not in done
+    }
+    job["result"] = rollout_document({**done, **rest}, 4.0 * len(done))
+    fleet.publish("rollout", {"rollout": job["result"]}, run=run)
+    return 2 if rest or any(host["state"] == "failed" for host in done.values()) else 0
+
+
+def rollout_host(host: str, is_bad: bool) -> dict[str, Any]:
+    """A host's part of the document of a rollout."""
+    return {
+        "state": "failed" if is_bad else "updated",
+        "seconds": 4.1,
+        "total_servers": 4,
+        "ready_servers": 3 if is_bad else 4,
+        "actions": {"restart": 1},
+        "task": "Check that every server is ready" if is_bad else None,
+        "error": "3 of 4 servers are ready\nqwen3-8b-q4_k_m: out of memory" if is_bad else None,
+        "rollback": f"ansible-playbook playbooks/rollback.yml --limit {host}",
+    }
+
+
+def rollout_document(hosts: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """The document of a rollout so far."""
+    states = ("updated", "unchanged", "planned", "failed", "untouched")
+    counts = {state: sum(host["state"] == state for host in hosts.values()) for state in states}
+    is_complete = not counts["failed"] and not counts["untouched"]
+    return {"kind": "rollout", "is_complete": is_complete, **counts, "seconds": seconds, "hosts": hosts}
 
 
 def add_past_jobs(fleet: Fleet) -> None:
@@ -104,66 +176,6 @@ def add_past_jobs(fleet: Fleet) -> None:
     fleet.publish("server_ready", {"server": "qwen3-8b-q4_k_m", "seconds": 4.2}, host=hosts[0], run=running["id"])
     fleet.publish("line", {"text": f"{hosts[0]}  qwen3-8b-q4_k_m  ready after 4.2 s"}, run=running["id"])
     fleet.add_job("verify", hosts[:1], "queued", 20, waits_for={"host": hosts[0], "job": running["id"]})
-
-
-def server_detail(fleet: Fleet, host: str, name: str) -> dict[str, Any] | None:
-    """GET /servers/{host}/{name}."""
-    server = fleet.servers.get((host, name))
-    if server is None:
-        return None
-    planned = server["planned_bytes"]
-    truth = (
-        None if server["pid"] is None else {"ram_bytes": server["rss_bytes"], "vram_bytes": server["vram_bytes"] or 0}
-    )
-    log = [
-        f"llama_model_loader: loaded meta data with 28 key-value pairs and 291 tensors from /models/{name}.gguf (version GGUF V3)",
-        "load_tensors: offloaded 33/33 layers to GPU",
-        "llama_context: n_ctx = 8192, n_batch = 2048, flash_attn = auto",
-        f"main: server is listening on http://127.0.0.1:{server['port']}",
-        *[
-            f"srv  log_server_r: done request: POST /v1/chat/completions 127.0.0.1 200 ({n * 37 % 900} ms)"
-            for n in range(1, 22)
-        ],
-    ]
-    if server["reason"]:
-        log += [
-            f"ggml_backend_cuda_buffer_type_alloc_buffer: {server['reason']}",
-            "llama_server: exiting due to model loading error",
-        ]
-    return {
-        "as_of": fleet.events[-1]["at"] if fleet.events else None,
-        "source": "sweep",
-        **server,
-        "argv": [
-            "/usr/local/bin/llama-server",
-            "--model",
-            f"/models/{name}.gguf",
-            "--alias",
-            name,
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(server["port"]),
-            "--ctx-size",
-            "8192",
-            "--parallel",
-            "2",
-            "--n-gpu-layers",
-            "all",
-            "--flash-attn",
-            "auto",
-            "--chat-template-kwargs",
-            '{"enable_thinking": false}',
-            "--metrics",
-            "--slots",
-        ],
-        "environment_names": ["LLAMA_API_KEY", "CUDA_VISIBLE_DEVICES"],
-        "slots": [
-            {"id": 0, "n_ctx": 4096, "is_processing": True, "n_past": 1312},
-            {"id": 1, "n_ctx": 4096, "is_processing": False, "n_past": 0},
-        ],
-        "log": log,
-        "estimate": {"ram_bytes": planned // 8, "vram_bytes": planned if server["vram_bytes"] else 0},
-        "truth": truth,
-        "revision": "9f2c1e7ab04d5f66c1d2",
-    }
+    rollout = fleet.add_job("rollout", hosts[:10], "running", 4000, variables={"profile": "production"}, check=False)
+    play(fleet, rollout, 0)
+    play(fleet, fleet.add_job("plan", hosts, "running", 3000, variables={"profile": "production"}), 0)

@@ -4,8 +4,8 @@
 
 import { signal } from '@preact/signals';
 import type {
-  Answer, Host, Job, JobRequest, Key, Model, Plan, Problem, Profile, RejectedModel, SavedProfile, Server, ServerDetail,
-  Session,
+  Answer, Host, HostCapacity, Job, JobRequest, Model, Plan, PlanHead, Problem, Profile, RejectedModel, SavedProfile, Server,
+  ServerDetail, Session,
 } from './types';
 
 /** The API is next to the page, wherever a proxy has put both. */
@@ -57,8 +57,8 @@ async function request<T>(method: string, path: string, body?: unknown, headers:
 const quote = encodeURIComponent;
 // A second click, or a repeat after a lost answer, must not start a second job.
 const idempotent = (): Record<string, string> => ({ 'Idempotency-Key': crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}` });
-type Started = { job: Job | string };
-const jobId = (started: Started): string => (typeof started.job === 'string' ? started.job : started.job.id);
+type Started = { job: Job };
+const jobId = (started: Started): string => started.job.id;
 
 export const api = {
   hosts: () => request<Answer & { hosts: Host[] }>('GET', 'hosts'),
@@ -66,17 +66,20 @@ export const api = {
   server: (host: string, name: string) => request<ServerDetail>('GET', `servers/${quote(host)}/${quote(name)}`),
   models: () => request<Answer & { models: Model[]; rejected: RejectedModel[] }>('GET', 'models'),
   profiles: () => request<{ profiles: Profile[] }>('GET', 'profiles'),
-  saveProfile: (name: string, text: string, preview: boolean) =>
-    request<SavedProfile>('PUT', `profiles/${quote(name)}`, { text, preview }),
-  makePlan: async (body: { profile?: string; limit?: string }) =>
+  previewProfile: (name: string, text: string) => request<SavedProfile>('PUT', `profiles/${quote(name)}`, { text, preview: true }),
+  saveProfile: (name: string, text: string, expected: string) =>
+    request<SavedProfile>('PUT', `profiles/${quote(name)}`, { text, preview: false, expected_sha256: expected }),
+  capacity: () => request<Answer & { hosts: HostCapacity[] }>('GET', 'capacity'),
+  makePlan: async (body: { profile?: string; limit?: string[] }) =>
     jobId(await request<Started>('POST', 'plans', body, idempotent())),
   plan: (hash: string) => request<Plan>('GET', `plans/${quote(hash)}`),
-  applyPlan: async (hash: string) => jobId(await request<Started>('POST', `plans/${quote(hash)}/apply`, {}, idempotent())),
+  plans: () => request<{ plans: PlanHead[] }>('GET', 'plans'),
+  applyPlan: async (hash: string, allowDowntime: boolean) =>
+    jobId(await request<Started>('POST', `plans/${quote(hash)}/apply`, { allow_downtime: allowDowntime }, idempotent())),
   jobs: () => request<{ jobs: Job[] }>('GET', 'jobs?limit=200'),
-  job: (id: string) => request<Job>('GET', `jobs/${quote(id)}`),
+  job: async (id: string) => (await request<{ job: Job }>('GET', `jobs/${quote(id)}`)).job,
   startJob: async (body: JobRequest) => jobId(await request<Started>('POST', 'jobs', body, idempotent())),
   cancelJob: (id: string) => request<unknown>('POST', `jobs/${quote(id)}/cancel`, {}),
-  keys: () => request<{ keys: Key[] }>('GET', 'keys'),
   session: () => request<Session>('GET', 'session'),
   signIn: (token: string) => request<Session>('POST', 'session', { token }),
   signOut: () => request<unknown>('DELETE', 'session'),

@@ -4,64 +4,87 @@
 
 import { signal } from '@preact/signals';
 import { apiUrl } from './client';
-import type { MagiEvent } from './types';
+import type { Host, Job, MagiEvent, Server } from './types';
 
 /** Since when the page shows old state; null while the stream is open. */
 export const staleSince = signal<string | null>(null);
 
-// Events may carry their type as the name of the message as well; unnamed ones are "message".
-const NAMES = [
-  'message', 'run_started', 'play_started', 'task_started', 'plan', 'status', 'server_ready', 'server_failed',
-  'server_stopped', 'drained', 'lock_waited', 'line', 'warning', 'task_failed', 'unreachable', 'registry', 'rollout',
-  'run_ended', 'server', 'host', 'job',
-];
 // What arrives is handed on a few times a second, not event by event: a burst costs one update of the page.
 const HAND_ON_MS = 200;
 // EventSource gives up when an answer is not a stream, for example while the console restarts behind a proxy.
 const RETRY_MS = 3000;
 
-/** Follow a stream of events until the returned function is called; EventSource resumes it by Last-Event-ID. */
-export function follow(path: string, onEvents: (events: MagiEvent[]) => void, onOpen?: () => void, main = false): () => void {
+/** What comes in a stream: events of runs, and what the console itself says of a job, a host or a server. */
+export interface Arrived {
+  events: MagiEvent[];
+  jobs: Job[];
+  hosts: (Partial<Host> & { name: string })[];
+  servers: (Partial<Server> & { host: string; name: string })[];
+}
+
+const nothing = (): Arrived => ({ events: [], jobs: [], hosts: [], servers: [] });
+
+export interface Follower {
+  onArrived: (arrived: Arrived) => void;
+  onOpen?: () => void;
+  /** The job of the stream has ended: nothing more comes. */
+  onEnd?: () => void;
+  /** Whether its state is shown as that of the page. */
+  isMain?: boolean;
+}
+
+/** Follow a stream until the returned function is called; EventSource resumes it by Last-Event-ID. */
+export function follow(path: string, { onArrived, onOpen, onEnd, isMain = false }: Follower): () => void {
   let source: EventSource | undefined;
-  let waiting: MagiEvent[] = [];
+  let waiting = nothing();
   let timer: number | undefined;
   let retry: number | undefined;
-  let closed = false;
+  let isClosed = false;
 
   const handOn = (): void => {
     timer = undefined;
-    const events = waiting;
-    waiting = [];
-    if (events.length > 0 && !closed) onEvents(events);
+    const arrived = waiting;
+    waiting = nothing();
+    if (!isClosed) onArrived(arrived);
   };
-  const receive = (message: MessageEvent<string>): void => {
+  const receive = (list: keyof Arrived) => (message: MessageEvent<string>): void => {
     try {
-      waiting.push(JSON.parse(message.data) as MagiEvent);
+      (waiting[list] as unknown[]).push(JSON.parse(message.data));
     } catch {
       return;
     }
     timer ??= window.setTimeout(handOn, HAND_ON_MS);
   };
+  const close = (): void => {
+    isClosed = true;
+    window.clearTimeout(timer);
+    window.clearTimeout(retry);
+    source?.close();
+  };
+  const end = (): void => {
+    handOn();
+    close();
+    onEnd?.();
+  };
   const connect = (): void => {
     source = new EventSource(apiUrl(path), { withCredentials: true });
-    for (const name of NAMES) source.addEventListener(name, receive);
+    source.addEventListener('message', receive('events'));
+    source.addEventListener('job', receive('jobs'));
+    source.addEventListener('host', receive('hosts'));
+    source.addEventListener('server', receive('servers'));
+    source.addEventListener('end', end);
     source.onopen = () => {
-      if (main) staleSince.value = null;
+      if (isMain) staleSince.value = null;
       onOpen?.();
     };
     source.onerror = () => {
-      if (main) staleSince.value ??= new Date().toISOString();
-      if (source?.readyState === EventSource.CLOSED && !closed) {
+      if (isMain) staleSince.value ??= new Date().toISOString();
+      if (source?.readyState === EventSource.CLOSED && !isClosed) {
         window.clearTimeout(retry);
         retry = window.setTimeout(connect, RETRY_MS);
       }
     };
   };
   connect();
-  return () => {
-    closed = true;
-    window.clearTimeout(timer);
-    window.clearTimeout(retry);
-    source?.close();
-  };
+  return close;
 }

@@ -5,7 +5,7 @@
 /** Shapes of the API, as docs/console.md and console/openapi.json describe them. Sizes are bytes, times RFC 3339. */
 
 export type ServerState =
-  | 'ready' | 'starting' | 'loading' | 'hung' | 'unhealthy' | 'wrong_identity' | 'running' | 'stopping'
+  | 'ready' | 'sleeping' | 'starting' | 'loading' | 'hung' | 'unhealthy' | 'wrong_identity' | 'running' | 'stopping'
   | 'restarting' | 'stopped' | 'failed' | 'absent' | 'unknown';
 export type HostState = 'ok' | 'degraded' | 'failed' | 'unreachable' | 'unknown';
 export type JobState = 'queued' | 'running' | 'finished' | 'failed' | 'cancelled' | 'lost';
@@ -79,9 +79,11 @@ export interface Footprint {
 }
 
 export interface ServerDetail extends Server, Answer {
-  argv: string[];
-  environment_names: string[];
+  argv: string[] | null;
+  environment_names: string[] | null;
+  slots_total?: number | null;
   slots: Slot[] | null;
+  context_size?: number | null;
   log: string[];
   estimate: Footprint | null;
   truth: Footprint | null;
@@ -90,14 +92,15 @@ export interface ServerDetail extends Server, Answer {
 
 export interface Model {
   id: string;
+  display_name?: string | null;
   hosts: string[];
-  kind: string;
+  kind: string | null;
   tier: string | null;
   architecture: string | null;
   size_bytes: number | null;
-  path: string;
+  path: string | null;
   context_length: number | null;
-  provenance: string | Record<string, unknown> | null;
+  provenance: Record<string, unknown> | null;
 }
 
 export interface RejectedModel {
@@ -113,15 +116,29 @@ export interface Profile {
   builtin: boolean;
   active_on: string[];
   text: string;
+  sha256?: string;
+}
+
+/** What a profile selects on a host. */
+export interface Selected {
+  models: string[];
+  missing: string[];
+  needs_bytes: number | null;
 }
 
 export interface SavedProfile {
-  diff: string | string[];
+  diff: string;
   errors: string[];
+  warnings?: string[];
   saved: boolean;
+  path?: string;
+  selects?: Record<string, Selected>;
+  commit?: string | null;
 }
 
 export interface MemoryChange {
+  total?: number | null;
+  free?: number | null;
   now: number | null;
   peak: number | null;
   after: number | null;
@@ -129,24 +146,32 @@ export interface MemoryChange {
 
 export interface PlannedServer {
   name: string;
+  model_id?: string;
   action: string;
   reason: string | null;
+  downtime_seconds?: number | null;
   argv_diff: string[];
-  estimate: Footprint | null;
+  estimate: Record<string, unknown> | null;
 }
 
 export interface HostPlan {
   summary: string;
-  downtime_seconds: Record<string, number> | number | null;
-  memory: { ram?: MemoryChange | null; gpu?: MemoryChange | null };
+  downtime_seconds: number | null;
+  memory: { ram?: MemoryChange | null; gpu?: MemoryChange | null; gpus?: (MemoryChange & { index: number; name: string })[] };
+  warnings?: string[];
+  error?: string | null;
   servers: PlannedServer[];
 }
 
-export interface Plan {
+export interface PlanHead {
   hash: string;
+  job?: string;
   profile: string | null;
   limit: string | null;
   made_at: string;
+}
+
+export interface Plan extends PlanHead {
   as_of: string | null;
   hosts: Record<string, HostPlan>;
 }
@@ -167,11 +192,10 @@ export interface Job {
   result: JobResult | null;
 }
 
+/** The result document of the job's playbook. */
 export interface JobResult {
-  plan?: { hash: string } | null;
+  kind?: string;
   hash?: string | null;
-  rollout?: Rollout | null;
-  hosts?: Record<string, HostCount>;
   [key: string]: unknown;
 }
 
@@ -201,20 +225,34 @@ export interface Rollout {
   failed: number;
   untouched: number;
   seconds: number;
-  batches?: string[][];
   hosts: Record<string, RolloutHost>;
+}
+
+export interface Fit {
+  model_id: string;
+  needs_bytes: number;
+  basis: 'plan' | 'file';
+  is_on_host: boolean;
+  fits: 'gpu' | 'ram' | 'no' | 'unknown';
+}
+
+export interface HostCapacity {
+  host: string;
+  ram_free_bytes: number | null;
+  vram_free_bytes: (number | null)[];
+  models: Fit[];
 }
 
 export interface JobRequest {
   verb: Verb;
   profile?: string;
   servers?: string[];
-  limit?: string;
+  limit?: string[];
   check?: boolean;
   allow_downtime?: boolean;
 }
 
-/** An event of a run, or of the console itself (types server, host and job). */
+/** An event of a run, as docs/events.md describes it. */
 export interface MagiEvent {
   at: string;
   run: string;
@@ -223,12 +261,6 @@ export interface MagiEvent {
   check: boolean;
   host?: string;
   data: Record<string, unknown>;
-}
-
-export interface Key {
-  name: string;
-  role: 'read' | 'operate';
-  created_at?: string | null;
 }
 
 export interface Session {

@@ -4,6 +4,7 @@
 
 import { batch, computed, signal, type Signal } from '@preact/signals';
 import { api } from '../api/client';
+import type { Arrived } from '../api/stream';
 import type { Answer, Host, MagiEvent, Server, ServerState } from '../api/types';
 
 /** A server as the page shows it: what the API says, and its last rates for the sparkline. */
@@ -127,9 +128,7 @@ function foldStatus(host: string, status: Data): void {
 function fold(event: MagiEvent): void {
   const { type, host, data } = event;
   if (event.check) return; // A preview never says what is deployed.
-  if (type === 'server' && host) patchServer(serverKey(host, String(data['name'])), data as Partial<Server>);
-  else if (type === 'host' && host) patchHost(host, data as Partial<Host>);
-  else if (type in OUTCOMES && host) {
+  if (type in OUTCOMES && host) {
     const state = OUTCOMES[type] ?? 'unknown';
     const reason = (data['reason'] as string | null | undefined) ?? null;
     const fix = (data['fix'] as string | null | undefined) ?? null;
@@ -139,11 +138,11 @@ function fold(event: MagiEvent): void {
   else if (type === 'run_ended' || type === 'unreachable' || type === 'run_started') refreshSoon();
 }
 
-/** Take events into what is shown. */
-export function foldEvents(events: MagiEvent[]): void {
+/** Take what came in the stream into what is shown. */
+export function foldFleet({ events, hosts: changedHosts, servers: changedServers }: Arrived): void {
   batch(() => {
     for (const event of events) fold(event);
-    const last = events[events.length - 1];
-    if (last && answer.peek()) answer.value = { as_of: last.at, source: answer.peek()?.source ?? 'events' };
+    for (const server of changedServers) patchServer(serverKey(server.host, server.name), server);
+    for (const host of changedHosts) patchHost(host.name, host);
   });
 }

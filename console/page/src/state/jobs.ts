@@ -4,7 +4,8 @@
 
 import { batch, computed, signal, type Signal } from '@preact/signals';
 import { api } from '../api/client';
-import type { Job, MagiEvent } from '../api/types';
+import type { Arrived } from '../api/stream';
+import type { Job } from '../api/types';
 
 const jobs = new Map<string, Signal<Job>>();
 /** Newest first. */
@@ -35,7 +36,8 @@ export function keepJob(job: Job): void {
 export async function refreshJobs(): Promise<void> {
   try {
     const answer = await api.jobs();
-    batch(() => answer.jobs.forEach(keepJob));
+    // The list has no results; those that are known are kept.
+    batch(() => answer.jobs.forEach((job) => keepJob({ ...job, result: job.result ?? jobs.get(job.id)?.peek().result ?? null })));
     jobsError.value = null;
   } catch (error) {
     jobsError.value = error;
@@ -55,12 +57,7 @@ export function refreshJobsSoon(): void {
   }, 500);
 }
 
-export function foldJobEvents(events: MagiEvent[]): void {
-  for (const event of events) {
-    if (event.type === 'job') {
-      const known = jobs.get(String(event.data['id'] ?? event.run));
-      if (known) keepJob({ ...known.peek(), ...(event.data as Partial<Job>) });
-      else refreshJobsSoon();
-    } else if (event.type === 'run_started' || event.type === 'run_ended') refreshJobsSoon();
-  }
+export function foldJobs({ events, jobs: changed }: Arrived): void {
+  batch(() => changed.forEach((job) => keepJob({ ...job, result: job.result ?? jobs.get(job.id)?.peek().result ?? null })));
+  if (events.some((event) => event.type === 'run_started' || event.type === 'run_ended')) refreshJobsSoon();
 }

@@ -11,7 +11,7 @@ const TONES: Record<AnyState, Tone> = {
   ready: 'ok', ok: 'ok', finished: 'ok', updated: 'ok', unchanged: 'off',
   starting: 'busy', loading: 'busy', running: 'busy', stopping: 'busy', restarting: 'busy', planned: 'busy',
   hung: 'warn', unhealthy: 'warn', degraded: 'warn', wrong_identity: 'bad', failed: 'bad', unreachable: 'bad', lost: 'bad',
-  stopped: 'off', absent: 'off', unknown: 'off', queued: 'off', cancelled: 'off', untouched: 'off',
+  sleeping: 'off', stopped: 'off', absent: 'off', unknown: 'off', queued: 'off', cancelled: 'off', untouched: 'off',
 };
 const WORDS: Partial<Record<AnyState, string>> = { wrong_identity: 'wrong identity' };
 

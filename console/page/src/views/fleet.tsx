@@ -180,6 +180,7 @@ function HostGroup({ name }: { name: string }) {
       <HostHead host={host} />
       {keys !== '' && (
         <table role="table" class="servers" aria-label={`Servers of ${name}`}>
+          <colgroup>{HEADS.map(([label, cell]) => <col key={label} class={cell} />)}</colgroup>
           <thead role="rowgroup">
             <tr role="row">{HEADS.map(([label, cell]) => <th key={label} role="columnheader" scope="col" class={cell}>{label}</th>)}</tr>
           </thead>

@@ -2,11 +2,10 @@
 // GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 // SPDX-License-Identifier: GPL-3.0-or-later
 
-import { useComputed, useSignal } from '@preact/signals';
-import { useEffect, useState } from 'preact/hooks';
+import { useComputed } from '@preact/signals';
+import { useState } from 'preact/hooks';
 import { api } from '../api/client';
-import { follow } from '../api/stream';
-import type { Job, MagiEvent } from '../api/types';
+import type { Job } from '../api/types';
 import { clock, dateTime, duration } from '../format';
 import { link } from '../router';
 import { isActive, jobIds, jobSignal, refreshJob } from '../state/jobs';
@@ -15,7 +14,8 @@ import { mayOperate } from '../state/session';
 import { useShortcuts } from '../state/shortcuts';
 import { describeJob, jobSeconds } from '../ui/job_words';
 import { Card, Confirm, Empty, Failure, Log, type Question } from '../ui/parts';
-import { foldSteps, newSteps, type HostSteps, type Steps } from './job_steps';
+import { useJobSteps } from './job_follow';
+import type { HostSteps } from './job_steps';
 import { State } from '../ui/state';
 
 function HostCard({ name, steps }: { name: string; steps: HostSteps }) {
@@ -38,7 +38,7 @@ function HostCard({ name, steps }: { name: string; steps: HostSteps }) {
 }
 
 function Facts({ job }: { job: Job }) {
-  const plan = job.result?.plan?.hash ?? job.result?.hash;
+  const plan = job.result?.kind === 'plan' ? job.result.hash : null;
   return (
     <Card title="Job" extra={<code class="muted">{job.id}</code>}>
       <dl class="facts">
@@ -60,23 +60,9 @@ function Facts({ job }: { job: Job }) {
 export function JobView({ id }: { id: string }) {
   const [error, setError] = useState<unknown>(null);
   const [question, ask] = useState<Question | null>(null);
-  const steps = useSignal<Steps>(newSteps());
+  const steps = useJobSteps(id, setError);
   void jobIds.value; // A job that is not known yet is in the list once it is.
   const job = jobSignal(id)?.value;
-  useEffect(() => {
-    refreshJob(id).catch(setError);
-    const seen = new Map<string, number>();
-    return follow(`jobs/${encodeURIComponent(id)}/events`, (events: MagiEvent[]) => {
-      // A resumed stream may repeat what is shown.
-      const fresh = events.filter((event) => {
-        if (event.seq <= (seen.get(event.run) ?? 0)) return false;
-        seen.set(event.run, event.seq);
-        return true;
-      });
-      if (fresh.length > 0) steps.value = foldSteps(steps.peek(), fresh);
-      if (fresh.some((event) => event.type === 'run_ended')) refreshJob(id).catch(setError);
-    });
-  }, [id]);
   const canCancel = job !== undefined && isActive(job) && mayOperate.value;
   const cancel = (): void => {
     if (!canCancel) return;

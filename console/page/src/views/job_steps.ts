@@ -2,7 +2,7 @@
 // GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 // SPDX-License-Identifier: GPL-3.0-or-later
 
-import type { HostCount, MagiEvent } from '../api/types';
+import type { HostCount, MagiEvent, Rollout } from '../api/types';
 import { duration } from '../format';
 import type { Tone } from '../ui/state';
 
@@ -19,7 +19,17 @@ export interface HostSteps {
   steps: Step[];
 }
 
+/** The hosts that a play or a batch of it began with. */
+export interface Play {
+  name: string;
+  at: string;
+  check: boolean;
+  hosts: string[];
+}
+
 export interface Steps {
+  plays: readonly Play[];
+  rollout: Rollout | null;
   hosts: Map<string, HostSteps>;
   lines: readonly string[];
   task: string;
@@ -27,7 +37,7 @@ export interface Steps {
 
 const MAX_LINES = 2000;
 
-export const newSteps = (): Steps => ({ hosts: new Map(), lines: [], task: '' });
+export const newSteps = (): Steps => ({ hosts: new Map(), lines: [], task: '', plays: [], rollout: null });
 
 const text = (value: unknown): string => (value === null || value === undefined ? '' : String(value));
 
@@ -72,15 +82,23 @@ function ended(hosts: Map<string, HostSteps>, counts: Record<string, HostCount>)
   }
 }
 
+/** A rollout's document comes host by host, and once for all at the end. */
+function withRollout(old: Rollout | null, found: Rollout): Rollout {
+  return { ...found, hosts: { ...old?.hosts, ...found.hosts } };
+}
+
 /** Add events to what is shown; returns a new value, with the hosts that did not change as they were. */
 export function foldSteps(old: Steps, events: MagiEvent[]): Steps {
   const hosts = new Map(old.hosts);
   const lines: string[] = [];
-  let { task } = old;
+  let { task, plays, rollout } = old;
   for (const event of events) {
     const { type, host, data } = event;
     if (type === 'line') lines.push(...text(data['text']).split('\n'));
     else if (type === 'warning' && !host) lines.push(`warning: ${text(data['text'])}`);
+    else if (type === 'play_started') {
+      plays = [...plays, { name: text(data['name']), at: event.at, check: event.check, hosts: (data['hosts'] ?? []) as string[] }];
+    } else if (type === 'rollout') rollout = withRollout(rollout, data['rollout'] as Rollout);
     else if (type === 'task_started') task = text(data['name']);
     else if (type === 'run_ended') {
       task = '';
@@ -92,5 +110,5 @@ export function foldSteps(old: Steps, events: MagiEvent[]): Steps {
     const state = type === 'unreachable' ? 'unreachable' : type === 'task_failed' || type === 'server_failed' ? 'failed' : known.state;
     hosts.set(host, { ...known, state, steps: [...known.steps, step] });
   }
-  return { hosts, lines: lines.length === 0 ? old.lines : [...old.lines, ...lines].slice(-MAX_LINES), task };
+  return { hosts, lines: lines.length === 0 ? old.lines : [...old.lines, ...lines].slice(-MAX_LINES), task, plays, rollout };
 }

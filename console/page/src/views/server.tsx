@@ -5,7 +5,7 @@
 import { useEffect, useState } from 'preact/hooks';
 import { api } from '../api/client';
 import type { Footprint, ServerDetail, Verb } from '../api/types';
-import { bytes, DASH, duration, shellQuote, sum } from '../format';
+import { bytes, count, DASH, duration, shellQuote, sum } from '../format';
 import { go, link } from '../router';
 import { serverKey, serverSignal } from '../state/fleet';
 import { mayOperate } from '../state/session';
@@ -57,10 +57,10 @@ const difference = (planned: number | null, real: number | null): string => {
   return ` (${percent > 0 ? '+' : ''}${percent} %)`;
 };
 
-function Slots({ slots }: { slots: ServerDetail['slots'] }) {
+function Slots({ slots, total }: { slots: ServerDetail['slots']; total: number | null }) {
   return (
     <Card title="Slots">
-      {slots === null ? <Empty>The server does not show its slots.</Empty> : (
+      {slots === null ? <Empty>{total === null ? '' : `${count(total, 'slot')}. `}The server does not show what they do.</Empty> : (
         <ul class="slots">
           {slots.map((slot) => (
             <li key={slot.id}>
@@ -84,7 +84,7 @@ function useActions(host: string, name: string) {
   const [question, ask] = useState<Question | null>(null);
   const [error, setError] = useState<unknown>(null);
   const run = (verb: Verb): void => {
-    api.startJob({ verb, servers: [name], limit: host }).then((id) => go(['job', id]), setError);
+    api.startJob({ verb, servers: [name], limit: [host] }).then((id) => go(['job', id]), setError);
   };
   const act = (verb: 'start' | 'stop' | 'restart'): void => {
     if (verb === 'start') {
@@ -156,9 +156,9 @@ export function ServerView({ host, name }: { host: string; name: string }) {
         <div class="columns">
           <div class="stack">
             <Truth estimate={data.estimate} truth={data.truth} />
-            <Slots slots={data.slots} />
-            <Argv argv={data.argv} />
-            {data.environment_names.length > 0 && (
+            <Slots slots={data.slots} total={data.slots_total ?? null} />
+            {data.argv && <Argv argv={data.argv} />}
+            {data.environment_names && data.environment_names.length > 0 && (
               <Card title="Environment (names only)"><p class="names">{data.environment_names.map((key) => <code key={key}>{key}</code>)}</p></Card>
             )}
           </div>

@@ -4,6 +4,7 @@
 
 import { useState } from 'preact/hooks';
 import { api, signedOut } from '../api/client';
+import { role } from '../state/session';
 import { Failure } from '../ui/parts';
 
 export function SignInView() {
@@ -14,7 +15,8 @@ export function SignInView() {
     const form = new FormData(event.currentTarget as HTMLFormElement);
     setBusy(true);
     try {
-      await api.signIn(String(form.get('token') ?? '').trim());
+      const session = await api.signIn(String(form.get('token') ?? '').trim());
+      role.value = session.role ?? 'read';
       signedOut.value = false;
     } catch (failure) {
       setError(failure);
