@@ -31,6 +31,10 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def token_of(client: httpx.Client) -> str:
+    return client.headers["authorization"].removeprefix("Bearer ")
+
+
 class RunningConsole:
     """with RunningConsole(inventory, data) as console: console.read and console.operate are clients with a token."""
 
@@ -50,6 +54,7 @@ class RunningConsole:
         self.anonymous = httpx.Client(base_url=self.url, timeout=30)
         self.read = httpx.Client(base_url=self.url, timeout=30)
         self.operate = httpx.Client(base_url=self.url, timeout=30)
+        self._clients = [self.anonymous, self.read, self.operate]
 
     def add_token(self, name: str, role: str) -> str:
         command = [PROGRAM, "token", name, "--role", role, "--tokens", str(self.data / "tokens.json")]
@@ -76,6 +81,14 @@ class RunningConsole:
             self.process.send_signal(signal_number)
             self.process.wait()
             self.process = None
+
+    def sign_in(self, client: httpx.Client) -> httpx.Client:
+        """A browser that was signed in with a client's token: it has the cookie, and sends the origin of the page."""
+        browser = httpx.Client(base_url=self.url, timeout=30, headers={"Origin": self.url})
+        self._clients.append(browser)
+        answer = browser.post("/api/v1/session", json={"token": token_of(client)})
+        assert answer.status_code == 201, answer.text
+        return browser
 
     def submit(self, verb: str, *, key: str = "", **variables: Any) -> dict[str, Any]:
         """Request a job; fail unless it is accepted."""
@@ -122,5 +135,5 @@ class RunningConsole:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-        for client in (self.anonymous, self.read, self.operate):
+        for client in self._clients:
             client.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BODY_BYTES = 1 << 20
@@ -25,18 +26,22 @@ HEADERS = {
     "X-Frame-Options": "DENY",
     "Cache-Control": "no-store",
 }
+DETAIL = f"The request has more than {MAX_BODY_BYTES} bytes."
 TOO_LARGE = {
     "type": "about:blank",
     "title": "Content Too Large",
     "status": 413,
-    "detail": f"The request has more than {MAX_BODY_BYTES} bytes.",
+    "detail": DETAIL,
     "fix": "Send less.",
     "nearest": [],
 }
 
 
-class TooLarge(Exception):
-    """More came than a request may have."""
+class TooLarge(HTTPException):
+    """More came than a request may have. An HTTPException, since FastAPI answers others with 400."""
+
+    def __init__(self) -> None:
+        super().__init__(413, DETAIL)
 
 
 class SecureHeaders:
