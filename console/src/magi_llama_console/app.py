@@ -14,7 +14,7 @@ from importlib.metadata import version
 from fastapi import APIRouter, FastAPI
 
 from .ansible import full_environment
-from .api import health, problems
+from .api import health, page, problems
 from .api.headers import SecureHeaders
 from .api.v1 import events, jobs, keys, session
 from .console import Console
@@ -28,7 +28,7 @@ from .tokens import TokenReader
 
 LOG = logging.getLogger(__name__)
 # Each module of the API has one; the order is that of the OpenAPI file.
-ROUTERS: tuple[APIRouter, ...] = (health.router, jobs.router, events.router, session.router, keys.router)
+ROUTERS: tuple[APIRouter, ...] = (health.router, jobs.router, events.router, session.router, keys.router, page.router)
 
 
 def make_console(settings: Settings) -> Console:
