@@ -49,6 +49,7 @@ def plan(*servers: Mapping[str, Any], profile: str = "production") -> dict[str, 
         "host_available_bytes": 600,
         "host_vram_bytes": 500,
         "usable_vram_bytes": 400,
+        "gpus": [{"name": "CUDA0", "total_bytes": 500, "free_bytes": 400}],
         "gpu_bytes": [100],
     }
     return {"profile": profile, "servers": list(servers), "memory": memory}
@@ -289,6 +290,22 @@ def test_liveness_changes_known_servers_only_and_keeps_why_one_is_down() -> None
     stopped = replace(fleet.hosts["a"].servers["x"], state="stopped", is_ready=False)
     down = replace(fleet, hosts={"a": replace(fleet.hosts["a"], servers={"x": stopped})})
     assert with_liveness(down, seen, "2026-11-27T18:01:00.000Z", "sweep").hosts["a"].servers["x"].state == "stopped"
+
+
+def test_lock_of_another_run_is_seen_until_a_run_has_had_the_host() -> None:
+    waiting = [
+        event("run_started", {"playbook": "/x/site.yml"}, run="w"),
+        event("lock_waited", {"holder": "bob, site.yml", "seconds": 3}, run="w", host="a", second=5),
+    ]
+    fleet = folded(waiting)
+    assert (fleet.hosts["a"].lock_holder, fleet.hosts["a"].lock_at) == ("bob, site.yml", "2026-11-27T18:00:05.000Z")
+    assert folded(STATUS, fleet=fleet).hosts["a"].lock_holder == "bob, site.yml"
+    assert folded(DEPLOY, fleet=fleet).hosts["a"].lock_holder is None
+
+
+def test_run_of_several_playbooks_is_that_which_deploys() -> None:
+    both = run("site.yml gateway.yml", on_a("plan", {"plan": plan(planned("x"))}))
+    assert list(folded(both).hosts["a"].servers) == ["x"]
 
 
 def test_fleet_survives_json() -> None:

@@ -94,6 +94,9 @@ class Host:
     models: tuple[Mapping[str, Any], ...] = ()
     rejected: tuple[Mapping[str, Any], ...] = ()
     models_as_of: str | None = None
+    # Another run that has kept one waiting, and when that was seen.
+    lock_holder: str | None = None
+    lock_at: str | None = None
 
     @property
     def drift(self) -> dict[str, str] | None:

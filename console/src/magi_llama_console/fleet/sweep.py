@@ -116,3 +116,23 @@ async def read_metrics(url: str, seconds: float = 2.0) -> str:
             return await answer.text() if answer.status == 200 else ""
     except (aiohttp.ClientError, TimeoutError, OSError, UnicodeDecodeError):
         return ""
+
+
+async def read_slots(server: Server, address: str, is_local: bool, seconds: float = 1.0) -> list[dict[str, Any]] | None:
+    """{"id", "is_processing", "n_ctx"} of each slot; None where the server does not show them to anyone."""
+    found = target(server, address, is_local)
+    if found is None:
+        return None
+    timeout = aiohttp.ClientTimeout(total=seconds)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout, trust_env=False) as session,
+            session.get(found.url.removesuffix("health") + "slots", ssl=False, allow_redirects=False) as answer,
+        ):
+            slots = await answer.json() if answer.status == 200 else None
+        return [
+            {"id": int(one["id"]), "is_processing": bool(one["is_processing"]), "n_ctx": one.get("n_ctx")}
+            for one in slots or ()
+        ] or None
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

@@ -21,7 +21,7 @@ DEPLOYING = frozenset({"site", "rollout", "rollback"})
 # Playbooks that never change a host, even where their events do not say that they only check.
 LOOKING = frozenset({"plan", "scan", "status", "verify", "manifest"})
 STATES = {"server_ready": "ready", "server_failed": "failed", "server_stopped": "stopped"}
-KEPT = frozenset({"plan", "status", "registry", "unreachable", *STATES})
+KEPT = frozenset({"plan", "status", "registry", "unreachable", "lock_waited", *STATES})
 # A run that was killed never ends: the oldest are forgotten.
 MAX_RUNS = 200
 
@@ -44,6 +44,8 @@ def fold(fleet: Fleet, event: Mapping[str, Any], sequence: int = 0) -> Fleet:
     fleet = replace(fleet, runs=runs)
     if kind == "unreachable":
         return _with_host(fleet, _unreachable(_host(fleet, host)))
+    if kind == "lock_waited":
+        return _with_host(fleet, replace(_host(fleet, host), lock_holder=event["data"]["holder"], lock_at=event["at"]))
     if kind in STATES and not _is_preview(run, event):
         return _with_host(fleet, _server_event(_host(fleet, host), event, only_known=True))
     return fleet
@@ -57,7 +59,10 @@ def forget_run(fleet: Fleet, run_id: str) -> Fleet:
 def _begin(fleet: Fleet, event: Mapping[str, Any]) -> Fleet:
     data = event["data"]
     is_check = bool(event.get("check") or data.get("check"))
-    playbook = str(data.get("playbook") or "").rsplit("/", 1)[-1].removesuffix(".yml").removeprefix("magi.llama.")
+    # The playbooks of the command line.
+    words = [word.rsplit("/", 1)[-1].removesuffix(".yml") for word in str(data.get("playbook") or "").split()]
+    names = [word.removeprefix("magi.llama.") for word in words]
+    playbook = next((name for name in names if name in DEPLOYING), names[0] if names else "")
     runs = dict(fleet.runs)
     while len(runs) >= MAX_RUNS:
         del runs[next(iter(runs))]
@@ -85,8 +90,14 @@ def _end(fleet: Fleet, event: Mapping[str, Any], run: Run | None) -> Fleet:
         if numbers.get("unreachable"):
             fleet = _with_host(fleet, _unreachable(_host(fleet, name)))
         elif numbers.get("ok"):
-            fleet = _with_host(fleet, replace(_host(fleet, name), is_reachable=True))
+            fleet = _with_host(fleet, _reached(_host(fleet, name), run, is_done=not numbers.get("failed")))
     return fleet
+
+
+def _reached(host: Host, run: Run, is_done: bool) -> Host:
+    """A host that a run has reached. One that has changed it had the lock, so no other run has it any more."""
+    host = replace(host, is_reachable=True)
+    return replace(host, lock_holder=None, lock_at=None) if is_done and run.playbook not in LOOKING else host
 
 
 def _apply(host: Host, run: Run, event: Mapping[str, Any], is_deployed: bool) -> Host:
@@ -321,28 +332,17 @@ def _memory(ram: Memory, plan: Mapping[str, Any], planned_bytes: int | None) -> 
 
 
 def _gpus(gpus: tuple[Gpu, ...], plan: Mapping[str, Any], is_deployed: bool) -> tuple[Gpu, ...]:
-    """The GPUs as a plan knows them: their planned bytes, and their total where there is one GPU."""
+    """The GPUs as a plan found them; what is planned on each only where the plan was carried out."""
     memory = plan.get("memory") or {}
-    planned, total = memory.get("gpu_bytes"), memory.get("host_vram_bytes")
-    if planned is None:
+    found = memory.get("gpus")
+    if found is None:
         return gpus
-    known = {gpu.index: gpu for gpu in gpus}
-    is_one = len(planned) == 1
-    found = []
-    for index, planned_bytes in enumerate(planned):
-        old = known.get(index, Gpu(index, None, Memory()))
-        found.append(
-            Gpu(
-                index,
-                old.name,
-                Memory(
-                    total if is_one else old.memory.total_bytes,
-                    memory.get("usable_vram_bytes") if is_one else old.memory.free_bytes,
-                    planned_bytes if is_deployed else old.memory.planned_bytes,
-                ),
-            )
-        )
-    return tuple(found)
+    before = {gpu.index: gpu.memory.planned_bytes for gpu in gpus}
+    planned = dict(enumerate(memory.get("gpu_bytes") or ())) if is_deployed else before
+    return tuple(
+        Gpu(index, gpu["name"], Memory(gpu["total_bytes"], gpu["free_bytes"], planned.get(index)))
+        for index, gpu in enumerate(found)
+    )
 
 
 def _sum(servers: Mapping[str, Server]) -> int | None:

@@ -1,0 +1,112 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Servers: what is deployed, how it is, and all that is known of one."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from ...console import Console
+from ...fleet import facts
+from ...fleet.sweep import read_slots
+from ..deps import ConsoleDep
+from ..errors import errors
+from ..fleet_answers import age, hosts_of, servers_of
+from ..problems import unknown
+from ..security import Reader
+from . import shapes
+
+router = APIRouter(prefix="/api/v1", tags=["fleet"])
+Name = Annotated[str | None, Query(max_length=253)]
+MAX_LINES = 200
+# As many of the newest events are looked through for lines about a server.
+EVENTS = 2000
+NEEDS = {"ram_bytes": None, "vram_bytes": None}
+
+
+@router.get("/servers", responses=errors(404, 503))
+async def list_servers(
+    console: ConsoleDep,
+    _: Reader,
+    host: Name = None,
+    model: Name = None,
+    tier: Annotated[str | None, Query(max_length=16)] = None,
+    state: shapes.ServerState | None = None,
+) -> shapes.Servers:
+    """The deployed servers, in the order of hosts and ports. One server's name may be on many hosts."""
+    hosts = await hosts_of(console, host)
+    found = [
+        described(one)
+        for one in servers_of(hosts)
+        if model in (None, one.model_id) and tier in (None, one.tier) and state in (None, one.state)
+    ]
+    return shapes.Servers(servers=found, **age(hosts))
+
+
+def described(server: facts.Server) -> shapes.Server:
+    # Its own data: it was checked when it came in.
+    return shapes.Server.model_construct(**{key: getattr(server, key) for key in shapes.Server.model_fields})
+
+
+@router.get("/servers/{host}/{name}", responses=errors(404, 503))
+async def get_server(host: str, name: str, console: ConsoleDep, _: Reader) -> shapes.ServerDetail:
+    """One server, with its command line, the names of its environment, and its memory as planned and as it is."""
+    (found,) = await hosts_of(console, host)
+    if name not in found.servers:
+        raise unknown("server", name, found.servers)
+    server = found.servers[name]
+    return shapes.ServerDetail(
+        **described(server).model_dump(),
+        **age([found]),
+        argv=None if server.argv is None else list(server.argv),
+        environment_names=None if server.environment_names is None else list(server.environment_names),
+        slots_total=server.slots,
+        slots=await slots_now(console, server),
+        context_size=server.context_size,
+        log=await lines_about(console, server),
+        estimate=None if server.estimate is None else shapes.Footprint(**{**NEEDS, **server.estimate}),
+        truth=truth(server),
+        revision=server.revision,
+    )
+
+
+def truth(server: facts.Server) -> shapes.Footprint | None:
+    """Its memory as llama-server reports it, in RAM and on GPUs."""
+    if server.truth is None or "loaded_bytes" not in server.truth:
+        return None
+    vram = server.truth.get("loaded_gpu_bytes", 0)
+    return shapes.Footprint(**{**server.truth, "ram_bytes": server.truth["loaded_bytes"] - vram, "vram_bytes": vram})
+
+
+async def slots_now(console: Console, server: facts.Server) -> list[shapes.Slot] | None:
+    """What the server says of its slots, where it is ready, shows them without a key, and can be reached."""
+    if not server.is_ready or "--no-slots" in (server.argv or ("--no-slots",)):
+        return None
+    inventory = console.fleet.inventory.hosts[server.host]
+    found = await read_slots(server, inventory.address, inventory.is_local)
+    return None if found is None else [shapes.Slot(**one) for one in found]
+
+
+async def lines_about(console: Console, server: facts.Server) -> list[str]:
+    """What the newest events of its host say of a server: reasons with the last lines of its log, warnings, lines."""
+    newest = await console.store.last_sequence()
+    found: list[str] = []
+    place = max(0, newest - EVENTS)
+    while events := await console.store.events(place, limit=500):
+        place = events[-1].sequence
+        for event in (one.event for one in events):
+            if event.get("host") != server.host:
+                continue
+            data = event["data"]
+            text = data.get("text") or data.get("msg") or ""
+            if data.get("server") == server.name:
+                text = "\n".join(
+                    filter(None, (f"{event['type'].replace('_', ' ')}", data.get("reason"), data.get("fix")))
+                )
+            elif server.name not in text:
+                continue
+            found += [f"{event['at']}  {line}" for line in text.splitlines() if line.strip()]
+    return found[-MAX_LINES:]

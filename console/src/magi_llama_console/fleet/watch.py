@@ -1,0 +1,228 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Keeps what the console knows of the fleet up to date: events as they come, and looks at the servers in between.
+
+A server is asked for its /health where the console reaches it. Of the others the gateways' view is taken. Hosts with
+servers that neither shows get a status job every minute, and all hosts one every ten minutes, which also finds what
+others have deployed without sending events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from ..jobs.requests import Known, RequestRefused, validate
+from ..jobs.service import Jobs
+from ..settings import Settings
+from ..store.base import CachedStatus, Store, now
+from .facts import Fleet, Host, from_plain, to_plain
+from .inventory import Inventory, InventoryError, InventoryHost, InventoryReader
+from .sweep import Key, gateway_states, read_metrics, sweep, target
+from .view import fold, fold_document, with_liveness
+
+LOG = logging.getLogger(__name__)
+SWEEP_SECONDS = 10.0
+STATUS_SECONDS = 60.0
+FULL_STATUS_SECONDS = 600.0
+# After this time without news a host's state is shown as stale.
+STALE_SECONDS = 180.0
+SAVE_SECONDS = 5.0
+BATCH = 500
+# Who requests the jobs that no user has requested.
+CONSOLE = "console"
+
+
+class FleetWatch:
+    """fleet is what is known now; run() keeps it so until it is cancelled."""
+
+    def __init__(self, settings: Settings, store: Store, jobs: Jobs, inventory: InventoryReader) -> None:
+        self._settings, self._store, self._jobs, self._reader = settings, store, jobs, inventory
+        self.fleet = Fleet()
+        self.inventory = Inventory()
+        self.inventory_error = ""
+        # When the last sweep ended, and how long it took.
+        self.swept_at: str | None = None
+        self.sweep_seconds: float | None = None
+        self._look_now = asyncio.Event()
+        self._asked: dict[str, float] = {}
+        self._saved, self._saved_at = self.fleet, 0.0
+
+    def host(self, name: str) -> Host:
+        return self.fleet.hosts.get(name) or Host(name)
+
+    def hosts(self) -> list[Host]:
+        """The hosts of the inventory, in its order: others that were seen once are left out."""
+        return [self.host(name) for name in self.inventory.hosts]
+
+    def servers(self) -> dict[str, frozenset[str]]:
+        """The names of the deployed servers of each host of which they are known."""
+        return {host.name: frozenset(host.servers) for host in self.hosts() if host.is_known}
+
+    def stale_since(self, host: Host) -> str | None:
+        """Since when nothing has said how the host is; None where that is recent, or was never known."""
+        if host.as_of is None:
+            return None
+        limit = datetime.now(UTC) - timedelta(seconds=STALE_SECONDS)
+        is_old = datetime.fromisoformat(host.as_of) < limit
+        return host.as_of if is_old or host.is_reachable is False else None
+
+    async def run(self) -> None:
+        await self._load()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._follow())
+                group.create_task(self._look())
+        finally:
+            await self._save()
+
+    async def _load(self) -> None:
+        saved = [one for one in await self._store.statuses("fleet") if one.host == CONSOLE]
+        self.fleet = from_plain(saved[0].document) if saved else Fleet()
+        if self.fleet.sequence > await self._store.last_sequence():
+            # Another store than the one that it was folded from.
+            self.fleet = Fleet(self.fleet.hosts)
+
+    async def _save(self) -> None:
+        if self.fleet is self._saved:
+            return
+        self._saved, self._saved_at = self.fleet, time.monotonic()
+        document = to_plain(self.fleet)
+        await self._store.put_status([CachedStatus(CONSOLE, "fleet", now(), "events", document)])
+
+    async def catch_up(self) -> None:
+        """Fold the events that are in the store by now: an answer after a job then shows what it did."""
+        while events := await self._store.events(self.fleet.sequence, limit=BATCH):
+            for event in events:
+                if event.sequence <= self.fleet.sequence:
+                    continue
+                self.fleet = fold(self.fleet, event.event, event.sequence)
+                if event.event["type"] == "run_ended":
+                    await self._read_result(event.job, event.event)
+                    self._look_now.set()
+
+    async def _follow(self) -> None:
+        while True:
+            await self.catch_up()
+            if time.monotonic() - self._saved_at > SAVE_SECONDS:
+                await self._save()
+            await self._store.wait(self.fleet.sequence, 30)
+
+    async def _read_result(self, job_id: str | None, event: Mapping[str, Any]) -> None:
+        """What only the result document of a job has: the whole registry of a scan, the speeds of a verify."""
+        job = await self._store.job(job_id) if job_id else None
+        if job is None or job.verb not in ("scan", "verify"):
+            return
+        document = read_document(self._jobs.folder(job.id) / "result.json")
+        if document is not None:
+            self.fleet = fold_document(self.fleet, document, event["at"])
+
+    async def _look(self) -> None:
+        while True:
+            self._look_now.clear()
+            try:
+                await self.look()
+            except OSError:
+                LOG.exception("the servers could not be looked at")
+            try:
+                await asyncio.wait_for(self._look_now.wait(), SWEEP_SECONDS)
+            except TimeoutError:
+                continue
+
+    async def refresh(self) -> None:
+        """Read the inventory again where it has changed. inventory_error says why it cannot be read."""
+        try:
+            self.inventory, self.inventory_error = await self._reader.read(), ""
+        except InventoryError as error:
+            self.inventory_error = str(error)
+
+    async def look(self) -> None:
+        """One round: sweep what can be reached, then the gateways' view, then a status job for what is left."""
+        await self.refresh()
+        if self.inventory_error:
+            return
+        seen = await self._sweep()
+        seen |= await self._ask_gateways(seen)
+        await self._request_status(seen)
+
+    async def _sweep(self) -> set[Key]:
+        targets = [
+            place
+            for host, inventory_host in self._known_hosts()
+            for server in host.servers.values()
+            if (place := target(server, inventory_host.address, inventory_host.is_local))
+        ]
+        begun = time.monotonic()
+        found = await sweep(targets)
+        if targets:
+            self.sweep_seconds, self.swept_at = time.monotonic() - begun, now()
+            self.fleet = with_liveness(self.fleet, found, now(), "sweep")
+        return set(found)
+
+    async def _ask_gateways(self, seen: set[Key]) -> set[Key]:
+        names = {
+            f"{inventory_host.proxy_name}_{server.port}": (host.name, server.name)
+            for host, inventory_host in self._known_hosts()
+            for server in host.servers.values()
+            if (host.name, server.name) not in seen
+        }
+        if not names or not self.inventory.gateways:
+            return set()
+        found: dict[Key, dict[str, Any]] = {}
+        for text in await asyncio.gather(*(read_metrics(url) for url in self.inventory.gateways)):
+            for key, one in gateway_states(text, names).items():
+                # One gateway that reaches a server is enough.
+                if key not in found or one["state"] == "ready":
+                    found[key] = one
+        self.fleet = with_liveness(self.fleet, found, now(), "gateway")
+        return set(found)
+
+    def _known_hosts(self) -> Iterable[tuple[Host, InventoryHost]]:
+        return [(self.host(name), one) for name, one in self.inventory.hosts.items()]
+
+    async def _request_status(self, seen: set[Key]) -> None:
+        busy = {host for job in await self._store.jobs(("queued", "running"), 1000) for host in job.hosts}
+        at = time.monotonic()
+        due = [
+            host.name
+            for host in self.hosts()
+            if host.name not in busy
+            and at - self._asked.get(host.name, -FULL_STATUS_SECONDS) >= self._pause(host, seen)
+        ]
+        if not due:
+            return
+        self._asked |= dict.fromkeys(due, at)
+        await self._submit("status", {}, due)
+        # Only once a host has answered: what it does not answer to one job it does not answer to another.
+        unscanned = [name for name in due if self.host(name).is_reachable and self.host(name).models_as_of is None]
+        if unscanned:
+            # What models there are is in the document of a scan, which changes nothing when it only checks.
+            await self._submit("scan", {"check": True}, unscanned)
+
+    def _pause(self, host: Host, seen: set[Key]) -> float:
+        is_seen = host.is_known and all((host.name, name) in seen for name in host.servers)
+        return FULL_STATUS_SECONDS if is_seen else STATUS_SECONDS
+
+    async def _submit(self, verb: str, variables: Mapping[str, Any], hosts: list[str]) -> None:
+        known = Known(hosts=tuple(self.inventory.hosts), groups=self.inventory.groups)
+        limit = {} if len(hosts) == len(known.hosts) else {"limit": hosts}
+        try:
+            await self._jobs.submit(validate(verb, {**variables, **limit}, known), by=CONSOLE)
+        except RequestRefused as error:
+            LOG.warning("no %s of %s: %s", verb, ", ".join(hosts), error)
+
+
+def read_document(path: Path) -> dict[str, Any] | None:
+    """A result document; None where there is none, or not yet."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return document if isinstance(document, dict) and isinstance(document.get("hosts"), dict) else None
