@@ -42,7 +42,7 @@ def console(tmp_path: Path, fake: Callable[..., None]) -> Iterator[RunningConsol
     inventory.write_text(json.dumps({"models": {"hosts": hosts}, "first": {"hosts": {"node1": {}}}}))
     (tmp_path / "profiles").mkdir()
     (tmp_path / "profiles/mine.yml").write_text("enabled_models: [{tier: Q4}]\n")
-    arguments = ("--ansible-bin", str(programs), "--pass-environment", "FAKE_PLAYBOOK")
+    arguments = ("--ansible-bin", str(programs), "--pass-environment", "FAKE_PLAYBOOK", "--no-watch")
     environment = {"FAKE_PLAYBOOK": str(tmp_path / "fake.json"), "SECRET_OF_THE_CONSOLE": "s3cret"}
     with RunningConsole(inventory, tmp_path / "console", arguments=arguments, environment=environment) as running:
         yield running

@@ -13,12 +13,14 @@ from importlib.metadata import version
 
 from fastapi import APIRouter, FastAPI
 
+from . import openapi
 from .ansible import full_environment
-from .api import health, page, problems
+from .api import docs, health, legacy, page, problems, status_page
 from .api.headers import SecureHeaders
-from .api.v1 import events, jobs, keys, session
+from .api.v1 import events, hosts, jobs, keys, locks, models, plans, profiles, servers, session
 from .console import Console
 from .fleet.inventory import InventoryReader
+from .fleet.watch import FleetWatch
 from .jobs.launcher import SessionLauncher, UnitLauncher
 from .jobs.service import Jobs
 from .known import KnownReader
@@ -28,7 +30,23 @@ from .tokens import TokenReader
 
 LOG = logging.getLogger(__name__)
 # Each module of the API has one; the order is that of the OpenAPI file.
-ROUTERS: tuple[APIRouter, ...] = (health.router, jobs.router, events.router, session.router, keys.router, page.router)
+ROUTERS: tuple[APIRouter, ...] = (
+    health.router,
+    hosts.router,
+    servers.router,
+    models.router,
+    profiles.router,
+    plans.router,
+    jobs.router,
+    events.router,
+    locks.router,
+    keys.router,
+    session.router,
+    legacy.router,
+    status_page.router,
+    docs.router,
+    page.router,
+)
 
 
 def make_console(settings: Settings) -> Console:
@@ -40,12 +58,15 @@ def make_console(settings: Settings) -> Console:
     inventory = InventoryReader(
         settings.inventory, [str(settings.ansible_bin / "ansible-inventory")], full_environment(settings)
     )
+    jobs = Jobs(settings, store, launcher)
+    fleet = FleetWatch(settings, store, jobs, inventory)
     return Console(
         settings=settings,
         store=store,
-        jobs=Jobs(settings, store, launcher),
+        jobs=jobs,
         inventory=inventory,
-        known=KnownReader(settings, inventory),
+        known=KnownReader(settings, inventory, fleet.servers),
+        fleet=fleet,
         tokens=TokenReader(settings.token_file),
     )
 
@@ -54,8 +75,12 @@ async def run_jobs(console: Console) -> None:
     await console.jobs.run()
 
 
+async def watch_fleet(console: Console) -> None:
+    await console.fleet.run()
+
+
 # Each runs from start to end, and is cancelled then.
-SERVICES: tuple[Callable[[Console], Awaitable[None]], ...] = (run_jobs,)
+SERVICES: tuple[Callable[[Console], Awaitable[None]], ...] = (run_jobs, watch_fleet)
 
 
 async def _forever(service: Callable[[Console], Awaitable[None]], console: Console) -> None:
@@ -97,4 +122,5 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(SecureHeaders, is_https=settings.is_https)
     for router in ROUTERS:
         app.include_router(router)
+    openapi.install(app)
     return app

@@ -45,6 +45,7 @@ def serve(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--ansible-bin", type=Path, help="folder of ansible-playbook (default: that of this Python)")
     parser.add_argument("--job-unit", default="", help="template unit of systemd that runs a job, by its id")
+    parser.add_argument("--no-watch", action="store_true", help="do not look at the servers between runs")
     options = parser.parse_args(arguments)
     host, separator, port = options.listen.rpartition(":")
     if not separator or not port.isdigit() or not host:
@@ -66,6 +67,7 @@ def serve(arguments: Sequence[str]) -> int:
         is_https=options.https,
         pass_environment=tuple(options.pass_environment),
         job_unit=options.job_unit,
+        is_watching=not options.no_watch,
     )
     uvicorn.run(
         create_app(settings),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from .attempts import Attempts
 from .fleet.inventory import InventoryReader
+from .fleet.watch import FleetWatch
 from .jobs.service import Jobs
 from .known import KnownReader
 from .settings import Settings
@@ -26,6 +27,7 @@ class Console:
     inventory: InventoryReader
     # What requests are validated against.
     known: KnownReader
+    fleet: FleetWatch
     tokens: TokenReader
     attempts: Attempts = field(default_factory=Attempts)
     started_at: str = field(default_factory=now)

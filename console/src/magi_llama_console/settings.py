@@ -39,6 +39,8 @@ class Settings:
     jobs_at_once: int = 8
     # Jobs that have ended are kept with their events and files up to this number.
     jobs_kept: int = 500
+    # Whether it looks at the servers between runs: their /health, the gateways, and status jobs of its own.
+    is_watching: bool = True
     # Whether browsers reach the console by https: the cookie of a session is then marked Secure.
     is_https: bool = False
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -26,7 +27,7 @@ from ..store.base import CachedStatus, Store, now
 from .facts import Fleet, Host, from_plain, to_plain
 from .inventory import Inventory, InventoryError, InventoryHost, InventoryReader
 from .sweep import Key, gateway_states, read_metrics, sweep, target
-from .view import fold, fold_document, with_liveness
+from .view import LOOKING, fold, fold_document, with_liveness
 
 LOG = logging.getLogger(__name__)
 SWEEP_SECONDS = 10.0
@@ -36,6 +37,8 @@ FULL_STATUS_SECONDS = 600.0
 STALE_SECONDS = 180.0
 SAVE_SECONDS = 5.0
 BATCH = 500
+# After a run that may have changed a host its status is asked for: pids, memory. Not at once, as another run may follow.
+SETTLED_SECONDS = 5.0
 # Who requests the jobs that no user has requested.
 CONSOLE = "console"
 
@@ -52,7 +55,9 @@ class FleetWatch:
         self.swept_at: str | None = None
         self.sweep_seconds: float | None = None
         self._look_now = asyncio.Event()
+        # When hosts were last asked for their status, and when those that a run has changed are to be.
         self._asked: dict[str, float] = {}
+        self._due: dict[str, float] = {}
         self._saved, self._saved_at = self.fleet, 0.0
 
     def host(self, name: str) -> Host:
@@ -79,7 +84,8 @@ class FleetWatch:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._follow())
-                group.create_task(self._look())
+                if self._settings.is_watching:
+                    group.create_task(self._look())
         finally:
             await self._save()
 
@@ -103,8 +109,12 @@ class FleetWatch:
             for event in events:
                 if event.sequence <= self.fleet.sequence:
                     continue
+                run = self.fleet.runs.get(event.event["run"])
                 self.fleet = fold(self.fleet, event.event, event.sequence)
                 if event.event["type"] == "run_ended":
+                    if run is not None and not run.is_check and run.playbook not in LOOKING:
+                        hosts = event.event["data"].get("hosts") or {}
+                        self._due |= dict.fromkeys(hosts, time.monotonic() + SETTLED_SECONDS)
                     await self._read_result(event.job, event.event)
                     self._look_now.set()
 
@@ -199,6 +209,7 @@ class FleetWatch:
         if not due:
             return
         self._asked |= dict.fromkeys(due, at)
+        self._due = {name: when for name, when in self._due.items() if name not in due}
         await self._submit("status", {}, due)
         # Only once a host has answered: what it does not answer to one job it does not answer to another.
         unscanned = [name for name in due if self.host(name).is_reachable and self.host(name).models_as_of is None]
@@ -206,9 +217,10 @@ class FleetWatch:
             # What models there are is in the document of a scan, which changes nothing when it only checks.
             await self._submit("scan", {"check": True}, unscanned)
 
-    def _pause(self, host: Host, seen: set[Key]) -> float:
+    def _is_due(self, host: Host, seen: set[Key], at: float) -> bool:
         is_seen = host.is_known and all((host.name, name) in seen for name in host.servers)
-        return FULL_STATUS_SECONDS if is_seen else STATUS_SECONDS
+        pause = FULL_STATUS_SECONDS if is_seen else STATUS_SECONDS
+        return at >= min(self._due.get(host.name, math.inf), self._asked.get(host.name, -math.inf) + pause)
 
     async def _submit(self, verb: str, variables: Mapping[str, Any], hosts: list[str]) -> None:
         known = Known(hosts=tuple(self.inventory.hosts), groups=self.inventory.groups)
