@@ -37,7 +37,7 @@ FULL_STATUS_SECONDS = 600.0
 STALE_SECONDS = 180.0
 SAVE_SECONDS = 5.0
 BATCH = 500
-# After a run that may have changed a host its status is asked for: pids, memory. Not at once, as another run may follow.
+# After a run that may have changed a host its status is wanted: pids, memory. Not at once, as another run may follow.
 SETTLED_SECONDS = 5.0
 # Who requests the jobs that no user has requested.
 CONSOLE = "console"
@@ -200,12 +200,7 @@ class FleetWatch:
     async def _request_status(self, seen: set[Key]) -> None:
         busy = {host for job in await self._store.jobs(("queued", "running"), 1000) for host in job.hosts}
         at = time.monotonic()
-        due = [
-            host.name
-            for host in self.hosts()
-            if host.name not in busy
-            and at - self._asked.get(host.name, -FULL_STATUS_SECONDS) >= self._pause(host, seen)
-        ]
+        due = [host.name for host in self.hosts() if host.name not in busy and self._is_due(host, seen, at)]
         if not due:
             return
         self._asked |= dict.fromkeys(due, at)
