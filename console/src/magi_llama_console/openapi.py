@@ -64,7 +64,9 @@ def document(app: FastAPI) -> dict[str, Any]:
         is_sign_in = path == "/api/v1/session" and "requestBody" in operation
         if not is_sign_in:
             operation["security"] = [{"token": []}]
-        for status, answer in errors(*ALWAYS, *(int(one) for one in responses if int(one) >= 400)).items():
+        # A path with a name in it may name what is not there.
+        named = (404,) if "{" in path else ()
+        for status, answer in errors(*ALWAYS, *named, *(int(one) for one in responses if int(one) >= 400)).items():
             kept = responses.get(str(status), {}).get("description")
             is_ours = kept and kept not in ("Validation Error", "") and "content" in responses.get(str(status), {})
             responses[str(status)] = {**answer, **({"description": kept} if is_ours else {})}
