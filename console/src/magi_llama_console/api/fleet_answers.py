@@ -33,7 +33,7 @@ async def hosts_of(console: Console, host: str | None, group: str | None = None)
 
 
 def age(hosts: Iterable[Host]) -> dict[str, Any]:
-    """{"as_of", "source"} of the host of which the news are oldest; null and none where nothing is known."""
+    """{"as_of", "source"} of the host of which the news are oldest; null, and the source none, without any news."""
     known = [(one.as_of, one.source) for one in hosts if one.as_of is not None]
     as_of, source = min(known, default=(None, "none"))
     return {"as_of": as_of, "source": source}
