@@ -84,21 +84,17 @@ def snapshot_if_good(state_dir: str, record: Mapping[str, Any]) -> Deployment | 
     """What is deployed now, where it is good and the new record is of another deployment.
 
     The same servers with the same revisions are the same deployment, also where their launch configs are written again,
-    as after an update of the collection: what was deployed before them stays the one to return to.
+    as after an update of the collection: what was deployed before them stays the one to return to. Stand-ins, which a
+    run that was interrupted has left or this one will start, are of no deployment.
     """
     try:
-        now = read_record(state_dir)
+        now = _read_without_stand_ins(state_dir)
     except DamagedRecordError:
         return None
-    if not is_good(state_dir, now) or revisions(now) == revisions(record):
+    if not is_good(state_dir, now) or revisions(now) == revisions({"servers": without_stand_ins(record["servers"])}):
         return None
     try:
-        files = _deployed_files(state_dir, now)
-        # A run that was interrupted has left them, and they are of no deployment.
-        manager = find_manager(str(now["service_manager"]))
-        paths = {manager.config_path(state_dir, name) for name in stand_ins(now["servers"])}
-        now = {**now, "servers": without_stand_ins(now["servers"])}
-        deployment = Deployment(now, [file for file in files if file.path not in paths])
+        deployment = Deployment(now, _deployed_files(state_dir, now))
         for file in deployment.files:
             file.content.decode()
     except (OSError, ValueError):
@@ -107,8 +103,17 @@ def snapshot_if_good(state_dir: str, record: Mapping[str, Any]) -> Deployment | 
     return deployment
 
 
+def _read_without_stand_ins(state_dir: str) -> dict[str, Any]:
+    record = read_record(state_dir)
+    return {**record, "servers": without_stand_ins(record["servers"])}
+
+
 def _deployed_files(state_dir: str, record: Mapping[str, Any]) -> list[File]:
-    return [read_file(path) for path in deployed_paths(state_dir, record["service_manager"])]
+    """The launch configs of a record's servers, without those of the stand-ins that were deployed with them."""
+    manager = find_manager(str(record["service_manager"]))
+    left_out = {manager.config_path(state_dir, name) for name in stand_ins(read_record(state_dir)["servers"])}
+    paths = deployed_paths(state_dir, record["service_manager"])
+    return [read_file(path) for path in paths if path not in left_out]
 
 
 def revisions(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,7 +127,7 @@ def deployment_before(state_dir: str) -> Deployment:
     Where only the llama-server of the one that is here was replaced, as by a run that ended there, it is this one.
     """
     try:
-        now = read_record(state_dir)
+        now = _read_without_stand_ins(state_dir)
         if is_good(state_dir, now):
             deployment = Deployment(now, _deployed_files(state_dir, now))
             if any(_was_replaced(path, identity) for path, identity in deployment.binaries.items()):

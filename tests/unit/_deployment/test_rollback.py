@@ -188,6 +188,42 @@ def test_configs_rewritten_for_the_same_revisions_keep_the_deployment_before(hos
     assert rollback.revisions(rollback.deployment_before(host.state_dir).record) == {"a": "r1"}
 
 
+def with_stand_in(record: dict) -> dict:
+    """The record while a stand-in of its first server runs."""
+    first = record["servers"][0]
+    name = f"{first['name']}-surge"
+    stand_in = {**first, "name": name, "port": 8081, "stands_in_for": first["name"]}
+    return {**record, "servers": [*record["servers"], stand_in]}
+
+
+def interrupted(host: Host, **revisions: str) -> None:
+    """A run that was killed while a stand-in ran: it is in the record, and has a launch config."""
+    host.deploy(**revisions)
+    record = with_stand_in(host.record(**revisions))
+    name = record["servers"][-1]["name"]
+    configs = host.configs(**revisions, **{name: record["servers"][-1]["revision"]})
+    write_all([*state_files(host.state_dir, record)[0], *configs])
+
+
+@pytest.mark.parametrize("ready", [{"a": "r1", "a-surge": "r1"}, {"a": "r1"}])
+def test_deployment_is_kept_without_stand_ins(host: Host, ready: dict) -> None:
+    interrupted(host, a="r1")
+    host.ready(**ready)
+    found = rollback.snapshot_if_good(host.state_dir, with_stand_in(host.record(a="r2")))
+    assert found is not None
+    assert found.record["servers"] == host.record(a="r1")["servers"]
+    assert sorted(os.path.basename(file.path) for file in found.files) == ["a.conf", "supervisord.conf"]
+
+
+def test_stand_ins_make_no_other_deployment(host: Host) -> None:
+    """What was deployed before the servers that are deployed again stays the one to return to."""
+    interrupted(host, a="r2")
+    host.ready(**{"a": "r2", "a-surge": "r2"})
+    assert rollback.snapshot_if_good(host.state_dir, host.record(a="r2")) is None
+    host.deploy(a="r2")
+    assert rollback.snapshot_if_good(host.state_dir, with_stand_in(host.record(a="r2"))) is None
+
+
 @pytest.mark.parametrize("damage", ["record", "config", "nothing"])
 def test_incomplete_deployment_is_not_kept(host: Host, damage: str) -> None:
     if damage != "nothing":
