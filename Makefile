@@ -188,7 +188,7 @@ fuzz: $(VENV)/.ready ## Mutate GGUF headers for ten minutes (FUZZ_SECONDS=600)
 	@MAGI_FUZZ_SECONDS=$${FUZZ_SECONDS:-600} $(BIN)/python -m pytest tests/unit/_models/test_gguf_fuzz.py
 
 .PHONY: bench
-bench: .cache/models/.ready .cache/bin/.haproxy ## Measure against comparable tools (BENCH="headers runs fleet threads gateway")
+bench: .cache/models/.ready .cache/bin/.haproxy ## Measure against comparable tools (BENCH="headers runs fleet threads gateway changes")
 	@PYTHONPATH=tests:collections $(BIN)/python -m bench $(BENCH)
 
 .PHONY: molecule

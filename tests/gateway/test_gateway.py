@@ -5,20 +5,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 from support.gateway import CLIENTS, KEY, OTHER_KEY, Q2, Q3, Q4, SERVER_KEY, Gateway
-from support.load import load
+from support.load import under_load
 
 SECRET_PATHS = ("/slots", "/props", "/metrics", "/tools", "/models/load", "/cors-proxy", "/v1/models/../slots", "/")
 
@@ -208,25 +206,15 @@ def test_stream_outlives_reload(gateway: Gateway) -> None:
 
 def test_changes_under_load_lose_no_request(gateway: Gateway, tmp_path: Path) -> None:
     """An instance leaves and comes back, settings are reloaded, and every request gets its model's answer."""
-    stop = tmp_path / "stop"
-
-    def change() -> None:
-        try:
-            gateway.set(gateway_max_queue=62)
-            gateway.bed.run("gateway").expect("reloaded")
-            gateway.admin.do(f"set server {Q4}/bed_{gateway.bed.port} state maint")
-            gateway.admin.do(f"set server {Q4}/bed_{gateway.bed.port} state ready")
-            gateway.set(gateway_max_queue=64)
-            gateway.bed.run("gateway").expect("reloaded")
-        finally:
-            stop.touch()
-
-    with ThreadPoolExecutor(1) as pool:
-        changed = pool.submit(change)
-        outcomes = asyncio.run(load([gateway.url], (Q2, Q3, Q4), KEY, rate=20, seconds=120, stop=stop))
-        changed.result()
-    assert outcomes.keys() == {"ok"}, outcomes
-    assert outcomes["ok"] > 50
+    with under_load(gateway.url, (Q2, Q3, Q4), KEY, tmp_path / "stop") as answers:
+        gateway.set(gateway_max_queue=62)
+        gateway.bed.run("gateway").expect("reloaded")
+        gateway.admin.do(f"set server {Q4}/bed_{gateway.bed.port} state maint")
+        gateway.admin.do(f"set server {Q4}/bed_{gateway.bed.port} state ready")
+        gateway.set(gateway_max_queue=64)
+        gateway.bed.run("gateway").expect("reloaded")
+    assert answers.outcomes.keys() == {"ok"}, answers.outcomes
+    assert answers.outcomes["ok"] > 50
 
 
 def test_configuration_that_was_not_taken_is_reloaded_whole(gateway: Gateway) -> None:

@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +17,7 @@ from typing import Any
 
 import pytest
 from support.gateway import KEY, PROFILES, Q2, Q3, Q4, Gateway
-from support.load import load
+from support.load import under_load
 
 MODELS = (Q2, Q3, Q4)
 
@@ -27,19 +25,8 @@ MODELS = (Q2, Q3, Q4)
 @contextmanager
 def requests(gateway: Gateway, folder: Path, models: tuple[str, ...] = MODELS) -> Iterator[Counter[str]]:
     """Ask for these models while the block runs; at its end the outcomes are counted."""
-    stop, outcomes = folder / "stop", Counter[str]()
-
-    def ask() -> None:
-        outcomes.update(asyncio.run(load([gateway.url], models, KEY, rate=20, seconds=300, stop=stop)))
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    try:
-        yield outcomes
-    finally:
-        stop.touch()
-        thread.join()
-        stop.unlink()
+    with under_load(gateway.url, models, KEY, folder / "stop") as answers:
+        yield answers.outcomes
 
 
 def profile(gateway: Gateway, name: str, like: str, **parameters: Any) -> None:

@@ -97,6 +97,8 @@ class Bed:
         self.inventory = root / "inventory"
         self.registry = self.state / "registry.json"
         self.port = free_ports(6)
+        # A run that takes longer fails.
+        self.run_seconds = 120
         self.models.mkdir(parents=True)
         for kind in ("Q2_K", "Q3_K_M", "Q4_K_M"):
             shutil.copy(MODELS / f"tiny-llama-{kind}.gguf", self.models)
@@ -158,7 +160,7 @@ class Bed:
     def run(self, playbook: str, *arguments: str, env: Mapping[str, str] | None = None, code: int = 0) -> Outcome:
         """Run a playbook to its end; fail if its exit code is not `code`."""
         process = self.start(playbook, *arguments, env=env)
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=self.run_seconds)
         outcome = Outcome(process.returncode, output)
         assert (outcome.code == 0) == (code == 0), outcome.output
         return outcome

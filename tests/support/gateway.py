@@ -22,6 +22,7 @@ from ansible_collections.magi.llama.plugins.module_utils._core.arguments import 
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import read_record
 from ansible_collections.magi.llama.plugins.module_utils._gateway.admin_socket import AdminSocket
 from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import server_key
+from support import reaper
 from support.bed import PARAMETERS, Bed
 
 KEY, OTHER_KEY, SERVER_KEY = "gateway-key-of-alice", "gateway-key-of-bob", "key-of-the-servers-7f3a"
@@ -203,3 +204,39 @@ def write_inventory(bed: Bed) -> None:
         "children": {name: {"hosts": {"bed": {}}} for name in ("models", "gateways")},
     }
     (bed.inventory / "hosts.yml").write_text(yaml.safe_dump({"all": hosts}))
+
+
+@contextmanager
+def deployed_gateway(folder: Path) -> Iterator[Gateway]:
+    """Four servers of three models and a gateway before them, in one folder on this machine; both are removed."""
+    bed = Bed(folder)
+    for name, content in PROFILES.items():
+        (bed.inventory / "profiles" / f"{name}.yml").write_text(json.dumps(content))
+    keys = folder / "keys"
+    keys.write_text(f"# The servers' own.\n{SERVER_KEY}\n")
+    keys.chmod(0o640)
+    state = folder / "g"
+    reaper.watch(state)
+    bed.variables.update(
+        profile="four",
+        servers_api_key_file=str(keys),
+        gateway_state_dir=str(state),
+        gateway_service_manager="supervisor",
+        gateway_supervisord_path=bed.variables["servers_supervisord_path"],
+        gateway_user=bed.variables["servers_user"],
+        gateway_port=bed.port + 7,
+        gateway_metrics_port=bed.port + 8,
+        gateway_api_keys=CLIENTS,
+        gateway_aliases={"best": [Q4, Q2], "mix": {Q4: 50, Q2: 50}},
+    )
+    write_inventory(bed)
+    gateway = Gateway(bed, f"http://127.0.0.1:{bed.port + 7}", f"http://127.0.0.1:{bed.port + 8}", state)
+    try:
+        bed.run("site")
+        bed.run("gateway")
+        yield gateway
+    finally:
+        bed.run("teardown")
+        bed.run("gateway", "-e", "gateway_remove=true")
+        # Nothing of the gateway is left, and none of what the servers' teardown leaves is touched.
+        assert not state.exists()
