@@ -178,3 +178,34 @@ def test_body_above_the_buffer(plain: tuple[Running, FakeServer], by: str, chunk
     else:
         assert found.status_code == 200
         assert len(fake.seen[-1][2]) == len(body)
+
+
+def test_failed_connection_alone_takes_no_server_out(tmp_path: Path) -> None:
+    """A gateway without a processor for a moment loses a connection to every server: requests are still sent there."""
+    with FakeServer() as fake, ThreadPoolExecutor(1) as pool:
+        backend = Backend("m", "M", "Q4", "model", (server(fake.port),))
+        body = {"model": "m", "prompt": "a"}
+        with running(tmp_path, [backend]) as gateway, gateway.client() as client:
+            # Its connection is there.
+            client.get("/v1/models")
+            fake.shutdown()
+            fake.server_close()
+            asked = pool.submit(gateway.ask, "m")
+            while not int(gateway.admin.statistics()["m", f"s_{fake.port}"]["wretr"]):
+                assert not asked.done(), asked.result().text
+            with FakeServer(port=fake.port):
+                assert client.post("/v1/completions", json=body).status_code == 200
+                assert asked.result().status_code == 200
+
+
+def test_dead_server_costs_no_request_and_is_soon_out(tmp_path: Path) -> None:
+    with FakeServer() as dead, FakeServer() as fake:
+        servers = (server(dead.port), server(fake.port))
+        with running(tmp_path, [Backend("m", "M", "Q4", "model", servers)]) as gateway:
+            dead.shutdown()
+            dead.server_close()
+            for _request in range(4):
+                began = time.monotonic()
+                assert gateway.ask("m").json()["port"] == fake.port
+                assert time.monotonic() - began < 1
+            gateway.wait_until({f"s_{dead.port}": "DOWN"}, 2)
