@@ -134,6 +134,13 @@ def without(name: str) -> dict[str, str]:
         (files(), files((replace(A, is_draining=True, away_seconds=9), replace(B, is_draining=True))), "servers"),
         (files(), files(max_queue=1), "reload"),
         (without("unknown_model.json"), files(), "reload"),
+        # A name that comes, goes, or means another model: it is in the answers to unknown names.
+        (files(), files(aliases={"chat": "m-q2_k"}), "reload"),
+        (files(aliases={"chat": "m-q2_k"}), files(), "reload"),
+        (files(aliases={"chat": "m-q2_k"}), files(aliases={"talk": "m-q2_k"}), "reload"),
+        (files(), files(families=False), "reload"),
+        # A name that means another model than before is in the map alone.
+        (files(aliases={"chat": "m-q2_k"}), files(aliases={"chat": "m-q4_k_m"}), "maps"),
     ],
 )
 def test_change_is_applied_with_least_effect(before: dict[str, str], after: dict[str, str], how: str) -> None:

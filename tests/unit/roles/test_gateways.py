@@ -1,0 +1,55 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Runs that change servers while a gateway cannot be reached."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ansible_collections.magi.llama.plugins.module_utils._deployment.state_files import state_files
+from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import write_all
+
+from .test_results import UNREACHABLE, Fleet
+
+UNREACHED = "The gateways gw2 were not reached, and"
+
+
+@pytest.fixture
+def fleet() -> Iterator[Fleet]:
+    """A host with a server that does not run, a gateway that is not set up, and one that cannot be reached."""
+    with tempfile.TemporaryDirectory(prefix="magi-") as folder:
+        fleet = Fleet(Path(folder))
+        for name in ("one", "gw1"):
+            fleet.add(name)
+        fleet.add("gw2", **UNREACHABLE)
+        fleet.hosts["gw1"]["gateway_state_dir"] = f"{folder}/g"
+        groups = {"models": {"hosts": {"one": {}}}, "gateways": {"hosts": {"gw1": {}, "gw2": {}}}}
+        (fleet.folder / "groups.yml").write_text(json.dumps({"all": {"children": groups}}))
+        servers = [{"name": "a", "model_id": "a", "port": 1, "argv": ["/x"], "stop_timeout": 1}]
+        record = {"profile": "p", "service_manager": "supervisor", "start": None, "servers": servers}
+        write_all(state_files(str(fleet.folder / "one"), record)[0])
+        yield fleet
+
+
+def run(fleet: Fleet, playbook: str, *arguments: str, code: int = 0) -> str:
+    return " ".join(fleet.run(playbook, "-i", str(fleet.folder / "groups.yml"), *arguments, code=code).split())
+
+
+def test_servers_are_not_changed_while_a_gateway_is_not_reached(fleet: Fleet) -> None:
+    output = run(fleet, "stop", "-e", "servers=a", code=2)
+    assert f"{UNREACHED} would send requests to servers that are stopped. Nothing was changed: reach them" in output
+    assert "nothing to do" not in output
+    # The group of a run is all that counts: without the gateway it is done.
+    del fleet.hosts["gw2"]
+    (fleet.folder / "groups.yml").write_text(json.dumps({"all": {"children": {"gateways": {"hosts": {"gw1": {}}}}}}))
+    assert "nothing to do" in run(fleet, "stop", "-e", "servers=a")
+
+
+def test_what_would_be_done_is_shown_without_a_gateway(fleet: Fleet) -> None:
+    output = run(fleet, "stop", "-e", "servers=a", "--check")
+    assert UNREACHED not in output and "nothing to do" in output
