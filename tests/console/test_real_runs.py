@@ -50,7 +50,7 @@ def console(bed: Bed) -> Iterator[RunningConsole]:
     secret.write_text(f"verify_api_key: {SECRET_OF_VAULT}\n")
     program = Path(sys.executable).with_name("ansible-vault")
     subprocess.run([program, "encrypt", "--vault-password-file", vault, secret], check=True, capture_output=True)
-    arguments = ("--vault-password-file", str(vault), "--private-key-file", str(key))
+    arguments = ("--no-watch", "--vault-password-file", str(vault), "--private-key-file", str(key))
     environment = {"CLOUD_TOKEN": SECRET_OF_ENVIRONMENT}
     with RunningConsole(bed.inventory, bed.root / "console", arguments=arguments, environment=environment) as running:
         yield running

@@ -8,7 +8,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from support.console import PROGRAM, RunningConsole
+import pytest
+from support.console import PROGRAM, RunningConsole, token_of
 
 
 def test_health_without_token_answers(console: RunningConsole) -> None:
@@ -30,7 +31,33 @@ def test_files_of_the_data_folder_are_private(console: RunningConsole) -> None:
     assert open_to_others == {}
 
 
-def test_inventory_that_does_not_exist_is_refused(tmp_path: Path) -> None:
-    command = [PROGRAM, "--inventory", str(tmp_path / "none"), "--data", str(tmp_path / "data")]
-    refused = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (refused.returncode, "none: does not exist" in refused.stderr) == (2, True)
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        (("--inventory", "none"), "--inventory none: does not exist"),
+        (("--inventory", ".", "--listen", "0.0.0.0:8000"), "tokens would be sent in clear"),
+        (("--inventory", ".", "--listen", "8000"), "use ADDRESS:PORT"),
+        (("--inventory", ".", "--tls-key", "."), "belong together"),
+    ],
+)
+def test_options_that_cannot_be_used_are_refused(tmp_path: Path, arguments: tuple[str, ...], text: str) -> None:
+    command = [PROGRAM, "--data", str(tmp_path / "data"), *arguments]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (refused.returncode, text in " ".join(refused.stderr.split())) == (2, True), refused.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_tls_is_spoken_and_the_cookie_is_secure(tmp_path: Path) -> None:
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-days", "1", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    inventory = tmp_path / "hosts.yml"
+    inventory.write_text("all: {hosts: {node1: {}}}\n")
+    arguments = ("--no-watch", "--tls-certificate", str(certificate), "--tls-key", str(key))
+    with RunningConsole(inventory, tmp_path / "console", arguments=arguments, authority=certificate) as console:
+        answer = console.anonymous.post("/api/v1/session", json={"token": token_of(console.read)})
+        assert answer.headers["set-cookie"].startswith("__Host-magi-console=")
+        assert "; Secure" in answer.headers["set-cookie"]
+        assert "max-age" in answer.headers["strict-transport-security"]
+        assert console.sign_in(console.read).get("/api/v1/session").json()["name"] == "test-read"

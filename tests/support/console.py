@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -45,16 +46,20 @@ class RunningConsole:
         *,
         arguments: tuple[str, ...] = (),
         environment: Mapping[str, str] | None = None,
+        authority: Path | None = None,
     ) -> None:
+        """authority is the certificate that the console's own is verified with; with it https is spoken."""
         self.inventory, self.data, self.arguments = inventory, data, arguments
         self.environment = dict(environment or {})
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{'https' if authority else 'http'}://127.0.0.1:{self.port}"
+        self._verify = ssl.create_default_context(cafile=str(authority)) if authority else False
         self.process: subprocess.Popen[bytes] | None = None
-        self.anonymous = httpx.Client(base_url=self.url, timeout=30)
-        self.read = httpx.Client(base_url=self.url, timeout=30)
-        self.operate = httpx.Client(base_url=self.url, timeout=30)
+        self.anonymous, self.read, self.operate = self._client(), self._client(), self._client()
         self._clients = [self.anonymous, self.read, self.operate]
+
+    def _client(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=30, verify=self._verify)
 
     def add_token(self, name: str, role: str) -> str:
         command = [PROGRAM, "token", name, "--role", role, "--tokens", str(self.data / "tokens.json")]
@@ -84,7 +89,8 @@ class RunningConsole:
 
     def sign_in(self, client: httpx.Client) -> httpx.Client:
         """A browser that was signed in with a client's token: it has the cookie, and sends the origin of the page."""
-        browser = httpx.Client(base_url=self.url, timeout=30, headers={"Origin": self.url})
+        browser = self._client()
+        browser.headers["Origin"] = self.url
         self._clients.append(browser)
         answer = browser.post("/api/v1/session", json={"token": token_of(client)})
         assert answer.status_code == 201, answer.text

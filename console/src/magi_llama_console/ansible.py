@@ -16,22 +16,28 @@ DEFAULT_COLLECTIONS = ("~/.ansible/collections", "/usr/share/ansible/collections
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """Variables that Ansible is given in addition to the clean environment. Files of secrets are only named."""
+    """Variables that Ansible is given in addition to the clean environment."""
     found = {"ANSIBLE_NOCOLOR": "1"}
     if settings.checkout:
         found["ANSIBLE_COLLECTIONS_PATH"] = str(settings.checkout / "collections")
         if (config := settings.checkout / "ansible.cfg").is_file():
             found["ANSIBLE_CONFIG"] = str(config)
-    if settings.vault_password_file:
-        found["ANSIBLE_VAULT_PASSWORD_FILE"] = str(settings.vault_password_file)
-    if settings.private_key_file:
-        found["ANSIBLE_PRIVATE_KEY_FILE"] = str(settings.private_key_file)
     return found
+
+
+def secret_files(settings: Settings) -> dict[str, str]:
+    """The names of files that Ansible reads itself; what is in them is never read by the console."""
+    found = {
+        "ANSIBLE_VAULT_PASSWORD_FILE": settings.vault_password_file,
+        "ANSIBLE_PRIVATE_KEY_FILE": settings.private_key_file,
+    }
+    return {name: str(path) for name, path in found.items() if path}
 
 
 def full_environment(settings: Settings) -> dict[str, str]:
     """The complete environment of a call by the console itself, such as ansible-inventory."""
-    return clean_environment(os.environ, settings.pass_environment) | environment(settings)
+    clean = clean_environment(os.environ, settings.pass_environment)
+    return clean | environment(settings) | secret_files(settings)
 
 
 def collection_folders(settings: Settings) -> list[str]:

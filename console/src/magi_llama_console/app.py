@@ -19,7 +19,7 @@ from .api import docs, health, legacy, page, problems, status_page
 from .api.headers import SecureHeaders
 from .api.v1 import events, hosts, jobs, keys, locks, models, plans, profiles, servers, session
 from .console import Console
-from .fleet.inventory import InventoryReader
+from .fleet.inventory import InventoryError, InventoryReader
 from .fleet.watch import FleetWatch
 from .jobs.launcher import SessionLauncher, UnitLauncher
 from .jobs.service import Jobs
@@ -79,8 +79,16 @@ async def watch_fleet(console: Console) -> None:
     await console.fleet.run()
 
 
+async def read_inventory(console: Console) -> None:
+    """So that the first request does not have to wait for it."""
+    with contextlib.suppress(InventoryError):
+        # The request that needs it answers with the error.
+        await console.inventory.read()
+    await asyncio.Event().wait()
+
+
 # Each runs from start to end, and is cancelled then.
-SERVICES: tuple[Callable[[Console], Awaitable[None]], ...] = (run_jobs, watch_fleet)
+SERVICES: tuple[Callable[[Console], Awaitable[None]], ...] = (run_jobs, watch_fleet, read_inventory)
 
 
 async def _forever(service: Callable[[Console], Awaitable[None]], console: Console) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,51 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def serve(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="magi-llama-console",
-        description="An API and a page for the servers of an inventory.",
-        epilog="magi-llama-console token --help: add a token for it.",
-    )
-    parser.add_argument("--inventory", type=Path, required=True, help="as for ansible-playbook -i")
-    parser.add_argument("--data", type=Path, required=True, help="folder for jobs, events and tokens (0700)")
-    parser.add_argument("--listen", default="127.0.0.1:8000", help="address and port (default: %(default)s)")
-    parser.add_argument(
-        "--checkout", type=Path, help="checkout with the playbooks, instead of the installed collection"
-    )
-    parser.add_argument("--tokens", type=Path, help="file of tokens (default: tokens.json in the data folder)")
-    parser.add_argument("--vault-password-file", type=Path, help="given to Ansible")
-    parser.add_argument("--private-key-file", type=Path, help="SSH key, given to Ansible")
-    parser.add_argument("--redis", default="", help="redis:// or rediss:// URL that several consoles share")
-    parser.add_argument("--https", action="store_true", help="browsers reach it by https: mark the cookie as Secure")
-    parser.add_argument(
-        "--pass-environment", action="append", default=[], metavar="NAME", help="variable that jobs get too; repeatable"
-    )
-    parser.add_argument("--ansible-bin", type=Path, help="folder of ansible-playbook (default: that of this Python)")
-    parser.add_argument("--job-unit", default="", help="template unit of systemd that runs a job, by its id")
-    parser.add_argument("--no-watch", action="store_true", help="do not look at the servers between runs")
-    options = parser.parse_args(arguments)
-    host, separator, port = options.listen.rpartition(":")
-    if not separator or not port.isdigit() or not host:
-        parser.error(f"--listen {options.listen}: use ADDRESS:PORT, for example 127.0.0.1:8000")
-    if not options.inventory.exists():
-        parser.error(f"--inventory {options.inventory}: does not exist")
-    settings = Settings(
-        inventory=options.inventory.resolve(),
-        data=options.data.resolve(),
-        host=host.strip("[]"),
-        port=int(port),
-        checkout=resolved(options.checkout),
-        # Not resolved: the folder of a virtual environment may be reached by a link.
-        ansible_bin=(options.ansible_bin or Path(sys.executable).parent).absolute(),
-        tokens=resolved(options.tokens),
-        vault_password_file=resolved(options.vault_password_file),
-        private_key_file=resolved(options.private_key_file),
-        redis=options.redis,
-        is_https=options.https,
-        pass_environment=tuple(options.pass_environment),
-        job_unit=options.job_unit,
-        is_watching=not options.no_watch,
-    )
+    parser = make_parser()
+    settings = make_settings(parser, parser.parse_args(arguments))
     uvicorn.run(
         create_app(settings),
         host=settings.host,
@@ -76,10 +34,84 @@ def serve(arguments: Sequence[str]) -> int:
         server_header=False,
         access_log=False,
         log_level="warning",
+        # Only from a proxy on this host. Without one a client could name any address as its own.
+        proxy_headers=settings.is_behind_proxy,
+        ssl_certfile=settings.tls_certificate,
+        ssl_keyfile=settings.tls_key,
         # Streams of events never end by themselves.
         timeout_graceful_shutdown=2,
     )
     return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="magi-llama-console",
+        description="An API and a page for the servers of an inventory.",
+        epilog="magi-llama-console token --help: add a token for it.",
+    )
+    add = parser.add_argument
+    add("--inventory", type=Path, required=True, help="as for ansible-playbook -i")
+    add("--data", type=Path, required=True, help="folder for jobs, events and tokens (0700)")
+    add("--listen", default="127.0.0.1:8000", help="address and port (default: %(default)s)")
+    add("--tls-certificate", type=Path, help="certificate with its chain, in PEM, for https")
+    add("--tls-key", type=Path, help="its key")
+    add("--behind-proxy", action="store_true", help="a proxy on this host ends TLS, and names the clients' addresses")
+    add("--tokens", type=Path, help="file of tokens (default: tokens.json in the data folder)")
+    add("--redis", default="", help="redis:// or rediss:// URL that several consoles share")
+    add("--checkout", type=Path, help="checkout with the playbooks, instead of the installed collection")
+    add("--ansible-bin", type=Path, help="folder of ansible-playbook (default: that of this Python)")
+    add("--vault-password-file", type=Path, help="given to Ansible")
+    add("--private-key-file", type=Path, help="SSH key, given to Ansible")
+    add("--no-watch", action="store_true", help="do not look at the servers between runs")
+    add("--pass-environment", action="append", default=[], metavar="NAME", help="variable that jobs get; repeatable")
+    add("--job-unit", default="", help="template unit of systemd that runs a job, by its id")
+    return parser
+
+
+def make_settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Settings:
+    """The settings of these options; ends the program where they cannot be used."""
+    host, separator, port = options.listen.rpartition(":")
+    host = host.strip("[]")
+    if not separator or not port.isdigit() or not host:
+        parser.error(f"--listen {options.listen}: use ADDRESS:PORT, for example 127.0.0.1:8000")
+    for name in ("inventory", "tls_certificate", "tls_key", "checkout", "vault_password_file", "private_key_file"):
+        path = getattr(options, name)
+        if path is not None and not path.exists():
+            parser.error(f"--{name.replace('_', '-')} {path}: does not exist")
+    if (options.tls_certificate is None) != (options.tls_key is None):
+        parser.error("--tls-certificate and --tls-key belong together")
+    if not (is_loopback(host) or options.tls_certificate or options.behind_proxy):
+        parser.error(
+            f"--listen {options.listen}: tokens would be sent in clear; give --tls-certificate and --tls-key, or listen"
+            " on 127.0.0.1 and have a proxy end TLS (--behind-proxy)"
+        )
+    return Settings(
+        inventory=options.inventory.resolve(),
+        data=options.data.resolve(),
+        host=host,
+        port=int(port),
+        tls_certificate=resolved(options.tls_certificate),
+        tls_key=resolved(options.tls_key),
+        is_behind_proxy=options.behind_proxy,
+        tokens=resolved(options.tokens),
+        redis=options.redis,
+        checkout=resolved(options.checkout),
+        # Not resolved: the folder of a virtual environment may be reached by a link.
+        ansible_bin=(options.ansible_bin or Path(sys.executable).parent).absolute(),
+        vault_password_file=resolved(options.vault_password_file),
+        private_key_file=resolved(options.private_key_file),
+        pass_environment=tuple(options.pass_environment),
+        job_unit=options.job_unit,
+        is_watching=not options.no_watch,
+    )
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def resolved(path: Path | None) -> Path | None:

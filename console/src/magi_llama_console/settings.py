@@ -41,8 +41,16 @@ class Settings:
     jobs_kept: int = 500
     # Whether it looks at the servers between runs: their /health, the gateways, and status jobs of its own.
     is_watching: bool = True
-    # Whether browsers reach the console by https: the cookie of a session is then marked Secure.
-    is_https: bool = False
+    # The certificate (with its chain) and its key, in PEM, for https.
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    # Behind a proxy on this host that ends TLS: it says for whom a request is.
+    is_behind_proxy: bool = False
+
+    @property
+    def is_https(self) -> bool:
+        """Whether browsers reach the console by https: the cookie of a session is then marked Secure."""
+        return self.is_behind_proxy or self.tls_certificate is not None
 
     @property
     def database(self) -> Path:

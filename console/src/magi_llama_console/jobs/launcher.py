@@ -72,7 +72,8 @@ class SessionLauncher:
 class UnitLauncher:
     """A template unit of systemd, such as magi-llama-console-job@.service, started with the job's id.
 
-    Its ExecStart is the runner with the folder of %i. The console's user needs a rule of polkit to start it.
+    Its ExecStart is `python -I …/jobs/runner.py DATA/jobs/%i`, as the console's user, which needs a rule of polkit to
+    start it. Its Environment has what the console's has, and ANSIBLE_VAULT_PASSWORD_FILE=%d/NAME for a credential.
     """
 
     def __init__(self, unit: str) -> None:

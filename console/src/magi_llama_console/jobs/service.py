@@ -146,6 +146,8 @@ class Jobs:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         environment = {
             **ansible.environment(settings),
+            # A unit has credentials of its own, and says where.
+            **({} if settings.job_unit else ansible.secret_files(settings)),
             "MAGI_EVENTS": str(folder / "events.jsonl"),
             "MAGI_RUN_ID": job.id,
             "ANSIBLE_CALLBACKS_ENABLED": "magi.llama.events",
