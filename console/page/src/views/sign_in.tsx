@@ -31,7 +31,9 @@ export function SignInView() {
           Token
           <input name="token" type="password" autocomplete="current-password" required autofocus spellcheck={false} />
         </label>
-        <p class="muted">The demo writes one into <code>.cache/demo/console.token</code>.</p>
+        <p class="muted">
+          <code>magi-llama-console token NAME</code> makes one on the console's host; the demo has written one into <code>.cache/demo/console.token</code>.
+        </p>
         <Failure error={error} />
         <div class="actions"><button class="primary" type="submit" disabled={isBusy}>Sign in</button></div>
       </form>
