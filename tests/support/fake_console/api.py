@@ -21,6 +21,7 @@ from .jobs import add_past_jobs, play
 
 STATIC = Path(__file__).resolve().parents[3] / "console/src/magi_llama_console/static"
 TOKEN = "fake-token"
+OPERATOR = {"name": "operator", "role": "operate", "expires_at": None}
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
@@ -32,7 +33,8 @@ class Problem(Exception):
 
     def __init__(self, status: int, title: str, **more: Any) -> None:
         super().__init__(title)
-        self.document = {"type": "about:blank", "title": title, "status": status, **more}
+        empty = {"detail": "", "fix": "", "nearest": [], "instance": ""}
+        self.document = {"type": "about:blank", "title": title, "status": status, **empty, **more}
 
 
 class FakeApi(ThreadingHTTPServer):
@@ -140,16 +142,14 @@ class Handler(BaseHTTPRequestHandler):
                 raise Problem(
                     401, "This token is not known", fix="Use one of magi-llama-console tokens list, or make one."
                 )
-            self._json(
-                {"name": "operator", "role": "operate"}, Set_Cookie="magi_session=1; HttpOnly; SameSite=Strict; Path=/"
-            )
+            self._json(OPERATOR, Set_Cookie="magi_session=1; HttpOnly; SameSite=Strict; Path=/")
         elif self.command == "DELETE":
             self.server.needs_token = True
             self._send(204, b"", "application/json", Set_Cookie="magi_session=; Max-Age=0; Path=/")
         elif self.server.needs_token and "magi_session=1" not in (self.headers.get("Cookie") or ""):
             raise Problem(401, "Sign in first")
         else:
-            self._json({"name": "operator", "role": "operate"})
+            self._json(OPERATOR)
 
     def _stream(self, job: str | None) -> None:
         fleet = self.server.fleet

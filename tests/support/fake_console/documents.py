@@ -70,10 +70,12 @@ def server_detail(fleet: Fleet, host: str, name: str) -> dict[str, Any] | None:
             "--metrics",
             "--slots",
         ],
+        "slots_total": 2,
+        "context_size": 4096,
         "environment_names": ["LLAMA_API_KEY", "CUDA_VISIBLE_DEVICES"],
         "slots": [
-            {"id": 0, "n_ctx": 4096, "is_processing": True, "n_past": 1312},
-            {"id": 1, "n_ctx": 4096, "is_processing": False, "n_past": 0},
+            {"id": 0, "n_ctx": 4096, "is_processing": True},
+            {"id": 1, "n_ctx": 4096, "is_processing": False},
         ],
         "log": log,
         "estimate": {"ram_bytes": planned // 8, "vram_bytes": planned if server["vram_bytes"] else 0},
@@ -82,9 +84,11 @@ def server_detail(fleet: Fleet, host: str, name: str) -> dict[str, Any] | None:
     }
 
 
-def make_plan(fleet: Fleet, hosts: list[str], profile: str | None, limit: list[str] | None) -> dict[str, Any]:
+def make_plan(fleet: Fleet, job: str, hosts: list[str], profile: str | None, limit: list[str] | None) -> dict[str, Any]:
     """A plan that changes the first two hosts: one server restarted, one started, one stopped."""
     plan = {
+        "job": job,
+        "source": "status",
         "profile": profile,
         "limit": ",".join(limit) if limit else None,
         "made_at": now(),
@@ -99,7 +103,7 @@ def make_plan(fleet: Fleet, hosts: list[str], profile: str | None, limit: list[s
 
 def plan_head(plan: dict[str, Any]) -> dict[str, Any]:
     """Its entry in the list."""
-    return {key: plan[key] for key in ("hash", "profile", "limit", "made_at")}
+    return {key: plan[key] for key in ("hash", "job", "profile", "limit", "made_at")}
 
 
 def _host_plan(fleet: Fleet, host: str, place: int) -> dict[str, Any]:

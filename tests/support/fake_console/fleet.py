@@ -89,6 +89,8 @@ class Fleet:
             "address": f"10.0.{number // 250}.{number % 250 + 1}",
             "groups": ["models", "gpu" if has_gpu else "cpu"],
             "state": "ok",
+            "as_of": self.as_of,
+            "source": "events",
             "stale_since": None,
             "servers_total": len(own),
             "servers_ready": 0,

@@ -61,7 +61,7 @@ def play_plan(fleet: Fleet, job: Job, pace: float) -> int:
     run = job["id"]
     fleet.publish("task_started", {"name": "Plan the servers", "number": 3}, run=run, check=True)
     time.sleep(pace)
-    plan = make_plan(fleet, job["hosts"], job["variables"].get("profile"), job["variables"].get("limit"))
+    plan = make_plan(fleet, run, job["hosts"], job["variables"].get("profile"), job["variables"].get("limit"))
     for host in job["hosts"]:
         fleet.publish("plan", {"plan": plan["hosts"][host]}, host=host, run=run, check=True)
         fleet.publish("line", {"text": f"{host}  {plan['hosts'][host]['summary']}"}, run=run, check=True)

@@ -4,8 +4,8 @@
 
 import { signal } from '@preact/signals';
 import type {
-  Answer, Host, HostCapacity, Job, JobRequest, Model, Plan, PlanHead, Problem, Profile, RejectedModel, SavedProfile, Server,
-  ServerDetail, Session,
+  Capacity, Hosts, Job, JobRequest, Models, Plan, PlanList, PlanRequest, Problem, ProfileList, SavedProfile, ServerDetail,
+  Servers, Session,
 } from './types';
 
 /** The API is next to the page, wherever a proxy has put both. */
@@ -14,7 +14,7 @@ export const apiUrl = (path: string): string => new URL(`api/v1/${path}`, docume
 export class ApiError extends Error {
   readonly problem: Problem;
   constructor(problem: Problem) {
-    super(problem.detail ?? problem.title);
+    super(problem.detail || problem.title);
     this.problem = problem;
   }
 }
@@ -22,8 +22,11 @@ export class ApiError extends Error {
 /** Whether the console wants a token first. */
 export const signedOut = signal(false);
 
+const problemOf = (status: number, title: string, fix = ''): Problem =>
+  ({ type: 'about:blank', title, status, detail: '', fix, nearest: [], instance: '' });
+
 const asProblem = async (response: Response): Promise<Problem> => {
-  const fallback = { type: 'about:blank', title: response.statusText || `HTTP ${response.status}`, status: response.status };
+  const fallback = problemOf(response.status, response.statusText || `HTTP ${response.status}`);
   try {
     return { ...fallback, ...((await response.json()) as Partial<Problem>) };
   } catch {
@@ -41,9 +44,7 @@ async function request<T>(method: string, path: string, body?: unknown, headers:
       body: body === undefined ? null : JSON.stringify(body),
     });
   } catch {
-    throw new ApiError({
-      type: 'about:blank', title: 'The console does not answer', status: 0, fix: 'Check that magi-llama-console runs.',
-    });
+    throw new ApiError(problemOf(0, 'The console does not answer', 'Check that magi-llama-console runs.'));
   }
   if (!response.ok) {
     if (response.status === 401 && path !== 'session') signedOut.value = true;
@@ -61,19 +62,19 @@ type Started = { job: Job };
 const jobId = (started: Started): string => started.job.id;
 
 export const api = {
-  hosts: () => request<Answer & { hosts: Host[] }>('GET', 'hosts'),
-  servers: () => request<Answer & { servers: Server[] }>('GET', 'servers'),
+  hosts: () => request<Hosts>('GET', 'hosts'),
+  servers: () => request<Servers>('GET', 'servers'),
   server: (host: string, name: string) => request<ServerDetail>('GET', `servers/${quote(host)}/${quote(name)}`),
-  models: () => request<Answer & { models: Model[]; rejected: RejectedModel[] }>('GET', 'models'),
-  profiles: () => request<{ profiles: Profile[] }>('GET', 'profiles'),
+  models: () => request<Models>('GET', 'models'),
+  profiles: () => request<ProfileList>('GET', 'profiles'),
   previewProfile: (name: string, text: string) => request<SavedProfile>('PUT', `profiles/${quote(name)}`, { text, preview: true }),
   saveProfile: (name: string, text: string, expected: string) =>
     request<SavedProfile>('PUT', `profiles/${quote(name)}`, { text, preview: false, expected_sha256: expected }),
-  capacity: () => request<Answer & { hosts: HostCapacity[] }>('GET', 'capacity'),
-  makePlan: async (body: { profile?: string; limit?: string[] }) =>
+  capacity: () => request<Capacity>('GET', 'capacity'),
+  makePlan: async (body: PlanRequest) =>
     jobId(await request<Started>('POST', 'plans', body, idempotent())),
   plan: (hash: string) => request<Plan>('GET', `plans/${quote(hash)}`),
-  plans: () => request<{ plans: PlanHead[] }>('GET', 'plans'),
+  plans: () => request<PlanList>('GET', 'plans'),
   applyPlan: async (hash: string, allowDowntime: boolean) =>
     jobId(await request<Started>('POST', `plans/${quote(hash)}/apply`, { allow_downtime: allowDowntime }, idempotent())),
   jobs: () => request<{ jobs: Job[] }>('GET', 'jobs?limit=200'),

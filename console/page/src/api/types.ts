@@ -2,202 +2,53 @@
 // GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 // SPDX-License-Identifier: GPL-3.0-or-later
 
-/** Shapes of the API, as docs/console.md and console/openapi.json describe them. Sizes are bytes, times RFC 3339. */
+/** Shapes of the API: those of console/openapi.json by name. `npm run types` makes schema.ts out of it. */
 
-export type ServerState =
-  | 'ready' | 'sleeping' | 'starting' | 'loading' | 'hung' | 'unhealthy' | 'wrong_identity' | 'running' | 'stopping'
-  | 'restarting' | 'stopped' | 'failed' | 'absent' | 'unknown';
-export type HostState = 'ok' | 'degraded' | 'failed' | 'unreachable' | 'unknown';
-export type JobState = 'queued' | 'running' | 'finished' | 'failed' | 'cancelled' | 'lost';
-export type Source = 'events' | 'sweep' | 'gateway' | 'status' | 'none';
-export type Verb =
-  | 'site' | 'plan' | 'start' | 'stop' | 'restart' | 'status' | 'verify' | 'rollout' | 'rollback' | 'scan';
+import type { components } from './schema';
 
-export interface Answer {
-  as_of: string | null;
-  source: Source;
-}
+type Schemas = components['schemas'];
 
-export interface Memory {
-  total: number | null;
-  free: number | null;
-  planned: number | null;
-}
+export type Answer = Pick<Schemas['Hosts'], 'as_of' | 'source'>;
+export type Capacity = Schemas['Capacity'];
+export type Fit = Schemas['Fit'];
+export type Footprint = Schemas['Footprint'];
+export type Host = Schemas['Host'];
+export type HostCapacity = Schemas['HostCapacity'];
+export type HostPlan = Schemas['HostPlan'];
+export type Hosts = Schemas['Hosts'];
+export type JobRequest = Schemas['JobRequest'];
+export type Model = Schemas['Model'];
+export type Models = Schemas['Models'];
+export type Plan = Schemas['PlanDocument'];
+export type PlanList = Schemas['PlanList'];
+export type PlanRequest = Schemas['PlanRequest'];
+export type PlannedServer = Schemas['PlannedServer'];
+export type Problem = Schemas['ProblemDocument'];
+export type Profile = Schemas['ProfileDocument'];
+export type ProfileList = Schemas['ProfileList'];
+export type SavedProfile = Schemas['SavedProfile'];
+export type Server = Schemas['Server'];
+export type ServerDetail = Schemas['ServerDetail'];
+export type Servers = Schemas['Servers'];
+export type Session = Schemas['SessionDocument'];
+export type Stages = Schemas['Stages'];
+export type Verb = JobRequest['verb'];
 
-export interface Gpu extends Memory {
-  index: number;
-  name: string;
-}
+export type HostState = Host['state'];
+export type JobState = Job['state'];
 
-export interface Host {
-  name: string;
-  address: string | null;
-  groups: string[];
-  state: HostState;
-  stale_since: string | null;
-  servers_total: number;
-  servers_ready: number;
-  ram: Memory | null;
-  gpus: Gpu[];
-  drift: string[] | null;
-  drift_since: string | null;
-  profile: string | null;
-  lock: { holder: string; since: string | null } | null;
-  job: string | null;
-}
-
-export interface Server {
-  host: string;
-  name: string;
-  model_id: string;
-  display_name: string | null;
-  tier: string | null;
-  port: number | null;
-  pid: number | null;
-  state: ServerState;
-  is_ready: boolean;
-  uptime_seconds: number | null;
-  rss_bytes: number | null;
-  vram_bytes: number | null;
-  planned_bytes: number | null;
-  restarts: number;
-  tokens_per_second: number | null;
-  reason: string | null;
-  fix: string | null;
-}
-
-export interface Slot {
-  id: number;
-  is_processing: boolean;
-  n_ctx: number | null;
-  n_past?: number | null;
-}
-
-export interface Footprint {
-  ram_bytes: number | null;
-  vram_bytes: number | null;
-}
-
-export interface ServerDetail extends Server, Answer {
-  argv: string[] | null;
-  environment_names: string[] | null;
-  slots_total?: number | null;
-  slots: Slot[] | null;
-  context_size?: number | null;
-  log: string[];
-  estimate: Footprint | null;
-  truth: Footprint | null;
-  revision: string | null;
-}
-
-export interface Model {
-  id: string;
-  display_name?: string | null;
-  hosts: string[];
-  kind: string | null;
-  tier: string | null;
-  architecture: string | null;
-  size_bytes: number | null;
-  path: string | null;
-  context_length: number | null;
-  provenance: Record<string, unknown> | null;
-}
-
-export interface RejectedModel {
-  host: string;
-  path: string;
-  reason: string;
-}
-
-export interface Profile {
-  name: string;
-  path: string;
-  description: string | null;
-  builtin: boolean;
-  active_on: string[];
-  text: string;
-  sha256?: string;
-}
-
-/** What a profile selects on a host. */
-export interface Selected {
-  models: string[];
-  missing: string[];
-  needs_bytes: number | null;
-}
-
-export interface SavedProfile {
-  diff: string;
-  errors: string[];
-  warnings?: string[];
-  saved: boolean;
-  path?: string;
-  selects?: Record<string, Selected>;
-  commit?: string | null;
-}
-
-export interface MemoryChange {
-  total?: number | null;
-  free?: number | null;
-  now: number | null;
-  peak: number | null;
-  after: number | null;
-}
-
-export interface PlannedServer {
-  name: string;
-  model_id?: string;
-  action: string;
-  reason: string | null;
-  downtime_seconds?: number | null;
-  argv_diff: string[];
-  estimate: Record<string, unknown> | null;
-}
-
-export interface HostPlan {
-  summary: string;
-  downtime_seconds: number | null;
-  memory: { ram?: MemoryChange | null; gpu?: MemoryChange | null; gpus?: (MemoryChange & { index: number; name: string })[] };
-  warnings?: string[];
-  error?: string | null;
-  servers: PlannedServer[];
-}
-
-export interface PlanHead {
-  hash: string;
-  job?: string;
-  profile: string | null;
-  limit: string | null;
-  made_at: string;
-}
-
-export interface Plan extends PlanHead {
-  as_of: string | null;
-  hosts: Record<string, HostPlan>;
-}
-
-export interface Job {
-  id: string;
-  verb: Verb;
-  variables: Record<string, unknown>;
-  state: JobState;
-  waits_for: { host: string; job: string } | null;
-  hosts: string[];
-  rc: number | null;
-  created_at: string;
-  started_at: string | null;
-  ended_at: string | null;
-  by: string | null;
-  check: boolean;
-  result: JobResult | null;
-}
-
-/** The result document of the job's playbook. */
+/** The result document of the job's playbook, of which the page reads the kind and a plan's hash, or a rollout. */
 export interface JobResult {
   kind?: string;
   hash?: string | null;
-  [key: string]: unknown;
 }
+
+export type Job = Omit<Schemas['JobDocument'], 'result'> & { result?: (JobResult & Partial<Rollout>) | null };
+
+// The states of docs/schemas/status.schema.json; more may come, and are shown as they are called.
+export type ServerState =
+  | 'ready' | 'sleeping' | 'starting' | 'loading' | 'hung' | 'unhealthy' | 'wrong_identity' | 'running' | 'stopping'
+  | 'restarting' | 'stopped' | 'failed' | 'absent' | 'unknown';
 
 export interface HostCount {
   ok: number;
@@ -228,30 +79,6 @@ export interface Rollout {
   hosts: Record<string, RolloutHost>;
 }
 
-export interface Fit {
-  model_id: string;
-  needs_bytes: number;
-  basis: 'plan' | 'file';
-  is_on_host: boolean;
-  fits: 'gpu' | 'ram' | 'no' | 'unknown';
-}
-
-export interface HostCapacity {
-  host: string;
-  ram_free_bytes: number | null;
-  vram_free_bytes: (number | null)[];
-  models: Fit[];
-}
-
-export interface JobRequest {
-  verb: Verb;
-  profile?: string;
-  servers?: string[];
-  limit?: string[];
-  check?: boolean;
-  allow_downtime?: boolean;
-}
-
 /** An event of a run, as docs/events.md describes it. */
 export interface MagiEvent {
   at: string;
@@ -261,18 +88,4 @@ export interface MagiEvent {
   check: boolean;
   host?: string;
   data: Record<string, unknown>;
-}
-
-export interface Session {
-  name: string | null;
-  role: 'read' | 'operate' | null;
-}
-
-export interface Problem {
-  type: string;
-  title: string;
-  status: number;
-  detail?: string;
-  fix?: string | null;
-  nearest?: string[];
 }

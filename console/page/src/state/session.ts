@@ -5,5 +5,5 @@
 import { computed, signal } from '@preact/signals';
 
 /** What the signed-in token may do; null until the console has said so. */
-export const role = signal<'read' | 'operate' | null>(null);
+export const role = signal<string | null>(null);
 export const mayOperate = computed(() => role.value !== 'read');

@@ -36,7 +36,7 @@ export function Failure({ error }: { error: unknown }) {
   return (
     <div class="notice bad" role="alert">
       <strong>{problem?.title ?? 'This did not work'}</strong>
-      <p>{problem?.detail ?? (error instanceof Error ? error.message : String(error))}</p>
+      {problem?.detail !== '' && <p>{problem?.detail ?? (error instanceof Error ? error.message : String(error))}</p>}
       {problem?.fix && <p><b>Fix:</b> {problem.fix}</p>}
       {problem?.nearest && problem.nearest.length > 0 && <p><b>Nearest:</b> {problem.nearest.join(', ')}</p>}
     </div>

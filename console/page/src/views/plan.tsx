@@ -4,7 +4,7 @@
 
 import { useState } from 'preact/hooks';
 import { api } from '../api/client';
-import type { HostPlan, MemoryChange, Plan, PlannedServer } from '../api/types';
+import type { HostPlan, Plan, PlannedServer, Stages as StageBytes } from '../api/types';
 import { bytes, count, dateTime, DASH, duration } from '../format';
 import { go, link, place } from '../router';
 import { hostNames } from '../state/fleet';
@@ -93,7 +93,7 @@ export function MakePlanView() {
   );
 }
 
-function Stages({ label, memory }: { label: string; memory: MemoryChange }) {
+function Stages({ label, memory }: { label: string; memory: StageBytes }) {
   const total = memory.total ?? (Math.max(memory.now ?? 0, memory.peak ?? 0, memory.after ?? 0) || null);
   const row = (stage: 'now' | 'peak' | 'after') => (
     <Bar key={stage} label={stage} used={memory[stage]} total={total} text={bytes(memory[stage])} />

@@ -131,7 +131,7 @@ function Editor({ profile, onSaved }: { profile: Profile; onSaved: () => void })
 const TEMPLATE = 'description: \nenabled_models:\n  - {tier: Q4}\nparameters:\n  ctx_size: 8192\n';
 
 function fresh(name: string, from: Profile | undefined): Profile {
-  return { name, path: '', description: null, builtin: false, active_on: [], text: from?.text ?? TEMPLATE, sha256: '' };
+  return { name, path: '', description: '', builtin: false, active_on: [], text: from?.text ?? TEMPLATE, sha256: '' };
 }
 
 export function ProfilesView({ name }: { name: string }) {

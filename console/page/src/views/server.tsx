@@ -67,7 +67,7 @@ function Slots({ slots, total }: { slots: ServerDetail['slots']; total: number |
               <Icon tone={slot.is_processing ? 'busy' : 'off'} />
               <span>slot {slot.id}</span>
               <span class="muted">{slot.is_processing ? 'working' : 'free'}</span>
-              <span class="number muted">{slot.n_past ?? 0} / {slot.n_ctx ?? DASH} tokens</span>
+              <span class="number muted">{slot.n_ctx ?? DASH} tokens</span>
             </li>
           ))}
         </ul>
