@@ -16,6 +16,7 @@ from ansible.utils.vars import load_extra_vars
 from ansible_collections.magi.llama.plugins.module_utils._arguments.playbook_begin import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import model_hosts
 from ansible_collections.magi.llama.plugins.module_utils._plan.profile import nearest
+from ansible_collections.magi.llama.plugins.plugin_utils.approved import read_approved
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
 from ansible_collections.magi.llama.plugins.plugin_utils.extra_vars import errors, load_spec, words
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
@@ -52,6 +53,7 @@ class ActionModule(HostAction):
                 *host_var_errors(hosts, extra_vars),
                 *self._canary_errors(hosts, task_vars),
                 *_httpx_errors(options, hosts),
+                *(_apply_errors(hosts, task_vars) if "apply" in options else ()),
             ]
         )
         wrong.update(dict.fromkeys(_missing(arguments["playbook"], book.get("required", ()), options, hosts)))
@@ -96,6 +98,20 @@ def _httpx_errors(options: dict[str, Any], hosts: dict[str, Any]) -> list[str]:
     """Return an error if only the controller is to send probes and it cannot: hosts are changed before that."""
     asks = "verify_from" in options and any(one.get("verify_from") == "controller" for one in hosts.values())
     return [NO_HTTPX] if asks and find_spec("httpx") is None else []
+
+
+def _apply_errors(hosts: dict[str, Any], task_vars: dict[str, Any]) -> list[str]:
+    """Return an error if a plan is to be applied that cannot be read, or only with some tags."""
+    given = decided("apply", hosts)
+    if given is None:
+        return []
+    if list(task_vars.get("ansible_run_tags") or ["all"]) != ["all"] or task_vars.get("ansible_skip_tags"):
+        return ["apply does all that the plan has: leave out --tags and --skip-tags."]
+    try:
+        read_approved(given)
+    except AnsibleActionFail as error:
+        return [str(error)]
+    return []
 
 
 def _missing(playbook: str, required: Sequence[str], options: dict[str, Any], hosts: dict[str, Any]) -> list[str]:

@@ -15,6 +15,8 @@ from ansible_collections.magi.llama.plugins.plugin_utils.show import BEGUN
 
 # Set by tasks/record_failure.yml.
 FAILURE = "__playbook_failure"
+# Registered by tasks/approve.yml.
+APPROVAL = "__llama_approval"
 # Prefixes of the variables that the roles' tasks register.
 REGISTERED = ("__servers_", "__runtime_", "__registry_", "__gateway_verified")
 
@@ -99,6 +101,9 @@ def _verify(host_vars: HostVars) -> Mapping[str, Any]:
 
 
 def _site(host_vars: HostVars) -> Mapping[str, Any]:
+    if not (host_vars.get(APPROVAL) or {}).get("matches", True):
+        # It has another plan than the one to be applied, of which nothing was done.
+        return {}
     plan = _plan(host_vars)
     health = {**host_vars.get("__servers_kept_health", {}), **host_vars.get("__servers_health", {})}
     return {

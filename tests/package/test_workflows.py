@@ -38,7 +38,9 @@ def load(path: Path) -> Any:
     [
         *(("github-workflows", path) for path in sorted(WORKFLOWS.glob("*.yml"))),
         ("github-workflows", EXAMPLES / "github-actions.yml"),
+        ("github-workflows", EXAMPLES / "approval-github-actions.yml"),
         ("gitlab-ci", EXAMPLES / "gitlab-ci.yml"),
+        ("gitlab-ci", EXAMPLES / "approval-gitlab-ci.yml"),
     ],
     ids=lambda value: getattr(value, "name", value),
 )
@@ -115,14 +117,32 @@ def test_the_steps_of_the_github_example_plan_and_roll_out(repository: Path) -> 
 
 
 @pytest.mark.skipif(not server_path().exists(), reason="no llama-server: run make binaries")
-def test_the_jobs_of_the_gitlab_example_plan_and_roll_out(repository: Path) -> None:
-    pipeline = load(EXAMPLES / "gitlab-ci.yml")
+def test_the_jobs_of_the_github_example_with_an_approval_apply_what_was_planned(repository: Path) -> None:
+    workflow = load(EXAMPLES / "approval-github-actions.yml")
+    secrets = {"SSH_PRIVATE_KEY": "a key", "SSH_KNOWN_HOSTS": "hosts"}
+    variables = {**workflow["env"], "GITHUB_STEP_SUMMARY": str(repository / "summary.md")}
+    assert workflow["jobs"]["apply"]["needs"] == "plan"
+    for job in ("plan", "apply"):
+        for step in workflow["jobs"][job]["steps"]:
+            if "run" in step:
+                shell(step["run"], repository, {**variables, **{name: secrets[name] for name in step.get("env", {})}})
+    assert_rolled_out(repository)
+    assert "magi.llama.site -e apply=" in (repository / "summary.md").read_text()
+
+
+def run_stages(pipeline: dict[str, Any], repository: Path) -> None:
     variables = dict(pipeline["variables"])
     for name, text in {"SSH_PRIVATE_KEY": "a key\n", "SSH_KNOWN_HOSTS": "hosts\n"}.items():
         (repository / name).write_text(text)
         variables[name] = str(repository / name)
     for stage in pipeline["stages"]:
         shell("\n".join([*pipeline["default"]["before_script"], *pipeline[stage]["script"]]), repository, variables)
+
+
+@pytest.mark.skipif(not server_path().exists(), reason="no llama-server: run make binaries")
+@pytest.mark.parametrize("example", ["gitlab-ci.yml", "approval-gitlab-ci.yml"])
+def test_the_jobs_of_the_gitlab_examples_plan_and_roll_out(repository: Path, example: str) -> None:
+    run_stages(load(EXAMPLES / example), repository)
     assert_rolled_out(repository)
 
 

@@ -32,7 +32,8 @@ def plan_summary_lines(document: Mapping[str, Any]) -> list[str]:
 
 def _hash_line(document: Mapping[str, Any]) -> str:
     if document["hash"]:
-        return f"hash  {document['hash'][:SHOWN_DIGITS]}"
+        shown = document["hash"][:SHOWN_DIGITS]
+        return f"hash  {shown} (site.yml -e apply={shown} does exactly this, or nothing)"
     missing = [name for name, host in document["hosts"].items() if "error" in host or "hash" not in host]
     named = ", ".join(missing[:MAX_NAMED]) + (f" and {len(missing) - MAX_NAMED} more" * (len(missing) > MAX_NAMED))
     return f"hash  none, as there is no plan for {named}: fix that, or leave them out with --limit"

@@ -72,7 +72,7 @@ def _has_new_keys(server: Server, previous: Server | None) -> bool:
 def launch_differences(server: Server, process: Process) -> list[str]:
     """Return the reasons for a restart: how the process's command line and environment differ from the plan."""
     env = process.env
-    reasons = _argv_differences(_launched_argv(server, process), server["argv"])
+    reasons = argv_changes(_launched_argv(server, process), server["argv"])
     if env.get("MAGI_LLAMA_RUNTIME") != server["env"]["MAGI_LLAMA_RUNTIME"]:
         reasons.append("llama-server itself changed")
     if env.get("MAGI_LLAMA_MODEL") != server["env"]["MAGI_LLAMA_MODEL"]:
@@ -116,7 +116,8 @@ def _holds(words: Sequence[str], part: Sequence[str]) -> bool:
     return any(words[place : place + len(part)] == part for place in range(len(words) - len(part) + 1))
 
 
-def _argv_differences(old: Sequence[str], new: Sequence[str]) -> list[str]:
+def argv_changes(old: Sequence[str], new: Sequence[str]) -> list[str]:
+    """Return how a command line differs from another one: "--flag value → value" for each flag."""
     if list(old) == list(new):
         return []
     before, after = _by_flag(old), _by_flag(new)

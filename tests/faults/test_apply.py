@@ -1,0 +1,93 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A plan is applied as it was approved, or nothing is done: on a real host, with real servers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from support.bed import Bed
+from support.schemas import errors
+
+LATER = "Run plan.yml again, with the same hosts, and apply its new hash if that is what you want."
+
+
+@pytest.fixture
+def document(tmp_path: Path) -> Path:
+    return tmp_path / "plan.json"
+
+
+def planned(bed: Bed, document: Path, *arguments: str) -> str:
+    """The hash of a plan."""
+    output = bed.run("plan", "-e", f"output_file={document}", *arguments).output
+    found: str = json.loads(document.read_text())["hash"]
+    assert f"hash  {found[:16]} " in output
+    assert errors("result", json.loads(document.read_text())) == []
+    return found
+
+
+def test_plan_is_applied_by_its_hash_and_then_is_no_longer_the_plan(bed: Bed, document: Path) -> None:
+    before = bed.pids()
+    change = ("-e", "profile=other")
+    found = planned(bed, document, *change)
+    assert planned(bed, document, *change) == found
+    wanted = json.loads(document.read_text())["hosts"]["bed"]["servers"]
+    bed.run("site", *change, "-e", f"apply={found[:16]}")
+    after = bed.pids()
+    running = {name: list(process.argv) for name, process in bed.processes().items()}
+    assert running == {one["name"]: one["argv"] for one in wanted if one["action"] != "stop"}
+    kept = [one["name"] for one in wanted if one["action"] == "keep"]
+    assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
+    again = bed.run("site", *change, "-e", f"apply={document}", code=2)
+    again.expect(f"This is no longer the plan {found[:16]}: bed differs.", "is to keep now", LATER)
+    assert bed.pids() == after
+    bed.run("site")
+
+
+def test_changed_host_or_variable_is_refused_and_nothing_is_touched(bed: Bed, document: Path) -> None:
+    name = "tiny-llama-q4_k_m"
+    found = planned(bed, document)
+
+    def refused(*says: str, more: tuple[str, ...] = ()) -> None:
+        pids, record = bed.pids(), (bed.state / "deployment.json").read_bytes()
+        run = bed.run("site", "-e", f"apply={document}", *more, code=2)
+        run.expect(f"This is no longer the plan {found[:16]}", *says, "Nothing was changed on any host.")
+        assert bed.pids() == pids
+        assert (bed.state / "deployment.json").read_bytes() == record
+        assert not (bed.state / "run.lock").exists()
+
+    refused("stop_timeout 3 → 4", more=("-e", "servers_stop_timeout=4"))
+    refused("profile pair → other", more=("-e", "profile=other"))
+    file = bed.models / "tiny-llama-Q4_K_M.gguf"
+    os.utime(file, ns=(1, 1))
+    refused(f"{name}: was to keep, is to restart now, the model's file changed")
+    bed.run("site")
+    bed.run("stop", "-e", f"servers={name}")
+    found = planned(bed, document)
+    bed.run("start", "-e", f"servers={name}")
+    refused(f"{name}: was to start, is to keep now")
+
+
+def test_killed_server_is_refused_by_the_hash_alone_too(bed: Bed, document: Path) -> None:
+    found = planned(bed, document)
+    os.kill(bed.supervisord(), signal.SIGKILL)
+    for pid in bed.pids().values():
+        os.kill(pid, signal.SIGKILL)
+    run = bed.run("site", "-e", f"apply={found}", code=2)
+    run.expect(f"This is no longer the plan {found[:16]}, it is", "bed: tiny-llama-q4_k_m to start, not running")
+    assert bed.pids() == {}
+
+
+def test_plan_is_applied_by_rollout(bed: Bed, document: Path) -> None:
+    found = planned(bed, document)
+    pids = bed.pids()
+    bed.run("rollout", "-e", f"apply={found[:16]}")
+    assert bed.pids() == pids
+    refused = bed.run("rollout", "-e", f"apply={document}", "-e", "servers_stop_timeout=4", code=2)
+    refused.expect("bed: tiny-llama-q3_k_m: stop_timeout 3 → 4", "1 failed")
+    assert bed.pids() == pids
