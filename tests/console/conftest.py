@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from support import reaper
+from support.bed import Bed
 from support.console import RunningConsole
 
 HOSTS = ("node1", "node2", "node3")
@@ -46,3 +51,34 @@ def console(tmp_path: Path, fake: Callable[..., None]) -> Iterator[RunningConsol
     environment = {"FAKE_PLAYBOOK": str(tmp_path / "fake.json"), "SECRET_OF_THE_CONSOLE": "s3cret"}
     with RunningConsole(inventory, tmp_path / "console", arguments=arguments, environment=environment) as running:
         yield running
+
+
+@dataclass
+class Live:
+    """A console whose host is this machine, with real servers of tiny models under supervisor."""
+
+    console: RunningConsole
+    bed: Bed
+
+    def wait_for(self, path: str, is_so: Callable[[Any], bool], seconds: float = 90.0) -> Any:
+        """Ask until an answer is so; returns it."""
+        deadline = time.monotonic() + seconds
+        while not is_so(answer := self.console.read.get(path).json()):
+            assert time.monotonic() < deadline, answer
+            time.sleep(0.2)
+        return answer
+
+
+@pytest.fixture(scope="session")
+def live() -> Iterator[Live]:
+    """The profile pair is deployed, by the console itself."""
+    with reaper.temporary_folder("magi-console-") as folder:
+        bed = Bed(folder / "bed")
+        console = RunningConsole(bed.inventory, folder / "console")
+        try:
+            with console:
+                answer = console.operate.post("/api/models/start", timeout=180)
+                assert (answer.status_code, len(answer.json()["started"])) == (200, 2), answer.text
+                yield Live(console, bed)
+        finally:
+            bed.run("teardown")

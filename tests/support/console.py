@@ -131,6 +131,10 @@ class RunningConsole:
         text = self.read.get(f"/api/v1/jobs/{job_id}/events", params={"follow": False}, headers=lines).text
         return [json.loads(line) for line in text.splitlines() if line]
 
+    def browser(self) -> httpx.Client:
+        """A client without a token that keeps cookies and names its origin, as a browser does."""
+        return httpx.Client(base_url=self.url, timeout=30, headers={"Origin": self.url})
+
     def __enter__(self) -> RunningConsole:
         for client, role in ((self.read, "read"), (self.operate, "operate")):
             client.headers["Authorization"] = f"Bearer {self.add_token(f'test-{role}', role)}"
