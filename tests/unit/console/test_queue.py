@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 from magi_llama_console.jobs.queue import schedule
-from magi_llama_console.store.base import Job
+from magi_llama_console.store.base import CONSOLE, Job
 
 
-def job(name: str, *hosts: str) -> Job:
-    return Job(id=name, verb="site", variables={}, hosts=hosts, by="", created_at="")
+def job(name: str, *hosts: str, verb: str = "site", by: str = "", **variables: bool) -> Job:
+    return Job(id=name, verb=verb, variables=variables, hosts=hosts, by=by, created_at="")
 
 
 def scheduled(running: list[Job], queued: list[Job], at_once: int = 8) -> tuple[list[str], dict[str, tuple[str, str]]]:
@@ -33,3 +33,12 @@ def test_a_job_for_all_hosts_is_not_overtaken() -> None:
 
 def test_only_so_many_run_at_once() -> None:
     assert scheduled([job("a", "1")], [job("b", "2"), job("c", "3")], 2) == (["b"], {"c": ("", "a")})
+
+
+def test_no_job_waits_for_one_by_which_the_console_itself_looks() -> None:
+    looks = job("s", "1", verb="status", by=CONSOLE)
+    assert scheduled([looks], [job("a", "1")]) == (["a"], {})
+    assert scheduled([], [job("s", "1", verb="scan", by=CONSOLE, check=True), job("a", "1")]) == (["s", "a"], {})
+    # A user's own waits its turn, and the console's does not look into a change.
+    assert scheduled([job("u", "1", verb="status")], [job("a", "1")]) == ([], {"a": ("1", "u")})
+    assert scheduled([job("a", "1")], [looks]) == ([], {"s": ("1", "a")})

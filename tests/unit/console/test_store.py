@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from magi_llama_console.store.base import CachedStatus, Job, KeyReused, Session
+from magi_llama_console.store.base import CONSOLE, CONSOLE_JOBS_KEPT, CachedStatus, Job, KeyReused, Session
 from magi_llama_console.store.sqlite import SqliteStore
 
 
@@ -59,6 +59,17 @@ def test_old_jobs_are_forgotten_with_their_events_but_not_those_that_run(store: 
     # Numbers are not used again: a client may have seen them.
     asyncio.run(store.add_events(None, [{}]))
     assert asyncio.run(store.last_sequence()) == 6
+
+
+def test_jobs_of_the_console_itself_are_counted_apart(store: SqliteStore) -> None:
+    async def fill() -> list[str]:
+        await store.add_job(job("mine", state="finished"))
+        for number in range(CONSOLE_JOBS_KEPT + 2):
+            await store.add_job(replace(job(f"{number}", state="finished"), by=CONSOLE))
+        return await store.prune(1)
+
+    assert asyncio.run(fill()) == ["1", "0"]
+    assert "mine" in [one.id for one in asyncio.run(store.jobs())]
 
 
 def test_waiting_ends_with_the_next_event(store: SqliteStore) -> None:

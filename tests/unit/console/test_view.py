@@ -217,6 +217,11 @@ def test_status_replaces_the_servers_and_keeps_what_only_the_plan_knows() -> Non
     assert folded(DEPLOY, moved).hosts["a"].servers["x"].argv is None
 
 
+def test_status_from_before_a_change_does_not_undo_it() -> None:
+    late = run("status.yml", on_a("status", {"status": status(one_status("x", "stopped"))}, 1), name="s1")
+    assert folded(DEPLOY, late).hosts["a"].servers["x"].state == "ready"
+
+
 def test_unreachable_counts_at_once_even_in_a_preview_and_ends_with_the_next_contact() -> None:
     lost = [
         event("run_started", {"playbook": "plan.yml"}, run="r2"),

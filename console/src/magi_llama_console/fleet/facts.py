@@ -84,6 +84,8 @@ class Host:
     is_reachable: bool | None = None
     as_of: str | None = None
     source: Source = "none"
+    # When a run last said that it has changed a server: what was seen before then is not how they are.
+    changed_at: str | None = None
     profile: str | None = None
     ram: Memory = Memory()
     gpus: tuple[Gpu, ...] = ()
@@ -104,6 +106,11 @@ class Host:
         if self.drift_of_plan is None and self.drift_of_status is None:
             return None
         return {**(self.drift_of_plan or {}), **(self.drift_of_status or {})}
+
+    @property
+    def has_full_registry(self) -> bool:
+        """Whether a scan has said everything of each model; events list them with few keys."""
+        return self.models_as_of is not None and all("context_length" in one for one in self.models)
 
     @property
     def ready_servers(self) -> int:

@@ -47,7 +47,7 @@ def fold(fleet: Fleet, event: Mapping[str, Any], sequence: int = 0) -> Fleet:
     if kind == "lock_waited":
         return _with_host(fleet, replace(_host(fleet, host), lock_holder=event["data"]["holder"], lock_at=event["at"]))
     if kind in STATES and not _is_preview(run, event):
-        return _with_host(fleet, _server_event(_host(fleet, host), event, only_known=True))
+        return _with_host(fleet, _server_event(_host(fleet, host), event))
     return fleet
 
 
@@ -115,7 +115,7 @@ def _apply(host: Host, run: Run, event: Mapping[str, Any], is_deployed: bool) ->
         return host
     if kind == "status":
         return with_status(host, data["status"], at, drift=data.get("drift"))
-    return _server_event(host, event, only_known=False) if kind in STATES and run.playbook not in LOOKING else host
+    return _server_event(host, event) if kind in STATES and run.playbook not in LOOKING else host
 
 
 def fold_document(fleet: Fleet, document: Mapping[str, Any], at: str) -> Fleet:
@@ -141,7 +141,7 @@ def fold_document(fleet: Fleet, document: Mapping[str, Any], at: str) -> Fleet:
 
 def with_status(host: Host, status: Mapping[str, Any], at: str, drift: Mapping[str, str] | None = None) -> Host:
     """A host after its status document: exactly these servers are deployed."""
-    if host.as_of is not None and host.source == "status" and at < host.as_of:
+    if host.changed_at is not None and at < host.changed_at:
         return host
     servers = {one["name"]: _from_status(host, one) for one in status["servers"]}
     found = dict(drift or {})
@@ -216,6 +216,7 @@ def deployed(host: Host, plan: Mapping[str, Any], at: str) -> Host:
         is_reachable=True,
         as_of=at,
         source="events",
+        changed_at=at,
         profile=plan["profile"] or host.profile,
         ram=_memory(host.ram, plan, _sum(servers)),
         gpus=_gpus(host.gpus, plan, is_deployed=True),
@@ -268,12 +269,10 @@ def _number(argv: tuple[str, ...], flag: str) -> int | None:
     return int(value) if value.isdecimal() else None
 
 
-def _server_event(host: Host, event: Mapping[str, Any], only_known: bool) -> Host:
+def _server_event(host: Host, event: Mapping[str, Any]) -> Host:
     data = event["data"]
     server = host.servers.get(data["server"])
     if server is None:
-        return host
-    if not only_known and host.source == "status" and host.as_of is not None and event["at"] < host.as_of:
         return host
     state = STATES[event["type"]]
     changed = replace(
@@ -288,7 +287,7 @@ def _server_event(host: Host, event: Mapping[str, Any], only_known: bool) -> Hos
         fix=None if state == "ready" else data.get("fix"),
     )
     servers = {**host.servers, server.name: changed}
-    return replace(host, servers=servers, is_reachable=True, as_of=event["at"], source="events")
+    return replace(host, servers=servers, is_reachable=True, as_of=event["at"], source="events", changed_at=event["at"])
 
 
 def with_registry(host: Host, registry: Mapping[str, Any], at: str) -> Host:

@@ -23,7 +23,7 @@ from typing import Any
 from ..jobs.requests import Known, RequestRefused, validate
 from ..jobs.service import Jobs
 from ..settings import Settings
-from ..store.base import CachedStatus, Store, now
+from ..store.base import CONSOLE, CachedStatus, Store, now
 from .facts import Fleet, Host, from_plain, to_plain
 from .inventory import Inventory, InventoryError, InventoryHost, InventoryReader
 from .sweep import Key, gateway_states, read_metrics, sweep, target
@@ -39,8 +39,6 @@ SAVE_SECONDS = 5.0
 BATCH = 500
 # After a run that may have changed a host its status is wanted: pids, memory. Not at once, as another run may follow.
 SETTLED_SECONDS = 5.0
-# Who requests the jobs that no user has requested.
-CONSOLE = "console"
 
 
 class FleetWatch:
@@ -207,7 +205,7 @@ class FleetWatch:
         self._due = {name: when for name, when in self._due.items() if name not in due}
         await self._submit("status", {}, due)
         # Only once a host has answered: what it does not answer to one job it does not answer to another.
-        unscanned = [name for name in due if self.host(name).is_reachable and self.host(name).models_as_of is None]
+        unscanned = [name for name in due if self.host(name).is_reachable and not self.host(name).has_full_registry]
         if unscanned:
             # What models there are is in the document of a scan, which changes nothing when it only checks.
             await self._submit("scan", {"check": True}, unscanned)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..store.base import Job
+from ..store.base import CONSOLE, Job
+from .requests import LOOKING
 
 
 def schedule(
@@ -16,9 +17,10 @@ def schedule(
     """The queued jobs (oldest first) that start now, and what each of the others waits for.
 
     A job also waits for an older one that is itself waiting, so one for the whole fleet gets its turn. What it waits
-    for is {"host": …, "job": …}; host is empty where only the number of jobs at once keeps it.
+    for is {"host": …, "job": …}; host is empty where only the number of jobs at once keeps it. No job waits for one by
+    which the console itself only looks.
     """
-    owners = {host: job.id for job in running for host in job.hosts}
+    owners = {host: job.id for job in running if not gives_way(job) for host in job.hosts}
     started: list[Job] = []
     waits: dict[str, Mapping[str, str]] = {}
     for job in queued:
@@ -29,6 +31,11 @@ def schedule(
             waits[job.id] = {"host": "", "job": (running[0] if running else started[0]).id}
         else:
             started.append(job)
-        for host in job.hosts:
+        for host in () if gives_way(job) else job.hosts:
             owners.setdefault(host, job.id)
     return started, waits
+
+
+def gives_way(job: Job) -> bool:
+    """Whether the console has requested the job itself, to look at hosts: it changes nothing and takes no lock."""
+    return job.by == CONSOLE and (job.verb in LOOKING or job.is_check)

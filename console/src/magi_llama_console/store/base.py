@@ -16,6 +16,9 @@ from typing import Any, Protocol
 # queued and running become one of the others. lost: its process ended without a return code, as in a power cut.
 JOB_STATES = ("queued", "running", "finished", "failed", "cancelled", "lost")
 ENDED = ("finished", "failed", "cancelled", "lost")
+# By whom the jobs are that no user has requested: not a name that a token can have. So many of them are kept.
+CONSOLE = "(console)"
+CONSOLE_JOBS_KEPT = 20
 
 
 def now() -> str:
@@ -126,7 +129,10 @@ class Store(Protocol):
         """The newest jobs first, of all states or of these."""
 
     async def prune(self, keep: int) -> list[str]:
-        """Forget all but the newest jobs that have ended, with their events; the ids of those that are forgotten."""
+        """Forget all but the newest jobs that have ended, with their events; the ids of those that are forgotten.
+
+        The jobs that the console itself has requested are counted apart: CONSOLE_JOBS_KEPT.
+        """
 
     async def add_events(self, job: str | None, events: Sequence[Mapping[str, Any]], offset: int | None = None) -> None:
         """Keep events, and with them in one transaction how far the job's file has been read (bytes)."""

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .base import ENDED, AuditEntry, CachedStatus, Event, Job, KeyReused, Session, now
+from .base import CONSOLE, CONSOLE_JOBS_KEPT, ENDED, AuditEntry, CachedStatus, Event, Job, KeyReused, Session, now
 
 TABLES = """
 create table if not exists jobs (
@@ -90,15 +90,19 @@ class SqliteStore:
 
     async def prune(self, keep: int) -> list[str]:
         with self._transaction():
-            rows = self._db.execute(
-                f"select id from jobs where state in ({', '.join('?' * len(ENDED))})"
-                " order by number desc limit -1 offset ?",
-                (*ENDED, keep),
-            )
-            old = [str(row[0]) for row in rows]
+            old = [*self._beyond(keep, "<>"), *self._beyond(CONSOLE_JOBS_KEPT, "=")]
             for table, column in (("jobs", "id"), ("requests", "job"), ("events", "job"), ("offsets", "job")):
                 self._db.executemany(f"delete from {table} where {column} = ?", [(name,) for name in old])
         return old
+
+    def _beyond(self, keep: int, comparison: str) -> list[str]:
+        """The ended jobs after the newest ones, of users (<>) or of the console itself (=)."""
+        rows = self._db.execute(
+            f"select id from jobs where state in ({', '.join('?' * len(ENDED))})"
+            f" and json_extract(job, '$.by') {comparison} ? order by number desc limit -1 offset ?",
+            (*ENDED, CONSOLE, keep),
+        )
+        return [str(row[0]) for row in rows]
 
     async def add_events(self, job: str | None, events: Sequence[Mapping[str, Any]], offset: int | None = None) -> None:
         with self._transaction():
