@@ -75,7 +75,7 @@ def test_silent_servers_do_not_outlast_the_deadline() -> None:
             return await asyncio.wait_for(sweep(targets), DEADLINE_SECONDS * 4)
 
     found = asyncio.run(silent())
-    assert {str(one["state"]) for one in found.values()} == {"unhealthy"}
+    assert {(one["state"], one["is_late"]) for one in found.values()} == {("unhealthy", True)}
     assert len(found) == 140
 
 

@@ -16,8 +16,10 @@ import aiohttp
 
 from .facts import Server
 
-# A sweep of 200 servers ends within half a second, those included that do not answer.
+# A sweep of 200 servers ends within half a second. Those that are late by then are asked once more, with more patience:
+# the machine may be busy, and a server that is said to be down is looked into by someone.
 DEADLINE_SECONDS = 0.45
+PATIENT_SECONDS = 5.0
 CONNECTIONS = 128
 LOOPBACK = ("127.", "::1", "localhost")
 ANY = ("0.0.0.0", "::")
@@ -53,11 +55,14 @@ def target(server: Server, address: str, is_local: bool) -> Target | None:
 
 
 async def sweep(targets: Iterable[Target], deadline_seconds: float = DEADLINE_SECONDS) -> dict[Key, dict[str, Any]]:
-    """{(host, server): {"state": "ready", "loading" or "unhealthy", "reason"}} of all targets, within the deadline."""
+    """{(host, server): {"state": "ready", "loading" or "unhealthy", "reason"}} of all targets, within the deadline.
+
+    Those that have not answered by then have is_late too.
+    """
     timeout = aiohttp.ClientTimeout(total=deadline_seconds)
     connector = aiohttp.TCPConnector(limit=CONNECTIONS, force_close=True, ttl_dns_cache=300)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=False) as session:
-        pending = {asyncio.ensure_future(_health(session, one)): one for one in targets}
+        pending = {asyncio.ensure_future(_health(session, one, deadline_seconds)): one for one in targets}
         if not pending:
             return {}
         done, late = await asyncio.wait(pending, timeout=deadline_seconds)
@@ -65,11 +70,14 @@ async def sweep(targets: Iterable[Target], deadline_seconds: float = DEADLINE_SE
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
         found = {pending[task].key: task.result() for task in done}
-    silent = {"state": "unhealthy", "reason": f"/health did not answer within {deadline_seconds} s."}
-    return {**found, **{pending[task].key: silent for task in late}}
+    return {**found, **{pending[task].key: _silent(deadline_seconds) for task in late}}
 
 
-async def _health(session: aiohttp.ClientSession, one: Target) -> dict[str, Any]:
+def _silent(seconds: float) -> dict[str, Any]:
+    return {"state": "unhealthy", "reason": f"/health did not answer within {seconds} s.", "is_late": True}
+
+
+async def _health(session: aiohttp.ClientSession, one: Target, seconds: float) -> dict[str, Any]:
     try:
         # Only whether it answers is read, and no key is sent, so the certificate does not matter.
         async with session.get(one.url, ssl=False, allow_redirects=False) as answer:
@@ -79,7 +87,7 @@ async def _health(session: aiohttp.ClientSession, one: Target) -> dict[str, Any]
                 return {"state": "loading", "reason": None}
             return {"state": "unhealthy", "reason": f"/health answered {answer.status}."}
     except TimeoutError:
-        return {"state": "unhealthy", "reason": "/health did not answer in time."}
+        return _silent(seconds)
     except aiohttp.ClientConnectorError as error:
         return {"state": "unhealthy", "reason": f"Nothing answers on its port: {error.strerror or error.os_error}."}
     except (aiohttp.ClientError, OSError) as error:

@@ -26,7 +26,7 @@ from ..settings import Settings
 from ..store.base import CONSOLE, CachedStatus, Store, now
 from .facts import Fleet, Host, from_plain, to_plain
 from .inventory import Inventory, InventoryError, InventoryHost, InventoryReader
-from .sweep import Key, gateway_states, read_metrics, sweep, target
+from .sweep import PATIENT_SECONDS, Key, gateway_states, read_metrics, sweep, target
 from .view import LOOKING, fold, fold_document, with_liveness
 
 LOG = logging.getLogger(__name__)
@@ -169,9 +169,13 @@ class FleetWatch:
         ]
         begun = time.monotonic()
         found = await sweep(targets)
-        if targets:
-            self.sweep_seconds, self.swept_at = time.monotonic() - begun, now()
-            self.fleet = with_liveness(self.fleet, found, now(), "sweep")
+        if not targets:
+            return set()
+        self.sweep_seconds, self.swept_at = time.monotonic() - begun, now()
+        in_time = {key: one for key, one in found.items() if not one.get("is_late")}
+        self.fleet = with_liveness(self.fleet, in_time, now(), "sweep")
+        late = [place for place in targets if place.key not in in_time]
+        self.fleet = with_liveness(self.fleet, await sweep(late, PATIENT_SECONDS), now(), "sweep")
         return set(found)
 
     async def _ask_gateways(self, seen: set[Key]) -> set[Key]:
