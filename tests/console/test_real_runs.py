@@ -51,7 +51,8 @@ def console(bed: Bed) -> Iterator[RunningConsole]:
     program = Path(sys.executable).with_name("ansible-vault")
     subprocess.run([program, "encrypt", "--vault-password-file", vault, secret], check=True, capture_output=True)
     arguments = ("--no-watch", "--vault-password-file", str(vault), "--private-key-file", str(key))
-    environment = {"CLOUD_TOKEN": SECRET_OF_ENVIRONMENT}
+    # The home is the data folder, as where a role has made the user.
+    environment = {"CLOUD_TOKEN": SECRET_OF_ENVIRONMENT, "HOME": str(bed.root / "console")}
     with RunningConsole(bed.inventory, bed.root / "console", arguments=arguments, environment=environment) as running:
         yield running
 
@@ -103,12 +104,14 @@ def test_cancelled_run_frees_its_host_for_the_next_one(bed: Bed, console: Runnin
     assert following["waits_for"] == {"host": "bed", "job": job}
     console.operate.post(f"/api/v1/jobs/{job}/cancel")
     cancelled = console.wait(job)
-    assert (cancelled["state"], cancelled["rc"], cancelled["result"]) == ("cancelled", 99, None)
+    # INT ends it, and TERM 20 s later where Ansible has lost that.
+    assert (cancelled["state"], cancelled["result"]) == ("cancelled", None) and cancelled["rc"] in (99, 143)
     ended = console.wait(following["id"])
     assert (ended["state"], ended["result"]["hosts"]["bed"]["ready_servers"]) == ("finished", 2)
     # It did not wait for the lock that the cancelled run has left.
     assert "lock_waited" not in {event["type"] for event in console.events(following["id"])}
     assert seconds_between(cancelled["ended_at"], ended["started_at"]) < 5
+    check_no_secret(console.data)
     assert not [pid for pid in os.listdir("/proc") if pid.isdigit() and job in command_line(pid)]
 
 

@@ -37,7 +37,7 @@ def test_files_of_the_data_folder_are_private(console: RunningConsole) -> None:
         (("--inventory", "none"), "--inventory none: does not exist"),
         (("--inventory", ".", "--listen", "0.0.0.0:8000"), "tokens would be sent in clear"),
         (("--inventory", ".", "--listen", "8000"), "use ADDRESS:PORT"),
-        (("--inventory", ".", "--tls-key", "."), "belong together"),
+        (("--inventory", ".", "--tls-key", "."), "--tls-key needs --tls-certificate"),
     ],
 )
 def test_options_that_cannot_be_used_are_refused(tmp_path: Path, arguments: tuple[str, ...], text: str) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 from .jobs.runner import clean_environment
@@ -17,7 +18,12 @@ DEFAULT_COLLECTIONS = ("~/.ansible/collections", "/usr/share/ansible/collections
 
 def environment(settings: Settings) -> dict[str, str]:
     """Variables that Ansible is given in addition to the clean environment."""
-    found = {"ANSIBLE_NOCOLOR": "1"}
+    found = {
+        "ANSIBLE_NOCOLOR": "1",
+        # A run that is killed leaves its temporary files, with values of variables: never in a home that is the data
+        # folder. Under systemd it is removed with the unit (PrivateTmp).
+        "ANSIBLE_LOCAL_TEMP": os.environ.get("ANSIBLE_LOCAL_TEMP") or tempfile.gettempdir(),
+    }
     if settings.checkout:
         found["ANSIBLE_COLLECTIONS_PATH"] = str(settings.checkout / "collections")
         if (config := settings.checkout / "ansible.cfg").is_file():

@@ -55,7 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--data", type=Path, required=True, help="folder for jobs, events and tokens (0700)")
     add("--listen", default="127.0.0.1:8000", help="address and port (default: %(default)s)")
     add("--tls-certificate", type=Path, help="certificate with its chain, in PEM, for https")
-    add("--tls-key", type=Path, help="its key")
+    add("--tls-key", type=Path, help="its key, unless it is in the same file")
     add("--behind-proxy", action="store_true", help="a proxy on this host ends TLS, and names the clients' addresses")
     add("--tokens", type=Path, help="file of tokens (default: tokens.json in the data folder)")
     add("--redis", default="", help="redis:// or rediss:// URL that several consoles share")
@@ -79,11 +79,11 @@ def make_settings(parser: argparse.ArgumentParser, options: argparse.Namespace) 
         path = getattr(options, name)
         if path is not None and not path.exists():
             parser.error(f"--{name.replace('_', '-')} {path}: does not exist")
-    if (options.tls_certificate is None) != (options.tls_key is None):
-        parser.error("--tls-certificate and --tls-key belong together")
+    if options.tls_key and not options.tls_certificate:
+        parser.error("--tls-key needs --tls-certificate")
     if not (is_loopback(host) or options.tls_certificate or options.behind_proxy):
         parser.error(
-            f"--listen {options.listen}: tokens would be sent in clear; give --tls-certificate and --tls-key, or listen"
+            f"--listen {options.listen}: tokens would be sent in clear; give --tls-certificate, or listen"
             " on 127.0.0.1 and have a proxy end TLS (--behind-proxy)"
         )
     return Settings(

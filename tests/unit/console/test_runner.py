@@ -21,6 +21,10 @@ WAIT = "import signal, sys, time; print('up', flush=True)\ntime.sleep(60)"
 STUBBORN = "import signal\nfor one in (signal.SIGINT, signal.SIGTERM): signal.signal(one, signal.SIG_IGN)\n" + WAIT
 
 
+# As Ansible's workers: in a session of its own, and with children.
+WORKER = "import os, subprocess, sys\nsubprocess.Popen(['sleep', '61'], start_new_session=True)\n" + STUBBORN
+
+
 def start(folder: Path, code: str, *, steps: str = "") -> subprocess.Popen[bytes]:
     request = {"argv": [sys.executable, "-c", code], "cwd": "/", "environment": {"MAGI_RUN_ID": "x"}}
     (folder / "request.json").write_text(json.dumps({**request, "pass_environment": ["WANTED"]}))
@@ -77,11 +81,19 @@ def test_cancellation_interrupts_the_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stubborn_command_is_killed_at_last(tmp_path: Path, number: int) -> None:
     steps = "((signal.SIGINT, 0.1), (signal.SIGTERM, 0.1), (signal.SIGKILL, None))"
-    process = start(tmp_path, STUBBORN, steps=steps)
+    process = start(tmp_path, WORKER, steps=steps)
     wait_for(tmp_path, "up")
+    below = children(children(process.pid)[0])
+    assert len(below) == 1
     process.send_signal(number)
     process.wait()
     assert (rc(tmp_path)["rc"], rc(tmp_path)["cancelled"]) == (128 + signal.SIGKILL, True)
+    while Path(f"/proc/{below[0]}").exists() and "State:\tZ" not in Path(f"/proc/{below[0]}/status").read_text():
+        time.sleep(0.01)
+
+
+def children(pid: int) -> list[int]:
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_steps_of_a_cancellation() -> None:

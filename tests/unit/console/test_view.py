@@ -151,8 +151,17 @@ def test_values_of_environment_are_not_kept() -> None:
         run("status.yml", on_a("status", {"status": status(one_status("x"))}), check=True),
         DEPLOY[:-1],
         STATUS[:-1],
+        [*DEPLOY[:-1], event("run_ended", {"rc": 99, "hosts": {}}, run="r1", second=59)],
     ],
-    ids=["checked site", "plan", "plan by name", "checked status", "unfinished site", "unfinished status"],
+    ids=[
+        "checked site",
+        "plan",
+        "plan by name",
+        "checked status",
+        "unfinished site",
+        "unfinished status",
+        "interrupted",
+    ],
 )
 def test_preview_and_unfinished_run_say_nothing_of_what_is_deployed(events: list[dict[str, Any]]) -> None:
     host = folded(events).hosts.get("a", Host("a"))

@@ -20,6 +20,9 @@ from .facts import Fleet, Gpu, Host, Memory, Run, Server, Source
 DEPLOYING = frozenset({"site", "rollout", "rollback"})
 # Playbooks that never change a host, even where their events do not say that they only check.
 LOOKING = frozenset({"plan", "scan", "status", "verify", "manifest"})
+# Exit statuses of runs that came to their end, if some hosts have failed (2) or were out of reach (4). Any other one is
+# that of a run that was interrupted, whose hosts may be anywhere on their way.
+WHOLE = frozenset({0, 2, 4})
 STATES = {"server_ready": "ready", "server_failed": "failed", "server_stopped": "stopped"}
 KEPT = frozenset({"plan", "status", "registry", "unreachable", "lock_waited", *STATES})
 # A run that was killed never ends: the oldest are forgotten.
@@ -79,13 +82,14 @@ def _end(fleet: Fleet, event: Mapping[str, Any], run: Run | None) -> Fleet:
         return fleet
     fleet = forget_run(fleet, event["run"])
     recap: Mapping[str, Any] = event["data"].get("hosts") or {}
+    is_whole = event["data"].get("rc") in WHOLE
     touched = {one["host"] for one in run.events if one["type"] in STATES}
     for one in run.events:
         name = one["host"]
         host = _host(fleet, name)
         numbers = recap.get(name, {})
         is_done = not numbers.get("failed") and not numbers.get("unreachable")
-        fleet = _with_host(fleet, _apply(host, run, one, is_deployed=is_done or name in touched))
+        fleet = _with_host(fleet, _apply(host, run, one, is_deployed=is_whole and (is_done or name in touched)))
     for name, numbers in recap.items():
         if numbers.get("unreachable"):
             fleet = _with_host(fleet, _unreachable(_host(fleet, name)))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from . import runner
-from .runner import identity
+from .runner import identity, kill_tree
 
 RUNNER = Path(runner.__file__)
 
@@ -139,8 +139,7 @@ def cancel(folder: Path) -> None:
             os.kill(process["pid"], signal.SIGINT)
         return
     for pid in _session(process):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+        kill_tree(pid)
 
 
 def _session(process: dict[str, Any]) -> list[int]:

@@ -116,17 +116,30 @@ def wait(command: subprocess.Popen[bytes], wake: int) -> tuple[int, bool]:
         # The first signal cancels, later ones change nothing; then each step follows when its time is over.
         is_cancelled = True
         number, timeout = next(steps)
-        signal_group(command.pid, number)
+        if number == signal.SIGKILL:
+            kill_tree(command.pid)
+        else:
+            # Ansible passes it on to its workers, which have sessions of their own. One that has just been forked would
+            # take it for the whole run's if the group had it.
+            command.send_signal(number)
     rc = command.wait()
-    if is_cancelled:
-        # Workers of Ansible that the signal has not reached.
-        signal_group(command.pid, signal.SIGKILL)
     return (128 - rc if rc < 0 else rc), is_cancelled
 
 
-def signal_group(group: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(group, number)
+def kill_tree(pid: int) -> None:
+    """Kill a process and all below it: Ansible cannot pass this signal on to its workers."""
+    below: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError):
+                stat = Path(f"/proc/{name}/stat").read_text(encoding="utf-8", errors="replace")
+                below.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(name))
+    found = [pid]
+    for one in found:
+        found += below.get(one, [])
+    for one in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)
 
 
 def claim(folder: Path) -> bool:
