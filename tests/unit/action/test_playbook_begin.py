@@ -13,6 +13,7 @@ from ansible.errors import AnsibleError
 from ansible.module_utils.common.collections import ImmutableDict
 from ansible.parsing.dataloader import DataLoader
 from ansible.utils import vars as ansible_vars
+from ansible_collections.magi.llama.plugins.action.playbook_begin import _apply_errors
 from ansible_collections.magi.llama.plugins.plugin_utils.variable_names import OURS, known_names
 
 
@@ -196,3 +197,19 @@ def test_hosts_that_may_fall_silent_are_named_with_the_setting(
     assert all(
         "ssh_args = -o ControlMaster=auto -o ControlPersist=60s -o ServerAliveInterval=10" in line for line in shown
     )
+
+
+def test_plan_that_cannot_be_applied_is_refused_at_once(begin: Begin) -> None:
+    assert begin("site", "apply=0123456789abcdef")["changed"] is False
+    assert begin("rollout", '{"apply": 1234567890123456}')["changed"] is False
+    for given in ("apply=0123", "apply=missing.json", "apply="):
+        assert "which is neither a hash (16 to 64 hexadecimal digits) nor a file" in begin.error("site", given)
+    assert "apply is not a variable of plan; it is for site, rollout." in begin.error("plan", "apply=0123456789abcdef")
+
+
+def test_part_of_a_plan_is_not_applied() -> None:
+    hosts = {"h": {"apply": "0123456789abcdef"}}
+    assert _apply_errors(hosts, {"ansible_run_tags": ["all"], "ansible_skip_tags": []}) == []
+    for tags in ({"ansible_run_tags": ["runtime"]}, {"ansible_run_tags": ["all"], "ansible_skip_tags": ["registry"]}):
+        assert _apply_errors(hosts, tags) == ["apply does all that the plan has: leave out --tags and --skip-tags."]
+        assert _apply_errors({"h": {}}, tags) == []
