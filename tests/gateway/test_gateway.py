@@ -187,6 +187,33 @@ def test_killed_server_costs_no_other_request(gateway: Gateway) -> None:
     gateway.wait_up(4)
 
 
+def test_killed_server_cuts_its_stream_and_the_next_request_goes_elsewhere(gateway: Gateway) -> None:
+    def sessions() -> dict[str, int]:
+        rows = gateway.admin.statistics()
+        return {name: int(rows[gateway.server(name)]["stot"]) for name in (Q4, f"{Q4}-2")}
+
+    def has_request(name: str) -> bool:
+        return int(gateway.admin.statistics()[gateway.server(name)]["scur"]) > 0
+
+    with gateway.client() as client, gateway.stream(Q4) as stream:
+        [killed] = [name for name in (Q4, f"{Q4}-2") if has_request(name)]
+        [other] = {Q4, f"{Q4}-2"} - {killed}
+        # Its connection is there.
+        client.get("/v1/models")
+        before, pid = sessions(), gateway.bed.pids()[killed]
+        os.kill(pid, signal.SIGKILL)
+        began = time.monotonic()
+        stream.slow.stop()
+        answer = client.post("/v1/completions", json={"model": Q4, "prompt": "a", "max_tokens": 2})
+        assert answer.status_code == 200, answer.text
+        assert time.monotonic() - began < 1
+        assert sessions()[other] == before[other] + 1
+        # Not as if it were complete.
+        with pytest.raises(httpx.RemoteProtocolError, match="without sending complete message body"):
+            assert "data: [DONE]" not in list(stream.lines)
+    gateway.wait_up(4)
+
+
 def test_killed_gateway_comes_back(gateway: Gateway) -> None:
     worker = gateway.admin.pid()
     assert worker

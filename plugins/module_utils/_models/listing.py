@@ -20,7 +20,7 @@ from .names import split_name
 from .ollama import is_ollama_store, ollama_blobs
 from .registry_file import RegistryError, encode, is_within
 from .source_files import SourceFile
-from .stores import chosen_snapshot, is_skipped, unfinished
+from .stores import chosen_snapshot, current_version, is_skipped, is_version, unfinished
 
 # Characters that break a unit file, a log line or a table, and bytes that are not UTF-8.
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f'\"`\\\\\u2028\u2029\ud800-\udfff]")
@@ -28,9 +28,13 @@ _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f'\"`\\\\\u2028\u2029\ud800-\udfff]")
 
 @dataclass
 class Listing:
-    """Groups of files that form a model or companion (one file, or all shards), and files rejected without reading."""
+    """Groups of files that form a model or companion (one file, or all shards), and files rejected without reading.
+
+    shared has the paths of single files in other folders that are links to a group's file, by the group's path.
+    """
 
     groups: list[tuple[SourceFile, ...]] = field(default_factory=list)
+    shared: dict[str, list[str]] = field(default_factory=dict)
     rejected: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -125,6 +129,7 @@ class _Walk:
         downloads = unfinished(names)
         if is_ollama_store(names):
             self._store(folder)
+        link, version = current_version(folder.path, names) or (None, None)
         for item in found:
             path = os.path.join(folder.path, item.name)
             is_gguf = item.name[-5:].lower() == b".gguf"
@@ -133,11 +138,15 @@ class _Walk:
                 # Some file systems return an entry's kind only in a second call, which may fail.
                 is_link = item.is_symlink()
                 if not is_link and item.is_dir(follow_symlinks=False):
-                    if not is_skipped(item.name) and (snapshot is None or item.name == snapshot):
+                    is_other = is_version(item.name) if version else snapshot not in (None, item.name)
+                    if not is_skipped(item.name) and not is_other:
                         real = os.path.join(folder.real, item.name)
                         self._pending.append(_Folder(path, real, folder.root, folder.is_linked))
                     continue
-                if is_gguf or is_link:
+                if version and item.name == link:
+                    real = os.path.join(folder.real, version)
+                    self._pending.append(_Folder(path, real, folder.root, folder.is_linked))
+                elif is_gguf or is_link:
                     self._file(folder, item.name, is_gguf=is_gguf, is_link=is_link, control=downloads.get(item.name))
             except OSError as error:
                 # A file that was removed between listing and looking is ignored; a dangling link is reported.
@@ -245,8 +254,11 @@ def _group(entries: Sequence[_Entry], listing: Listing) -> list[tuple[SourceFile
         return any(entry.is_link for entry in group), path.count("/"), path
 
     groups.sort(key=order)
-    # A link to a file that is also listed itself, or a second link to it, is not another model.
+    # A link to a file that is also listed itself, or a second link to it, is not another model. A projector that models
+    # of several folders share belongs to each.
     unique: dict[tuple[str, ...], list[_Entry]] = {}
     for group in groups:
-        unique.setdefault(tuple(entry.real for entry in group), group)
+        same = unique.setdefault(tuple(entry.real for entry in group), group)
+        if same is not group and len(group) == 1:
+            listing.shared.setdefault(same[0].file.path, []).append(group[0].file.path)
     return [tuple(entry.file for entry in group) for group in unique.values()]

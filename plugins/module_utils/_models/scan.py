@@ -100,6 +100,7 @@ def scan(
 
         hashed = add_checksums(records_of_files, unread, deadline=deadline, workers=workers)
     tried |= {pending[index][0].path for index in (*outcome.results, *outcome.lost)}
+    parts["companions"] = _with_shared(parts["companions"], listing.shared)
     unfit = pair_projectors(parts["models"], parts["companions"])
     aliases = {files[0].path: files[0].alias for files in listing.groups if files[0].alias}
     content = _content(scan_paths, parts, kept, now, aliases)
@@ -165,6 +166,18 @@ def _with_earlier_paths(groups: Sequence[tuple[SourceFile, ...]], kept: Kept) ->
         # All shards of one snapshot, or none.
         is_one = len({os.path.dirname(file.path) for file in earlier}) == 1
         found.append(earlier if is_one else files)
+    return found
+
+
+def _with_shared(companions: Sequence[dict[str, Any]], shared: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    """The companions; a projector also in each other folder that has a link to it, where models look for theirs."""
+    found = list(companions)
+    for record in companions:
+        folders = {os.path.dirname(record["path"])}
+        for path in shared.get(record["path"], ()) if record["kind"] == "mmproj" else ():
+            if os.path.dirname(path) not in folders:
+                folders.add(os.path.dirname(path))
+                found.append({**record, "path": path, "files": [path]})
     return found
 
 

@@ -5,14 +5,14 @@
 """Folders that other tools fill: what in them is not a model to serve, and which of several versions counts.
 
 Hugging Face's cache keeps each repository as models--OWNER--NAME with blobs, refs and a snapshot for each revision,
-whose files are links to the blobs.
+whose files are links to the blobs. Plain folders of versions have a link to the one that counts.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 # Folders with deleted files, copies or a file system's own data.
 _SKIPPED_FOLDERS = re.compile(
@@ -24,6 +24,9 @@ _UNFINISHED = (b".aria2", b".st", b".part", b".crdownload", b".incomplete", b".!
 _REPOSITORY = re.compile(rb"models--.+")
 _REVISION = re.compile(rb"[0-9a-f]{7,64}")
 _IN_SNAPSHOT = re.compile(r"(/models--[^/]+/snapshots/)[^/]+/")
+# Links to the version that counts, best first, and names of versions.
+_CURRENT = (b"current", b"latest")
+_VERSION = re.compile(rb"v?\d+([._-]\d+)*([._+-]?(a|b|rc|alpha|beta|dev|post|r)\d*)?|[0-9a-f]{7,64}", re.IGNORECASE)
 # A revision is 40 letters; a longer file is not a ref.
 _MAX_REF_BYTES = 128
 
@@ -53,6 +56,30 @@ def chosen_snapshot(folder: bytes, names: Iterable[bytes]) -> bytes | None:
     if main in revisions:
         return main
     return max(revisions, key=lambda name: (_modified(os.path.join(folder, name)), name), default=None)
+
+
+def current_version(folder: bytes, names: Collection[bytes]) -> tuple[bytes, bytes] | None:
+    """The link to the one version that counts in a folder of versions, and its target; None if it is another folder.
+
+    Such a folder has versions (v1, 2.0, 2026-11-27) next to each other, and a link current or latest to one of them.
+    Files are found below the link, so that their paths stay the same when it leads to another version.
+    """
+    for link in _CURRENT:
+        if link in names:
+            path = os.path.join(folder, link)
+            target = os.path.basename(os.path.realpath(path))
+            if os.path.islink(path) and target in names and is_version(target) and _is_same(path, folder, target):
+                return link, target
+    return None
+
+
+def is_version(name: bytes) -> bool:
+    """Whether a folder of this name is a version where another one is known to be."""
+    return _VERSION.fullmatch(name) is not None
+
+
+def _is_same(path: bytes, folder: bytes, name: bytes) -> bool:
+    return os.path.isdir(path) and os.path.realpath(path) == os.path.join(os.path.realpath(folder), name)
 
 
 def stable_path(path: str) -> str:

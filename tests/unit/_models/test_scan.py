@@ -915,6 +915,57 @@ def test_hugging_face_projector_of_a_later_commit_belongs_to_the_model_of_before
     assert (revisions(after), after.warnings) == (["a", "a"], [])
 
 
+def test_projector_that_folders_share_belongs_to_the_models_of_each(models: Path, rescan: Scanner) -> None:
+    """A tool that keeps equal files once, and the repositories that use the same projector."""
+    shared = models / "blobs/projector"
+    shared.parent.mkdir()
+    shared.write_bytes(PROJECTOR)
+    for name in ("ann", "bob"):
+        make.small_model(models / name / f"{name}.gguf")
+        (models / name / "mmproj-F16.gguf").symlink_to(shared)
+    # One that is there twice is one.
+    (models / "ann/mmproj-again.gguf").symlink_to(shared)
+    for found in (rescan(), rescan()):
+        own = {record["id"]: str(models / record["id"] / "mmproj-F16.gguf") for record in found.content["models"]}
+        assert {record["id"]: record["mmproj"] for record in found.content["models"]} == own
+        assert found.warnings == []
+    assert found.read == 0
+    assert [record["path"] for record in found.content["companions"]] == sorted(own.values())
+    # A link to a model is not another model.
+    (models / "bob/linked.gguf").symlink_to(models / "ann/ann.gguf")
+    assert [record["id"] for record in rescan().content["models"]] == ["ann", "bob"]
+
+
+@pytest.mark.parametrize("link", ["current", "latest"])
+def test_version_that_a_link_leads_to_is_the_one_that_counts(models: Path, rescan: Scanner, link: str) -> None:
+    for version in ("v1.0", "v1.1"):
+        make.small_model(models / "tiny" / version / "tiny.gguf")
+    make.small_model(models / "tiny/extra/other.gguf")
+    (models / "tiny" / link).symlink_to("v1.0")
+    before = rescan()
+    path = str(models / "tiny" / link / "tiny.gguf")
+    known = {record["id"]: record["path"] for record in before.content["models"]}
+    assert known == {"other": str(models / "tiny/extra/other.gguf"), "tiny": path}
+    assert before.content["rejected"] == []
+    (models / "tiny" / link).unlink()
+    (models / "tiny" / link).symlink_to("v1.1")
+    after = rescan()
+    # The same model at the same path, with other content.
+    assert {record["id"]: record["path"] for record in after.content["models"]} == known
+    assert after.changes["replaced"] == ["tiny"]
+
+
+@pytest.mark.parametrize("target", ["elsewhere/v1", "tiny", "gone", None])
+def test_folders_without_a_link_to_a_version_all_count(models: Path, target: str | None) -> None:
+    for place in ("v1", "v2", "tiny", "elsewhere/v1"):
+        make.small_model(models / place / f"{place.replace('/', '-')}.gguf")
+    if target:
+        (models / "current").symlink_to(target)
+    assert [record["id"] for record in scan([str(models)], Kept()).content["models"]] == [
+        *("elsewhere-v1", "tiny", "v1", "v2")
+    ]
+
+
 # --- Ollama's store ----------------------------------------------------------------------------------------------------
 
 
