@@ -170,7 +170,7 @@ def _with_earlier_paths(groups: Sequence[tuple[SourceFile, ...]], kept: Kept) ->
 
 
 def _with_shared(companions: Sequence[dict[str, Any]], shared: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
-    """The companions; a projector also in each other folder that has a link to it, where models look for theirs."""
+    """The companions; a projector also in each other folder that has a link to it, in which models look for one."""
     found = list(companions)
     for record in companions:
         folders = {os.path.dirname(record["path"])}
