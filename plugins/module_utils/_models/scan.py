@@ -100,8 +100,7 @@ def scan(
 
         hashed = add_checksums(records_of_files, unread, deadline=deadline, workers=workers)
     tried |= {pending[index][0].path for index in (*outcome.results, *outcome.lost)}
-    parts["companions"] = _with_shared(parts["companions"], listing.shared)
-    unfit = pair_projectors(parts["models"], parts["companions"])
+    unfit = _pair(parts, listing.shared)
     aliases = {files[0].path: files[0].alias for files in listing.groups if files[0].alias}
     content = _content(scan_paths, parts, kept, now, aliases)
     return Scan(
@@ -169,16 +168,16 @@ def _with_earlier_paths(groups: Sequence[tuple[SourceFile, ...]], kept: Kept) ->
     return found
 
 
-def _with_shared(companions: Sequence[dict[str, Any]], shared: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
-    """The companions; a projector also in each other folder that has a link to it, in which models look for one."""
-    found = list(companions)
-    for record in companions:
+def _pair(parts: Mapping[str, list[dict[str, Any]]], shared: Mapping[str, Sequence[str]]) -> list[str]:
+    """Pair models with projectors; one is also a companion in each other folder that has a link to it."""
+    companions = parts["companions"]
+    for record in list(companions):
         folders = {os.path.dirname(record["path"])}
         for path in shared.get(record["path"], ()) if record["kind"] == "mmproj" else ():
             if os.path.dirname(path) not in folders:
                 folders.add(os.path.dirname(path))
-                found.append({**record, "path": path, "files": [path]})
-    return found
+                companions.append({**record, "path": path, "files": [path]})
+    return pair_projectors(parts["models"], companions)
 
 
 def _read(pending: Sequence[tuple[SourceFile, ...]], workers: int | None, deadline: float | None) -> pool.PoolResult:
