@@ -98,6 +98,12 @@ class Changes:
         self._gateway.bed.run("gateway").expect("reloaded")
 
 
+def taken_out(gateway: Gateway) -> list[str]:
+    """What the gateway's log says of servers that were taken out without being told to."""
+    lines = (gateway.state / "log/gateway.log").read_text(errors="replace").splitlines()
+    return [line for line in lines if line.startswith("[WARNING]") and " is DOWN, reason" in line]
+
+
 def rows_of(answers: Answers, changes: Changes, seconds: float) -> list[Row]:
     total = answers.outcomes.total()
     cut = sum(answers.outcomes[name] for name in CUT)
@@ -134,4 +140,6 @@ def measure() -> list[Row]:
             changes.cycle(answers, lambda: False)
             while not is_over():
                 changes.cycle(answers, is_over)
+        for line in taken_out(gateway):
+            say(line)
         return rows_of(answers, changes, time.monotonic() - began)

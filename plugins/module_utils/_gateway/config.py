@@ -109,6 +109,8 @@ def _defaults(settings: Settings) -> list[str]:
         "  srvtcpka-cnt 3",
         "  option abortonclose",
         "  timeout connect 250ms",
+        # Of a check, once it is connected: a server that shares its processor answers late, and is not dead.
+        "  timeout check 2s",
         "  timeout client 60s",
         "  timeout client-fin 5s",
         "  timeout http-request 10s",
