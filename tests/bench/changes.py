@@ -99,7 +99,7 @@ class Changes:
 
 
 def taken_out(gateway: Gateway) -> list[str]:
-    """What the gateway's log says of servers that were taken out without being told to."""
+    """What the gateway's log says of servers that were taken out by their checks."""
     lines = (gateway.state / "log/gateway.log").read_text(errors="replace").splitlines()
     return [line for line in lines if line.startswith("[WARNING]") and " is DOWN, reason" in line]
 
