@@ -53,6 +53,8 @@ _SERVER = Fields(
         # What changes with the API keys, and with the model's file, but not with its name.
         "api_key_stamp": str,
         "model_stamp": str,
+        # What changes when someone writes to the model's files, but not with their inodes; empty where unknown.
+        "content_stamp": str,
         "stop_timeout": int,
         "max_startup_time": NUMBER,
         # The server whose place it takes while that is restarted.

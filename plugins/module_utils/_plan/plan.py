@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .._core.argv import flag_value
-from .._core.digests import digest_of
 from .._core.text import sentences
 from .._runtime.render_flags import render_flags
 from .cpu import SPIN_COUNT, Demand, busy_threads, oversubscription, share_cores
@@ -36,7 +35,7 @@ from .outlook import with_outlook
 from .ports import Ports, assign_ports, back_home
 from .problems import Problems, refuse_servers
 from .profile import Model, Selected, select
-from .renamed import model_stamp, renamed_servers, with_ports_of_renamed
+from .renamed import content_stamp, model_fingerprint, model_stamp, renamed_servers, with_ports_of_renamed
 from .stand_ins import launch_revision
 from .waves import changed_in_waves
 
@@ -298,6 +297,7 @@ def _server(
     # A limit above the host's RAM would have no effect.
     memory_max = min(memory_max, host.memory.total_bytes)
     env = {**_environment(draft, runtime, settings, host, threads), **socket_environment(draft.selected, port)}
+    env["MAGI_LLAMA_MODEL"] = model_fingerprint(model, previous)
     revision = launch_revision(argv, env, settings)
     same = previous is not None and previous.get("revision") == revision
     generation = 1 if previous is None else int(previous.get("generation", 1)) + (0 if same else 1)
@@ -322,6 +322,7 @@ def _server(
         "api_key_file": settings.api_key_file,
         "api_key_stamp": str(settings.restart_triggers.get("api_key_stamp") or ""),
         "model_stamp": model_stamp(model),
+        "content_stamp": content_stamp(model),
         "stop_timeout": settings.stop_timeout,
         "max_startup_time": profile["start"]["max_startup_time"],
         **on_demand_part(draft, port, profile, settings, host),
@@ -336,7 +337,6 @@ def _environment(
         "MAGI_LLAMA_STATE": settings.state_dir,
         "MAGI_LLAMA_SERVER": draft.name,
         "MAGI_LLAMA_RUNTIME": str(runtime.get("identity") or ""),
-        "MAGI_LLAMA_MODEL": _fingerprint(draft.selected.model),
         # Keeps the user's llama.cpp/config.ini from changing the server.
         "XDG_CONFIG_HOME": "/nonexistent",
     }
@@ -354,12 +354,6 @@ def _environment(
 def companion_sizes(registry: Mapping[str, Any]) -> dict[str, int]:
     """Return the size in bytes of each companion file, by path."""
     return {companion["path"]: int(companion.get("size_bytes") or 0) for companion in registry["companions"]}
-
-
-def _fingerprint(model: Model) -> str:
-    """Return a short digest of the model's files; it changes when a file is replaced."""
-    fingerprint = model["fingerprint"]
-    return digest_of([model["files"], fingerprint["size"], fingerprint["mtime_ns"], fingerprint["inode"]])[:12]
 
 
 def _context_warnings(planned: Sequence[Server]) -> list[str]:

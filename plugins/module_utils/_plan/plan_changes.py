@@ -19,7 +19,17 @@ _ENVIRONMENT = {
     DEVICES: "its GPUs changed",
 }
 _FOLLOWS = frozenset(
-    {"env", "argv", "argv_diff", "revision", "generation", "sandbox", "model_stamp", "memory_max_bytes"}
+    {
+        "env",
+        "argv",
+        "argv_diff",
+        "revision",
+        "generation",
+        "sandbox",
+        "model_stamp",
+        "content_stamp",
+        "memory_max_bytes",
+    }
 )
 # What the sentences about servers say already, or what people do not decide by.
 _NOT_COMPARED = frozenset({"schema_version", "servers", "configs", "hash", "memory", "peak", "away", "warnings"})

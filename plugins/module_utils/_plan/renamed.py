@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""Servers whose model file was renamed: one server moves to the new name, instead of two that run."""
+"""By what a server's model file is known again: under another name, on a disk that was mounted again, replaced."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .._core.digests import digest_of
-from .inputs import Host
+from .._models.source_files import content_keys
+from .inputs import Host, Server
 from .ports import public_port
 from .profile import Model, Selected
 
@@ -20,6 +21,29 @@ def model_stamp(model: Model) -> str:
     """Return a short digest of a model's file that does not depend on the file's name."""
     fingerprint = model["fingerprint"]
     return digest_of([fingerprint["size"], fingerprint["mtime_ns"], fingerprint["inode"]])[:12]
+
+
+def content_stamp(model: Model) -> str:
+    """Return a short digest that is equal while no one has written to the model's files; empty if that is not known."""
+    keys = content_keys(model["fingerprint"])
+    return "" if keys is None else digest_of(keys)[:12]
+
+
+def model_fingerprint(model: Model, previous: Server | None) -> str:
+    """Return a short digest of the model's files; it changes when a file is replaced.
+
+    A disk that is mounted again may give its files other inodes, and another mode, owner or hard link a file another
+    change time. Where only one of the two differs from the previous record of the server, it is that of the record. A
+    file that was edited in place with its time set back is found by the manifest.
+    """
+    before = previous or {}
+    known = before.get("env", {}).get("MAGI_LLAMA_MODEL")
+    stamp = content_stamp(model)
+    is_written = stamp == "" or before.get("content_stamp") != stamp
+    if known and (before.get("model_stamp") == model_stamp(model) or not is_written):
+        return str(known)
+    fingerprint = model["fingerprint"]
+    return digest_of([model["files"], fingerprint["size"], fingerprint["mtime_ns"], fingerprint["inode"]])[:12]
 
 
 def renamed_servers(lost: Mapping[str, str], selected: Iterable[Selected], host: Host) -> dict[str, str]:

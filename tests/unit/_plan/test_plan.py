@@ -391,6 +391,41 @@ def test_server_with_other_launch_is_restarted_with_reason(changed: dict, reason
     assert reason in again["reason"]
 
 
+FINGERPRINT = {"size": 1, "mtime_ns": 2, "inode": 3, "ctime_ns": 4}
+SHARDS = {"shards": [[1, 2, 3, 4], [1, 2, 5, 4]]}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "action"),
+    [
+        # Mounted again, under other inodes.
+        ({}, {"inode": 9}, "keep"),
+        (SHARDS, {"inode": 9, "shards": [[1, 2, 9, 4], [1, 2, 8, 4]]}, "keep"),
+        # Another mode, owner or hard link.
+        ({}, {"ctime_ns": 9}, "keep"),
+        # Replaced, with the size and time of the file before.
+        ({}, {"inode": 9, "ctime_ns": 9}, "restart"),
+        ({}, {"mtime_ns": 9, "ctime_ns": 9}, "restart"),
+        ({}, {"size": 9, "inode": 9, "ctime_ns": 9}, "restart"),
+    ],
+)
+def test_replaced_file_restarts_and_remount_does_not(before: dict, after: dict, action: str) -> None:
+    def of(**changes: Any) -> dict[str, Any]:
+        return model("a", fingerprint={**FINGERPRINT, **changes})
+
+    first = plan([of(**before)], profile("a"))
+    (again,) = plan([of(**{**before, **after})], profile("a"), deployed(first))["servers"]
+    assert again["action"] == action
+    # Whatever was seen before, the other one of the two is no replacement either.
+    second = deployed({"servers": [again]})
+    for changed in (
+        {"ctime_ns": 77},
+        {"inode": 77, "shards": [[1, 2, 77, 4], [1, 2, 76, 4]]} if before else {"inode": 77},
+    ):
+        (last,) = plan([of(**{**before, **after, **changed})], profile("a"), second)["servers"]
+        assert last["action"] == "keep"
+
+
 def test_launch_changed_raises_generation_and_restarts() -> None:
     first = plan([A], profile("a"))
     (again,) = plan([A], profile("a", parameters={"ctx_size": 1024}), deployed(first))["servers"]
