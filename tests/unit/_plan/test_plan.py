@@ -416,7 +416,7 @@ def test_replaced_file_restarts_and_remount_does_not(before: dict, after: dict, 
     first = plan([of(**before)], profile("a"))
     (again,) = plan([of(**{**before, **after})], profile("a"), deployed(first))["servers"]
     assert again["action"] == action
-    # Whatever was seen before, the other one of the two is no replacement either.
+    # The other one of the two does not replace it afterwards either.
     second = deployed({"servers": [again]})
     for changed in (
         {"ctime_ns": 77},
