@@ -5,7 +5,7 @@
 
 A server is asked for its /health where the console reaches it. Of the others the gateways' view is taken. Hosts with
 servers that neither shows get a status job every minute, and all hosts one every ten minutes, which also finds what
-others have deployed without sending events.
+others have deployed without sending events. Once an hour a plan says what has drifted.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import asyncio
 import json
 import logging
 import math
-import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from ..jobs.requests import Known, RequestRefused, validate
@@ -33,6 +33,9 @@ LOG = logging.getLogger(__name__)
 SWEEP_SECONDS = 10.0
 STATUS_SECONDS = 60.0
 FULL_STATUS_SECONDS = 600.0
+# How often hosts are compared with what their profile would have there.
+DRIFT_SECONDS = 3600.0
+FIRST_DRIFT_SECONDS = 120.0
 # After this time without news a host's state is shown as stale.
 STALE_SECONDS = 180.0
 SAVE_SECONDS = 5.0
@@ -53,8 +56,9 @@ class FleetWatch:
         self.swept_at: str | None = None
         self.sweep_seconds: float | None = None
         self._look_now = asyncio.Event()
-        # When hosts were last asked for their status, and when those that a run has changed are to be.
-        self._asked: dict[str, float] = {}
+        self._begun = monotonic()
+        # When which verb was last requested of which host; when the status of those that a run has changed is due.
+        self._asked: dict[tuple[str, str], float] = {}
         self._due: dict[str, float] = {}
         self._saved, self._saved_at = self.fleet, 0.0
 
@@ -97,7 +101,7 @@ class FleetWatch:
     async def _save(self) -> None:
         if self.fleet is self._saved:
             return
-        self._saved, self._saved_at = self.fleet, time.monotonic()
+        self._saved, self._saved_at = self.fleet, monotonic()
         document = to_plain(self.fleet)
         await self._store.put_status([CachedStatus(CONSOLE, "fleet", now(), "events", document)])
 
@@ -112,14 +116,14 @@ class FleetWatch:
                 if event.event["type"] == "run_ended":
                     if run is not None and not run.is_check and run.playbook not in LOOKING:
                         hosts = event.event["data"].get("hosts") or {}
-                        self._due |= dict.fromkeys(hosts, time.monotonic() + SETTLED_SECONDS)
+                        self._due |= dict.fromkeys(hosts, monotonic() + SETTLED_SECONDS)
                     await self._read_result(event.job, event.event)
                     self._look_now.set()
 
     async def _follow(self) -> None:
         while True:
             await self.catch_up()
-            if time.monotonic() - self._saved_at > SAVE_SECONDS:
+            if monotonic() - self._saved_at > SAVE_SECONDS:
                 await self._save()
             await self._store.wait(self.fleet.sequence, 30)
 
@@ -158,7 +162,7 @@ class FleetWatch:
             return
         seen = await self._sweep()
         seen |= await self._ask_gateways(seen)
-        await self._request_status(seen)
+        await self._request_jobs(seen)
 
     async def _sweep(self) -> set[Key]:
         targets = [
@@ -167,11 +171,11 @@ class FleetWatch:
             for server in host.servers.values()
             if (place := target(server, inventory_host.address, inventory_host.is_local))
         ]
-        begun = time.monotonic()
+        begun = monotonic()
         found = await sweep(targets)
         if not targets:
             return set()
-        self.sweep_seconds, self.swept_at = time.monotonic() - begun, now()
+        self.sweep_seconds, self.swept_at = monotonic() - begun, now()
         in_time = {key: one for key, one in found.items() if not one.get("is_late")}
         self.fleet = with_liveness(self.fleet, in_time, now(), "sweep")
         late = [place for place in targets if place.key not in in_time]
@@ -199,28 +203,48 @@ class FleetWatch:
     def _known_hosts(self) -> Iterable[tuple[Host, InventoryHost]]:
         return [(self.host(name), one) for name, one in self.inventory.hosts.items()]
 
-    async def _request_status(self, seen: set[Key]) -> None:
+    async def _request_jobs(self, seen: set[Key]) -> None:
+        """Jobs that look, on hosts that have no other job now."""
         busy = {host for job in await self._store.jobs(("queued", "running"), 1000) for host in job.hosts}
-        at = time.monotonic()
-        due = [host.name for host in self.hosts() if host.name not in busy and self._is_due(host, seen, at)]
-        if not due:
+        free = [host for host in self.hosts() if host.name not in busy]
+        at = monotonic()
+        if due := [host.name for host in free if self._needs_status(host, seen, at)]:
+            self._asked |= {("status", name): at for name in due}
+            self._due = {name: when for name, when in self._due.items() if name not in due}
+            await self._submit("status", {}, due)
             return
-        self._asked |= dict.fromkeys(due, at)
-        self._due = {name: when for name, when in self._due.items() if name not in due}
-        await self._submit("status", {}, due)
-        # Only once a host has answered: what it does not answer to one job it does not answer to another.
-        unscanned = [name for name in due if self.host(name).is_reachable and not self.host(name).has_full_registry]
-        if unscanned:
+        # Only of hosts that have answered: what a host does not answer to one job it does not answer to another.
+        reached = [host for host in free if host.is_reachable and host.is_known]
+        unscanned = [one for one in reached if not one.has_full_registry]
+        if due := [one.name for one in unscanned if self._is_time("scan", one.name, at, FULL_STATUS_SECONDS)]:
+            self._asked |= {("scan", name): at for name in due}
             # What models there are is in the document of a scan, which changes nothing when it only checks.
-            await self._submit("scan", {"check": True}, unscanned)
+            await self._submit("scan", {"check": True}, due)
+            return
+        profiles: dict[str, list[str]] = {}
+        for host in reached:
+            if host.profile is not None and self._is_time("plan", host.name, at, DRIFT_SECONDS):
+                profiles.setdefault(host.profile, []).append(host.name)
+        for profile, names in profiles.items():
+            self._asked |= {("plan", name): at for name in names}
+            await self._submit("plan", {"profile": profile}, names)
 
-    def _is_due(self, host: Host, seen: set[Key], at: float) -> bool:
+    def _is_time(self, verb: str, host: str, at: float, pause: float) -> bool:
+        # The first plans wait until the console has run for a while: much else is asked when it starts.
+        first = self._begun - pause + FIRST_DRIFT_SECONDS if verb == "plan" else -math.inf
+        return at - self._asked.get((verb, host), first) >= pause
+
+    def _needs_status(self, host: Host, seen: set[Key], at: float) -> bool:
         is_seen = host.is_known and all((host.name, name) in seen for name in host.servers)
         pause = FULL_STATUS_SECONDS if is_seen else STATUS_SECONDS
-        return at >= min(self._due.get(host.name, math.inf), self._asked.get(host.name, -math.inf) + pause)
+        return at >= self._due.get(host.name, math.inf) or self._is_time("status", host.name, at, pause)
 
     async def _submit(self, verb: str, variables: Mapping[str, Any], hosts: list[str]) -> None:
-        known = Known(hosts=tuple(self.inventory.hosts), groups=self.inventory.groups)
+        known = Known(
+            hosts=tuple(self.inventory.hosts),
+            groups=self.inventory.groups,
+            profiles=frozenset(filter(None, [variables.get("profile")])),
+        )
         limit = {} if len(hosts) == len(known.hosts) else {"limit": hosts}
         try:
             await self._jobs.submit(validate(verb, {**variables, **limit}, known), by=CONSOLE)

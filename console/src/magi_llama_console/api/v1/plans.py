@@ -15,7 +15,7 @@ from ...console import Console
 from ...fleet import plans
 from ...fleet.watch import read_document
 from ...jobs.requests import LOOKING
-from ...store.base import ENDED, Job
+from ...store.base import CONSOLE, ENDED, Job
 from ..deps import ConsoleDep
 from ..errors import errors
 from ..problems import Problem, unknown
@@ -122,8 +122,8 @@ async def make_plan(
 
 @router.get("")
 async def list_plans(console: ConsoleDep, _: Reader) -> PlanList:
-    """The newest first."""
-    return PlanList(plans=[head(job, found) for job, found in await made(console)])
+    """The newest first, without those by which the console itself looks for drift."""
+    return PlanList(plans=[head(job, found) for job, found in await made(console) if job.by != CONSOLE])
 
 
 @router.get("/{hash}", responses=errors(404))
