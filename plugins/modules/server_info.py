@@ -139,6 +139,10 @@ status:
           description: Whether its launch config is another one than its process was started with.
           type: bool
           sample: false
+        on_demand:
+          description: Whether its first request starts it. Only of such servers.
+          type: bool
+          sample: true
         vram_bytes:
           description: >-
             GPU memory that it holds by C(nvidia-smi), V(null) where that is unknown. Only of servers planned on a GPU,

@@ -35,6 +35,8 @@ _SERVER = Fields(
     {
         "threads": (int, NULL),
         "restart_pending": bool,
+        # Its first request starts it, so nothing that only looks may send it one.
+        "on_demand": bool,
         "vram_bytes": (int, NULL),
         "planned_vram_bytes": int,
         "device": (str, NULL),
@@ -78,6 +80,7 @@ def status_json(
     ]
     for server, entry in zip(servers, entries):
         entry.update(endpoint(server, profile))
+        entry.update({"on_demand": True} if server.get("on_demand") else {})
         entry.update(_on_gpu(server, running.get(server["name"]), held))
         found = seen.get(entry["name"], {})
         entry["restart_pending"] = entry["name"] in pending

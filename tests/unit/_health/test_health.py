@@ -299,7 +299,8 @@ def test_status_json_has_exactly_the_documented_keys():
     status = status_module.status_json(
         [
             server(api_key_file="/k", memory={"slot_context": 4096}, build=11669),
-            *(server("b", 8081), server("c", 8082), server("d", 8083)),
+            *(server("b", 8081), server("c", 8082)),
+            server("d", 8083, on_demand={"idle_stop": 900, "pinned": False}),
         ],
         {
             "a": running(restarts=2),
@@ -344,6 +345,7 @@ def test_status_json_has_exactly_the_documented_keys():
         "build": 11669,
     }
     assert [entry["state"] for entry in status["servers"]] == ["ready", "failed", "starting", "loading"]
+    assert [entry.get("on_demand") for entry in status["servers"]] == [None, None, None, True]
     assert "memory" not in status["servers"][2]
     assert status["servers"][2]["tokens_per_second"] is None
     assert status["servers"][1]["stuck_stop"] == {"signal": "SIGKILL", "seconds": 30.1}

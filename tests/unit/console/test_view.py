@@ -231,6 +231,11 @@ def test_status_from_before_a_change_does_not_undo_it() -> None:
     assert folded(DEPLOY, late).hosts["a"].servers["x"].state == "ready"
 
 
+def test_server_on_demand_is_known_as_such_while_it_runs() -> None:
+    seen = run("status.yml", on_a("status", {"status": status(one_status("x", on_demand=True))}, 10), name="s1")
+    assert folded(seen).hosts["a"].servers["x"].is_on_demand
+
+
 def test_unreachable_counts_at_once_even_in_a_preview_and_ends_with_the_next_contact() -> None:
     lost = [
         event("run_started", {"playbook": "plan.yml"}, run="r2"),
