@@ -323,3 +323,48 @@ def test_unit_of_another_origin_that_runs_llama_server_is_found(tmp_path):
         f"llama-server.service ({usr}/llama-server.service)",
         f"llama@.service ({usr}/llama@.service)",
     ]
+
+
+def test_units_of_others_that_run_llama_server_are_found_where_they_are_in_use(tmp_path):
+    """As the router of Debian's llama.cpp-services, which is enabled by its installation."""
+    etc, lib, groups = tmp_path / "etc", tmp_path / "lib", tmp_path / "groups"
+    for folder in (etc / "multi-user.target.wants", lib, groups):
+        folder.mkdir(parents=True)
+    run = "[Service]\nExecStart=/usr/bin/llama-server --port 9931\n"
+    units = {
+        "llama-enabled": run,
+        "llama-active": run,
+        "llama-idle": run,
+        "llama-ours": f"{run}Environment=MAGI_LLAMA_STATE=/var/lib/magi-llama\n",
+        "nginx": "[Service]\nExecStart=/usr/sbin/nginx\n",
+        "llama-many@": run,
+    }
+    for name, text in units.items():
+        (lib / f"{name}.service").write_text(text)
+    for name in ("llama-enabled", "llama-ours", "nginx", "llama-many@8b"):
+        (etc / f"multi-user.target.wants/{name}.service").symlink_to(lib / f"{name}.service")
+    (groups / "llama-active.service").mkdir()
+    found = systemd.foreign_units((str(etc), str(lib)), str(groups))
+    assert found == [
+        f"{name}.service ({lib}/{name}.service)" for name in ("llama-active", "llama-enabled", "llama-many@")
+    ]
+    # The administrator's file replaces the package's.
+    (etc / "llama-active.service").write_text("[Service]\nExecStart=/bin/true\n")
+    assert len(systemd.foreign_units((str(etc), str(lib)), str(groups))) == 2
+
+
+@pytest.mark.parametrize(("booted", "runs"), [(True, True), (False, False)])
+def test_systemd_is_recognised_where_other_users_processes_are_hidden(tmp_path, monkeypatch, booted, runs):
+    """With hidepid=2 /proc/1 does not exist for anyone but root."""
+    if booted:
+        (tmp_path / "system").mkdir()
+    monkeypatch.setattr(systemd, "BOOTED", str(tmp_path / "system"))
+
+    def hidden(path, *arguments, **options):
+        assert path == "/proc/1/comm"
+        raise FileNotFoundError(2, "No such file or directory", path)
+
+    monkeypatch.setattr("builtins.open", hidden)
+    here = systemd.Systemd().runs_here()
+    monkeypatch.undo()
+    assert here is runs
