@@ -28,6 +28,7 @@ CONTENTS = {
         "gateway",
         "exit-codes",
         "events",
+        "redis",
         "upgrade",
         "security",
         "troubleshooting",
@@ -36,7 +37,7 @@ CONTENTS = {
     "Reference": ["playbooks", "variables"],
     "How it works": ["architecture"],
 }
-ROLES = ["runtime", "registry", "servers", "gateway"]
+ROLES = ["runtime", "registry", "servers", "gateway", "redis"]
 PROJECT = ["CONTRIBUTING", "SECURITY", "CHANGELOG"]
 COLLECTION = "magi.llama"
 

@@ -97,15 +97,20 @@ class Backend:
         return min((server.away_seconds for server in self.servers if server.away_seconds), default=0)
 
 
-def model_hosts(groups: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return the hosts of an inventory that run servers: those of the group models; without it, all but the gateways.
+# Groups of hosts that run something else than servers.
+OTHER_GROUPS = ("gateways", "console", "redis")
 
-    groups are Ansible's. An empty inventory is this machine, and a fleet of gateways alone has the servers on them.
+
+def model_hosts(groups: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the hosts of an inventory that run servers: those of the group models; without it, all but
+    those of OTHER_GROUPS.
+
+    groups are Ansible's. An empty inventory is this machine, and a fleet of such hosts alone has the servers on them.
     """
     if "models" in groups:
         return list(groups["models"])
-    gateways = set(groups.get("gateways", ()))
-    return [host for host in groups["all"] if host not in gateways] or list(groups["all"]) or ["localhost"]
+    others = {host for group in OTHER_GROUPS for host in groups.get(group, ())}
+    return [host for host in groups["all"] if host not in others] or list(groups["all"]) or ["localhost"]
 
 
 def check_host(entry: Any, keys: Sequence[str]) -> None:

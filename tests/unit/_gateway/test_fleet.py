@@ -193,6 +193,7 @@ def test_family_is_id_without_quantization(model: str, family: str) -> None:
         ({"all": ["g"], "gateways": ["g"]}, ["g"]),
         ({"all": ["a", "g", "x"], "models": ["a", "g"], "gateways": ["g"]}, ["a", "g"]),
         ({"all": ["a"], "models": []}, []),
+        ({"all": ["a", "c", "r"], "console": ["c"], "redis": ["r"]}, ["a"]),
     ],
 )
 def test_hosts_of_group_models_run_servers(groups: dict[str, list[str]], hosts: list[str]) -> None:
