@@ -132,9 +132,7 @@ def test_configuration_with_tls(folder: Path) -> None:
     subprocess.run(command, check=True, capture_output=True)
     both = (folder / "authority.pem").read_text() + (folder / "key.pem").read_text()
     (folder / "certificate.pem").write_text(both)
-    path = configuration(
-        folder, redis_tls_certificate="/etc/x.pem", redis_host="0.0.0.0", __redis_credentials=str(folder)
-    )
+    path = configuration(folder, redis_tls_certificate="/etc/x.pem", redis_host="0.0.0.0")
     assert "\nport 0\n" in path.read_text() and "/etc/x.pem" not in path.read_text()
     # RunningRedis turns the port off, and not the one with TLS.
     port = free_ports(1)
