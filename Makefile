@@ -105,6 +105,12 @@ page: console/page/node_modules/.ready ## Build the page of the console; the bui
 	  else echo "Redis is missing, so its tests are skipped: apt-get install redis-server"; fi; }
 	@mkdir -p $(@D) && touch $@
 
+# Every view, at three widths and in both themes.
+.PHONY: screenshots
+screenshots: $(VENV)/.ready console/page/node_modules/.ready ## Screenshots of the console's page in .cache/docs/screenshots
+	@mkdir -p .cache/docs/screenshots
+	@MAGI_SCREENSHOTS=$(CURDIR)/.cache/docs/screenshots $(BIN)/python -m pytest -n0 tests/console/browser/test_looks.py
+
 # llama-server and llama-quantize from LLAMA_SERVER_PATH, the distribution, or Debian's signed packages (.cache/runtime).
 .cache/bin/.ready: $(VENV)/.ready
 	@ansible-playbook -i inventories/local tests/support/binaries.yml

@@ -40,6 +40,9 @@ export const go = (path: string[], query: Record<string, string | null | undefin
   location.hash = link(path, query);
 };
 
+/** Names that were typed with commas between them. */
+export const names = (text: string): string[] => text.split(',').map((name) => name.trim()).filter(Boolean);
+
 /** Change parameters of the address in place, without a new entry in the history. */
 export function setQuery(changes: Record<string, string | null>): void {
   const query = new URLSearchParams(place.value.query);

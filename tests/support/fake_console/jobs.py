@@ -120,7 +120,7 @@ def rollout_host(host: str, is_bad: bool) -> dict[str, Any]:
         "actions": {"restart": 1},
         "task": "Check that every server is ready" if is_bad else None,
         "error": "3 of 4 servers are ready\nqwen3-8b-q4_k_m: out of memory" if is_bad else None,
-        "rollback": f"ansible-playbook playbooks/rollback.yml --limit {host}",
+        "rollback": f"ansible-playbook playbooks/rollback.yml --limit {host}" if is_bad else None,
     }
 
 

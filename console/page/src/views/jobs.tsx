@@ -2,9 +2,12 @@
 // GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 // SPDX-License-Identifier: GPL-3.0-or-later
 
-import { useEffect } from 'preact/hooks';
+import { useEffect, useState } from 'preact/hooks';
+import { api } from '../api/client';
+import type { Verb } from '../api/types';
 import { duration } from '../format';
-import { link, place, setQuery } from '../router';
+import { go, link, names, place, setQuery } from '../router';
+import { mayOperate } from '../state/session';
 import { isActive, jobIds, jobsError, jobSignal, jobsLoaded, refreshJobs } from '../state/jobs';
 import { now } from '../state/now';
 import { describeJob, jobSeconds } from '../ui/job_words';
@@ -40,6 +43,30 @@ export function JobTable({ ids, label }: { ids: readonly string[]; label: string
   );
 }
 
+const LOOKS: [Verb, string][] = [['status', 'Read the state of all servers'], ['verify', 'Probe every server with a token'], ['scan', 'Scan the models']];
+
+/** Jobs that only look. Those that change something begin where it is seen what they change. */
+function Look() {
+  const [error, setError] = useState<unknown>(null);
+  const submit = (event: SubmitEvent): void => {
+    event.preventDefault();
+    const form = new FormData(event.currentTarget as HTMLFormElement);
+    const limit = names(String(form.get('limit') ?? ''));
+    api.startJob({ verb: form.get('verb') as Verb, ...(limit.length > 0 ? { limit } : {}) }).then((id) => go(['job', id]), setError);
+  };
+  return (
+    <details class="card">
+      <summary>Run a job that looks: status, verify, scan</summary>
+      <form class="fields" onSubmit={submit}>
+        <label>Job<select name="verb">{LOOKS.map(([name, label]) => <option key={name} value={name}>{name}: {label}</option>)}</select></label>
+        <label>Limit: hosts or groups, with commas<input name="limit" placeholder="all hosts" autocomplete="off" spellcheck={false} /></label>
+        <button type="submit">Run</button>
+      </form>
+      <Failure error={error} />
+    </details>
+  );
+}
+
 export function JobsView() {
   useEffect(() => void refreshJobs(), []);
   const state = place.value.query.get('state') ?? '';
@@ -65,6 +92,7 @@ export function JobsView() {
       </form>
       <Failure error={jobsError.value} />
       {shown.length > 0 && <section class="card flat"><JobTable ids={shown.map((job) => job.id)} label="Jobs" /></section>}
+      {mayOperate.value && <Look />}
       {jobsLoaded.value && shown.length === 0 && <Empty>{all.length === 0 ? 'No job has run yet.' : 'No job matches the filter.'}</Empty>}
     </>
   );

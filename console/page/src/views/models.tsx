@@ -2,10 +2,13 @@
 // GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 // SPDX-License-Identifier: GPL-3.0-or-later
 
+import { useState } from 'preact/hooks';
 import { api } from '../api/client';
 import type { Model } from '../api/types';
 import { bytes, count, DASH } from '../format';
-import { link, place, setQuery } from '../router';
+import { go, link, place, setQuery } from '../router';
+import { mayOperate } from '../state/session';
+import { useShortcuts } from '../state/shortcuts';
 import { Card, Empty, Failure, Time, useLoad } from '../ui/parts';
 import { Icon } from '../ui/state';
 
@@ -50,6 +53,9 @@ const HEADS: [string, string][] = [
 
 export function ModelsView() {
   const { data, error } = useLoad(() => api.models(), []);
+  const [failed, setFailed] = useState<unknown>(null);
+  const scan = (): void => void api.startJob({ verb: 'scan' }).then((id) => go(['job', id]), setFailed);
+  useShortcuts(mayOperate.value ? [{ keys: 's', label: 'Scan the models of all hosts', run: scan }] : [], [mayOperate.value]);
   const q = (place.value.query.get('q') ?? '').toLowerCase();
   const tier = place.value.query.get('tier') ?? '';
   const models = data?.models ?? [];
@@ -61,6 +67,7 @@ export function ModelsView() {
       <div class="page-head">
         <h1>Models</h1>
         {data && <p class="summary"><b>{models.length}</b> models{data.rejected.length > 0 && <> · <a class="bad" href="#rejected" onClick={(e) => { e.preventDefault(); document.getElementById('rejected')?.scrollIntoView(); }}>{data.rejected.length} rejected</a></>} · as of <Time at={data.as_of} /></p>}
+        {mayOperate.value && <div class="actions"><button type="button" onClick={scan}>Scan all hosts</button></div>}
       </div>
       <form class="filters" role="search" onSubmit={(e) => e.preventDefault()}>
         <label>Model<input type="search" data-filter="" value={place.value.query.get('q') ?? ''} spellcheck={false} autocomplete="off" onInput={(e) => setQuery({ q: e.currentTarget.value })} /></label>
@@ -72,7 +79,7 @@ export function ModelsView() {
           </select>
         </label>
       </form>
-      <Failure error={error} />
+      <Failure error={failed ?? error} />
       {shown.length > 0 && (
         <section class="card flat">
           <table role="table" class="models" aria-label="Models">

@@ -6,7 +6,7 @@ import { useState } from 'preact/hooks';
 import { api } from '../api/client';
 import type { HostPlan, Plan, PlannedServer, Stages as StageBytes } from '../api/types';
 import { bytes, count, dateTime, DASH, duration } from '../format';
-import { go, link, place } from '../router';
+import { go, link, names, place } from '../router';
 import { hostNames } from '../state/fleet';
 import { jobSignal } from '../state/jobs';
 import { mayOperate } from '../state/session';
@@ -17,8 +17,6 @@ import { Icon, State, type Tone } from '../ui/state';
 import { useJobSteps } from './job_follow';
 
 const ACTIONS: Record<string, Tone> = { start: 'ok', restart: 'warn', stop: 'bad', keep: 'off' };
-
-export const names = (text: string): string[] => text.split(',').map((name) => name.trim()).filter(Boolean);
 
 /** The job that makes a plan; the view moves to the plan once there is one. */
 function Making({ id }: { id: string }) {
@@ -106,6 +104,15 @@ function Stages({ label, memory }: { label: string; memory: StageBytes }) {
   );
 }
 
+/** A new server's whole command line is there to open; what differs is shown. */
+function ArgvDiff({ server }: { server: PlannedServer }) {
+  const lines = server.argv_diff;
+  if (lines.length === 0) return null;
+  const diff = <Diff lines={lines} label={`Command line of ${server.name}`} />;
+  const isNew = lines.length > 4 && lines.every((line) => line.startsWith('+'));
+  return isNew ? <details><summary>command line</summary>{diff}</details> : diff;
+}
+
 function PlannedRow({ server }: { server: PlannedServer }) {
   const isKept = server.action === 'keep';
   return (
@@ -116,7 +123,7 @@ function PlannedRow({ server }: { server: PlannedServer }) {
         <span class="muted">{server.reason}</span>
         {server.downtime_seconds ? <span class="warn">away {duration(server.downtime_seconds)}</span> : null}
       </p>
-      {server.argv_diff.length > 0 && <Diff lines={server.argv_diff} label={`Command line of ${server.name}`} />}
+      <ArgvDiff server={server} />
     </li>
   );
 }

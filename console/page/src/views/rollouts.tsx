@@ -6,7 +6,7 @@ import { useState } from 'preact/hooks';
 import { api } from '../api/client';
 import type { Job, Rollout, RolloutHost } from '../api/types';
 import { clock, count, DASH, duration } from '../format';
-import { go, link } from '../router';
+import { go, link, names } from '../router';
 import { isActive, jobIds, jobSignal, jobsLoaded } from '../state/jobs';
 import { mayOperate } from '../state/session';
 import { describeJob } from '../ui/job_words';
@@ -15,7 +15,6 @@ import { Icon, State } from '../ui/state';
 import { useJobSteps } from './job_follow';
 import type { Play, Steps } from './job_steps';
 import { JobTable } from './jobs';
-import { names } from './plan';
 
 export function RolloutsView() {
   const [question, ask] = useState<Question | null>(null);
@@ -87,6 +86,9 @@ export function batchesOf(job: Job | undefined, plays: readonly Play[], rollout:
   return waiting.length === 0 ? begun : [...begun, { title: job && isActive(job) ? 'Waiting' : 'Untouched', begun: null, hosts: waiting }];
 }
 
+// A host that failed before anything was changed has nothing to return to.
+const mayGoBack = (host: RolloutHost): boolean => host.state === 'updated' || (host.state === 'failed' && host.rollback !== null);
+
 const isDone = (host: RolloutHost | undefined): boolean => host?.state === 'updated' || host?.state === 'unchanged' || host?.state === 'planned';
 
 /** Whether the next batch may begin after this one. */
@@ -111,7 +113,7 @@ function HostRow({ name, host, steps, onBack }: {
         {host && Object.entries(host.actions).map(([action, n]) => <span class="muted" key={action}>{n} {action}</span>)}
         <span class="muted number">{duration(host?.seconds)}</span>
         {!host && last && <span class="muted">{last.text}</span>}
-        {onBack && host?.rollback && <button type="button" class="quiet" onClick={() => onBack(name)}>Roll back…</button>}
+        {onBack && host && mayGoBack(host) && <button type="button" class="quiet" onClick={() => onBack(name)}>Roll back…</button>}
       </p>
       {host?.error && <div class="notice bad"><strong>{host.task ?? 'failed'}</strong><p class="lines">{host.error}</p></div>}
     </li>

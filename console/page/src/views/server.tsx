@@ -162,7 +162,7 @@ export function ServerView({ host, name }: { host: string; name: string }) {
               <Card title="Environment (names only)"><p class="names">{data.environment_names.map((key) => <code key={key}>{key}</code>)}</p></Card>
             )}
           </div>
-          <Card title="Log, last lines" extra={<Copy text={data.log.join('\n')} />}>
+          <Card title="Last lines about it" extra={<Copy text={data.log.join('\n')} />}>
             <Log lines={data.log} label={`Log of ${name}`} follow />
           </Card>
         </div>

@@ -4,8 +4,9 @@
 """Events as they come: server-sent events, or JSON lines where the client accepts application/x-ndjson.
 
 JSON lines have the place of each event in the store as sequence. With server-sent events a message without a name is
-an event of a run, and its id that place. A message named job is a job that has changed (without an id), and end says
-that the job of the stream has ended.
+an event of a run, and its id that place. Messages without an id say what is now: job is a job that has changed, host
+and server are one that has changed, in the shapes of /hosts and /servers, and end says that the job of the stream has
+ended.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from fastapi.responses import StreamingResponse
 from ...console import Console
 from ...store.base import ENDED, Event, Job
 from ..deps import ConsoleDep
+from ..fleet_changes import Change, FleetChanges
 from ..problems import Problem
 from ..security import Reader, still_valid
 from .jobs import document, find
@@ -29,6 +31,8 @@ from .jobs import document, find
 router = APIRouter(prefix="/api/v1", tags=["events"])
 SSE, LINES = "text/event-stream", "application/x-ndjson"
 HEARTBEAT_SECONDS = 15.0
+# So often the fleet is compared with what was sent of it, which costs nothing as long as it is the same.
+LOOK_SECONDS = 1.0
 # Events that come together are sent together.
 GATHER_SECONDS = 0.03
 BATCH = 500
@@ -82,10 +86,14 @@ class Stream:
     def __init__(self, console: Console, request: Request, place: int, job: Job | None, follow: bool) -> None:
         self._console, self._request, self._place = console, request, place
         self._job, self._follow = job, follow
-        self._seen: dict[str, Job] = {}
+        self._seen: dict[str, Job] | None = None
+        self._changes = None if job else FleetChanges(console)
 
-    async def messages(self) -> AsyncIterator[Event | Job | None]:
-        """Events, jobs that have changed, and None for a heartbeat; ends with the job, or when the token is void."""
+    async def messages(self) -> AsyncIterator[Event | Job | Change | None]:
+        """Events, jobs, hosts and servers that have changed, and None for a heartbeat.
+
+        It ends with the job, or when the token is void.
+        """
         store, version = self._console.store, -1
         job_id = self._job.id if self._job else None
         checked = time.monotonic()
@@ -105,12 +113,14 @@ class Stream:
                     yield changed
             if len(found) == BATCH:
                 continue
+            for change in await self._changes.take() if self._changes else ():
+                yield change
             if has_ended or not self._follow:
                 return
-            if not await store.wait(self._place, HEARTBEAT_SECONDS):
-                yield None
+            await store.wait(self._place, LOOK_SECONDS if self._changes else HEARTBEAT_SECONDS)
             if time.monotonic() - checked > HEARTBEAT_SECONDS:
                 checked = time.monotonic()
+                yield None
                 if not await still_valid(self._request, self._console):
                     return
             await asyncio.sleep(GATHER_SECONDS)
@@ -118,8 +128,8 @@ class Stream:
     async def _changed_jobs(self, job: Job | None) -> list[Job]:
         jobs = [job] if job else await self._console.store.jobs(limit=JOBS)
         # The first look at all jobs only says what there is.
-        is_first = not self._seen and self._job is None
-        changed = [one for one in jobs if self._seen.get(one.id) != one]
+        is_first = self._seen is None and self._job is None
+        changed = [one for one in jobs if (self._seen or {}).get(one.id) != one]
         self._seen = {one.id: one for one in jobs}
         return [] if is_first else changed
 
@@ -129,6 +139,8 @@ class Stream:
                 yield ": \n\n"
             elif isinstance(message, Job):
                 yield f"event: job\ndata: {document(message).model_dump_json()}\n\n"
+            elif isinstance(message, Change):
+                yield f"event: {message.kind}\ndata: {_as_text(message.document)}\n\n"
             else:
                 yield f"id: {message.sequence}\ndata: {_as_text(message.event)}\n\n"
         if self._job and self._follow:
