@@ -1,7 +1,8 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Kills a run at the start of task number MAGI_AT_TASK, or records the host's state at each task (MAGI_NOTES).
+"""Kills a run at the start of task MAGI_AT_TASK, a number or a part of its name, or records the host's state at each
+task (MAGI_NOTES).
 
 MAGI_NOW is a file that gets the name of the current task, for the connection plugin flaky.
 """
@@ -49,7 +50,8 @@ class CallbackModule(CallbackBase):
                 stream.write(json.dumps([task.get_name(), host_state(Path(os.environ["MAGI_STATE"]))]) + "\n")
         if "MAGI_NOW" in os.environ:
             Path(os.environ["MAGI_NOW"]).write_text(task.get_name(), encoding="utf-8")
-        if self._count == int(os.environ.get("MAGI_AT_TASK", "0")):
+        last = os.environ.get("MAGI_AT_TASK", "0")
+        if self._count == int(last) if last.isdigit() else last in task.get_name():
             os.killpg(0, signal.SIGKILL)
 
 
