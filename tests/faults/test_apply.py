@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
-from support.bed import Bed
+from support.bed import Bed, Outcome
 from support.schemas import errors
 
 LATER = "Run plan.yml again, with the same hosts, and apply its new hash if that is what you want."
@@ -79,6 +80,29 @@ def test_changed_host_or_variable_is_refused_and_nothing_is_touched(bed: Bed, do
     refused(f"{name}: was to start, is to keep now")
 
 
+def test_host_that_changes_before_its_lock_is_taken_is_refused(bed: Bed, document: Path, tmp_path: Path) -> None:
+    found = planned(bed, document)
+    pids, before, now = bed.pids(), (bed.state / "deployment.json").read_text(), tmp_path / "now"
+    callback = {"ANSIBLE_CALLBACKS_ENABLED": "at_task", "MAGI_NOW": str(now)}
+    run = bed.start("site", "-e", f"apply={found}", env=callback)
+    # The plans of all hosts have been compared here.
+    while run.poll() is None and not (now.exists() and "Keep the plan" in now.read_text()):
+        time.sleep(0.01)
+    os.utime(bed.models / "tiny-llama-Q4_K_M.gguf", ns=(2, 2))
+    output, _ = run.communicate()
+    said = Outcome(run.returncode, output)
+    said.expect(
+        "The plan of this host changed after it was compared",
+        "tiny-llama-q4_k_m: was to keep, is to restart now, the model's file changed",
+        "Nothing was started or stopped on this host.",
+    )
+    assert said.code == 2
+    assert bed.pids() == pids
+    assert (bed.state / "deployment.json").read_text() == before
+    assert files(bed)
+    bed.run("site")
+
+
 def test_killed_server_is_refused_by_the_hash_alone_too(bed: Bed, document: Path) -> None:
     found = planned(bed, document)
     os.kill(bed.supervisord(), signal.SIGKILL)
@@ -95,5 +119,5 @@ def test_plan_is_applied_by_rollout(bed: Bed, document: Path) -> None:
     bed.run("rollout", "-e", f"apply={found[:16]}")
     assert bed.pids() == pids
     refused = bed.run("rollout", "-e", f"apply={document}", "-e", "servers_stop_timeout=4", code=2)
-    refused.expect("bed: tiny-llama-q3_k_m: stop_timeout 3 → 4", "1 failed")
+    refused.expect("bed: tiny-llama-q3_k_m: was to keep, is to restart now", "stop_timeout 3 → 4", "1 failed")
     assert bed.pids() == pids
