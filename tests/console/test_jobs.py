@@ -129,6 +129,23 @@ def test_killed_process_of_a_job_is_lost_and_says_so_in_its_events(
     assert (last["type"], last["data"]["rc"], last["data"]["hosts"]["node2"]["failed"]) == ("run_ended", 137, 1)
 
 
+def test_job_with_damaged_files_does_not_hold_up_others(console: RunningConsole, fake: Fake, tmp_path: Path) -> None:
+    fake(wait=str(tmp_path / "go"))
+    damaged = console.submit("status", limit=["node1"])["id"]
+    while not console.events_so_far(damaged):
+        time.sleep(0.01)
+    process = console.data / "jobs" / damaged / "pid"
+    kept = process.read_text()
+    process.write_text("damaged")
+    (tmp_path / "go").touch()
+    # Neither now nor after a restart.
+    console.stop(signal.SIGKILL)
+    console.start()
+    assert console.wait(console.submit("status", limit=["node2"])["id"])["state"] == "finished"
+    process.write_text(kept)
+    assert console.wait(damaged)["state"] == "finished"
+
+
 def test_same_idempotency_key_is_the_same_job(console: RunningConsole) -> None:
     first = console.submit("status", key="monday", limit=["node1"])
     assert console.submit("status", key="monday", limit=["node1"])["id"] == first["id"]

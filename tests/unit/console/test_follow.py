@@ -59,6 +59,15 @@ def test_line_longer_than_a_chunk_is_read(tmp_path: Path) -> None:
     asyncio.run(store.close())
 
 
+def test_line_that_is_too_long_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(line(1) + b"x" * (3 << 21) + b"\n" + line(2))
+    store = SqliteStore(tmp_path / "console.db")
+    asyncio.run(follow_to_end(store, "run", path))
+    assert numbers(store) == [1, 2]
+    asyncio.run(store.close())
+
+
 def test_missing_file_is_nothing_yet(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path / "console.db")
     assert asyncio.run(follow(store, "run", tmp_path / "none")) == 0

@@ -33,6 +33,9 @@ async def follow(store: Store, job: str, path: Path) -> int:
     except FileNotFoundError:
         return 0
     complete = chunk[: chunk.rfind(b"\n") + 1]
+    if len(chunk) > TAIL_BYTES:
+        # Not an event: its beginning is left out here, its end in the next call.
+        complete = complete or chunk
     if complete:
         await store.add_events(job, parse(complete, job), offset + len(complete))
     return len(complete)

@@ -92,7 +92,7 @@ class Jobs:
             (self._running if job.state == "running" else self._queued)[job.id] = job
         for job in list(self._running.values()):
             # Harmless if its process has started: the runner's file pid is there once.
-            if processes.read(self.folder(job.id) / "pid") is None:
+            if not (self.folder(job.id) / "pid").exists():
                 await self._launch(job)
         while True:
             try:
@@ -111,10 +111,15 @@ class Jobs:
 
     async def _step(self) -> None:
         for job in list(self._running.values()):
-            ended = processes.state(self.folder(job.id))
-            await follow(self._store, job.id, self.folder(job.id) / "events.jsonl")
-            if ended is not None:
-                await self._end(job, ended)
+            try:
+                ended = processes.state(self.folder(job.id))
+                await follow(self._store, job.id, self.folder(job.id) / "events.jsonl")
+                if ended is not None:
+                    await self._end(job, ended)
+            except (OSError, ValueError, KeyError, TypeError):
+                # Files of this job that cannot be read: the others are carried out all the same.
+                LOG.exception("job %s cannot be followed", job.id)
+                await asyncio.sleep(STEP_SECONDS)
         starting, waits = schedule([*self._running.values()], [*self._queued.values()], self._settings.jobs_at_once)
         for job in starting:
             job = await self._save(replace(job, state="running", started_at=now(), waits_for=None))
