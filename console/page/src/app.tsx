@@ -61,7 +61,7 @@ function Connection() {
   return (
     <span class={stale ? 'live warn' : 'live ok'} role="status">
       <Icon tone={stale ? 'warn' : 'ok'} />
-      {stale ? <span>stale since <time dateTime={stale}>{clock(stale)}</time></span> : <span>live</span>}
+      {stale ? <span>no live view, stale since <time dateTime={stale}>{clock(stale)}</time></span> : <span>live</span>}
     </span>
   );
 }

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
-from support.pythons import ROOT
+from support.pythons import ROOT, UV
 
 PAGE = ROOT / "console/page"
 STATIC = ROOT / "console/src/magi_llama_console/static"
@@ -38,6 +39,16 @@ def test_built_page_is_small_and_keeps_to_its_policy() -> None:
     assert re.findall(r"\bstyle=|\bon\w+=|<script>|<style", html) == []
     assert set(re.findall(r'(?:src|href)="([^"]*)"', html)) >= {"./theme.js", "./icon.svg"}
     assert re.findall(r'(?:src|href)="(?:https?:)?//[^"]*"', html) == []
+
+
+def test_wheel_has_the_page_and_is_below_1_megabyte(tmp_path: Path) -> None:
+    command = [UV, "build", "--quiet", "--wheel", "--offline", "--package", "magi-llama-console", "--out-dir", tmp_path]
+    subprocess.run(command, cwd=ROOT, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.stat().st_size < 1_000_000
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name.split("static/", 1)[1] for name in archive.namelist() if "/static/" in name and name[-1] != "/"}
+    assert packed == set(files(STATIC))
 
 
 def test_pinned_packages_are_exact_and_hashed() -> None:

@@ -3,7 +3,7 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 
 import { signal } from '@preact/signals';
-import { useEffect } from 'preact/hooks';
+import { useLayoutEffect } from 'preact/hooks';
 
 export interface Shortcut {
   keys: string;
@@ -41,7 +41,7 @@ export function addShortcuts(added: Shortcut[]): () => void {
 
 /** Add shortcuts while a component is shown. */
 export function useShortcuts(added: Shortcut[], inputs: unknown[]): void {
-  useEffect(() => addShortcuts(added), inputs);
+  useLayoutEffect(() => addShortcuts(added), inputs);
 }
 
 let first = '';

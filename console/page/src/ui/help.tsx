@@ -3,7 +3,7 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 
 import { signal } from '@preact/signals';
-import { useEffect, useRef } from 'preact/hooks';
+import { useLayoutEffect, useRef } from 'preact/hooks';
 import { setShortcutsOff, shortcuts, shortcutsOff } from '../state/shortcuts';
 
 export const helpOpen = signal(false);
@@ -11,7 +11,7 @@ export const helpOpen = signal(false);
 /** Every key that does something in this view. */
 export function Help() {
   const dialog = useRef<HTMLDialogElement>(null);
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (helpOpen.value) dialog.current?.showModal();
   }, [helpOpen.value]);
   if (!helpOpen.value) return null;

@@ -3,7 +3,7 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 
 import type { ComponentChildren } from 'preact';
-import { useEffect, useRef, useState } from 'preact/hooks';
+import { useEffect, useLayoutEffect, useRef, useState } from 'preact/hooks';
 import { ApiError } from '../api/client';
 import { ago, dateTime } from '../format';
 import { now } from '../state/now';
@@ -82,7 +82,8 @@ export interface Question {
 /** Ask before something is done that people notice. */
 export function Confirm({ question, onClose }: { question: Question | null; onClose: () => void }) {
   const dialog = useRef<HTMLDialogElement>(null);
-  useEffect(() => {
+  // Before the next key: users who know the keys press Enter at once.
+  useLayoutEffect(() => {
     if (question && !dialog.current?.open) dialog.current?.showModal();
   }, [question]);
   if (!question) return null;

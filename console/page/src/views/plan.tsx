@@ -65,7 +65,7 @@ export function MakePlanView() {
           </label>
           <label>
             Limit: hosts or groups, with commas
-            <input name="limit" list="hosts" placeholder="all hosts" value={asked.get('limit') ?? ''} autocomplete="off" spellcheck={false} />
+            <input name="limit" list="hosts" placeholder="all hosts" defaultValue={asked.get('limit') ?? ''} autocomplete="off" spellcheck={false} />
           </label>
           <datalist id="hosts">{hostNames.value.map((name) => <option key={name} value={name} />)}</datalist>
           <button type="submit" class="primary" disabled={!mayOperate.value}>Make the plan</button>

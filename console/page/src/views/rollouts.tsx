@@ -53,7 +53,7 @@ export function RolloutsView() {
               </select>
             </label>
             <label>Limit: hosts or groups, with commas<input name="limit" placeholder="all hosts" autocomplete="off" spellcheck={false} /></label>
-            <label class="check"><input type="checkbox" name="check" checked />Only preview</label>
+            <label class="check"><input type="checkbox" name="check" defaultChecked />Only preview</label>
             <button type="submit" class="primary">Begin</button>
           </form>
           <Failure error={error ?? profiles.error} />
