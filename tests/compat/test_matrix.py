@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -18,6 +19,7 @@ from support.bed import free_ports
 from support.matrix import CORES, PREVIEWS, TARGETS
 from support.pythons import ROOT, UV, find_pythons
 from support.runs import BIN, CHECKOUT, Run, execute, first_start, host_variables, play, server_path, write_inventory
+from support.schemas import errors
 
 CACHE = ROOT / ".cache/compat"
 
@@ -40,7 +42,7 @@ def checkout(
     folder: Path, *playbooks: str, bin_dir: Path = BIN, profile: str = "fast-only", variables: Sequence[str] = ()
 ) -> Run:
     """Run playbooks of this checkout with its own ansible.cfg."""
-    environment = {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), **CHECKOUT}
+    environment = {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "MAGI_EVENTS": str(folder / "events.jsonl"), **CHECKOUT}
     files = ["--check" if book == "--check" else ROOT / f"{book}.yml" for book in playbooks]
     given = [*([f"profile={profile}"] if "site" in playbooks else []), *variables]
     arguments = ["-i", folder / "hosts.yml", *files, *(word for one in given for word in ("-e", one))]
@@ -113,6 +115,18 @@ def test_servers_run_with_ansible_core(core: str, pythons: dict[str, Path], fold
         run = checkout(folder, "playbooks/teardown", bin_dir=bin_dir)
     assert run.warnings == []
     assert not (folder / "state").exists()
+    check_events(folder / "events.jsonl", runs=4)
+
+
+def check_events(path: Path, runs: int) -> None:
+    """Each event of each run is as its schema has it, and each run has its end."""
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [error for event in found for error in errors("event", event)] == []
+    ends = [event["data"]["rc"] for event in found if event["type"] == "run_ended"]
+    assert ends == [0] * runs and len({event["run"] for event in found}) == runs
+    ready = [event["data"]["server"] for event in found if event["type"] == "server_ready" and not event["check"]]
+    assert len(ready) == len(set(ready)) == 4
+    assert {event["type"] for event in found} >= {"plan", "status", "registry", "line", "warning"}
 
 
 @pytest.mark.parametrize("core", each_core())
