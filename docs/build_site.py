@@ -28,6 +28,7 @@ CONTENTS = {
         "gateway",
         "exit-codes",
         "events",
+        "console-api",
         "redis",
         "upgrade",
         "security",
