@@ -51,7 +51,7 @@ function Facts({ job }: { job: Job }) {
         {job.verb === 'rollout' && <div><dt>Rollout</dt><dd><a href={link(['rollouts', job.id])}>batches and gates</a></dd></div>}
       </dl>
       {job.waits_for && (
-        <p class="notice warn">Waits for <a href={link(['job', job.waits_for.job])}>job {job.waits_for.job.slice(0, 8)}</a>, which has {job.waits_for.host}.</p>
+        <p class="notice warn">Waits for <a href={link(['job', job.waits_for.job])}>job {job.waits_for.job.slice(-8)}</a>, which has {job.waits_for.host}.</p>
       )}
     </Card>
   );

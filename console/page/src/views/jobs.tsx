@@ -20,7 +20,7 @@ export function JobRow({ id }: { id: string }) {
   return (
     <tr role="row">
       <td role="cell" class="c-job"><a data-row href={link(['job', id])}>{describeJob(job)}</a>
-        {job.waits_for && <span class="reason">waits for <a href={link(['job', job.waits_for.job])}>job {job.waits_for.job.slice(0, 8)}</a> on {job.waits_for.host}</span>}
+        {job.waits_for && <span class="reason">waits for <a href={link(['job', job.waits_for.job])}>job {job.waits_for.job.slice(-8)}</a> on {job.waits_for.host}</span>}
       </td>
       <td role="cell" class="c-state"><State state={job.state} note={job.rc ? `(rc ${job.rc})` : undefined} /></td>
       <td role="cell" class="c-hosts muted">{job.hosts.length > 3 ? `${job.hosts.length} hosts` : job.hosts.join(', ')}</td>

@@ -27,7 +27,7 @@ function Making({ id }: { id: string }) {
   });
   const job = jobSignal(id)?.value;
   return (
-    <Card title="Making the plan" extra={<a href={link(['job', id])}>job {id.slice(0, 8)}</a>}>
+    <Card title="Making the plan" extra={<a href={link(['job', id])}>job {id.slice(-8)}</a>}>
       <Failure error={error} />
       {job && <p><State state={job.state} /> <span class="muted">{steps.value.task}</span></p>}
       {job && job.state === 'failed' && <p class="notice bad">There is no plan: the last lines say why.</p>}

@@ -145,7 +145,7 @@ function Preview({ id, onError, onApply }: { id: string; onError: (error: unknow
   const job = jobSignal(id)?.value;
   return (
     <>
-      <p>{job && <State state={job.state} />} <a href={link(['job', id])}>job {id.slice(0, 8)}</a> <span class="muted">{steps.value.task}</span></p>
+      <p>{job && <State state={job.state} />} <a href={link(['job', id])}>job {id.slice(-8)}</a> <span class="muted">{steps.value.task}</span></p>
       <Diff lines={[...steps.value.lines]} label="What the rollback changes" />
       <div class="actions">
         <button type="button" class="danger" onClick={onApply} disabled={job?.state !== 'finished'}>Roll back</button>
