@@ -77,8 +77,9 @@ NEEDS = {
 # Every capability except those that affect the machine itself: its clock, its kernel, its log.
 CAPABILITIES = ("--cap-add", "ALL", "--cap-drop", "SYS_TIME,SYS_MODULE,SYS_RAWIO,SYSLOG")
 
-# On a machine with hybrid cgroups podman passes cgroup v1 hierarchies, which today's systemd refuses.
-INIT = "umount -R /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup; exec /sbin/init"
+# On a machine with hybrid cgroups podman passes cgroup v1 hierarchies, which today's systemd refuses. Unless mounts are
+# shared, as they are on a machine, systemd's credentials do not reach the units.
+INIT = "umount -R /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup; mount --make-rshared /; exec /sbin/init"
 
 SSHD = "HostKey /etc/ssh/ssh_host_ed25519_key\nPasswordAuthentication no\nUseDNS no\nMaxStartups 100\n"
 WRITTEN_BY = "# Written by tests/nodes/nodes.py"
