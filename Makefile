@@ -124,14 +124,16 @@ binaries: .cache/bin/.ready ## Install llama-server and llama-quantize
 	@touch $@
 
 .PHONY: demo
-demo: .cache/models/.ready .cache/bin/.haproxy ## Run four servers of tiny real models and a gateway on this machine
+demo: .cache/models/.ready .cache/bin/.haproxy ## Run four servers of tiny real models, a gateway and a console on this machine
 	@ansible-playbook -i inventories/local site.yml $$(test ! -x /usr/sbin/haproxy || echo playbooks/gateway.yml) -e profile=development
 	@ansible-playbook -i inventories/local playbooks/status.yml
 	@test ! -x /usr/sbin/haproxy || \
 	  echo "gateway for all of them: http://127.0.0.1:8070, with the API key in .cache/demo/gateway.key (docs/gateway.md)"
+	@$(BIN)/python tools/demo_console.py start
 
 .PHONY: demo-stop
 demo-stop: $(VENV)/.ready ## Stop the demo and remove its files; the cached setup is kept
+	@$(BIN)/python tools/demo_console.py stop
 	@ansible-playbook -i inventories/local playbooks/teardown.yml
 	@ansible-playbook -i inventories/local playbooks/gateway.yml -e gateway_remove=true
 	@rm -rf .cache/demo
@@ -188,6 +190,12 @@ pytest: .cache/models/.ready .cache/bin/.haproxy .cache/bin/.redis console/page/
 .PHONY: release
 release: $(VENV)/.ready ## Changelog, artifact and checksum in dist (VERSION=0.1.0 REPOSITORY=https://...)
 	@$(BIN)/python tools/release.py "$(VERSION)" "$(REPOSITORY)"
+
+# All that role console installs, in dist, for this machine's processor and these versions of Python.
+PYTHONS ?= 3.11 3.12 3.13 3.14
+.PHONY: console-bundle
+console-bundle: $(VENV)/.ready ## Put the console and all its packages in one file (PYTHONS="3.13")
+	@$(BIN)/python tools/console_bundle.py $(PYTHONS)
 
 .PHONY: fuzz
 fuzz: $(VENV)/.ready ## Mutate GGUF headers for ten minutes (FUZZ_SECONDS=600)
