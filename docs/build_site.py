@@ -26,6 +26,7 @@ CONTENTS = {
         "sizing",
         "rollouts",
         "gateway",
+        "console",
         "exit-codes",
         "events",
         "console-api",
@@ -38,7 +39,7 @@ CONTENTS = {
     "Reference": ["playbooks", "variables"],
     "How it works": ["architecture"],
 }
-ROLES = ["runtime", "registry", "servers", "gateway", "redis"]
+ROLES = ["runtime", "registry", "servers", "gateway", "console", "redis"]
 PROJECT = ["CONTRIBUTING", "SECURITY", "CHANGELOG"]
 COLLECTION = "magi.llama"
 

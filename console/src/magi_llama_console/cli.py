@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ import uvicorn
 
 from .app import create_app
 from .settings import Settings
-from .tokens import ROLES, TokenFileError, add_token
+from .tokens import ROLES, TokenFileError, add_token, import_tokens
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -119,6 +120,8 @@ def resolved(path: Path | None) -> Path | None:
 
 
 def add(arguments: Sequence[str]) -> int:
+    if arguments[:1] == ["import"]:
+        return import_from_input(arguments[1:])
     parser = argparse.ArgumentParser(
         prog="magi-llama-console token", description="Add a token, or replace that of the same name, and print it."
     )
@@ -130,6 +133,20 @@ def add(arguments: Sequence[str]) -> int:
         options.tokens.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         print(add_token(options.tokens, options.name, options.role))
     except (ValueError, TokenFileError, OSError) as error:
+        parser.error(str(error))
+    return 0
+
+
+def import_from_input(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="magi-llama-console token import",
+        description='Read tokens from standard input, and add or replace them: [{"name", "role", "sha256"}].',
+    )
+    parser.add_argument("--tokens", type=Path, required=True, help="for example tokens.json in the data folder")
+    options = parser.parse_args(arguments)
+    try:
+        print("changed" if import_tokens(options.tokens, json.load(sys.stdin)) else "unchanged")
+    except (ValueError, AttributeError, TokenFileError, OSError) as error:
         parser.error(str(error))
     return 0
 

@@ -15,13 +15,14 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .store.base import now
 
 ROLES = ("read", "operate")
+SHA256 = re.compile(r"[0-9a-f]{64}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 
 
@@ -90,14 +91,38 @@ def write_tokens(path: Path, tokens: Sequence[Token]) -> None:
 
 def add_token(path: Path, name: str, role: str) -> str:
     """Add a token, or replace that of the same name, and return it: it is not kept anywhere."""
-    if not NAME.fullmatch(name):
-        raise ValueError(f"the name {name!r}: use letters, digits, '.', '_', '@' and '-', at most 64")
-    if role not in ROLES:
-        raise ValueError(f"the role {role!r}: use {' or '.join(ROLES)}")
+    check_name_and_role(name, role)
     token = secrets.token_urlsafe(32)
     kept = [one for one in read_tokens(path) if one.name != name]
     write_tokens(path, [*kept, Token(name, role, digest(token), now())])
     return token
+
+
+def import_tokens(path: Path, given: Sequence[Mapping[str, str]]) -> bool:
+    """Add tokens by {"name", "role", "sha256"}, or replace those of their names; whether that changed the file.
+
+    Raises ValueError for what cannot be a token.
+    """
+    tokens = {one.name: one for one in read_tokens(path)}
+    before = dict(tokens)
+    for one in given:
+        name, role, sha256 = one.get("name", ""), one.get("role", "read"), one.get("sha256", "").lower()
+        check_name_and_role(name, role)
+        if not SHA256.fullmatch(sha256):
+            raise ValueError(f"the sha256 of {name}: use 64 hexadecimal digits")
+        if name not in tokens or (tokens[name].role, tokens[name].sha256) != (role, sha256):
+            tokens[name] = Token(name, role, sha256, now())
+    if tokens != before:
+        write_tokens(path, list(tokens.values()))
+    return tokens != before
+
+
+def check_name_and_role(name: str, role: str) -> None:
+    """Raises ValueError."""
+    if not NAME.fullmatch(name):
+        raise ValueError(f"the name {name!r}: use letters, digits, '.', '_', '@' and '-', at most 64")
+    if role not in ROLES:
+        raise ValueError(f"the role {role!r}: use {' or '.join(ROLES)}")
 
 
 def remove_token(path: Path, name: str) -> bool:

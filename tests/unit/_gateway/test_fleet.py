@@ -190,6 +190,7 @@ def test_family_is_id_without_quantization(model: str, family: str) -> None:
         ({"all": ["a", "b"], "ungrouped": ["a", "b"]}, ["a", "b"]),
         ({"all": [], "ungrouped": []}, ["localhost"]),
         ({"all": ["a", "g"], "site1": ["a", "g"], "gateways": ["g"]}, ["a"]),
+        ({"all": ["a", "g", "c", "r"], "gateways": ["g"], "console": ["c"], "redis": ["r"]}, ["a"]),
         ({"all": ["g"], "gateways": ["g"]}, ["g"]),
         ({"all": ["a", "g", "x"], "models": ["a", "g"], "gateways": ["g"]}, ["a", "g"]),
         ({"all": ["a"], "models": []}, []),
