@@ -11,6 +11,7 @@ import getpass
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ notes:
 """
 
 INTERRUPTED = 99
+RETRY_SECONDS = 0.02
 HIDDEN = "The result is hidden, as no_log is set."
 
 
@@ -198,6 +200,15 @@ def _at_end(end: Callable[[], None]) -> None:
     atexit.register(lambda: end() if os.getpid() == own else None)
 
 
+def _is_forking(frame: Any) -> bool:
+    """Whether a signal has come within one of the functions that Python calls right after it has started a worker."""
+    while frame is not None:
+        if frame.f_code.co_name == "_launch" and frame.f_code.co_filename.endswith("popen_fork.py"):
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _chain(number: signal.Signals, handle: Callable[[Callable[[], None]], None]) -> None:
     """Call a function for a signal to this process, with what the signal did before."""
     own, previous = os.getpid(), signal.getsignal(number)
@@ -210,7 +221,10 @@ def _chain(number: signal.Signals, handle: Callable[[Callable[[], None]], None])
             else:
                 os.kill(os.getpid(), signum)
 
-        if os.getpid() == own:
+        if os.getpid() == own and _is_forking(frame):
+            # Python ignores what is raised there, and the run would continue. A moment later it is not there any more.
+            threading.Timer(RETRY_SECONDS, os.kill, (own, signum)).start()
+        elif os.getpid() == own:
             handle(proceed)
         else:
             proceed()
