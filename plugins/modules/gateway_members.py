@@ -111,6 +111,7 @@ from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import (
     as_running,
     away_times,
     host_entry,
+    one_per_port,
 )
 from ansible_collections.magi.llama.plugins.module_utils._launch.api_keys import usable_keys
 
@@ -126,6 +127,7 @@ def run(module: Module) -> dict:
     servers = [as_running(server, running.get(server["name"])) for server in record["servers"]]
     stopped = [name for name, intended in read_intended(state_dir).items() if intended == "stopped"]
     draining = away_times([*given["draining"], *stopped], given["away_seconds"])
+    servers = one_per_port(servers, running, draining)
     files = [server.get("api_key_file") for server in record["servers"]]
     return {
         "changed": False,

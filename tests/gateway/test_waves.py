@@ -69,6 +69,14 @@ def test_changed_flags_reach_servers_by_stand_ins(three: Gateway, tmp_path: Path
     assert three.bed.run("site").changed == 0
 
 
+def test_stand_ins_that_take_turns_at_a_port_reach_the_gateway(gateway: Gateway, tmp_path: Path) -> None:
+    """Four servers with two free ports: a stand-in of a later step has the port of an earlier one."""
+    profile(gateway, "four-larger", "four", ctx_size=4096)
+    with requests(gateway, tmp_path) as outcomes:
+        gateway.bed.run("site").expect("4 launched, 4 ready")
+    assert outcomes.keys() == {"ok"}, outcomes
+
+
 def test_profile_switch_and_its_way_back(three: Gateway, tmp_path: Path) -> None:
     with requests(three, tmp_path, (Q2, Q3)) as outcomes:
         three.set(profile="two")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,6 +126,25 @@ def check_host(entry: Any, keys: Sequence[str]) -> None:
         raise DocumentError(f"the away_seconds of a server are not 1 to {MAX_AWAY_SECONDS}")
     if not all(1 <= server.get("patience", 1) <= MAX_PATIENCE for server in entry["servers"]):
         raise DocumentError(f"the patience of a server is not 1 to {MAX_PATIENCE}")
+
+
+def one_per_port(
+    servers: Sequence[Mapping[str, Any]], running: Container[str], draining: Container[str]
+) -> list[Mapping[str, Any]]:
+    """The servers, of several with one port only the one that listens there.
+
+    A stand-in of a later step has the port of one that is stopped before it starts; both are in the record.
+    """
+
+    def rank(server: Mapping[str, Any]) -> tuple[bool, bool]:
+        return server["name"] in running, server["name"] not in draining
+
+    best: dict[int, Mapping[str, Any]] = {}
+    for server in servers:
+        port = int(server["port"])
+        if port not in best or rank(server) > rank(best[port]):
+            best[port] = server
+    return [server for server in servers if best[int(server["port"])] is server]
 
 
 def host_entry(

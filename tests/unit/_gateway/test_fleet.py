@@ -215,3 +215,20 @@ def test_server_is_reached_where_its_process_listens_until_it_is_restarted() -> 
 def test_servers_have_the_names_of_the_configuration() -> None:
     members = entry(server("m"), server("n", 8081))
     assert fleet.gateway_servers(members, "gpu1", ["n", "x"]) == ["gpu1_8081"]
+
+
+def test_stand_in_of_a_later_step_leaves_its_port_to_the_one_that_has_it() -> None:
+    """With few free ports, stand-ins of different steps have one port: the host's entry is used all the same."""
+    early, late = server("m-surge", 8085, model_id="m"), server("n-surge", 8085, model_id="n")
+    others = [server("m"), server("n", 8081)]
+    record = [*others, early, late]
+
+    def names(running: set[str], draining: set[str]) -> list[str]:
+        servers = fleet.one_per_port(record, running, draining)
+        fleet.check_host(fleet.host_entry({"servers": servers}, "192.0.2.1"), [])
+        return [str(one["name"]) for one in servers]
+
+    assert names({"m", "n"}, {"m-surge", "n-surge"}) == ["m", "n", "m-surge"]
+    assert names({"m", "n", "m-surge"}, {"n-surge"}) == ["m", "n", "m-surge"]
+    assert names({"m", "n", "m-surge"}, {"m-surge", "n-surge"}) == ["m", "n", "m-surge"]
+    assert names({"m", "n", "n-surge"}, {"m-surge"}) == ["m", "n", "n-surge"]
