@@ -51,8 +51,16 @@ ANSIBLE = {
         "reference_appendices/config.html#ansible-configuration-settings",
         "Ansible Configuration Settings",
     ),
+    "callback_plugins": ("plugins/callback.html#callback-plugins", "Callback plugins"),
     "common_return_values": ("reference_appendices/common_return_values.html#common-return-values", "Return Values"),
 }
+# Environment variables of Ansible that plugins of the collection take too.
+VARIABLES = (
+    "ANSIBLE_CACHE_PLUGIN_CONNECTION",
+    "ANSIBLE_CACHE_PLUGIN_PREFIX",
+    "ANSIBLE_CACHE_PLUGIN_TIMEOUT",
+    "ANSIBLE_CALLBACKS_ENABLED",
+)
 
 
 def contents() -> str:
@@ -88,6 +96,9 @@ def write_inventory() -> None:
     head = "# Sphinx inventory version 2\n# Project: ansible\n# Version: \n"
     head += "# The remainder of this file is compressed using zlib.\n"
     lines = "".join(f"{name} std:label -1 {place} {title}\n" for name, (place, title) in ANSIBLE.items())
+    lines += "".join(
+        f"{name} std:envvar -1 reference_appendices/config.html#envvar-{name} {name}\n" for name in VARIABLES
+    )
     (SITE / "ansible.inv").write_bytes(head.encode() + zlib.compress(lines.encode()))
 
 
