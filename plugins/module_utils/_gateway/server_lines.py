@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from .._core.exchange import authority
 from .fleet import Server
 
-# A connection that fails makes the checks quick, and two failed ones take the server out. By itself it does not: a
-# gateway without a processor for a moment loses a connection to every server at once, and would have none left.
+# A connection that fails makes the checks quick, and two failed ones take the server out. By itself it does not: the
+# only server of a model would be out for every request until its next check.
 CHECKS = "check inter 1s fastinter 200ms downinter 500ms fall 2 rise 1 observe layer4 error-limit 1 on-error fastinter"
 # A name that cannot be resolved must not keep the gateway from starting.
 ADDRESSES = ("init-addr", "last,libc,none")
