@@ -9,8 +9,9 @@ from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible_collections.magi.llama.plugins.module_utils._arguments.gateway_members import ARGUMENTS
+from ansible_collections.magi.llama.plugins.module_utils._core.documents import DocumentError
 from ansible_collections.magi.llama.plugins.module_utils._core.values import ANY_ADDRESS, is_loopback
-from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import KEY
+from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import KEY, check_host
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 
@@ -35,5 +36,10 @@ class ActionModule(HostAction):
         left_out = [server["name"] for server in servers if server not in taken]
         # The address is the inventory's, not one that the host reports.
         members = {"address": arguments["address"], "servers": taken}
+        try:
+            # Gateways keep the old entry instead of such a one, and would send requests to servers that are stopped.
+            check_host(members, answer["api_keys"])
+        except DocumentError as error:
+            raise AnsibleActionFail(f"No gateway can use what this host reports of its servers: {error}.") from error
         # Only an error is shown: the answer has the servers' keys.
         return {**result, **answer, "members": members, "left_out": left_out, "_ansible_no_log": True}
