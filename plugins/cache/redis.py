@@ -5,21 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import json
-import os
-import stat
-import time
-from collections.abc import Sequence
-from typing import Any
-
-from ansible.errors import AnsibleError
-from ansible.plugins.cache import BaseCacheModule
-from ansible.utils.display import Display
-from ansible_collections.magi.llama.plugins.module_utils._core.text import redact, visible_line
-from ansible_collections.magi.llama.plugins.plugin_utils.redis_client import RedisError, connect, failure
-
 DOCUMENTATION = r"""
 name: redis
 short_description: Keep facts in a Redis or Valkey, signed
@@ -80,6 +65,21 @@ options:
       - key: fact_caching_timeout
         section: defaults
 """
+
+import hashlib
+import hmac
+import json
+import os
+import stat
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from ansible.errors import AnsibleError
+from ansible.plugins.cache import BaseCacheModule
+from ansible.utils.display import Display
+from ansible_collections.magi.llama.plugins.module_utils._core.text import redact, visible_line
+from ansible_collections.magi.llama.plugins.plugin_utils.redis_client import RedisError, connect, failure
 
 VERSION = b"1"
 MIN_KEY_BYTES = 32

@@ -5,25 +5,6 @@
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import getpass
-import os
-import signal
-import socket
-import threading
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
-from ansible import context
-from ansible.plugins.callback import CallbackBase
-from ansible.utils.vars import load_extra_vars
-from ansible_collections.magi.llama.plugins.module_utils._core.text import visible_text
-from ansible_collections.magi.llama.plugins.plugin_utils.event_sinks import SinkError
-from ansible_collections.magi.llama.plugins.plugin_utils.events import Reporter, begin, fail
-from ansible_collections.magi.llama.plugins.plugin_utils.vault_values import without_vault_values
-
 DOCUMENTATION = r"""
 name: events
 type: notification
@@ -43,6 +24,25 @@ notes:
     E(MAGI_EVENTS_PASSWORD_FILE) names a file with the password of a Redis. E(MAGI_RUN_ID) is the id of the run, by
     default a new UUID.
 """
+
+import atexit
+import contextlib
+import getpass
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ansible import context
+from ansible.plugins.callback import CallbackBase
+from ansible.utils.vars import load_extra_vars
+from ansible_collections.magi.llama.plugins.module_utils._core.text import visible_text
+from ansible_collections.magi.llama.plugins.plugin_utils.event_sinks import SinkError
+from ansible_collections.magi.llama.plugins.plugin_utils.events import Reporter, begin, fail
+from ansible_collections.magi.llama.plugins.plugin_utils.vault_values import without_vault_values
 
 INTERRUPTED = 99
 RETRY_SECONDS = 0.02

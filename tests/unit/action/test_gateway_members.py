@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a host reports of its servers is held to the inventory before a gateway is told."""
+"""What a host reports of its servers is held to the inventory before it reaches a gateway."""
 
 from __future__ import annotations
 
@@ -61,6 +61,6 @@ def test_servers_of_the_inventory_are_members(run_action: Harness) -> None:
     ],
 )
 def test_what_no_gateway_takes_fails_the_host(run_action: Harness, found: dict[str, Any], message: str) -> None:
-    """A warning alone would let the run go on to stop servers that gateways still send requests to."""
+    """A warning alone would let the run continue and stop servers that gateways still send requests to."""
     with pytest.raises(AnsibleActionFail, match=message):
         run_action("gateway_members", ARGUMENTS, answers=[found])
