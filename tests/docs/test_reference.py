@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 REFERENCE = yaml.safe_load((ROOT / "meta/extra_vars.yml").read_text())
 PLAYBOOKS = sorted(path.stem for path in (ROOT / "playbooks").glob("*.yml"))
 # Variables that a playbook reads in an expression that tests whether they are defined.
-READ = re.compile(r"\b(?<!['.])([a-z][a-z_]+) (?:\| default\(|is defined)")
+READ = re.compile(r"\b(?<!['.])([a-z][a-z_]+) (?:\| default\(|is (?:not )?defined)")
 # A role's own variables are in its argument specs, and Ansible's in Ansible's documentation.
 OTHERS = ("ansible_", "runtime_", "registry_", "servers_", "lost", "inventory_dir", "role_path")
 
@@ -72,7 +72,9 @@ def texts(value: Any) -> Iterator[str]:
     if isinstance(value, dict):
         for key, inner in value.items():
             if key in ("when", "that", "failed_when", "changed_when"):
-                yield from (f"{{{{ {one} }}}}" for one in (inner if isinstance(inner, list) else [inner]))
+                conditions = inner if isinstance(inner, list) else [inner]
+                # A loop's conditions are templates already.
+                yield from (one if "{{" in str(one) else f"{{{{ {one} }}}}" for one in conditions)
             else:
                 yield from texts(inner)
     elif isinstance(value, list):
