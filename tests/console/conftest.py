@@ -35,6 +35,12 @@ def fake(tmp_path: Path) -> Callable[..., None]:
 @pytest.fixture
 def console(tmp_path: Path, fake: Callable[..., None]) -> Iterator[RunningConsole]:
     """A console with an inventory of three hosts, whose runs of playbooks are those of support/fake_playbook.py."""
+    with fake_console(tmp_path) as running:
+        yield running
+
+
+def fake_console(tmp_path: Path, *more: str) -> RunningConsole:
+    """What the fixture console runs, with more arguments."""
     programs = tmp_path / "bin"
     programs.mkdir()
     (programs / "ansible-inventory").symlink_to(Path(sys.executable).with_name("ansible-inventory"))
@@ -49,8 +55,7 @@ def console(tmp_path: Path, fake: Callable[..., None]) -> Iterator[RunningConsol
     (tmp_path / "profiles/mine.yml").write_text("enabled_models: [{tier: Q4}]\n")
     arguments = ("--ansible-bin", str(programs), "--pass-environment", "FAKE_PLAYBOOK", "--no-watch")
     environment = {"FAKE_PLAYBOOK": str(tmp_path / "fake.json"), "SECRET_OF_THE_CONSOLE": "s3cret"}
-    with RunningConsole(inventory, tmp_path / "console", arguments=arguments, environment=environment) as running:
-        yield running
+    return RunningConsole(inventory, tmp_path / "console", arguments=(*arguments, *more), environment=environment)
 
 
 @dataclass

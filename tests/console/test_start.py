@@ -38,6 +38,10 @@ def test_files_of_the_data_folder_are_private(console: RunningConsole) -> None:
         (("--inventory", ".", "--listen", "0.0.0.0:8000"), "tokens would be sent in clear"),
         (("--inventory", ".", "--listen", "8000"), "use ADDRESS:PORT"),
         (("--inventory", ".", "--tls-key", "."), "--tls-key needs --tls-certificate"),
+        (("--inventory", ".", "--redis", "redis://:s@h"), "give the password in --redis-password-file"),
+        (("--inventory", ".", "--redis", "redis://h?password=s"), "give the password in --redis-password-file"),
+        (("--inventory", ".", "--redis", "h:6379"), "--redis h:6379 cannot be used: Redis URL must specify"),
+        (("--inventory", ".", "--redis", "redis://127.0.0.1:1"), "--redis redis://127.0.0.1:1 cannot be used: Error"),
     ],
 )
 def test_options_that_cannot_be_used_are_refused(tmp_path: Path, arguments: tuple[str, ...], text: str) -> None:

@@ -25,6 +25,7 @@ from .jobs.launcher import SessionLauncher, UnitLauncher
 from .jobs.service import Jobs
 from .known import KnownReader
 from .settings import Settings
+from .store.base import Store, StoreUnavailable
 from .store.sqlite import SqliteStore
 from .tokens import TokenReader
 
@@ -53,7 +54,7 @@ def make_console(settings: Settings) -> Console:
     """The parts of a console on its data folder, which is made."""
     for folder in (settings.data, settings.jobs):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    store = SqliteStore(settings.database)
+    store = make_store(settings)
     launcher = UnitLauncher(settings.job_unit) if settings.job_unit else SessionLauncher()
     inventory = InventoryReader(
         settings.inventory, [str(settings.ansible_bin / "ansible-inventory")], full_environment(settings)
@@ -69,6 +70,16 @@ def make_console(settings: Settings) -> Console:
         fleet=fleet,
         tokens=TokenReader(settings.token_file),
     )
+
+
+def make_store(settings: Settings) -> Store:
+    """The store of the settings. Raises StoreUnavailable for a Redis that cannot be used as it is given."""
+    if not settings.redis:
+        return SqliteStore(settings.database)
+    # Its package is installed only where it is wanted.
+    from .store.redis import RedisStore
+
+    return RedisStore(settings.database, settings.redis, settings.redis_password_file)
 
 
 async def run_jobs(console: Console) -> None:
@@ -96,6 +107,9 @@ async def _forever(service: Callable[[Console], Awaitable[None]], console: Conso
     while True:
         try:
             await service(console)
+        except StoreUnavailable:
+            # The store has logged it. The service waits until it is there again.
+            pass
         except Exception:
             LOG.exception("a service of the console failed and is started again")
         await asyncio.sleep(1)

@@ -6,17 +6,27 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import ipaddress
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import uvicorn
 
 from .app import create_app
 from .settings import Settings
+from .store.base import StoreUnavailable
 from .tokens import ROLES, TokenFileError, add_token, import_tokens
+
+# Options that name what has to be there.
+FILES = (
+    *("inventory", "tls_certificate", "tls_key", "checkout"),
+    *("vault_password_file", "private_key_file", "redis_password_file"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def serve(arguments: Sequence[str]) -> int:
     parser = make_parser()
     settings = make_settings(parser, parser.parse_args(arguments))
+    if settings.redis:
+        check_redis(parser, settings)
     uvicorn.run(
         create_app(settings),
         host=settings.host,
@@ -59,7 +71,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--tls-key", type=Path, help="its key, unless it is in the same file")
     add("--behind-proxy", action="store_true", help="a proxy on this host ends TLS, and names the clients' addresses")
     add("--tokens", type=Path, help="file of tokens (default: tokens.json in the data folder)")
-    add("--redis", default="", help="redis:// or rediss:// URL that several consoles share")
+    add("--redis", default="", help="redis://, rediss:// or unix:// URL that several consoles share, without password")
+    add("--redis-password-file", type=Path, help="file with its password (default: the credential redis_password)")
     add("--checkout", type=Path, help="checkout with the playbooks, instead of the installed collection")
     add("--ansible-bin", type=Path, help="folder of ansible-playbook (default: that of this Python)")
     add("--vault-password-file", type=Path, help="given to Ansible")
@@ -76,10 +89,12 @@ def make_settings(parser: argparse.ArgumentParser, options: argparse.Namespace) 
     host = host.strip("[]")
     if not separator or not port.isdigit() or not host:
         parser.error(f"--listen {options.listen}: use ADDRESS:PORT, for example 127.0.0.1:8000")
-    for name in ("inventory", "tls_certificate", "tls_key", "checkout", "vault_password_file", "private_key_file"):
+    for name in FILES:
         path = getattr(options, name)
         if path is not None and not path.exists():
             parser.error(f"--{name.replace('_', '-')} {path}: does not exist")
+    if has_password(options.redis):
+        parser.error("--redis: every user of this host sees a command line; give the password in --redis-password-file")
     if options.tls_key and not options.tls_certificate:
         parser.error("--tls-key needs --tls-certificate")
     if not (is_loopback(host) or options.tls_certificate or options.behind_proxy):
@@ -97,6 +112,7 @@ def make_settings(parser: argparse.ArgumentParser, options: argparse.Namespace) 
         is_behind_proxy=options.behind_proxy,
         tokens=resolved(options.tokens),
         redis=options.redis,
+        redis_password_file=resolved(options.redis_password_file or credential("redis_password")),
         checkout=resolved(options.checkout),
         # Not resolved: the folder of a virtual environment may be reached by a link.
         ansible_bin=(options.ansible_bin or Path(sys.executable).parent).absolute(),
@@ -106,6 +122,34 @@ def make_settings(parser: argparse.ArgumentParser, options: argparse.Namespace) 
         job_unit=options.job_unit,
         is_watching=not options.no_watch,
     )
+
+
+def has_password(url: str) -> bool:
+    """Whether the URL of a Redis has a password, in either place that clients know."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.password) or "password" in parse_qs(parts.query)
+    except ValueError:
+        return False
+
+
+def credential(name: str) -> Path | None:
+    """The file of a credential that systemd gives to the unit; None without it."""
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    path = Path(folder, name) if folder else None
+    return path if path is not None and path.is_file() else None
+
+
+def check_redis(parser: argparse.ArgumentParser, settings: Settings) -> None:
+    """End the program where the Redis cannot be used."""
+    try:
+        from .store.redis import check
+    except ImportError:
+        parser.error("--redis needs the Python package redis: pip install 'magi-llama-console[redis]'")
+    try:
+        asyncio.run(check(settings.redis, settings.redis_password_file))
+    except StoreUnavailable as error:
+        parser.error(f"--redis {error}")
 
 
 def is_loopback(host: str) -> bool:

@@ -28,7 +28,7 @@ DESCRIPTION = (
     "operate may change things, the role read may look."
 )
 # Errors that every endpoint with a token may answer.
-ALWAYS = (401, 403, 422, 429, 500)
+ALWAYS = (401, 403, 422, 429, 500, 503)
 PUBLIC = {"/health"}
 METHODS = ("get", "put", "post", "delete")
 

@@ -29,8 +29,11 @@ class Settings:
     # Read by Ansible, never by the console.
     vault_password_file: Path | None = None
     private_key_file: Path | None = None
-    # redis://… or rediss://…: events, sessions and status are kept there instead of in console.db.
+    # redis://…, rediss://… or unix://…, without a password: events, sessions, used keys of requests and cached status
+    # are kept there instead of in console.db, for several consoles.
     redis: str = ""
+    # A file whose first line is the password for it.
+    redis_password_file: Path | None = None
     # Names of environment variables that jobs are given besides those of jobs/runner.py.
     pass_environment: tuple[str, ...] = ()
     # A template unit of systemd for jobs, such as magi-llama-console-job@.service; without it they are sessions.

@@ -183,3 +183,14 @@ def test_fleet_is_found_again_in_the_store(watched: Watched) -> None:
 
     asyncio.run(save_and_load())
     assert list(watched.watch.fleet.hosts["a"].servers) == ["x"]
+
+
+def test_event_that_is_not_as_documented_does_not_hold_up_those_after_it(watched: Watched) -> None:
+    event = {"run": "r", "at": "2026", "check": False, "host": "a"}
+    begun = {**event, "type": "run_started", "data": {"playbook": "site.yml"}}
+    # Without holder.
+    wrong = {**event, "type": "lock_waited", "data": {}}
+    right = {**event, "type": "unreachable", "data": {"msg": "no"}}
+    asyncio.run(watched.store.add_events(None, [begun, wrong, right]))
+    asyncio.run(watched.watch.catch_up())
+    assert (watched.watch.fleet.sequence, watched.watch.host("a").is_reachable) == (3, False)

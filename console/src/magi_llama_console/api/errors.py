@@ -21,7 +21,7 @@ MEANINGS = {
     429: "Too many tokens were refused; Retry-After has the seconds to wait.",
     500: "The console failed.",
     502: "The run failed; detail has its first error, instance its job.",
-    503: "The inventory cannot be read; detail has Ansible's message.",
+    503: "The inventory cannot be read, or the console's Redis does not answer; detail says which.",
 }
 
 

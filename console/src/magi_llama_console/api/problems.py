@@ -17,6 +17,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from ..store.base import StoreUnavailable
+
 MEDIA_TYPE = "application/problem+json"
 
 
@@ -94,6 +96,16 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Problem)
     async def _problem(request: Request, error: Problem) -> JSONResponse:
         return answer(error, request)
+
+    @app.exception_handler(StoreUnavailable)
+    async def _unavailable(request: Request, error: StoreUnavailable) -> JSONResponse:
+        # Its text is in the log: who sent the request may not be known yet.
+        problem = Problem(
+            503,
+            "There is no live view: the console's Redis does not answer.",
+            fix="Start it again; the console then continues by itself. Its log says what is wrong.",
+        )
+        return answer(problem, request)
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:

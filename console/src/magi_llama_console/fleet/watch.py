@@ -11,10 +11,12 @@ others have deployed without sending events. Once an hour a plan says what has d
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import monotonic
@@ -23,7 +25,7 @@ from typing import Any
 from ..jobs.requests import Known, RequestRefused, validate
 from ..jobs.service import Jobs
 from ..settings import Settings
-from ..store.base import CONSOLE, CachedStatus, Store, now
+from ..store.base import CONSOLE, CachedStatus, Store, StoreUnavailable, now
 from .facts import Fleet, Host, from_plain, to_plain
 from .inventory import Inventory, InventoryError, InventoryHost, InventoryReader
 from .sweep import PATIENT_SECONDS, Key, gateway_states, read_metrics, sweep, target
@@ -40,6 +42,8 @@ FIRST_DRIFT_SECONDS = 120.0
 STALE_SECONDS = 180.0
 SAVE_SECONDS = 5.0
 BATCH = 500
+# So long after the store was away it is tried again.
+AWAY_SECONDS = 1.0
 # After a run that may have changed a host its status is wanted: pids, memory. Not at once, as another run may follow.
 SETTLED_SECONDS = 5.0
 
@@ -89,7 +93,8 @@ class FleetWatch:
                 if self._settings.is_watching:
                     group.create_task(self._look())
         finally:
-            await self._save()
+            with contextlib.suppress(StoreUnavailable):
+                await self._save()
 
     async def _load(self) -> None:
         saved = [one for one in await self._store.statuses("fleet") if one.host == CONSOLE]
@@ -101,9 +106,9 @@ class FleetWatch:
     async def _save(self) -> None:
         if self.fleet is self._saved:
             return
-        self._saved, self._saved_at = self.fleet, monotonic()
-        document = to_plain(self.fleet)
-        await self._store.put_status([CachedStatus(CONSOLE, "fleet", now(), "events", document)])
+        fleet = self.fleet
+        await self._store.put_status([CachedStatus(CONSOLE, "fleet", now(), "events", to_plain(fleet))])
+        self._saved, self._saved_at = fleet, monotonic()
 
     async def catch_up(self) -> None:
         """Fold the events that are in the store by now: an answer after a job then shows what it did."""
@@ -112,7 +117,15 @@ class FleetWatch:
                 if event.sequence <= self.fleet.sequence:
                     continue
                 run = self.fleet.runs.get(event.event["run"])
-                self.fleet = fold(self.fleet, event.event, event.sequence)
+                try:
+                    self.fleet = fold(self.fleet, event.event, event.sequence)
+                except (AttributeError, KeyError, TypeError, ValueError):
+                    # Others may have sent it; the events after it count all the same.
+                    LOG.warning(
+                        "event %s of run %s is not as documented, and left out", event.sequence, event.event["run"]
+                    )
+                    self.fleet = replace(self.fleet, sequence=event.sequence)
+                    continue
                 if event.event["type"] == "run_ended":
                     if run is not None and not run.is_check and run.playbook not in LOOKING:
                         hosts = event.event["data"].get("hosts") or {}
@@ -122,10 +135,14 @@ class FleetWatch:
 
     async def _follow(self) -> None:
         while True:
-            await self.catch_up()
-            if monotonic() - self._saved_at > SAVE_SECONDS:
-                await self._save()
-            await self._store.wait(self.fleet.sequence, 30)
+            try:
+                await self.catch_up()
+                if monotonic() - self._saved_at > SAVE_SECONDS:
+                    await self._save()
+                await self._store.wait(self.fleet.sequence, 30)
+            except StoreUnavailable:
+                # What is known stays, and grows old.
+                await asyncio.sleep(AWAY_SECONDS)
 
     async def _read_result(self, job_id: str | None, event: Mapping[str, Any]) -> None:
         """What only the result document of a job has: the whole registry of a scan, the speeds of a verify."""

@@ -20,7 +20,7 @@ from typing import Any
 
 from .. import ansible
 from ..settings import Settings
-from ..store.base import Job, Store, now
+from ..store.base import Job, Store, StoreUnavailable, now
 from . import launcher as processes
 from .follow import follow, follow_to_end, missing_end, reported_rc
 from .launcher import Ended, Launcher, LaunchError
@@ -116,6 +116,9 @@ class Jobs:
                 await follow(self._store, job.id, self.folder(job.id) / "events.jsonl")
                 if ended is not None:
                     await self._end(job, ended)
+            except StoreUnavailable:
+                # The run continues, and its file has its events; they are read when the store is there again.
+                await asyncio.sleep(STEP_SECONDS)
             except (OSError, ValueError, KeyError, TypeError):
                 # Files of this job that cannot be read: the others are carried out all the same.
                 LOG.exception("job %s cannot be followed", job.id)

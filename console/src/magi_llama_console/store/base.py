@@ -109,8 +109,15 @@ class KeyReused(Exception):
     """An Idempotency-Key came with another request than before."""
 
 
+class StoreUnavailable(Exception):
+    """The Redis of the store does not answer, or refuses. Its text says which one and why; it has no password."""
+
+
 class Store(Protocol):
-    """All methods may be called from the event loop: none takes longer than a local write or one request to Redis."""
+    """All methods may be called from the event loop: none takes longer than a local write or one request to Redis.
+
+    Those about events, sessions, keys of requests and cached status raise StoreUnavailable.
+    """
 
     async def close(self) -> None: ...
 
@@ -142,6 +149,9 @@ class Store(Protocol):
 
     async def events(self, after: int = 0, job: str | None = None, limit: int = 500) -> list[Event]:
         """Events whose sequence is above after, oldest first, of all runs or of one job."""
+
+    async def recent_events(self, limit: int) -> list[Event]:
+        """The newest events of all runs, oldest first."""
 
     async def last_sequence(self) -> int:
         """The sequence of the newest event; 0 if there is none."""

@@ -65,14 +65,14 @@ class SqliteStore:
                     return self._job(row[1]) or job
                 self._db.execute("insert into requests values (?, ?, ?)", (key, fingerprint, job.id))
             self._db.execute(
-                "insert into jobs (id, state, job) values (?, ?, ?)", (job.id, job.state, _job_as_text(job))
+                "insert into jobs (id, state, job) values (?, ?, ?)", (job.id, job.state, job_as_text(job))
             )
         self._notify()
         return job
 
     async def save_job(self, job: Job) -> None:
         with self._transaction():
-            self._db.execute("update jobs set state = ?, job = ? where id = ?", (job.state, _job_as_text(job), job.id))
+            self._db.execute("update jobs set state = ?, job = ? where id = ?", (job.state, job_as_text(job), job.id))
 
         self._notify()
 
@@ -81,12 +81,12 @@ class SqliteStore:
 
     def _job(self, job_id: str) -> Job | None:
         row = self._db.execute("select job from jobs where id = ?", (job_id,)).fetchone()
-        return None if row is None else _job_from_text(row[0])
+        return None if row is None else job_from_text(row[0])
 
     async def jobs(self, states: Sequence[str] = (), limit: int = 100) -> list[Job]:
         where = f"where state in ({', '.join('?' * len(states))})" if states else ""
         rows = self._db.execute(f"select job from jobs {where} order by number desc limit ?", (*states, limit))
-        return [_job_from_text(row[0]) for row in rows]
+        return [job_from_text(row[0]) for row in rows]
 
     async def prune(self, keep: int) -> list[str]:
         with self._transaction():
@@ -107,7 +107,7 @@ class SqliteStore:
     async def add_events(self, job: str | None, events: Sequence[Mapping[str, Any]], offset: int | None = None) -> None:
         with self._transaction():
             self._db.executemany(
-                "insert into events (job, event) values (?, ?)", [(job, _compact(event)) for event in events]
+                "insert into events (job, event) values (?, ?)", [(job, compact(event)) for event in events]
             )
             if offset is not None:
                 self._db.execute("insert or replace into offsets values (?, ?)", (job, offset))
@@ -125,6 +125,10 @@ class SqliteStore:
             (after, *(() if job is None else (job,)), limit),
         )
         return [Event(row[0], row[1], json.loads(row[2])) for row in rows]
+
+    async def recent_events(self, limit: int) -> list[Event]:
+        rows = self._db.execute("select sequence, job, event from events order by sequence desc limit ?", (limit,))
+        return [Event(row[0], row[1], json.loads(row[2])) for row in rows][::-1]
 
     async def last_sequence(self) -> int:
         return int(self._db.execute("select coalesce(max(sequence), 0) from events").fetchone()[0])
@@ -158,7 +162,7 @@ class SqliteStore:
             self._db.execute("delete from sessions where name = ?", (name,))
 
     async def add_audit(self, entry: AuditEntry) -> None:
-        row = (entry.at, entry.by, entry.action, entry.target, _compact(entry.detail), entry.address)
+        row = (entry.at, entry.by, entry.action, entry.target, compact(entry.detail), entry.address)
         with self._transaction():
             self._db.execute(
                 "insert into audit (at, actor, action, target, detail, address) values (?, ?, ?, ?, ?, ?)", row
@@ -173,7 +177,7 @@ class SqliteStore:
         ]
 
     async def put_status(self, statuses: Sequence[CachedStatus]) -> None:
-        rows = [(one.host, one.kind, one.as_of, one.source, _compact(one.document)) for one in statuses]
+        rows = [(one.host, one.kind, one.as_of, one.source, compact(one.document)) for one in statuses]
         with self._transaction():
             self._db.executemany(
                 "insert into statuses values (?, ?, ?, ?, ?) on conflict (host, kind) do update set as_of ="
@@ -209,14 +213,14 @@ class _Transaction:
         self._db.execute("commit" if kind is None else "rollback")
 
 
-def _compact(value: Mapping[str, Any]) -> str:
+def compact(value: Mapping[str, Any]) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
-def _job_as_text(job: Job) -> str:
-    return _compact({name: getattr(job, name) for name in Job.__dataclass_fields__})
+def job_as_text(job: Job) -> str:
+    return compact({name: getattr(job, name) for name in Job.__dataclass_fields__})
 
 
-def _job_from_text(text: str) -> Job:
+def job_from_text(text: str) -> Job:
     fields = json.loads(text)
     return Job(**{**fields, "hosts": tuple(fields["hosts"])})

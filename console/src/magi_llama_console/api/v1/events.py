@@ -21,7 +21,7 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import StreamingResponse
 
 from ...console import Console
-from ...store.base import ENDED, Event, Job
+from ...store.base import ENDED, Event, Job, StoreUnavailable
 from ..deps import ConsoleDep
 from ..fleet_changes import Change, FleetChanges
 from ..problems import Problem
@@ -53,6 +53,8 @@ async def of_job(
 ) -> StreamingResponse:
     """A job's events from the beginning, or after Last-Event-ID, until it has ended."""
     job = await find(console, job_id)
+    # Without a live view that is the answer, instead of a stream that ends at once.
+    await console.store.last_sequence()
     return _answer(request, Stream(console, request, _place(last_event_id, after), job, follow))
 
 
@@ -66,7 +68,8 @@ async def of_all(
     last_event_id: Annotated[str, Header()] = "",
 ) -> StreamingResponse:
     """All runs' events: from now on, or after Last-Event-ID or after."""
-    start = await console.store.last_sequence() if after is None else after
+    newest = await console.store.last_sequence()
+    start = newest if after is None else after
     return _answer(request, Stream(console, request, _place(last_event_id, start), None, follow))
 
 
@@ -87,6 +90,7 @@ class Stream:
         self._console, self._request, self._place = console, request, place
         self._job, self._follow = job, follow
         self._seen: dict[str, Job] | None = None
+        self._is_live = True
         self._changes = None if job else FleetChanges(console)
 
     async def messages(self) -> AsyncIterator[Event | Job | Change | None]:
@@ -125,6 +129,14 @@ class Stream:
                     return
             await asyncio.sleep(GATHER_SECONDS)
 
+    async def _while_live(self) -> AsyncIterator[Event | Job | Change | None]:
+        """The messages, until the store is away: the client then comes again and resumes."""
+        try:
+            async for message in self.messages():
+                yield message
+        except StoreUnavailable:
+            self._is_live = False
+
     async def _changed_jobs(self, job: Job | None) -> list[Job]:
         jobs = [job] if job else await self._console.store.jobs(limit=JOBS)
         # The first look at all jobs only says what there is.
@@ -134,7 +146,7 @@ class Stream:
         return [] if is_first else changed
 
     async def as_sse(self) -> AsyncIterator[str]:
-        async for message in self.messages():
+        async for message in self._while_live():
             if message is None:
                 yield ": \n\n"
             elif isinstance(message, Job):
@@ -143,11 +155,11 @@ class Stream:
                 yield f"event: {message.kind}\ndata: {_as_text(message.document)}\n\n"
             else:
                 yield f"id: {message.sequence}\ndata: {_as_text(message.event)}\n\n"
-        if self._job and self._follow:
+        if self._job and self._follow and self._is_live:
             yield "event: end\ndata: {}\n\n"
 
     async def as_lines(self) -> AsyncIterator[str]:
-        async for message in self.messages():
+        async for message in self._while_live():
             # Empty lines keep the connection open.
             if message is None:
                 yield "\n"

@@ -95,8 +95,9 @@ async def delete(
         raise Problem(
             409, f"{name} is the last key that may operate.", fix="Add another one with the role operate first."
         )
-    remove_token(console.settings.token_file, name)
+    # First, as it may fail, and then nothing is done that the audit log would not have.
     await console.store.delete_sessions_of(name)
+    remove_token(console.settings.token_file, name)
     await record(console, who.name, "key.delete", name, address=address_of(request))
 
 

@@ -97,21 +97,15 @@ async def slots_now(console: Console, server: facts.Server) -> list[shapes.Slot]
 
 async def lines_about(console: Console, server: facts.Server) -> list[str]:
     """What the newest events of its host say of a server: reasons with the last lines of its log, warnings, lines."""
-    newest = await console.store.last_sequence()
     found: list[str] = []
-    place = max(0, newest - EVENTS)
-    while events := await console.store.events(place, limit=500):
-        place = events[-1].sequence
-        for event in (one.event for one in events):
-            if event.get("host") != server.host:
-                continue
-            data = event["data"]
-            text = data.get("text") or data.get("msg") or ""
-            if data.get("server") == server.name:
-                text = "\n".join(
-                    filter(None, (f"{event['type'].replace('_', ' ')}", data.get("reason"), data.get("fix")))
-                )
-            elif server.name not in text:
-                continue
-            found += [f"{event['at']}  {line}" for line in text.splitlines() if line.strip()]
+    for event in (one.event for one in await console.store.recent_events(EVENTS)):
+        if event.get("host") != server.host:
+            continue
+        data = event["data"]
+        text = data.get("text") or data.get("msg") or ""
+        if data.get("server") == server.name:
+            text = "\n".join(filter(None, (f"{event['type'].replace('_', ' ')}", data.get("reason"), data.get("fix"))))
+        elif server.name not in text:
+            continue
+        found += [f"{event['at']}  {line}" for line in text.splitlines() if line.strip()]
     return found[-MAX_LINES:]
