@@ -96,3 +96,14 @@ def test_older_status_does_not_replace_a_newer_one(store: SqliteStore) -> None:
     asyncio.run(store.put_status([newer]))
     asyncio.run(store.put_status([older]))
     assert asyncio.run(store.statuses("status")) == [newer]
+
+
+def test_newest_events_of_a_host_are_found_by_their_type(store: SqliteStore) -> None:
+    def event(host: str | None, kind: str, number: int) -> dict[str, object]:
+        return {"type": kind, "run": "r", "host": host, "data": {"number": number, "names": {"host": "a"}}}
+
+    events = [event("a", "line", 1), event("b", "line", 2), event("a", "plan", 3), event(None, "line", 4)]
+    events += [event("a", "line", 5), {**event("a", "line", 6), "data": float("nan")}, event("a", "warning", 7)]
+    asyncio.run(store.add_events("j", events))
+    found = asyncio.run(store.newest_events("a", ("line", "warning"), 2))
+    assert [one.event["data"]["number"] for one in found] == [5, 7]
