@@ -450,8 +450,14 @@ def test_event_that_cannot_be_used_names_what_is_wrong() -> None:
     wrong = on_a("plan", {"plan": {"profile": "p", "servers": [{"name": "x"}], "memory": {}}})
     with pytest.raises(Unusable, match="planned server has no usable model_id"):
         fold(folded(DEPLOY), wrong)
-    with pytest.raises(Unusable, match="time"):
-        fold(Fleet(), {**DEPLOY[0], "at": "yesterday"})
+    for at in ("yesterday", "2026-11-27T18:00:00", 7, "0001-01-01T00:00:00+14:00"):
+        with pytest.raises(Unusable, match="the event has no usable at"):
+            fold(Fleet(), {**DEPLOY[0], "at": at})
+
+
+def test_times_are_written_alike_so_that_they_sort() -> None:
+    stop = on_a("server_stopped", {"server": "x"}) | {"at": "2026-11-27T19:00:30.5+01:00"}
+    assert folded(DEPLOY, [stop]).hosts["a"].changed_at == "2026-11-27T18:00:30.500Z"
 
 
 def test_document_of_a_host_that_cannot_be_used_leaves_the_others_theirs() -> None:
