@@ -73,7 +73,8 @@ def plain(value: Any) -> Any:
     return number(value)
 
 
-def _texts(value: Any) -> list[str]:
+def texts(value: Any) -> list[str]:
+    """The texts of a list; none for anything else."""
     return [found for one in value if (found := text(one)) is not None] if isinstance(value, (list, tuple)) else []
 
 
@@ -111,9 +112,12 @@ def _needs(found: Any, what: str, **types: Callable[[Any], Any]) -> dict[str, An
 
 
 _PLANNED: dict[str, Callable[[Any], Any]] = {
-    **dict.fromkeys(("reason", "display_name", "tier", "kind", "host", "revision", "stands_in_for"), text),
+    **dict.fromkeys(("display_name", "tier", "kind", "host", "revision", "stands_in_for"), text),
+    "reason": lambda value: text(value) or "",
     "port": port,
-    "argv": _texts,
+    "downtime_seconds": number,
+    "argv": texts,
+    "argv_diff": texts,
     "env": mapping,
     "memory": lambda value: _bytes(value, "total_bytes", "ram_bytes", "vram_bytes", "slot_context"),
 }
@@ -137,9 +141,14 @@ def plan(value: Any) -> dict[str, Any]:
         raise Unusable("the plan is no mapping")
     return {
         "profile": text(value.get("profile")),
-        "servers": _listed(value.get("servers"), "servers of the plan", _planned),
+        "servers": planned(value.get("servers")),
         "memory": _memory(value.get("memory")),
     }
+
+
+def planned(value: Any) -> list[dict[str, Any]]:
+    """The servers of a plan. Raises Unusable."""
+    return _listed(value, "servers of the plan", _planned)
 
 
 def _planned(one: Any) -> dict[str, Any]:
