@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Answers of the API whose parts come from hosts: they can be read, whatever a host has sent."""
+"""Answers of the API whose parts come from hosts: they can be read, though a host may send anything."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PLANNED = {"name": "x", "model_id": "x", "action": "start", "reason": "new", "po
 
 
 def refuse(constant: str) -> None:
-    raise AssertionError(f"{constant} is no JSON")
+    raise AssertionError(f"{constant} is not JSON")
 
 
 def test_number_that_is_not_finite_is_null() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from copy import deepcopy
 from dataclasses import replace
 from functools import reduce
 from types import SimpleNamespace
@@ -374,7 +373,24 @@ def test_fleet_survives_json() -> None:
     assert from_plain({"layout": 0}, {}, {}) == Fleet()
 
 
-BAD: list[Any] = [None, 1, -1, 1.5, "abc", [1], {"x": 1}, True, float("nan"), float("inf"), 2**80, "\ud800", [], {}]
+DEEP: list[Any] = reduce(lambda inside, _: [inside], range(900), [])
+BAD: list[Any] = [
+    DEEP,
+    None,
+    1,
+    -1,
+    1.5,
+    "abc",
+    [1],
+    {"x": 1},
+    True,
+    float("nan"),
+    float("inf"),
+    2**80,
+    "\ud800",
+    [],
+    {},
+]
 
 
 def broken(document: Any, places: Sequence[Any] = ()) -> Iterator[tuple[Any, Any]]:
@@ -384,7 +400,7 @@ def broken(document: Any, places: Sequence[Any] = ()) -> Iterator[tuple[Any, Any
         found = found[place]
     if places:
         for bad in BAD:
-            copy = deepcopy(document)
+            copy = json.loads(json.dumps(document))
             inner = copy
             for place in places[:-1]:
                 inner = inner[place]

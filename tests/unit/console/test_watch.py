@@ -277,3 +277,10 @@ def test_deployed_host_is_compared_again(watched: Watched) -> None:
     asyncio.run(watched.store.add_events(None, run))
     asyncio.run(watched.watch.catch_up())
     assert list(watched.watch._asked) == [("plan", "b")]
+
+
+def test_result_document_that_cannot_be_read_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    for text in ("", "7", '{"hosts": 7}', '{"hosts": ' + "[" * 100_000):
+        path.write_text(text)
+        assert watch.read_document(path) is None

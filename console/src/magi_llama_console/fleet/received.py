@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 MAX_WHOLE = 2**63
+# As deep as documents of the collection are, several times over.
+MAX_DEPTH = 32
 
 
 class Unusable(ValueError):
@@ -60,12 +62,14 @@ def mapping(value: Any) -> dict[str, Any]:
     return plain(value) if isinstance(value, dict) else {}
 
 
-def plain(value: Any) -> Any:
-    """A JSON value without what cannot be written as JSON again."""
+def plain(value: Any, depth: int = 0) -> Any:
+    """A JSON value without what cannot be written as JSON again, or is too deep for it."""
+    if depth > MAX_DEPTH:
+        return None
     if isinstance(value, dict):
-        return {text(str(key)): plain(one) for key, one in value.items()}
+        return {text(str(key)): plain(one, depth + 1) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(one) for one in value]
+        return [plain(one, depth + 1) for one in value]
     if isinstance(value, str):
         return text(value)
     if value is None or isinstance(value, bool):
@@ -79,7 +83,7 @@ def texts(value: Any) -> list[str]:
 
 
 def _wholes(value: Any) -> dict[str, Any]:
-    """A mapping of which all numbers are whole; what is no number is kept."""
+    """A mapping of which all numbers are whole; any other value is kept."""
     found = mapping(value)
     return {key: one for key, one in found.items() if not isinstance(one, (int, float)) or whole(one) is not None}
 
@@ -103,7 +107,7 @@ def _listed(value: Any, what: str, read: Callable[[Any], dict[str, Any]]) -> lis
 def _needs(found: Any, what: str, **types: Callable[[Any], Any]) -> dict[str, Any]:
     """These values of a mapping, all of them known. Raises Unusable."""
     if not isinstance(found, dict):
-        raise Unusable(f"{what} is no mapping")
+        raise Unusable(f"{what} is not a mapping")
     needed = {key: read(found.get(key)) for key, read in types.items()}
     for key, one in needed.items():
         if one is None or one == "":
@@ -138,7 +142,7 @@ _GPU: dict[str, Callable[[Any], Any]] = {"name": text, "total_bytes": whole, "fr
 def plan(value: Any) -> dict[str, Any]:
     """The profile, the servers and the memory of a plan. Raises Unusable."""
     if not isinstance(value, dict):
-        raise Unusable("the plan is no mapping")
+        raise Unusable("the plan is not a mapping")
     return {
         "profile": text(value.get("profile")),
         "servers": planned(value.get("servers")),
@@ -176,7 +180,7 @@ def _memory(value: Any) -> dict[str, Any]:
 def status(value: Any) -> dict[str, Any]:
     """The servers of a status document. Raises Unusable."""
     if not isinstance(value, dict):
-        raise Unusable("the status is no mapping")
+        raise Unusable("the status is not a mapping")
     return {"servers": _listed(value.get("servers"), "servers of the status", _reported)}
 
 
@@ -189,7 +193,7 @@ def _reported(one: Any) -> dict[str, Any]:
 def registry(value: Any) -> dict[str, Any]:
     """The models of a scan or of an event, and the files that were refused. Raises Unusable."""
     if not isinstance(value, dict):
-        raise Unusable("the registry is no mapping")
+        raise Unusable("the registry is not a mapping")
     found: dict[str, Any] = {"models": _listed(value.get("models") or [], "models of the registry", _model)}
     if isinstance(value.get("rejected"), list):
         found["rejected"] = [mapping(one) for one in value["rejected"] if isinstance(one, dict)]

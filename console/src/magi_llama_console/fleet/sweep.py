@@ -89,7 +89,7 @@ def _remote_address(bound: Address, address: str) -> str | None:
     try:
         known = ipaddress.ip_address(address)
     except ValueError:
-        # A name: it stands for the address that the server listens at, or the server does not answer.
+        # A name: it means the address that the server listens at, or the server does not answer.
         return address
     return address if bound.is_unspecified or bound == known else None
 

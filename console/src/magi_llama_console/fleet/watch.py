@@ -132,7 +132,7 @@ class FleetWatch:
                 try:
                     await self._take(event)
                 except Exception as error:
-                    # Whatever a host has sent: it must not hold up what the others say.
+                    # A host may have sent anything: it must not hold up what the others say.
                     is_known = isinstance(error, Unusable)
                     LOG.warning("event %d is left out: %s", event.sequence, error, exc_info=not is_known)
                     self.fleet = replace(self.fleet, sequence=max(event.sequence, self.fleet.sequence))
@@ -322,6 +322,6 @@ def read_document(path: Path) -> dict[str, Any] | None:
     """A result document; None where there is none, or not yet."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) and isinstance(document.get("hosts"), dict) else None
