@@ -9,7 +9,7 @@ import re
 from urllib.parse import urlsplit
 
 from playwright.sync_api import Page, expect
-from support.fake_console.api import TOKEN, FakeApi
+from support.fake_console.api import OPERATOR, TOKEN, FakeApi
 from support.fake_console.views import views
 
 from .conftest import GROUP
@@ -103,6 +103,16 @@ def test_focus_and_rows_survive_updates(page: Page, api: FakeApi) -> None:
     assert row.evaluate("row => row.isConnected && row.contains(document.activeElement)")
 
 
+def test_status_of_a_host_changes_its_own_rows_only(page: Page, api: FakeApi) -> None:
+    """A status that names another host and server is still about the host that it is from."""
+    link = page.get_by_role("table", name=f"Servers of {HOST}").get_by_role("link", name="qwen3-8b-q4_k_m", exact=True)
+    expect(link).to_have_attribute("href", re.compile(re.escape(HOST)))
+    server = {"name": "qwen3-8b-q4_k_m", "host": "gpu1.rack1.example.com", "history": "x", "tokens_per_second": 77.0}
+    api.fleet.publish("status", {"status": {"servers": [server]}}, host=HOST, run="other")
+    expect(link.locator("xpath=ancestor::tr")).to_contain_text("77")
+    expect(link).to_have_attribute("href", re.compile(re.escape(HOST)))
+
+
 def test_sign_in_is_asked_for_and_refuses_unknown_tokens(page: Page, api: FakeApi) -> None:
     page.get_by_role("button", name="Sign out").click()
     page.get_by_label("Token").fill("wrong")
@@ -170,6 +180,19 @@ def test_profile_is_checked_while_it_is_typed_and_saved_with_its_diff(page: Page
     expect(page.locator(".list")).to_contain_text("Small models")
     expect(page.get_by_role("status").filter(has_text="commit 4be1f09c77")).to_be_visible()
     assert api.fleet.profiles["edge"].startswith("description: Small models\n")
+
+
+def test_reader_reads_a_profile_and_asks_for_nothing_that_is_refused(page: Page) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if request.method == "PUT" else None)
+    page.route("**/api/v1/session", lambda route: route.fulfill(json={**OPERATOR, "role": "read"}))
+    page.reload()
+    page.get_by_role("link", name="Profiles").click()
+    page.get_by_role("link", name="edge").click()
+    expect(page.get_by_label("Text of edge")).to_have_js_property("readOnly", True)
+    expect(page.get_by_text("read only")).to_be_visible()
+    page.wait_for_timeout(800)
+    assert asked == []
 
 
 def test_rollout_shows_its_gates_and_rolls_back_after_the_difference(page: Page, api: FakeApi) -> None:

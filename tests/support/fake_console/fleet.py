@@ -114,7 +114,6 @@ class Fleet:
             "drift": ["qwen3-8b-q4_k_m: ctx_size 4096 → 8192"] if number == 7 else None,
             "drift_since": before(5400) if number == 7 else None,
             "profile": "production",
-            "lock": {"holder": "ci-runner-4", "since": before(40)} if number == 12 else None,
             "job": None,
         }
 

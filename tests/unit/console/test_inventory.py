@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from magi_llama_console.fleet import inventory
 from magi_llama_console.fleet.inventory import InventoryError, InventoryReader, parse
 
 PROGRAM = str(Path(sys.executable).with_name("ansible-inventory"))
@@ -51,10 +52,13 @@ def test_hosts_of_group_models_are_those_that_run_servers() -> None:
     [
         ({"all": {"hosts": ["a", "g"]}, "gateways": {"hosts": ["g"]}}, ["a"]),
         ({"all": {"hosts": ["g"]}, "gateways": {"hosts": ["g"]}}, ["g"]),
+        ({"all": {"hosts": ["a", "c", "r"]}, "console": {"hosts": ["c"]}, "redis": {"hosts": ["r"]}}, ["a"]),
         ({"all": {}}, ["localhost"]),
     ],
 )
-def test_without_group_models_all_but_the_gateways_run_servers(groups: dict[str, Any], names: list[str]) -> None:
+def test_without_group_models_all_but_those_of_other_groups_run_servers(
+    groups: dict[str, Any], names: list[str]
+) -> None:
     assert list(parse(listing(groups)).hosts) == names
 
 
@@ -71,7 +75,7 @@ def test_template_is_not_taken_as_a_value() -> None:
 
 
 def test_inventory_is_read_again_only_after_a_change(tmp_path: Path) -> None:
-    folder = tmp_path / "inventory"
+    folder = tmp_path / "fleet"
     (folder / "group_vars").mkdir(parents=True)
     hosts = folder / "hosts.yml"
     hosts.write_text("all: {hosts: {a: {}}}\n")
@@ -97,3 +101,24 @@ def test_broken_inventory_is_an_error_that_names_it(tmp_path: Path) -> None:
     reader = InventoryReader(broken, [PROGRAM], {**os.environ, "ANSIBLE_INVENTORY_UNPARSED_FAILED": "1"})
     with pytest.raises(InventoryError, match=r"hosts\.yml"):
         asyncio.run(reader.read())
+
+
+def test_broken_inventory_is_not_read_for_each_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = [1000.0]
+    monkeypatch.setattr(inventory, "monotonic", lambda: seconds[0])
+    calls, program, hosts = tmp_path / "calls", tmp_path / "listing", tmp_path / "hosts.yml"
+    hosts.write_text("wrong\n")
+    program.write_text(f"#!/bin/sh\necho >> {calls}\necho 'ERROR! wrong' >&2\nexit 1\n")
+    program.chmod(0o755)
+    reader = InventoryReader(hosts, [str(program)], dict(os.environ))
+
+    async def ask() -> int:
+        with pytest.raises(InventoryError, match="ERROR! wrong"):
+            await reader.read()
+        return calls.read_text().count("\n")
+
+    assert [asyncio.run(ask()) for _ in range(3)] == [1, 1, 1]
+    hosts.write_text("still wrong\n")
+    assert asyncio.run(ask()) == 2
+    seconds[0] += inventory.ERROR_SECONDS
+    assert asyncio.run(ask()) == 3

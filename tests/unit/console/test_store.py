@@ -189,7 +189,6 @@ def test_events_are_read_on_from_each_place_in_parts(store: SqliteStore, run: Ru
             found += [(one.job, one.event["seq"]) for one in part]
             after = part[-1].sequence
         assert after == await store.last_sequence()
-        assert [one.event["seq"] for one in await store.recent_events(2)] == [6, 7]
         return found
 
     assert run(read()) == [*(("one", number) for number in range(7)), (None, 7)]
@@ -199,3 +198,14 @@ def test_newest_entries_of_the_audit_log_are_first(store: SqliteStore, run: Run)
     for number in range(3):
         run(store.add_audit(AuditEntry("t", "me", "job.create", f"{number}", {"n": number})))
     assert [entry.target for entry in run(store.audit(2))] == ["2", "1"]
+
+
+def test_newest_events_of_a_host_are_found_by_their_type(store: SqliteStore, run: Run) -> None:
+    def made(host: str | None, kind: str, number: int) -> dict[str, object]:
+        return {"type": kind, "run": "r", "at": "t", "host": host, "data": {"number": number, "names": {"host": "a"}}}
+
+    events = [made("a", "line", 1), made("b", "line", 2), made("a", "plan", 3), made(None, "line", 4)]
+    events += [made("a", "line", 5), {**made("a", "line", 6), "data": float("nan")}, made("a", "warning", 7)]
+    run(store.add_events("j", events))
+    found = run(store.newest_events("a", ("line", "warning"), 2))
+    assert [one.event["data"]["number"] for one in found] == [5, 7]

@@ -6,14 +6,29 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import json
 import socket
+import threading
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from dataclasses import replace
 
 import pytest
 from magi_llama_console.fleet.facts import Server
-from magi_llama_console.fleet.sweep import DEADLINE_SECONDS, Target, gateway_states, sweep, target
+from magi_llama_console.fleet.sweep import (
+    DEADLINE_SECONDS,
+    MAX_BYTES,
+    MAX_METRICS_BYTES,
+    MAX_SLOTS,
+    Target,
+    gateway_states,
+    read_metrics,
+    read_slots,
+    sweep,
+    target,
+)
 
 FLEET = 200
 
@@ -100,10 +115,20 @@ def server(**more: object) -> Server:
     [
         ("127.0.0.1", False, None),
         ("127.0.0.1", True, "http://127.0.0.1:8080/health"),
+        ("127.0.0.2", False, None),
+        ("::ffff:127.0.0.1", False, None),
         ("0.0.0.0", False, "http://10.0.0.5:8080/health"),
         ("0.0.0.0", True, "http://127.0.0.1:8080/health"),
         ("::1", True, "http://[::1]:8080/health"),
-        ("10.1.1.1", False, "http://10.1.1.1:8080/health"),
+        ("::", False, "http://10.0.0.5:8080/health"),
+        ("::", True, "http://[::1]:8080/health"),
+        ("10.0.0.5", False, "http://10.0.0.5:8080/health"),
+        # Another machine, for all that is known here: a host says this of itself.
+        ("10.1.1.1", False, None),
+        ("192.0.2.1", True, None),
+        ("169.254.169.254/latest?", False, None),
+        ("a" * 300, False, None),
+        ("localhost", True, None),
         (None, True, None),
     ],
 )
@@ -112,10 +137,74 @@ def test_server_is_asked_where_the_console_reaches_it(bound: str | None, is_loca
     assert (found and found.url) == url
 
 
+def test_host_of_which_only_the_name_is_known_is_asked_by_it() -> None:
+    found = target(server(bind_address="10.1.1.1"), "gpu1.example.net", False)
+    assert found is not None and found.url == "http://gpu1.example.net:8080/health"
+
+
+@pytest.mark.parametrize("port", [0, -1, 65536])
+def test_port_that_no_server_can_have_is_not_asked(port: int) -> None:
+    assert target(replace(server(bind_address="0.0.0.0"), port=port), "10.0.0.5", False) is None
+
+
+def test_address_that_no_url_can_have_is_only_its_own_servers_trouble() -> None:
+    found = asyncio.run(sweep([Target("a", "x", f"http://{'a' * 300}:8080/health"), Target("b", "y", "http://[:1/")]))
+    assert {one["state"] for one in found.values()} == {"unhealthy"} and len(found) == 2
+
+
+@contextmanager
+def answering(body: bytes, *headers: str) -> Iterator[int]:
+    """The port of a server that gives this answer to everything."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    with suppress(ConnectionError), listener.accept()[0] as found:
+                        found.recv(65536)
+                        lines = ["HTTP/1.1 200 OK", "Connection: close", *headers, "", ""]
+                        found.sendall("\r\n".join(lines).encode() + body)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def slots_of(body: bytes, *headers: str) -> list[dict[str, object]] | None:
+    with answering(body, *headers) as port:
+        one = replace(server(bind_address="127.0.0.1"), port=port)
+        return asyncio.run(read_slots(one, "127.0.0.1", True, seconds=20))
+
+
+def test_slots_are_read_with_their_types_only() -> None:
+    slots = [{"id": 0, "is_processing": True, "n_ctx": 4096}, {"id": 1, "n_ctx": float("nan")}, {"id": "x"}, 7]
+    assert slots_of(json.dumps(slots).encode()) == [
+        {"id": 0, "is_processing": True, "n_ctx": 4096},
+        {"id": 1, "is_processing": False, "n_ctx": None},
+    ]
+    assert slots_of(b"[" * 100_000) is None
+
+
+def test_answers_are_read_up_to_a_limit_and_never_unpacked() -> None:
+    one = {"id": 1, "is_processing": False}
+    found = slots_of(json.dumps([one] * 5000).encode())
+    assert found is not None and len(found) == MAX_SLOTS
+    assert slots_of(json.dumps([one]).encode() + b" " * MAX_BYTES) is None
+    assert slots_of(gzip.compress(json.dumps([one]).encode()), "Content-Encoding: gzip") is None
+    line = 'haproxy_server_status{proxy="m",server="a_8080",state="UP"} 1\n'
+    for body, text in ((line.encode(), line), (line.encode() + b"#" * MAX_METRICS_BYTES, "")):
+        with answering(body) as port:
+            assert asyncio.run(read_metrics(f"http://127.0.0.1:{port}/metrics", seconds=20)) == text
+
+
 def test_server_with_tls_is_asked_by_https_and_one_on_demand_not_at_all() -> None:
-    secure = target(server(bind_address="10.1.1.1", has_tls=True), "a", False)
+    secure = target(server(bind_address="0.0.0.0", has_tls=True), "a", False)
     assert secure is not None and secure.url.startswith("https://")
-    assert target(server(bind_address="10.1.1.1", is_on_demand=True), "a", False) is None
+    assert target(server(bind_address="0.0.0.0", is_on_demand=True), "a", False) is None
 
 
 def test_gateways_metrics_name_states_of_servers() -> None:

@@ -6,14 +6,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import reduce
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from magi_llama_console.fleet.facts import Fleet, Host, from_plain, to_plain
-from magi_llama_console.fleet.view import MAX_RUNS, fold, fold_document, forget_run, with_liveness
+from magi_llama_console.api.v1 import hosts, servers, shapes
+from magi_llama_console.fleet.capacity import capacity
+from magi_llama_console.fleet.facts import Fleet, Host, from_plain, host_to_plain, models_to_plain, to_plain
+from magi_llama_console.fleet.live import with_liveness
+from magi_llama_console.fleet.models import merged
+from magi_llama_console.fleet.received import Unusable
+from magi_llama_console.fleet.view import MAX_RUNS, fold, fold_document, forget_run
+from pydantic_core import to_json
 
 RECAP = {"a": {"ok": 5, "changed": 0, "failed": 0, "unreachable": 0}}
 
@@ -130,16 +138,19 @@ def test_finished_run_says_what_is_deployed() -> None:
         300,
         "abc",
     )
-    assert (host.ram.total_bytes, host.ram.free_bytes, host.ram.planned_bytes) == (1000, 600, 200)
+    # What was free before the deployment is not any more.
+    assert (host.ram.total_bytes, host.ram.free_bytes, host.ram.planned_bytes) == (1000, None, 200)
     assert [(gpu.memory.total_bytes, gpu.memory.free_bytes, gpu.memory.planned_bytes) for gpu in host.gpus] == [
-        (500, 400, 100)
+        (500, None, 100)
     ]
+    later = folded(DEPLOY, run("plan.yml", on_a("plan", {"plan": plan(planned("x"))}, 20), name="p")).hosts["a"]
+    assert (later.ram.free_bytes, later.gpus[0].memory.free_bytes) == (600, 400)
 
 
 def test_values_of_environment_are_not_kept() -> None:
     fleet = folded(DEPLOY)
     assert fleet.hosts["a"].servers["x"].environment_names == ("MAGI_LLAMA_SERVER", "SECRET_TOKEN")
-    assert "do-not-keep" not in json.dumps(to_plain(fleet))
+    assert "do-not-keep" not in json.dumps([to_plain(fleet), host_to_plain(fleet.hosts["a"])])
 
 
 @pytest.mark.parametrize(
@@ -200,12 +211,22 @@ def test_failed_server_keeps_its_reason_and_fix() -> None:
         )
     )
     host = fleet.hosts["a"]
-    assert host.state == "degraded"
+    # Whether these are all of its servers only a status says.
+    assert (host.state, host.is_known) == ("unknown", False)
     assert (host.servers["x"].reason, host.servers["x"].fix, host.servers["y"].reason) == (
         "exit 1",
         "Lower ctx_size.",
         None,
     )
+
+
+def test_failed_run_says_only_of_the_servers_it_had_begun_with_what_is_deployed() -> None:
+    recap = {"a": {"ok": 5, "failed": 1, "unreachable": 0}}
+    second = plan(planned("x", "stop"), planned("y", port=8081), planned("z", port=8082), profile="fast")
+    failed = run("site.yml", on_a("plan", {"plan": second}, 20), on_a("server_ready", {"server": "y"}, 21), recap=recap)
+    host = folded(DEPLOY, failed).hosts["a"]
+    assert {name: one.state for name, one in host.servers.items()} == {"x": "ready", "y": "ready"}
+    assert host.profile == "production"
 
 
 def test_plan_of_a_run_that_failed_before_it_changed_the_host_is_not_deployed() -> None:
@@ -299,7 +320,7 @@ def test_documents_fold_as_events_do() -> None:
 def test_liveness_changes_known_servers_only_and_keeps_why_one_is_down() -> None:
     fleet = folded(STATUS)
     seen = {("a", "x"): {"state": "unhealthy", "reason": "Nothing answers."}, ("a", "ghost"): {"state": "ready"}}
-    host = with_liveness(fleet, seen, "2026-11-27T18:01:00.000Z", "sweep").hosts["a"]
+    host = with_liveness(fleet, seen, "2026-11-27T18:00:59.000Z", "2026-11-27T18:01:00.000Z", "sweep").hosts["a"]
     assert (list(host.servers), host.servers["x"].state, host.source, host.as_of) == (
         ["x"],
         "unhealthy",
@@ -308,18 +329,30 @@ def test_liveness_changes_known_servers_only_and_keeps_why_one_is_down() -> None
     )
     stopped = replace(fleet.hosts["a"].servers["x"], state="stopped", is_ready=False)
     down = replace(fleet, hosts={"a": replace(fleet.hosts["a"], servers={"x": stopped})})
-    assert with_liveness(down, seen, "2026-11-27T18:01:00.000Z", "sweep").hosts["a"].servers["x"].state == "stopped"
+    late = with_liveness(down, seen, "2026-11-27T18:00:59.000Z", "2026-11-27T18:01:00.000Z", "sweep")
+    assert late.hosts["a"].servers["x"].state == "stopped"
 
 
-def test_lock_of_another_run_is_seen_until_a_run_has_had_the_host() -> None:
-    waiting = [
+def test_look_that_began_before_a_stop_does_not_undo_it() -> None:
+    stop = [
+        event("run_started", {"playbook": "stop.yml"}, run="r2"),
+        event("server_stopped", {"server": "x", "reason": None}, run="r2", host="a", second=20),
+    ]
+    fleet, seen = folded(DEPLOY, stop), {("a", "x"): {"state": "ready", "reason": None}}
+    early = with_liveness(fleet, seen, "2026-11-27T18:00:19.900Z", "2026-11-27T18:00:20.100Z", "sweep")
+    assert early.hosts["a"].servers["x"].state == "stopped"
+    later = with_liveness(fleet, seen, "2026-11-27T18:00:30.000Z", "2026-11-27T18:00:30.100Z", "sweep")
+    assert later.hosts["a"].servers["x"].state == "ready"
+
+
+def test_lock_that_a_run_has_got_is_not_another_runs_any_more() -> None:
+    """lock_waited is sent when the waiting is over: the holder that it names has left."""
+    waited = [
         event("run_started", {"playbook": "/x/site.yml"}, run="w"),
         event("lock_waited", {"holder": "bob, site.yml", "seconds": 3}, run="w", host="a", second=5),
     ]
-    fleet = folded(waiting)
-    assert (fleet.hosts["a"].lock_holder, fleet.hosts["a"].lock_at) == ("bob, site.yml", "2026-11-27T18:00:05.000Z")
-    assert folded(STATUS, fleet=fleet).hosts["a"].lock_holder == "bob, site.yml"
-    assert folded(DEPLOY, fleet=fleet).hosts["a"].lock_holder is None
+    fleet = folded(waited)
+    assert "bob" not in repr(fleet)
 
 
 def test_run_of_several_playbooks_is_that_which_deploys() -> None:
@@ -327,7 +360,123 @@ def test_run_of_several_playbooks_is_that_which_deploys() -> None:
     assert list(folded(both).hosts["a"].servers) == ["x"]
 
 
+def saved(fleet: Fleet) -> Fleet:
+    parts = [{name: write(host) for name, host in fleet.hosts.items()} for write in (host_to_plain, models_to_plain)]
+    return from_plain(*json.loads(json.dumps([to_plain(fleet), *parts])))
+
+
 def test_fleet_survives_json() -> None:
-    fleet = folded(DEPLOY, STATUS, run("site.yml", on_a("plan", {"plan": plan(planned("y"))}), name="r5")[:-1])
-    assert from_plain(json.loads(json.dumps(to_plain(fleet)))) == fleet
-    assert from_plain({"layout": 0}) == Fleet()
+    unended = run("site.yml", on_a("plan", {"plan": plan(planned("y"))}), name="r5")[:-1]
+    scanned = run("scan.yml", on_a("registry", {"models": [{"id": "x"}], "rejected": [{"path": "/y"}]}), name="r6")
+    fleet = folded(DEPLOY, STATUS, scanned, unended)
+    assert fleet.hosts["a"].models and saved(fleet) == fleet
+    assert from_plain({"layout": 0}, {}, {}) == Fleet()
+
+
+DEEP: list[Any] = reduce(lambda inside, _: [inside], range(900), [])
+BAD: list[Any] = [
+    DEEP,
+    None,
+    1,
+    -1,
+    1.5,
+    "abc",
+    [1],
+    {"x": 1},
+    True,
+    float("nan"),
+    float("inf"),
+    2**80,
+    "\ud800",
+    [],
+    {},
+]
+
+
+def broken(document: Any, places: Sequence[Any] = ()) -> Iterator[tuple[Any, Any]]:
+    """Each place in a document, and the document with each of the bad values there."""
+    found = document
+    for place in places:
+        found = found[place]
+    if places:
+        for bad in BAD:
+            copy = json.loads(json.dumps(document))
+            inner = copy
+            for place in places[:-1]:
+                inner = inner[place]
+            inner[places[-1]] = bad
+            yield (*places, bad), copy
+    keys = list(found) if isinstance(found, dict) else list(range(len(found))) if isinstance(found, list) else []
+    for key in keys:
+        yield from broken(document, (*places, key))
+
+
+MEMORY = {"planned_bytes": 5, "loaded_bytes": 4, "loaded_gpu_bytes": 1, "rows": [{"name": "x", "model_bytes": 3}]}
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        DEPLOY,
+        run(
+            "status.yml", on_a("status", {"status": status(one_status("x", memory=MEMORY)), "drift": {"x": "why"}}, 10)
+        ),
+        run("scan.yml", on_a("registry", {"models": [{"id": "x", "path": "/x", "size_bytes": 3}], "rejected": []}, 10)),
+        run("site.yml", on_a("server_failed", {"server": "x", "port": 1, "reason": "r", "fix": "f"}, 10)),
+    ],
+    ids=["deployment", "status", "scan", "failure"],
+)
+def test_whatever_a_host_sends_the_answers_about_the_fleet_can_be_given(events: list[dict[str, Any]]) -> None:
+    """An event is used or refused; what was kept fits the shapes of the API and can be written as JSON."""
+    count = 0
+    for where, changed in broken(events):
+        fleet = folded(DEPLOY)
+        for one in changed:
+            if isinstance(one, dict):
+                with suppress(Unusable):
+                    fleet = fold(fleet, one)
+        count += 1
+        for host in fleet.hosts.values():
+            try:
+                answerable(host)
+            except Exception as error:
+                raise AssertionError(f"{where}: {error}") from error
+        json.dumps([to_plain(fleet), *map(host_to_plain, fleet.hosts.values())], allow_nan=False)
+    assert count > 200
+
+
+def answerable(host: Host) -> None:
+    """Raises where an answer about a host cannot be given."""
+    inventory = SimpleNamespace(address="a", groups=())
+    console: Any = SimpleNamespace(
+        fleet=SimpleNamespace(inventory=SimpleNamespace(hosts={host.name: inventory}), stale_since=lambda host: None)
+    )
+    hosts.described(console, host, {}).model_dump_json().encode()
+    for server in host.servers.values():
+        to_json(servers.described(server))
+        shapes.Server.model_validate(servers.described(server), strict=True)
+        servers.truth(server)
+        shapes.Footprint(**{**servers.NEEDS, **(server.estimate or {})}).model_dump_json().encode()
+    capacity([host])
+    for model in merged([host], {}):
+        shapes.Model(**model).model_dump_json().encode()
+
+
+def test_event_that_cannot_be_used_names_what_is_wrong() -> None:
+    wrong = on_a("plan", {"plan": {"profile": "p", "servers": [{"name": "x"}], "memory": {}}})
+    with pytest.raises(Unusable, match="planned server has no usable model_id"):
+        fold(folded(DEPLOY), wrong)
+    for at in ("yesterday", "2026-11-27T18:00:00", 7, "0001-01-01T00:00:00+14:00"):
+        with pytest.raises(Unusable, match="the event has no usable at"):
+            fold(Fleet(), {**DEPLOY[0], "at": at})
+
+
+def test_times_are_written_alike_so_that_they_sort() -> None:
+    stop = on_a("server_stopped", {"server": "x"}) | {"at": "2026-11-27T19:00:30.5+01:00"}
+    assert folded(DEPLOY, [stop]).hosts["a"].changed_at == "2026-11-27T18:00:30.500Z"
+
+
+def test_document_of_a_host_that_cannot_be_used_leaves_the_others_theirs() -> None:
+    document = {"kind": "status", "hosts": {"a": {"servers": [{"name": 1}]}, "b": status(one_status("x")), "c": 7}}
+    fleet = fold_document(Fleet(), document, "2026-11-27T18:00:00.000Z")
+    assert {name: one.state for name, one in fleet.hosts.items()} == {"a": "unknown", "b": "ok"}

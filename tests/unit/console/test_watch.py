@@ -9,6 +9,7 @@ import asyncio
 import http.server
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 class Watched:
     def __init__(self, folder: Path, gateways: tuple[str, ...] = ()) -> None:
+        (folder / "profiles").mkdir()
+        (folder / "profiles/p.yml").write_text("{}\n")
         self.settings = Settings(inventory=folder, data=folder)
         self.store = SqliteStore(folder / "console.db")
         self.jobs = RecordedJobs()
@@ -176,7 +179,7 @@ def test_changed_host_is_asked_soon_after_the_run(watched: Watched, clock: list[
 
 def test_fleet_is_found_again_in_the_store(watched: Watched) -> None:
     async def save_and_load() -> None:
-        watched.know("a")
+        watched.know("a", "b")
         await watched.watch._save()
         watched.watch.fleet = watch.Fleet()
         await watched.watch._load()
@@ -184,13 +187,100 @@ def test_fleet_is_found_again_in_the_store(watched: Watched) -> None:
     asyncio.run(save_and_load())
     assert list(watched.watch.fleet.hosts["a"].servers) == ["x"]
 
+    # Kept without change it is not written again, and a sweep writes its own host without the models.
+    written: list[tuple[str, str]] = []
 
-def test_event_that_is_not_as_documented_does_not_hold_up_those_after_it(watched: Watched) -> None:
-    event = {"run": "r", "at": "2026", "check": False, "host": "a"}
-    begun = {**event, "type": "run_started", "data": {"playbook": "site.yml"}}
-    # Without holder.
-    wrong = {**event, "type": "lock_waited", "data": {}}
-    right = {**event, "type": "unreachable", "data": {"msg": "no"}}
-    asyncio.run(watched.store.add_events(None, [begun, wrong, right]))
+    async def put_status(statuses: Any) -> None:
+        written.extend((one.host, one.kind) for one in statuses)
+
+    watched.store.put_status = put_status  # type: ignore[method-assign]
+    asyncio.run(watched.watch._save())
+    assert written == []
+    found = watched.watch.fleet.hosts["a"]
+    both = {"a": replace(found, as_of="2026-11-27T18:00:00.000Z"), "b": watched.watch.fleet.hosts["b"]}
+    watched.watch.fleet = watch.Fleet(both)
+    asyncio.run(watched.watch._save())
+    assert written == [(CONSOLE, "fleet"), ("a", "fleet_host")]
+    watched.watch.fleet = watch.Fleet({**both, "b": replace(both["b"], models=({"id": "new"},))})
+    asyncio.run(watched.watch._save())
+    assert written[2:] == [("b", "fleet_models"), (CONSOLE, "fleet"), ("b", "fleet_host")]
+
+
+def test_event_that_cannot_be_used_does_not_hold_up_the_others(watched: Watched) -> None:
+    def event(kind: str, host: str | None = None, **data: Any) -> dict[str, Any]:
+        return {"type": kind, "run": "r", "at": "2026-11-27T18:00:00.000Z", "check": False, "host": host, "data": data}
+
+    wrong = {"profile": None, "servers": 7, "memory": {"gpus": [1], "host_ram_bytes": "abc"}}
+    events = [
+        event("run_started", playbook="site.yml"),
+        event("plan", "a", plan=wrong),
+        event("plan", "b", plan={**wrong, "servers": []}),
+        {"type": "plan"},
+        event("run_ended", rc=0, hosts={"a": {"ok": 1}, "b": {"ok": 1}}),
+    ]
+    asyncio.run(watched.store.add_events(None, events))
     asyncio.run(watched.watch.catch_up())
-    assert (watched.watch.fleet.sequence, watched.watch.host("a").is_reachable) == (3, False)
+    hosts = watched.watch.fleet.hosts
+    assert (watched.watch.fleet.sequence, hosts["a"].is_known, hosts["b"].is_known) == (5, False, True)
+    assert (hosts["b"].ram.total_bytes, hosts["b"].gpus) == (None, ())
+
+
+def test_looks_go_on_after_any_error(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    async def look() -> None:
+        calls.append(1)
+        watched.watch._look_now.set()
+        if len(calls) == 3:
+            raise asyncio.CancelledError
+        raise UnicodeEncodeError("idna", "a", 0, 1, "label too long")
+
+    monkeypatch.setattr(watched.watch, "look", look)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(watched.watch._look())
+    assert len(calls) == 3
+
+
+def test_host_does_not_choose_the_profile_that_it_is_compared_with(watched: Watched, clock: list[float]) -> None:
+    def planned() -> dict[str, str]:
+        clock[0] += watch.DRIFT_SECONDS
+        for _ in range(3):
+            watched.watch._asked = {
+                **watched.watch._asked,
+                **dict.fromkeys((("status", "a"), ("status", "b")), clock[0]),
+            }
+            asyncio.run(watched.watch.look())
+        found = [one for one in watched.jobs.requests if one.verb == "plan"]
+        watched.jobs.requests.clear()
+        return {host: str(one.variables["profile"]) for one in found for host in one.hosts}
+
+    watched.know("a", "b")
+    named = {"a": "p", "b": "no-such-profile"}
+    watched.watch.fleet = watch.Fleet(
+        {name: replace(watched.watch.fleet.hosts[name], profile=profile) for name, profile in named.items()}
+    )
+    assert planned() == {"a": "p"}
+    (watched.settings.inventory / "profiles/own.yml").write_text("{}\n")
+    inventory: Any = watched.watch._reader
+    hosts = {name: replace(one, profile="own") for name, one in inventory.inventory.hosts.items()}
+    inventory.inventory = replace(inventory.inventory, hosts=hosts)
+    assert planned() == {"a": "own", "b": "own"}
+
+
+def test_deployed_host_is_compared_again(watched: Watched) -> None:
+    watched.watch._asked = {("plan", "a"): 1000.0, ("plan", "b"): 1000.0}
+
+    def event(kind: str, **data: Any) -> dict[str, Any]:
+        return {"type": kind, "run": "r", "at": "2026-11-27T18:00:00.000Z", "check": False, "data": data}
+
+    run = [event("run_started", playbook="site.yml"), event("run_ended", rc=0, hosts={"a": {"ok": 1}})]
+    asyncio.run(watched.store.add_events(None, run))
+    asyncio.run(watched.watch.catch_up())
+    assert list(watched.watch._asked) == [("plan", "b")]
+
+
+def test_result_document_that_cannot_be_read_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    for text in ("", "7", '{"hosts": 7}', '{"hosts": ' + "[" * 100_000):
+        path.write_text(text)
+        assert watch.read_document(path) is None

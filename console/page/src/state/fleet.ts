@@ -114,14 +114,18 @@ const OUTCOMES: Record<string, ServerState> = { server_ready: 'ready', server_fa
 
 type Data = Record<string, unknown>;
 
+const OWN: ReadonlySet<string> = new Set(['host', 'name', 'history']);
+
+const isValue = (name: string, value: unknown): boolean => !OWN.has(name) && (value === null || typeof value !== 'object');
+
 function foldStatus(host: string, status: Data): void {
   const listed = Array.isArray(status['servers']) ? (status['servers'] as Partial<Server>[]) : [];
   for (const server of listed) {
     const key = serverKey(host, server.name ?? '');
     const known = servers.get(key)?.peek();
-    // A status has more keys than a row; only those that the row has are taken.
+    // A status has more keys than a row; only those that the row has are taken, never those that say which row it is.
     if (!known) refreshSoon();
-    else patchServer(key, Object.fromEntries(Object.entries(server).filter(([name]) => name in known)));
+    else patchServer(key, Object.fromEntries(Object.entries(server).filter(([name, value]) => name in known && isValue(name, value))));
   }
 }
 

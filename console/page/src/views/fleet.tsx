@@ -131,7 +131,6 @@ function HostHead({ host }: { host: Host }) {
         {host.drift && host.drift.length > 0 && (
           <span class="warn" title={host.drift.join('\n')}>drift: {count(host.drift.length, 'difference')}{host.drift_since && <> since <Time at={host.drift_since} /></>}</span>
         )}
-        {host.lock && <span>locked by {host.lock.holder}</span>}
         {host.job && <a href={link(['job', host.job])}>job {host.job.slice(-8)}</a>}
         {host.stale_since && <span class="warn">stale since <Time at={host.stale_since} /></span>}
       </span>

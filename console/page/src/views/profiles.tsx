@@ -16,12 +16,14 @@ const PREVIEW_MS = 400;
 
 const lines = (diff: string): string[] => (diff === '' ? [] : diff.replace(/\n$/, '').split('\n'));
 
-/** What the text would select and need, asked for while it is typed. */
+/** What the text would select and need, asked for while it is typed: by those who may, as readers get no answer. */
 function usePreview(name: string, text: string, saved: string | undefined): { preview: SavedProfile | null; error: unknown; isBusy: boolean } {
   const [preview, setPreview] = useState<SavedProfile | null>(null);
   const [error, setError] = useState<unknown>(null);
   const [isBusy, setBusy] = useState(false);
+  const may = mayOperate.value;
   useEffect(() => {
+    if (!may) return undefined;
     let isCurrent = true;
     setBusy(true);
     const timer = window.setTimeout(() => {
@@ -40,7 +42,7 @@ function usePreview(name: string, text: string, saved: string | undefined): { pr
       isCurrent = false;
       window.clearTimeout(timer);
     };
-  }, [name, text, saved]);
+  }, [name, text, saved, may]);
   return { preview, error, isBusy };
 }
 
@@ -70,6 +72,7 @@ function Selects({ selects }: { selects: NonNullable<SavedProfile['selects']> })
 }
 
 function Verdict({ preview, isBusy }: { preview: SavedProfile | null; isBusy: boolean }) {
+  if (!mayOperate.value) return <span class="muted">read only</span>;
   if (isBusy || !preview) return <span class="muted" role="status">checking…</span>;
   const bad = preview.errors.length > 0;
   return <span class={`state ${bad ? 'bad' : 'ok'}`} role="status"><Icon tone={bad ? 'bad' : 'ok'} />{bad ? count(preview.errors.length, 'error') : 'valid'}</span>;

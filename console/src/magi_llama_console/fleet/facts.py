@@ -12,7 +12,9 @@ from typing import Any, Literal
 
 Source = Literal["events", "sweep", "gateway", "status", "none"]
 HostState = Literal["ok", "degraded", "failed", "unreachable", "unknown"]
-LAYOUT = 1
+LAYOUT = 2
+# The keys of a host that are kept apart.
+MODELS = ("models", "rejected")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +98,6 @@ class Host:
     models: tuple[Mapping[str, Any], ...] = ()
     rejected: tuple[Mapping[str, Any], ...] = ()
     models_as_of: str | None = None
-    # Another run that has kept one waiting, and when that was seen.
-    lock_holder: str | None = None
-    lock_at: str | None = None
 
     @property
     def drift(self) -> dict[str, str] | None:
@@ -149,30 +148,50 @@ class Fleet:
 
 
 def to_plain(fleet: Fleet) -> dict[str, Any]:
-    """The fleet as JSON can hold it."""
-    return {"layout": LAYOUT, **dataclasses.asdict(fleet)}
+    """The fleet as JSON can hold it, without its hosts."""
+    runs = {name: _fields(run) for name, run in fleet.runs.items()}
+    return {"layout": LAYOUT, "runs": runs, "sequence": fleet.sequence}
 
 
-def from_plain(data: Mapping[str, Any]) -> Fleet:
-    """The fleet that to_plain wrote; an empty one where another layout did, since events rebuild it."""
+def host_to_plain(host: Host) -> dict[str, Any]:
+    """A host as JSON can hold it, without its models."""
+    servers = {name: _fields(server) for name, server in host.servers.items()}
+    gpus = [{**_fields(gpu), "memory": _fields(gpu.memory)} for gpu in host.gpus]
+    kept = {key: value for key, value in _fields(host).items() if key not in MODELS}
+    return {"layout": LAYOUT, **kept, "servers": servers, "ram": _fields(host.ram), "gpus": gpus}
+
+
+def models_to_plain(host: Host) -> dict[str, Any]:
+    """The rest of a host: it has many models, which seldom change."""
+    return {key: list(getattr(host, key)) for key in MODELS}
+
+
+def from_plain(
+    data: Mapping[str, Any], hosts: Mapping[str, Mapping[str, Any]], models: Mapping[str, Mapping[str, Any]]
+) -> Fleet:
+    """The fleet that these wrote; an empty one where another layout did, since events rebuild it."""
     if data.get("layout") != LAYOUT:
         return Fleet()
     return Fleet(
-        {name: _host(host) for name, host in data["hosts"].items()},
+        {name: _host(host, models.get(name, {})) for name, host in hosts.items() if host.get("layout") == LAYOUT},
         {run: Run(**{**one, "events": tuple(one["events"])}) for run, one in data["runs"].items()},
         data["sequence"],
     )
 
 
-def _host(data: Mapping[str, Any]) -> Host:
+def _fields(found: Any) -> dict[str, Any]:
+    # Not dataclasses.asdict, which copies all that is inside: nothing of it is ever changed.
+    return {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
+
+
+def _host(data: Mapping[str, Any], models: Mapping[str, Any]) -> Host:
     return Host(
         **{
-            **data,
+            **{key: value for key, value in data.items() if key != "layout"},
             "servers": {name: _server(server) for name, server in data["servers"].items()},
             "ram": Memory(**data["ram"]),
             "gpus": tuple(Gpu(**{**gpu, "memory": Memory(**gpu["memory"])}) for gpu in data["gpus"]),
-            "models": tuple(data["models"]),
-            "rejected": tuple(data["rejected"]),
+            **{key: tuple(models.get(key, ())) for key in MODELS},
         }
     )
 

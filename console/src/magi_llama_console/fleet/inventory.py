@@ -13,9 +13,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 SECONDS = 60
+# Hosts of these groups run no servers, where no group models says which do.
+OTHER_GROUPS = ("gateways", "console", "redis")
+# So long an inventory that could not be read is not read again, unless one of its files has changed.
+ERROR_SECONDS = 5.0
 LOCAL = ("localhost", "127.0.0.1", "::1")
 # Where a gateway's metrics are without these variables: its defaults in the collection.
 METRICS_HOST, METRICS_PORT = "127.0.0.1", 8071
@@ -56,15 +61,17 @@ def parse(listing: Mapping[str, Any]) -> Inventory:
     """The inventory of what ansible-inventory --list printed."""
     members = _members(listing)
     variables = (listing.get("_meta") or {}).get("hostvars") or {}
-    names = members["models"] if "models" in members else _without_gateways(members)
+    names = members["models"] if "models" in members else _without_others(members)
     hosts = {name: _host(name, members, variables.get(name, {})) for name in names or ["localhost"]}
     gateways = [_metrics_url(name, variables.get(name, {})) for name in members.get("gateways", ())]
     return Inventory(hosts, tuple(url for url in gateways if url), members)
 
 
-def _without_gateways(members: Mapping[str, Sequence[str]]) -> list[str]:
-    every, gateways = members.get("all", ()), set(members.get("gateways", ()))
-    return [host for host in every if host not in gateways] or list(every)
+def _without_others(members: Mapping[str, Sequence[str]]) -> list[str]:
+    """As the collection's filter model_hosts has it."""
+    every = members.get("all", ())
+    others = {host for group in OTHER_GROUPS for host in members.get(group, ())}
+    return [host for host in every if host not in others] or list(every)
 
 
 def _members(listing: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
@@ -141,6 +148,8 @@ class InventoryReader:
         self._environment = dict(environment)
         self._stamp: tuple[tuple[str, int, int], ...] = ()
         self._inventory: Inventory | None = None
+        # What was wrong with which files, and until when that is said without another look.
+        self._error: tuple[tuple[tuple[str, int, int], ...], str, float] | None = None
         self._reading = asyncio.Lock()
 
     async def read(self) -> Inventory:
@@ -151,9 +160,18 @@ class InventoryReader:
             except OSError as error:
                 raise InventoryError(f"{self.path} cannot be read: {error.strerror}.") from error
             if self._inventory is None or seen != self._stamp:
-                self._inventory = parse(await self._list())
+                self._inventory = await self._read_again(seen)
                 self._stamp = seen
             return self._inventory
+
+    async def _read_again(self, seen: tuple[tuple[str, int, int], ...]) -> Inventory:
+        if self._error is not None and self._error[0] == seen and monotonic() < self._error[2]:
+            raise InventoryError(self._error[1])
+        try:
+            return parse(await self._list())
+        except InventoryError as error:
+            self._error = (seen, str(error), monotonic() + ERROR_SECONDS)
+            raise
 
     async def _list(self) -> dict[str, Any]:
         process = await asyncio.create_subprocess_exec(

@@ -10,12 +10,15 @@ became ready, failed or was stopped in a run that changes hosts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Set
 from dataclasses import replace
 from typing import Any
 
-from .facts import Fleet, Gpu, Host, Memory, Run, Server, Source
+from . import received
+from .facts import Fleet, Gpu, Host, Memory, Run, Server
 
+LOG = logging.getLogger(__name__)
 # Playbooks whose plan is what they deploy.
 DEPLOYING = frozenset({"site", "rollout", "rollback"})
 # Playbooks that never change a host, even where their events do not say that they only check.
@@ -24,14 +27,18 @@ LOOKING = frozenset({"plan", "scan", "status", "verify", "manifest"})
 # that of a run that was interrupted, whose hosts may be anywhere on their way.
 WHOLE = frozenset({0, 2, 4})
 STATES = {"server_ready": "ready", "server_failed": "failed", "server_stopped": "stopped"}
-KEPT = frozenset({"plan", "status", "registry", "unreachable", "lock_waited", *STATES})
+KEPT = frozenset({"plan", "status", "registry", "unreachable", *STATES})
 # A run that was killed never ends: the oldest are forgotten.
 MAX_RUNS = 200
 
 
 def fold(fleet: Fleet, event: Mapping[str, Any], sequence: int = 0) -> Fleet:
-    """The fleet after one event; sequence is its number in the store. Unknown types change nothing."""
-    kind, run_id, host = event["type"], event["run"], event.get("host")
+    """The fleet after one event; sequence is its number in the store. Unknown types change nothing.
+
+    Raises received.Unusable, a ValueError, for an event that says nothing that could be used.
+    """
+    event = received.event(event)
+    kind, run_id, host = event["type"], event["run"], event["host"]
     fleet = replace(fleet, sequence=max(sequence, fleet.sequence))
     if kind == "run_started":
         return _begin(fleet, event)
@@ -47,8 +54,6 @@ def fold(fleet: Fleet, event: Mapping[str, Any], sequence: int = 0) -> Fleet:
     fleet = replace(fleet, runs=runs)
     if kind == "unreachable":
         return _with_host(fleet, _unreachable(_host(fleet, host)))
-    if kind == "lock_waited":
-        return _with_host(fleet, replace(_host(fleet, host), lock_holder=event["data"]["holder"], lock_at=event["at"]))
     if kind in STATES and not _is_preview(run, event):
         return _with_host(fleet, _server_event(_host(fleet, host), event))
     return fleet
@@ -83,35 +88,31 @@ def _end(fleet: Fleet, event: Mapping[str, Any], run: Run | None) -> Fleet:
     fleet = forget_run(fleet, event["run"])
     recap: Mapping[str, Any] = event["data"].get("hosts") or {}
     is_whole = event["data"].get("rc") in WHOLE
-    touched = {one["host"] for one in run.events if one["type"] in STATES}
     for one in run.events:
         name = one["host"]
         host = _host(fleet, name)
         numbers = recap.get(name, {})
-        is_done = not numbers.get("failed") and not numbers.get("unreachable")
-        fleet = _with_host(fleet, _apply(host, run, one, is_deployed=is_whole and (is_done or name in touched)))
+        is_done = is_whole and not numbers.get("failed") and not numbers.get("unreachable")
+        # The servers of which it has said something: where it has failed only these are as it has planned them.
+        said = (other for other in run.events if other["host"] == name and other["type"] in STATES)
+        begun = {other["data"]["server"] for other in said} if is_whole else set()
+        fleet = _with_host(fleet, _apply(host, run, one, None if is_done else begun))
     for name, numbers in recap.items():
         if numbers.get("unreachable"):
             fleet = _with_host(fleet, _unreachable(_host(fleet, name)))
         elif numbers.get("ok"):
-            fleet = _with_host(fleet, _reached(_host(fleet, name), run, is_done=not numbers.get("failed")))
+            fleet = _with_host(fleet, replace(_host(fleet, name), is_reachable=True))
     return fleet
 
 
-def _reached(host: Host, run: Run, is_done: bool) -> Host:
-    """A host that a run has reached. One that has changed it had the lock, so no other run has it any more."""
-    host = replace(host, is_reachable=True)
-    return replace(host, lock_holder=None, lock_at=None) if is_done and run.playbook not in LOOKING else host
-
-
-def _apply(host: Host, run: Run, event: Mapping[str, Any], is_deployed: bool) -> Host:
-    """A host after one event of a run that has ended."""
+def _apply(host: Host, run: Run, event: Mapping[str, Any], begun: Set[str] | None) -> Host:
+    """A host after one event of a run that has ended; begun are the servers it had begun with, None if it did all."""
     kind, data, at = event["type"], event["data"], event["at"]
     is_check = run.is_check or bool(event.get("check"))
     if kind == "plan":
         plan = data["plan"]
         if run.playbook in DEPLOYING and not is_check:
-            return deployed(host, plan, at) if is_deployed else host
+            return deployed(host, plan, at) if begun is None else begun_with(host, plan, begun)
         return previewed(host, plan, at, has_named_profile=run.profile is not None)
     if kind == "registry":
         return with_registry(host, data, at)
@@ -123,24 +124,35 @@ def _apply(host: Host, run: Run, event: Mapping[str, Any], is_deployed: bool) ->
 
 
 def fold_document(fleet: Fleet, document: Mapping[str, Any], at: str) -> Fleet:
-    """The fleet after the result document of a run that ended at this time and was not a check."""
+    """The fleet after the result document of a run that ended at this time and was not a check.
+
+    A host of which it says nothing that could be used stays as it was.
+    """
     for name, part in document["hosts"].items():
         host = _host(fleet, name)
+        if not isinstance(part, dict):
+            continue
         if part.get("task", "") is None:
             fleet = _with_host(fleet, _unreachable(host))
             continue
-        host = replace(host, is_reachable=True)
-        kind = document["kind"]
-        if kind == "status" and "servers" in part:
-            host = with_status(host, part, at)
-        elif kind == "scan" and "models" in part:
-            host = with_registry(host, part, at)
-        elif kind == "verify" and "servers" in part:
-            host = _verified(host, part)
-        elif kind == "plan" and "servers" in part:
-            host = previewed(host, part, at, has_named_profile=True)
+        try:
+            host = _read(replace(host, is_reachable=True), document["kind"], part, at)
+        except received.Unusable as error:
+            LOG.warning("the %s of %s cannot be used: %s", document["kind"], name, error)
         fleet = _with_host(fleet, host)
     return fleet
+
+
+def _read(host: Host, kind: str, part: Mapping[str, Any], at: str) -> Host:
+    if kind == "status" and "servers" in part:
+        return with_status(host, received.status(part), at)
+    if kind == "scan" and "models" in part:
+        return with_registry(host, received.registry(part), at)
+    if kind == "verify" and "servers" in part:
+        return _verified(host, received.verified(part))
+    if kind == "plan" and "servers" in part:
+        return previewed(host, received.plan(part), at, has_named_profile=True)
+    return host
 
 
 def with_status(host: Host, status: Mapping[str, Any], at: str, drift: Mapping[str, str] | None = None) -> Host:
@@ -208,11 +220,7 @@ def _from_status(host: Host, one: Mapping[str, Any]) -> Server:
 
 def deployed(host: Host, plan: Mapping[str, Any], at: str) -> Host:
     """A host after a run that has carried this plan out."""
-    servers = {
-        one["name"]: _from_plan(host, one)
-        for one in plan["servers"]
-        if one["action"] != "stop" and not one.get("stands_in_for")
-    }
+    servers = {one["name"]: _from_plan(host, one) for one in _lasting(plan)}
     changed = replace(
         host,
         servers=servers,
@@ -222,10 +230,25 @@ def deployed(host: Host, plan: Mapping[str, Any], at: str) -> Host:
         source="events",
         changed_at=at,
         profile=plan["profile"] or host.profile,
-        ram=_memory(host.ram, plan, _sum(servers)),
-        gpus=_gpus(host.gpus, plan, is_deployed=True),
+        # What was free before is not any more: the next plan says what is.
+        ram=replace(_memory(host.ram, plan, _sum(servers)), free_bytes=None),
+        gpus=tuple(
+            replace(gpu, memory=replace(gpu.memory, free_bytes=None))
+            for gpu in _gpus(host.gpus, plan, is_deployed=True)
+        ),
     )
     return _with_drift(changed, host, at, drift_of_plan={}, drift_of_status={})
+
+
+def begun_with(host: Host, plan: Mapping[str, Any], names: Set[str]) -> Host:
+    """A host after a run that has failed: these servers are as planned, the others as before."""
+    planned = {one["name"]: _from_plan(host, one) for one in _lasting(plan) if one["name"] in names}
+    return replace(host, servers={**host.servers, **planned}) if planned else host
+
+
+def _lasting(plan: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The servers of a plan that are there after it."""
+    return [one for one in plan["servers"] if one["action"] != "stop" and not one.get("stands_in_for")]
 
 
 def previewed(host: Host, plan: Mapping[str, Any], at: str, has_named_profile: bool) -> Host:
@@ -310,8 +333,7 @@ def with_registry(host: Host, registry: Mapping[str, Any], at: str) -> Host:
     return replace(host, models=together, rejected=kept, models_as_of=at)
 
 
-def _verified(host: Host, part: Mapping[str, Any]) -> Host:
-    speeds = {one["name"]: one.get("tokens_per_second") for one in part["servers"] if one["ok"]}
+def _verified(host: Host, speeds: Mapping[str, float | None]) -> Host:
     servers = {
         name: replace(server, tokens_per_second=speeds.get(name) or server.tokens_per_second)
         for name, server in host.servers.items()
@@ -367,29 +389,3 @@ def _host(fleet: Fleet, name: str) -> Host:
 
 def _with_host(fleet: Fleet, host: Host) -> Fleet:
     return fleet if fleet.hosts.get(host.name) is host else replace(fleet, hosts={**fleet.hosts, host.name: host})
-
-
-def with_liveness(fleet: Fleet, found: Mapping[tuple[str, str], Mapping[str, Any]], at: str, source: Source) -> Fleet:
-    """The fleet after a look at its servers from outside: {(host, server): {state, reason}} of those that were seen.
-
-    Only servers that are known change; a host whose servers answer is reachable.
-    """
-    hosts = dict(fleet.hosts)
-    for name, host in fleet.hosts.items():
-        seen = {server: found[name, server] for server in host.servers if (name, server) in found}
-        if not seen:
-            continue
-        servers = {key: _seen(server, seen[key]) if key in seen else server for key, server in host.servers.items()}
-        answers = any(one["state"] in ("ready", "loading") for one in seen.values())
-        is_reachable = True if answers else host.is_reachable
-        hosts[name] = replace(host, servers=servers, as_of=at, source=source, is_reachable=is_reachable)
-    return replace(fleet, hosts=hosts)
-
-
-def _seen(server: Server, one: Mapping[str, Any]) -> Server:
-    state = one["state"]
-    if state == server.state or (state == "unhealthy" and server.state in ("stopped", "failed", "absent")):
-        # What a run or a status said of a server that is down says more than that it does not answer.
-        return server
-    is_ready = state == "ready"
-    return replace(server, state=state, is_ready=is_ready, reason=None if is_ready else one.get("reason"))

@@ -22,14 +22,18 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from ..ansible import collection_folders
 from ..jobs.requests import Known, RequestRefused, validate
 from ..jobs.service import Jobs
 from ..settings import Settings
-from ..store.base import CONSOLE, CachedStatus, Store, StoreUnavailable, now
-from .facts import Fleet, Host, from_plain, to_plain
+from ..store.base import CONSOLE, CachedStatus, Event, Store, StoreUnavailable, now
+from .facts import MODELS, Fleet, Host, from_plain, host_to_plain, models_to_plain, to_plain
 from .inventory import Inventory, InventoryError, InventoryHost, InventoryReader
+from .live import with_liveness
+from .profiles import ProfileFileError, builtin_folder, list_profiles
+from .received import Unusable, mapping
 from .sweep import PATIENT_SECONDS, Key, gateway_states, read_metrics, sweep, target
-from .view import LOOKING, fold, fold_document, with_liveness
+from .view import DEPLOYING, LOOKING, fold, fold_document
 
 LOG = logging.getLogger(__name__)
 SWEEP_SECONDS = 10.0
@@ -44,6 +48,8 @@ SAVE_SECONDS = 5.0
 BATCH = 500
 # So long after the store was away it is tried again.
 AWAY_SECONDS = 1.0
+# What is kept in the store: the runs, each host, and each host's models.
+KINDS = ("fleet", "fleet_host", "fleet_models")
 # After a run that may have changed a host its status is wanted: pids, memory. Not at once, as another run may follow.
 SETTLED_SECONDS = 5.0
 
@@ -97,41 +103,59 @@ class FleetWatch:
                 await self._save()
 
     async def _load(self) -> None:
-        saved = [one for one in await self._store.statuses("fleet") if one.host == CONSOLE]
-        self.fleet = from_plain(saved[0].document) if saved else Fleet()
+        saved = {kind: {one.host: one.document for one in await self._store.statuses(kind)} for kind in KINDS}
+        self.fleet = from_plain(saved["fleet"].get(CONSOLE, {}), saved["fleet_host"], saved["fleet_models"])
+        self._saved = self.fleet
         if self.fleet.sequence > await self._store.last_sequence():
             # Another store than the one that it was folded from.
             self.fleet = Fleet(self.fleet.hosts)
 
     async def _save(self) -> None:
-        if self.fleet is self._saved:
+        """Keep what has changed since the last time: the hosts, and of those only the models that have changed."""
+        fleet, before = self.fleet, self._saved
+        if fleet is before:
             return
-        fleet = self.fleet
-        await self._store.put_status([CachedStatus(CONSOLE, "fleet", now(), "events", to_plain(fleet))])
-        self._saved, self._saved_at = fleet, monotonic()
+        self._saved_at = monotonic()
+        hosts, models = await asyncio.to_thread(_documents, fleet, before.hosts, now())
+        for one in models:
+            # One by one, as each may be large: requests are answered in between.
+            await self._store.put_status([one])
+            await asyncio.sleep(0)
+        await self._store.put_status(hosts)
+        self._saved = fleet
 
     async def catch_up(self) -> None:
-        """Fold the events that are in the store by now: an answer after a job then shows what it did."""
+        """Fold the events that are in the store by now: an answer after a job then shows what it did.
+
+        One that cannot be used is left out.
+        """
         while events := await self._store.events(self.fleet.sequence, limit=BATCH):
             for event in events:
                 if event.sequence <= self.fleet.sequence:
                     continue
-                run = self.fleet.runs.get(event.event["run"])
                 try:
-                    self.fleet = fold(self.fleet, event.event, event.sequence)
-                except (AttributeError, KeyError, TypeError, ValueError):
-                    # Others may have sent it; the events after it count all the same.
-                    LOG.warning(
-                        "event %s of run %s is not as documented, and left out", event.sequence, event.event["run"]
-                    )
-                    self.fleet = replace(self.fleet, sequence=event.sequence)
-                    continue
-                if event.event["type"] == "run_ended":
-                    if run is not None and not run.is_check and run.playbook not in LOOKING:
-                        hosts = event.event["data"].get("hosts") or {}
-                        self._due |= dict.fromkeys(hosts, monotonic() + SETTLED_SECONDS)
-                    await self._read_result(event.job, event.event)
-                    self._look_now.set()
+                    await self._take(event)
+                except StoreUnavailable:
+                    raise
+                except Exception as error:
+                    # A host may have sent anything: it must not hold up what the others say.
+                    is_known = isinstance(error, Unusable)
+                    LOG.warning("event %d is left out: %s", event.sequence, error, exc_info=not is_known)
+                    self.fleet = replace(self.fleet, sequence=max(event.sequence, self.fleet.sequence))
+
+    async def _take(self, event: Event) -> None:
+        run = self.fleet.runs.get(str(event.event.get("run")))
+        self.fleet = fold(self.fleet, event.event, event.sequence)
+        if event.event["type"] != "run_ended":
+            return
+        self._look_now.set()
+        if run is not None and not run.is_check and run.playbook not in LOOKING:
+            hosts = mapping(event.event["data"].get("hosts"))
+            self._due |= dict.fromkeys(hosts, monotonic() + SETTLED_SECONDS)
+            if run.playbook in DEPLOYING:
+                # What memory is free after a deployment only a plan says.
+                self._asked = {key: at for key, at in self._asked.items() if key[0] != "plan" or key[1] not in hosts}
+        await self._read_result(event.job, event.event)
 
     async def _follow(self) -> None:
         while True:
@@ -158,7 +182,8 @@ class FleetWatch:
             self._look_now.clear()
             try:
                 await self.look()
-            except OSError:
+            except Exception:
+                # Nothing that a host or a gateway answers may end the looks at all the others.
                 LOG.exception("the servers could not be looked at")
             try:
                 await asyncio.wait_for(self._look_now.wait(), SWEEP_SECONDS)
@@ -188,15 +213,16 @@ class FleetWatch:
             for server in host.servers.values()
             if (place := target(server, inventory_host.address, inventory_host.is_local))
         ]
-        begun = monotonic()
+        began, begun = now(), monotonic()
         found = await sweep(targets)
         if not targets:
             return set()
         self.sweep_seconds, self.swept_at = monotonic() - begun, now()
         in_time = {key: one for key, one in found.items() if not one.get("is_late")}
-        self.fleet = with_liveness(self.fleet, in_time, now(), "sweep")
-        late = [place for place in targets if place.key not in in_time]
-        self.fleet = with_liveness(self.fleet, await sweep(late, PATIENT_SECONDS), now(), "sweep")
+        self.fleet = with_liveness(self.fleet, in_time, began, now(), "sweep")
+        began, late = now(), [place for place in targets if place.key not in in_time]
+        seen = await sweep(late, PATIENT_SECONDS)
+        self.fleet = with_liveness(self.fleet, seen, began, now(), "sweep")
         return set(found)
 
     async def _ask_gateways(self, seen: set[Key]) -> set[Key]:
@@ -209,12 +235,13 @@ class FleetWatch:
         if not names or not self.inventory.gateways:
             return set()
         found: dict[Key, dict[str, Any]] = {}
+        began = now()
         for text in await asyncio.gather(*(read_metrics(url) for url in self.inventory.gateways)):
             for key, one in gateway_states(text, names).items():
                 # One gateway that reaches a server is enough.
                 if key not in found or one["state"] == "ready":
                     found[key] = one
-        self.fleet = with_liveness(self.fleet, found, now(), "gateway")
+        self.fleet = with_liveness(self.fleet, found, began, now(), "gateway")
         return set(found)
 
     def _known_hosts(self) -> Iterable[tuple[Host, InventoryHost]]:
@@ -238,13 +265,28 @@ class FleetWatch:
             # What models there are is in the document of a scan, which changes nothing when it only checks.
             await self._submit("scan", {"check": True}, due)
             return
-        profiles: dict[str, list[str]] = {}
-        for host in reached:
-            if host.profile is not None and self._is_time("plan", host.name, at, DRIFT_SECONDS):
-                profiles.setdefault(host.profile, []).append(host.name)
-        for profile, names in profiles.items():
-            self._asked |= {("plan", name): at for name in names}
-            await self._submit("plan", {"profile": profile}, names)
+        if compared := [one for one in reached if self._is_time("plan", one.name, at, DRIFT_SECONDS)]:
+            self._asked |= {("plan", one.name): at for one in compared}
+            for profile, names in (await self._profiles_of(compared)).items():
+                await self._submit("plan", {"profile": profile}, names)
+
+    async def _profiles_of(self, hosts: Iterable[Host]) -> dict[str, list[str]]:
+        """Hosts by the profile that they are to have: the inventory's, else the one that they say is deployed.
+
+        Only profiles that there are count: a host may say anything.
+        """
+        builtin = builtin_folder(collection_folders(self._settings))
+        try:
+            known = await asyncio.to_thread(list_profiles, self._settings.inventory, builtin)
+        except ProfileFileError as error:
+            LOG.warning("no plans: %s", error)
+            return {}
+        found: dict[str, list[str]] = {}
+        for host in hosts:
+            profile = self.inventory.hosts[host.name].profile or host.profile
+            if profile in known:
+                found.setdefault(profile, []).append(host.name)
+        return found
 
     def _is_time(self, verb: str, host: str, at: float, pause: float) -> bool:
         # The first plans wait until the console has run for a while: much else is asked when it starts.
@@ -269,10 +311,27 @@ class FleetWatch:
             LOG.warning("no %s of %s: %s", verb, ", ".join(hosts), error)
 
 
+def _documents(fleet: Fleet, before: Mapping[str, Host], at: str) -> tuple[list[CachedStatus], list[CachedStatus]]:
+    """The documents of the fleet and of the hosts that are not as before, and those of their models."""
+    changed = [host for name, host in fleet.hosts.items() if host is not before.get(name)]
+    has_new_models = [
+        host
+        for host in changed
+        if (old := before.get(host.name)) is None or any(getattr(host, key) is not getattr(old, key) for key in MODELS)
+    ]
+    return (
+        [
+            CachedStatus(CONSOLE, "fleet", at, "events", to_plain(fleet)),
+            *(CachedStatus(host.name, "fleet_host", at, "events", host_to_plain(host)) for host in changed),
+        ],
+        [CachedStatus(host.name, "fleet_models", at, "events", models_to_plain(host)) for host in has_new_models],
+    )
+
+
 def read_document(path: Path) -> dict[str, Any] | None:
     """A result document; None where there is none, or not yet."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) and isinstance(document.get("hosts"), dict) else None

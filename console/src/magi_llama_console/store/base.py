@@ -150,8 +150,8 @@ class Store(Protocol):
     async def events(self, after: int = 0, job: str | None = None, limit: int = 500) -> list[Event]:
         """Events whose sequence is above after, oldest first, of all runs or of one job."""
 
-    async def recent_events(self, limit: int) -> list[Event]:
-        """The newest events of all runs, oldest first."""
+    async def newest_events(self, host: str, types: Sequence[str], limit: int) -> list[Event]:
+        """The newest events of a host that are of these types, oldest first."""
 
     async def last_sequence(self) -> int:
         """The sequence of the newest event; 0 if there is none."""

@@ -33,6 +33,8 @@ LOG = logging.getLogger(__name__)
 CONNECT_SECONDS, ANSWER_SECONDS = 1.0, 2.0
 # So long a Redis that did not answer is not tried again: until then requests fail at once.
 PAUSE_SECONDS = 1.0
+# Of so many of the newest entries those about a server are looked for.
+NEWEST = 2000
 # As in the collection's plugins/plugin_utils/event_sinks.py: about so many events are kept, of all runs.
 STREAM, STREAM_LENGTH = "magi:events", 100_000
 # How far this host's files of events have been read; used keys of requests, and which one a job came with.
@@ -178,9 +180,11 @@ class RedisStore(SqliteStore):
                 return found[:limit]
             after = _sequence(entries[-1][0])
 
-    async def recent_events(self, limit: int) -> list[Event]:
-        entries = await self._ask("xrevrange", STREAM, count=limit)
-        return [event for entry in reversed(entries) if (event := _event(*entry)) is not None]
+    async def newest_events(self, host: str, types: Sequence[str], limit: int) -> list[Event]:
+        # A stream has no index: of its newest entries those are taken that match.
+        entries = await self._ask("xrevrange", STREAM, count=NEWEST)
+        found = [event for entry in reversed(entries) if (event := _event(*entry)) is not None]
+        return [one for one in found if one.event.get("host") == host and one.event.get("type") in types][-limit:]
 
     async def last_sequence(self) -> int:
         newest = await self._newest()

@@ -126,8 +126,14 @@ class SqliteStore:
         )
         return [Event(row[0], row[1], json.loads(row[2])) for row in rows]
 
-    async def recent_events(self, limit: int) -> list[Event]:
-        rows = self._db.execute("select sequence, job, event from events order by sequence desc limit ?", (limit,))
+    async def newest_events(self, host: str, types: Sequence[str], limit: int) -> list[Event]:
+        # Most events are another host's, which the text shows without its being parsed.
+        rows = self._db.execute(
+            "select sequence, job, event from events where instr(event, ?) and json_valid(event)"
+            " and json_extract(event, '$.host') = ?"
+            f" and json_extract(event, '$.type') in ({', '.join('?' * len(types))}) order by sequence desc limit ?",
+            (f'"host":{json.dumps(host, ensure_ascii=False)}', host, *types, limit),
+        )
         return [Event(row[0], row[1], json.loads(row[2])) for row in rows][::-1]
 
     async def last_sequence(self) -> int:

@@ -47,16 +47,9 @@ def described(console: Console, host: facts.Host, running: Mapping[str, str]) ->
         drift=None if host.drift is None else [f"{name}: {reason}" for name, reason in host.drift.items()],
         drift_since=host.drift_since,
         profile=host.profile,
-        lock=lock(host),
         job=running.get(host.name),
     )
 
 
 def memory(found: facts.Memory) -> shapes.Memory:
     return shapes.Memory(total=found.total_bytes, free=found.free_bytes, planned=found.planned_bytes)
-
-
-def lock(host: facts.Host) -> shapes.Lock | None:
-    if host.lock_holder is None or host.lock_at is None:
-        return None
-    return shapes.Lock(holder=host.lock_holder, since=host.lock_at)

@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which runs have hosts: the jobs of this console, and runs of others that have kept one waiting."""
+"""Which jobs of this console have hosts. Those of others are not seen: a run says whom it has waited for afterwards."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ router = APIRouter(prefix="/api/v1", tags=["jobs"])
 class HostLock(BaseModel):
     host: str
     holder: Annotated[str, Field(description="The user and playbook.")]
-    since: Annotated[str | None, Field(description="When it began, or when another run was seen to have it; RFC 3339.")]
-    job: Annotated[str | None, Field(description="The id of our job; null for a run of others.")]
+    since: Annotated[str | None, Field(description="When it began, RFC 3339.")]
+    job: Annotated[str, Field(description="Its id.")]
 
 
 class Locks(BaseModel):
@@ -29,15 +29,11 @@ class Locks(BaseModel):
 
 @router.get("/locks")
 async def list_locks(console: ConsoleDep, _: Reader) -> Locks:
-    """One entry for each host that a run has now."""
-    own = [
-        HostLock(host=host, holder=f"{job.by}, {job.verb}", since=job.started_at, job=job.id)
-        for job in await console.store.jobs(("running",), 1000)
-        for host in job.hosts
-    ]
-    others = [
-        HostLock(host=host.name, holder=host.lock_holder, since=host.lock_at, job=None)
-        for host in console.fleet.hosts()
-        if host.lock_holder is not None
-    ]
-    return Locks(locks=[*own, *others])
+    """One entry for each host that a job has now."""
+    return Locks(
+        locks=[
+            HostLock(host=host, holder=f"{job.by}, {job.verb}", since=job.started_at, job=job.id)
+            for job in await console.store.jobs(("running",), 1000)
+            for host in job.hosts
+        ]
+    )

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic_core import to_json
 
 from ...console import Console
-from ...fleet import facts
+from ...fleet import facts, received
 from ...fleet.sweep import read_slots
 from ..deps import ConsoleDep
 from ..errors import errors
@@ -26,8 +26,9 @@ Name = Annotated[str | None, Query(max_length=253)]
 KEYS = tuple(shapes.Server.model_fields)
 VALUES = attrgetter(*KEYS)
 MAX_LINES = 200
-# As many of the newest events are looked through for lines about a server.
-EVENTS = 2000
+# As many of its host's newest events are looked through for lines about a server; types that have such lines.
+EVENTS = 500
+TYPES = ("server_ready", "server_failed", "server_stopped", "drained", "line", "warning", "task_failed")
 NEEDS = {"ram_bytes": None, "vram_bytes": None}
 
 
@@ -48,7 +49,7 @@ async def list_servers(
         if model in (None, one.model_id) and tier in (None, one.tier) and state in (None, one.state)
     ]
     # Not validated again, which takes longer than all else where there are hundreds; a test compares it with the shape.
-    return Response(to_json({**age(hosts), "servers": found}), media_type="application/json")  # type: ignore[return-value]
+    return Response(to_json({**age(hosts), "servers": found}, inf_nan_mode="null"), media_type="application/json")  # type: ignore[return-value]
 
 
 def described(server: facts.Server) -> dict[str, Any]:
@@ -98,14 +99,13 @@ async def slots_now(console: Console, server: facts.Server) -> list[shapes.Slot]
 async def lines_about(console: Console, server: facts.Server) -> list[str]:
     """What the newest events of its host say of a server: reasons with the last lines of its log, warnings, lines."""
     found: list[str] = []
-    for event in (one.event for one in await console.store.recent_events(EVENTS)):
-        if event.get("host") != server.host:
-            continue
-        data = event["data"]
-        text = data.get("text") or data.get("msg") or ""
+    for event in [one.event for one in await console.store.newest_events(server.host, TYPES, EVENTS)]:
+        data = received.mapping(event.get("data"))
+        said = received.text(data.get("text")) or received.text(data.get("msg")) or ""
         if data.get("server") == server.name:
-            text = "\n".join(filter(None, (f"{event['type'].replace('_', ' ')}", data.get("reason"), data.get("fix"))))
-        elif server.name not in text:
+            reasons = filter(None, (received.text(data.get("reason")), received.text(data.get("fix"))))
+            said = "\n".join((str(event["type"]).replace("_", " "), *reasons))
+        elif server.name not in said:
             continue
-        found += [f"{event['at']}  {line}" for line in text.splitlines() if line.strip()]
+        found += [f"{event.get('at')}  {line}" for line in said.splitlines() if line.strip()]
     return found[-MAX_LINES:]

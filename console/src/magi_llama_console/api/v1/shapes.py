@@ -53,13 +53,6 @@ class Gpu(Memory):
     name: str | None
 
 
-class Lock(BaseModel):
-    """A run of another controller that has kept one of ours waiting."""
-
-    holder: str
-    since: Annotated[str, Field(description="When that was seen, RFC 3339.")]
-
-
 class Host(BaseModel):
     name: str
     address: str
@@ -81,7 +74,6 @@ class Host(BaseModel):
     ]
     drift_since: str | None
     profile: str | None
-    lock: Lock | None
     job: Annotated[str | None, Field(description="The id of the job that runs there.")]
 
 
