@@ -19,6 +19,9 @@ from .settings import Settings
 from .tokens import ROLES, TokenFileError, add_token, import_tokens
 
 
+CONNECTIONS = 512
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Return the exit status: 2 for an argument that cannot be used."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -39,6 +42,8 @@ def serve(arguments: Sequence[str]) -> int:
         proxy_headers=settings.is_behind_proxy,
         ssl_certfile=settings.tls_certificate,
         ssl_keyfile=settings.tls_key,
+        # More than that many connections at once are answered 503.
+        limit_concurrency=CONNECTIONS,
         # Streams of events never end by themselves.
         timeout_graceful_shutdown=2,
     )
@@ -82,7 +87,8 @@ def make_settings(parser: argparse.ArgumentParser, options: argparse.Namespace) 
             parser.error(f"--{name.replace('_', '-')} {path}: does not exist")
     if options.tls_key and not options.tls_certificate:
         parser.error("--tls-key needs --tls-certificate")
-    if not (is_loopback(host) or options.tls_certificate or options.behind_proxy):
+    # Behind a proxy too: anyone could reach the address past it, and name any address as the client's.
+    if not (is_loopback(host) or options.tls_certificate):
         parser.error(
             f"--listen {options.listen}: tokens would be sent in clear; give --tls-certificate, or listen"
             " on 127.0.0.1 and have a proxy end TLS (--behind-proxy)"
