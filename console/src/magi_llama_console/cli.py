@@ -18,7 +18,7 @@ from .app import create_app
 from .settings import Settings
 from .tokens import ROLES, TokenFileError, add_token, import_tokens
 
-
+# At once, of all clients.
 CONNECTIONS = 512
 
 
@@ -146,7 +146,8 @@ def add(arguments: Sequence[str]) -> int:
 def import_from_input(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="magi-llama-console token import",
-        description='Read tokens from standard input, and add or replace them: [{"name", "role", "sha256"}].',
+        description='Read the inventory\'s tokens from standard input: [{"name", "role", "sha256"}]. Those of an'
+        " earlier import that are not among them are removed.",
     )
     parser.add_argument("--tokens", type=Path, required=True, help="for example tokens.json in the data folder")
     options = parser.parse_args(arguments)

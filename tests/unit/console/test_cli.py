@@ -13,8 +13,9 @@ from magi_llama_console import cli
 
 
 def test_open_address_without_a_certificate_is_refused_behind_a_proxy_too(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(cli.uvicorn, "run", lambda *_, **__: None)
     arguments = ["--inventory", str(tmp_path), "--data", str(tmp_path / "data"), "--listen", "0.0.0.0:8000"]
     with pytest.raises(SystemExit):
         cli.serve([*arguments, "--behind-proxy"])
