@@ -136,7 +136,7 @@ def import_tokens(path: Path, given: Sequence[Mapping[str, str]]) -> bool:
             if old is None or (old.role, old.sha256) != (role, sha256):
                 tokens[name] = Token(name, role, sha256, now(), INVENTORY)
             elif old.origin != INVENTORY:
-                # The same token, so its sessions go on.
+                # The same token, so its sessions continue.
                 tokens[name] = replace(old, origin=INVENTORY)
         after = list(tokens.values())
         if after != before:

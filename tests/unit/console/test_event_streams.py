@@ -1,7 +1,7 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Streams of events: they wait while there is nothing of theirs, end with their job, and are limited in number."""
+"""Streams of events: they wait while there is nothing to send, end with their job, and are limited in number."""
 
 from __future__ import annotations
 

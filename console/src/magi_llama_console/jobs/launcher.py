@@ -24,7 +24,7 @@ RUNNER = Path(runner.__file__)
 # A runner that has not claimed its folder so long after it was started will not.
 START_SECONDS = 60.0
 # Claims a folder for no process.
-NOBODY = {"pid": 0, "started": 0, "boot_id": ""}
+NO_PROCESS = {"pid": 0, "started": 0, "boot_id": ""}
 
 
 class LaunchError(Exception):
@@ -126,7 +126,7 @@ def state(folder: Path) -> Ended | None:
     if process is None:
         return None
     is_gone = not is_alive(process)
-    if process == NOBODY:
+    if process == NO_PROCESS:
         return Ended(CANNOT_START)
     # After the look at the process: it writes rc, and ends.
     if found := read(folder / "rc"):
@@ -139,7 +139,7 @@ def state(folder: Path) -> Ended | None:
 def give_up(folder: Path) -> bool:
     """Claim the folder of a job whose runner has not come, if none has by now: a late one then ends at once."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return write_once(folder / "pid", NOBODY)
+    return write_once(folder / "pid", NO_PROCESS)
 
 
 def is_overdue(folder: Path) -> bool:

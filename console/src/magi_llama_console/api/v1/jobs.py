@@ -135,7 +135,7 @@ async def submit(
     asked is the fingerprint of the request with this key; by default that of its verb and variables.
     """
     asked = asked or fingerprint(verb, variables)
-    # First: a repeated request has the answer of the first one, whatever has changed since.
+    # First: a repeated request has the answer of the first one, also after later changes.
     if found := await requested_before(console, by, key, asked):
         return found
     try:

@@ -145,7 +145,7 @@ async def save_profile(
 
 
 async def replace(console: Console, name: str, path: Path, body: ProfileText, before: Profile | None) -> None:
-    """Write a profile's file. Raises Problem 409 where it is not the one before, or the expected one."""
+    """Write a profile's file. Raises Problem 409 where it is not as it was read, or not the expected one."""
     async with SAVING:
         # The check took a while: what is replaced is what the difference was shown to.
         is_other = (await read_all(console)).get(name) != before
