@@ -15,7 +15,7 @@ from magi_llama_console import cli
 def test_open_address_without_a_certificate_is_refused_behind_a_proxy_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli.uvicorn, "run", lambda *_, **__: None)
+    monkeypatch.setattr("uvicorn.run", lambda *_, **__: None)
     arguments = ["--inventory", str(tmp_path), "--data", str(tmp_path / "data"), "--listen", "0.0.0.0:8000"]
     with pytest.raises(SystemExit):
         cli.serve([*arguments, "--behind-proxy"])
@@ -24,6 +24,6 @@ def test_open_address_without_a_certificate_is_refused_behind_a_proxy_too(
 
 def test_connections_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
-    monkeypatch.setattr(cli.uvicorn, "run", lambda _app, **options: given.update(options))
+    monkeypatch.setattr("uvicorn.run", lambda _app, **options: given.update(options))
     assert cli.main(["--inventory", str(tmp_path), "--data", str(tmp_path / "data"), "--behind-proxy"]) == 0
     assert (given["limit_concurrency"], given["proxy_headers"]) == (512, True)

@@ -19,6 +19,7 @@ from magi_llama_console.api.security import Principal
 from magi_llama_console.api.v1 import plans
 from magi_llama_console.api.v1.jobs import submit
 from magi_llama_console.fleet.inventory import InventoryError
+from magi_llama_console.fleet.watch import read_document
 from magi_llama_console.jobs.requests import Known
 from magi_llama_console.jobs.service import Jobs
 from magi_llama_console.settings import Settings
@@ -66,8 +67,12 @@ async def fill(console: Any) -> None:
 
 def test_only_the_plan_that_is_asked_for_is_read_again(console: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    real = plans.read_document
-    monkeypatch.setattr(plans, "read_document", lambda path: read.append(path.parent.name) or real(path))
+
+    def reading(path: Path) -> dict[str, Any] | None:
+        read.append(path.parent.name)
+        return read_document(path)
+
+    monkeypatch.setattr(plans, "read_document", reading)
 
     async def act() -> str:
         await fill(console)

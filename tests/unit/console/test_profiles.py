@@ -148,7 +148,7 @@ def test_description_that_is_no_text_is_left_out() -> None:
 
 
 def test_many_lines_are_shown_as_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profiles.difflib, "unified_diff", lambda *_: pytest.fail("compared"))
+    monkeypatch.setattr("difflib.unified_diff", lambda *_: pytest.fail("compared"))
     old = "a\n" * (profiles.MAX_LINES + 1)
     lines = diff(old, "b\nc", Path("/x/mine.yml")).splitlines()
     assert lines[:4] == ["--- a/mine.yml", "+++ b/mine.yml", f"@@ -1,{profiles.MAX_LINES + 1} +1,2 @@", "-a"]

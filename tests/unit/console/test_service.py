@@ -71,7 +71,7 @@ def test_job_that_is_cancelled_before_its_process_has_begun_is_cancelled_then(
         # The runner comes only now.
         own = runner.identity(os.getpid())
         (bed.jobs.folder(job.id) / "pid").write_text(json.dumps(own))
-        monkeypatch.setattr(launcher.os, "kill", lambda _pid, number: sent.append(number))
+        monkeypatch.setattr("os.kill", lambda _pid, number: sent.append(number))
         await bed.jobs._step()
         return await bed.now(job)
 
