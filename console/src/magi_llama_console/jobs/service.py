@@ -136,13 +136,12 @@ class Jobs:
         if processes.is_overdue(folder) and processes.give_up(folder):
             _explain(folder, f"the process of the job has not begun within {processes.START_SECONDS:.0f} s")
         ended = processes.state(folder)
-        await follow(self._store, job.id, folder / "events.jsonl")
         # As it is by now: it may have been cancelled since the step began.
-        job = self._running.get(job.id, job)
+        if ended is None and self._running.get(job.id, job).cancelled_at is not None:
+            processes.cancel(folder)
+        await follow(self._store, job.id, folder / "events.jsonl")
         if ended is not None:
             await self._end(job, ended)
-        elif job.cancelled_at is not None:
-            processes.cancel(folder)
 
     async def _launch(self, job: Job) -> None:
         folder = self.folder(job.id)
