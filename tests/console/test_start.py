@@ -61,7 +61,7 @@ def test_tls_is_spoken_and_the_cookie_is_secure(tmp_path: Path) -> None:
     arguments = ("--no-watch", "--tls-certificate", str(certificate), "--tls-key", str(key))
     with RunningConsole(inventory, tmp_path / "console", arguments=arguments, authority=certificate) as console:
         answer = console.anonymous.post("/api/v1/session", json={"token": token_of(console.read)})
-        assert answer.headers["set-cookie"].startswith("__Host-magi-console=")
+        assert answer.headers["set-cookie"].startswith(f"__Host-magi-console-{console.port}=")
         assert "; Secure" in answer.headers["set-cookie"]
         assert "max-age" in answer.headers["strict-transport-security"]
         assert console.sign_in(console.read).get("/api/v1/session").json()["name"] == "test-read"

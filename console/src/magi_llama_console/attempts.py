@@ -11,6 +11,8 @@ from collections import deque
 # Refused tokens of one address, within so many seconds.
 ATTEMPTS, ATTEMPTS_SECONDS = 10, 60.0
 MAX_ADDRESSES = 10_000
+# The audit log is never made shorter, so it has so many refusals of all addresses in so many seconds.
+NOTED, NOTED_SECONDS = 20, 600.0
 
 
 class Attempts:
@@ -18,6 +20,7 @@ class Attempts:
 
     def __init__(self) -> None:
         self._refused: dict[str, deque[float]] = {}
+        self._noted: deque[float] = deque(maxlen=NOTED)
 
     def seconds_to_wait(self, address: str) -> int:
         """0 where the address may try."""
@@ -32,3 +35,11 @@ class Attempts:
         if len(self._refused) >= MAX_ADDRESSES and address not in self._refused:
             self._refused.pop(next(iter(self._refused)))
         self._refused.setdefault(address, deque(maxlen=ATTEMPTS)).append(time.monotonic())
+
+    def is_noted(self) -> bool:
+        """Whether a refusal is to be in the audit log: not where that has had many lately."""
+        at = time.monotonic()
+        if len(self._noted) == NOTED and self._noted[0] > at - NOTED_SECONDS:
+            return False
+        self._noted.append(at)
+        return True

@@ -27,6 +27,8 @@ FILES = (
     *("inventory", "tls_certificate", "tls_key", "checkout"),
     *("vault_password_file", "private_key_file", "redis_password_file"),
 )
+# At once, of all clients.
+CONNECTIONS = 512
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,6 +53,8 @@ def serve(arguments: Sequence[str]) -> int:
         proxy_headers=settings.is_behind_proxy,
         ssl_certfile=settings.tls_certificate,
         ssl_keyfile=settings.tls_key,
+        # More than that many connections at once are answered 503.
+        limit_concurrency=CONNECTIONS,
         # Streams of events never end by themselves.
         timeout_graceful_shutdown=2,
     )
@@ -97,7 +101,8 @@ def make_settings(parser: argparse.ArgumentParser, options: argparse.Namespace) 
         parser.error("--redis: every user of this host sees a command line; give the password in --redis-password-file")
     if options.tls_key and not options.tls_certificate:
         parser.error("--tls-key needs --tls-certificate")
-    if not (is_loopback(host) or options.tls_certificate or options.behind_proxy):
+    # Behind a proxy too: anyone could reach the address past it, and name any address as the client's.
+    if not (is_loopback(host) or options.tls_certificate):
         parser.error(
             f"--listen {options.listen}: tokens would be sent in clear; give --tls-certificate, or listen"
             " on 127.0.0.1 and have a proxy end TLS (--behind-proxy)"
@@ -184,7 +189,8 @@ def add(arguments: Sequence[str]) -> int:
 def import_from_input(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="magi-llama-console token import",
-        description='Read tokens from standard input, and add or replace them: [{"name", "role", "sha256"}].',
+        description='Read the inventory\'s tokens from standard input: [{"name", "role", "sha256"}]. Those of an'
+        " earlier import that are not among them are removed.",
     )
     parser.add_argument("--tokens", type=Path, required=True, help="for example tokens.json in the data folder")
     options = parser.parse_args(arguments)

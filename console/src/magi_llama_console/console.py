@@ -14,6 +14,7 @@ from .jobs.service import Jobs
 from .known import KnownReader
 from .settings import Settings
 from .store.base import Store, now
+from .streams import Streams
 from .tokens import TokenReader
 
 
@@ -30,4 +31,5 @@ class Console:
     fleet: FleetWatch
     tokens: TokenReader
     attempts: Attempts = field(default_factory=Attempts)
+    streams: Streams = field(default_factory=Streams)
     started_at: str = field(default_factory=now)

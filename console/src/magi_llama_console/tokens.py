@@ -3,26 +3,30 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The file of tokens: names and roles, and of each token only its sha256.
 
-    {"schema_version": 1, "tokens": [{"name": "ci", "role": "operate", "sha256": "…", "created_at": "…"}]}
+    {"schema_version": 1, "tokens": [{"name": "ci", "role": "operate", "sha256": "…", "created_at": "…", "origin": ""}]}
 
+The origin inventory is that of imported tokens: the next import removes those that it does not have.
 A token has 256 bits of randomness, so a plain sha256 of it cannot be reversed.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import re
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from .store.base import now
 
 ROLES = ("read", "operate")
 SHA256 = re.compile(r"[0-9a-f]{64}")
+INVENTORY = "inventory"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 
 
@@ -36,6 +40,7 @@ class Token:
     role: str
     sha256: str
     created_at: str
+    origin: str = ""
 
 
 def digest(token: str) -> str:
@@ -77,6 +82,17 @@ class TokenReader:
         return self._tokens
 
 
+@contextlib.contextmanager
+def changing(path: Path) -> Iterator[None]:
+    """Keeps others from changing the file as long as the block runs: the console, and programs at a command line."""
+    descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def write_tokens(path: Path, tokens: Sequence[Token]) -> None:
     """Replace the file, 0600."""
     text = json.dumps({"schema_version": 1, "tokens": [asdict(one) for one in tokens]}, indent=2) + "\n"
@@ -93,28 +109,39 @@ def add_token(path: Path, name: str, role: str) -> str:
     """Add a token, or replace that of the same name, and return it: it is not kept anywhere."""
     check_name_and_role(name, role)
     token = secrets.token_urlsafe(32)
-    kept = [one for one in read_tokens(path) if one.name != name]
-    write_tokens(path, [*kept, Token(name, role, digest(token), now())])
+    with changing(path):
+        kept = [one for one in read_tokens(path) if one.name != name]
+        write_tokens(path, [*kept, Token(name, role, digest(token), now())])
     return token
 
 
 def import_tokens(path: Path, given: Sequence[Mapping[str, str]]) -> bool:
-    """Add tokens by {"name", "role", "sha256"}, or replace those of their names; whether that changed the file.
+    """Have the inventory's tokens be these, each {"name", "role", "sha256"}; whether that changed the file.
 
-    Raises ValueError for what cannot be a token.
+    One of the same name is replaced, and one that an earlier import has added and these do not have is removed; those
+    that were added otherwise are kept. Raises ValueError for what cannot be a token.
     """
-    tokens = {one.name: one for one in read_tokens(path)}
-    before = dict(tokens)
+    wanted: dict[str, tuple[str, str]] = {}
     for one in given:
         name, role, sha256 = one.get("name", ""), one.get("role", "read"), one.get("sha256", "").lower()
         check_name_and_role(name, role)
         if not SHA256.fullmatch(sha256):
             raise ValueError(f"the sha256 of {name}: use 64 hexadecimal digits")
-        if name not in tokens or (tokens[name].role, tokens[name].sha256) != (role, sha256):
-            tokens[name] = Token(name, role, sha256, now())
-    if tokens != before:
-        write_tokens(path, list(tokens.values()))
-    return tokens != before
+        wanted[name] = role, sha256
+    with changing(path):
+        before = read_tokens(path)
+        tokens = {one.name: one for one in before if one.origin != INVENTORY or one.name in wanted}
+        for name, (role, sha256) in wanted.items():
+            old = tokens.get(name)
+            if old is None or (old.role, old.sha256) != (role, sha256):
+                tokens[name] = Token(name, role, sha256, now(), INVENTORY)
+            elif old.origin != INVENTORY:
+                # The same token, so its sessions continue.
+                tokens[name] = replace(old, origin=INVENTORY)
+        after = list(tokens.values())
+        if after != before:
+            write_tokens(path, after)
+    return after != before
 
 
 def check_name_and_role(name: str, role: str) -> None:
@@ -127,9 +154,10 @@ def check_name_and_role(name: str, role: str) -> None:
 
 def remove_token(path: Path, name: str) -> bool:
     """Whether there was one."""
-    tokens = read_tokens(path)
-    kept = [one for one in tokens if one.name != name]
-    if len(kept) == len(tokens):
-        return False
-    write_tokens(path, kept)
+    with changing(path):
+        tokens = read_tokens(path)
+        kept = [one for one in tokens if one.name != name]
+        if len(kept) == len(tokens):
+            return False
+        write_tokens(path, kept)
     return True

@@ -49,6 +49,19 @@ def test_lines_that_are_not_events_of_the_run_are_left_out(tmp_path: Path) -> No
     asyncio.run(store.close())
 
 
+def test_line_that_is_not_unicode_does_not_stop_those_after_it(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    escaped = line(1).replace(b'"line"', b'"line", "text": "a\\ud800\\ud83d\\ude00"')
+    raw = line(2).replace(b'"line"', b'"line", "text": "a\xed\xa0\x80"')
+    path.write_bytes(escaped + raw + b"[" * 100_000 + b"\n" + line(3))
+    store = SqliteStore(tmp_path / "console.db")
+    asyncio.run(follow_to_end(store, "run", path))
+    assert numbers(store) == [1, 2, 3]
+    texts = [event.event.get("text") for event in asyncio.run(store.events(job="run"))]
+    assert texts == ["a?\U0001f600", "a\ufffd\ufffd\ufffd", None]
+    asyncio.run(store.close())
+
+
 def test_line_longer_than_a_chunk_is_read(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     event = {"run": "run", "seq": 1, "type": "plan", "data": {"text": "x" * (3 << 19)}}
@@ -85,3 +98,8 @@ def test_run_without_end_gets_one_in_which_its_hosts_have_failed(tmp_path: Path)
     path.write_bytes(line(1) + line(2, "run_ended"))
     assert missing_end(JOB, path, 137) is None
     assert reported_rc("run", path) == 2
+    path.write_bytes(b'{"run": "run", "type": "run_ended"}\n')
+    assert reported_rc("run", path) is None
+    path.write_bytes(b'{"run": "run", "type": "line", "seq": "x"}\n')
+    event = missing_end(JOB, path, 137)
+    assert event and event["seq"] == 1

@@ -130,3 +130,42 @@ def test_commit_outside_a_repository_is_none(tmp_path: Path) -> None:
 def test_diff_names_the_file_and_is_empty_without_a_change() -> None:
     assert diff(GOOD, GOOD, Path("/x/mine.yml")) == ""
     assert diff(GOOD, GOOD + "# More.", Path("/x/mine.yml")).splitlines()[-1] == "+# More."
+
+
+def test_file_that_is_too_long_is_not_shown_cut(tmp_path: Path) -> None:
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles/long.yml").write_text("# é\n" * (profiles.MAX_BYTES // 5 + 1))
+    (tmp_path / "profiles/longest.yml").write_text("#" * profiles.MAX_BYTES)
+    found = list_profiles(tmp_path, None)
+    assert (found["long"].is_too_long, found["long"].text) == (True, "")
+    assert "more than 256 KiB" in found["long"].description
+    assert (found["longest"].is_too_long, len(found["longest"].text)) == (False, profiles.MAX_BYTES)
+
+
+def test_description_that_is_no_text_is_left_out() -> None:
+    aliases = "".join(f"x{n}: &a{n} [{', '.join([f'*a{n - 1}' if n else '1'] * 9)}]\n" for n in range(30))
+    assert profiles.description_of(f"{aliases}description: *a29\n") == ""
+
+
+def test_many_lines_are_shown_as_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("difflib.unified_diff", lambda *_: pytest.fail("compared"))
+    old = "a\n" * (profiles.MAX_LINES + 1)
+    lines = diff(old, "b\nc", Path("/x/mine.yml")).splitlines()
+    assert lines[:4] == ["--- a/mine.yml", "+++ b/mine.yml", f"@@ -1,{profiles.MAX_LINES + 1} +1,2 @@", "-a"]
+    assert lines[-2:] == ["+b", "+c"]
+    assert diff(old, old, Path("/x/mine.yml")) == ""
+
+
+def test_commit_that_fails_says_why(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q")
+    hook = tmp_path / ".git/hooks/pre-commit"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text("#!/bin/sh\necho 'not on this branch' >&2; exit 1\n")
+    hook.chmod(0o755)
+    save(tmp_path / "mine.yml", GOOD)
+    with pytest.raises(profiles.ProfileFileError, match=r"mine\.yml is saved, but not committed: not on this branch"):
+        asyncio.run(commit(tmp_path / "mine.yml", "mine", "alice", dict(os.environ)))
+    hook.unlink()
+    assert asyncio.run(commit(tmp_path / "mine.yml", "mine", "alice", dict(os.environ)))
+    # Nothing has changed since.
+    assert asyncio.run(commit(tmp_path / "mine.yml", "mine", "alice", dict(os.environ))) is None

@@ -52,7 +52,9 @@ def test_command_names_playbook_hosts_and_file_of_variables() -> None:
         checkout=None,
         folder=Path("/data/j"),
     )
-    assert installed == (["/bin/ap", "-i", "/inv", "-e", "@/data/j/vars.json", "magi.llama.stop"], {"servers": "all"})
+    # Without limit too: only the hosts that the queue keeps from other jobs.
+    limited = ["--limit", "node1,node2", "magi.llama.stop"]
+    assert installed == (["/bin/ap", "-i", "/inv", "-e", "@/data/j/vars.json", *limited], {"servers": "all"})
 
 
 def test_without_limit_all_hosts_with_servers_are_meant() -> None:

@@ -35,8 +35,10 @@ class Principal:
 
 
 def cookie_name(console: Console) -> str:
+    """It has the port, as browsers send a cookie to all ports of a host: consoles would sign each other's users out."""
     # Browsers accept the prefix only for cookies that are Secure, without a domain, and for /.
-    return "__Host-magi-console" if console.settings.is_https else "magi-console"
+    prefix = "__Host-" if console.settings.is_https else ""
+    return f"{prefix}magi-console-{console.settings.port}"
 
 
 def address_of(request: Request) -> str:

@@ -12,8 +12,9 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ import yaml
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAX_BYTES = 256 << 10
+# To compare more lines than that could take minutes: they are shown as replaced.
+MAX_LINES = 2000
 CHECK_SECONDS = 30
 GIT_SECONDS = 20
 HIDDEN = ".magi-llama"
@@ -40,6 +43,8 @@ class Profile:
     path: Path
     text: str
     is_builtin: bool
+    # The file has more than MAX_BYTES, and text none of it: saved again, the rest would be lost.
+    is_too_long: bool = False
 
     @property
     def sha256(self) -> str:
@@ -48,11 +53,21 @@ class Profile:
     @property
     def description(self) -> str:
         """What the file says of itself; empty where it is not valid YAML."""
-        try:
-            content = yaml.safe_load(self.text)
-        except yaml.YAMLError:
-            return ""
-        return str(content.get("description") or "") if isinstance(content, dict) else ""
+        if self.is_too_long:
+            return f"The file has more than {MAX_BYTES >> 10} KiB, so it is not shown, and cannot be saved here."
+        return description_of(self.text)
+
+
+@lru_cache(maxsize=256)
+def description_of(text: str) -> str:
+    """Takes about a second for a text of the greatest size, the first time."""
+    try:
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return ""
+    found = content.get("description") if isinstance(content, dict) else None
+    # Anything else may be aliases of aliases, which as text have no end.
+    return found if isinstance(found, str) else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +98,17 @@ def list_profiles(inventory: Path, builtin: Path | None) -> dict[str, Profile]:
     for folder in folders(inventory, builtin):
         for path in sorted(folder.glob("*.yml")) if folder.is_dir() else []:
             if path.stem not in found and path.is_file() and NAME.fullmatch(path.stem):
-                found[path.stem] = Profile(path.stem, path, _read(path), folder == builtin)
+                text = _read(path)
+                found[path.stem] = Profile(path.stem, path, text or "", folder == builtin, text is None)
     return dict(sorted(found.items()))
 
 
-def _read(path: Path) -> str:
+def _read(path: Path) -> str | None:
+    """None for a file that is too long."""
     try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            return file.read(MAX_BYTES)
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        return None if len(content) > MAX_BYTES else content.decode("utf-8", "replace")
     except OSError as error:
         raise ProfileFileError(f"{path} cannot be read: {error.strerror}.") from error
 
@@ -107,9 +125,15 @@ def place(name: str, inventory: Path, known: Mapping[str, Profile]) -> Path:
 
 def diff(old: str, new: str, path: Path) -> str:
     """A unified diff; empty where nothing changes."""
-    lines = difflib.unified_diff(
-        old.splitlines(keepends=True), new.splitlines(keepends=True), f"a/{path.name}", f"b/{path.name}"
-    )
+    if old == new:
+        return ""
+    before, after = old.splitlines(keepends=True), new.splitlines(keepends=True)
+    names = (f"a/{path.name}", f"b/{path.name}")
+    if max(len(before), len(after)) > MAX_LINES:
+        head = f"--- {names[0]}\n+++ {names[1]}\n@@ -1,{len(before)} +1,{len(after)} @@\n"
+        lines: Iterable[str] = [head, *(f"-{line}" for line in before), *(f"+{line}" for line in after)]
+    else:
+        lines = difflib.unified_diff(before, after, *names)
     return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
 
 
@@ -163,22 +187,37 @@ def save(path: Path, text: str) -> None:
 
 
 async def commit(path: Path, name: str, by: str, environment: Mapping[str, str]) -> str | None:
-    """Commit this one file where it is in a git repository; the commit's id, None without one or without a change."""
+    """Commit this one file where it is in a git repository; the commit's id, None without one or without a change.
+
+    Raises ProfileFileError where it is in one, and cannot be committed.
+    """
     git = ["git", "-C", str(path.parent)]
-    if (await _run([*git, "rev-parse", "--is-inside-work-tree"], GIT_SECONDS, environment))[0]:
+    environment = {**environment, "LC_ALL": "C"}
+    code, _output, errors = await _run([*git, "rev-parse", "--is-inside-work-tree"], GIT_SECONDS, environment)
+    if code == 127 or "not a git repository" in errors:
         return None
+    if code:
+        raise not_committed(path, errors)
     if not (await _run([*git, "check-ignore", "-q", path.name], GIT_SECONDS, environment))[0]:
         return None
     identity = ["-c", f"user.name={by} (console)", "-c", "user.email=console@localhost"]
-    add = await _run([*git, "add", "--", path.name], GIT_SECONDS, environment)
-    made = await _run(
-        [*git, *identity, "commit", "-q", "--only", "-m", f"Change the profile {name} in the console", "--", path.name],
-        GIT_SECONDS,
-        environment,
-    )
-    if add[0] or made[0]:
-        return None
+    for command in (
+        ["add", "--", path.name],
+        # 1 where there is something to commit.
+        ["diff", "--cached", "--quiet", "--", path.name],
+        ["commit", "-q", "--only", "-m", f"Change the profile {name} in the console", "--", path.name],
+    ):
+        code, output, errors = await _run([*git, *identity, *command], GIT_SECONDS, environment)
+        if command[0] == "diff" and not code:
+            return None
+        if code and (command[0], code) != ("diff", 1):
+            raise not_committed(path, errors or output)
     return (await _run([*git, "rev-parse", "HEAD"], GIT_SECONDS, environment))[1].strip() or None
+
+
+def not_committed(path: Path, text: str) -> ProfileFileError:
+    last = (text.strip().splitlines() or ["no output"])[-1]
+    return ProfileFileError(f"{path} is saved, but not committed: {last[:300]}")
 
 
 async def _run(

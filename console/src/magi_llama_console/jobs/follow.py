@@ -52,12 +52,22 @@ def parse(lines: bytes, run: str) -> list[dict[str, Any]]:
     found = []
     for line in lines.splitlines():
         try:
-            event = json.loads(line)
-        except ValueError:
+            event = _loaded(line)
+        except (ValueError, RecursionError):
             continue
         if isinstance(event, dict) and event.get("run") == run and isinstance(event.get("type"), str):
             found.append(event)
     return found
+
+
+def _loaded(line: bytes) -> Any:
+    """The value of a line. What is not Unicode is replaced: neither the store nor a stream can keep it."""
+    text = line.decode("utf-8", "replace")
+    value = json.loads(text)
+    # Only an escape can make half of a pair by now.
+    if "\\ud" in text.lower():
+        value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+    return value
 
 
 def missing_end(job: Job, path: Path, rc: int) -> Mapping[str, Any] | None:
@@ -76,7 +86,7 @@ def missing_end(job: Job, path: Path, rc: int) -> Mapping[str, Any] | None:
         **kept,
         "at": now(),
         "run": job.id,
-        "seq": last.get("seq", 0) + 1,
+        "seq": seq + 1 if isinstance(seq := last.get("seq"), int) else 1,
         "type": "run_ended",
         "data": {"rc": rc, "hosts": dict.fromkeys(job.hosts, failed)},
     }
@@ -85,7 +95,8 @@ def missing_end(job: Job, path: Path, rc: int) -> Mapping[str, Any] | None:
 def reported_rc(run: str, path: Path) -> int | None:
     """The exit status that the run itself has reported as its last event."""
     last = _last_event(run, path)
-    rc = last["data"].get("rc") if last and last["type"] == "run_ended" else None
+    data = last.get("data") if last and last["type"] == "run_ended" else None
+    rc = data.get("rc") if isinstance(data, dict) else None
     return rc if isinstance(rc, int) else None
 
 

@@ -12,14 +12,19 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from . import runner
-from .runner import identity, kill_tree
+from .runner import CANNOT_START, identity, kill_tree, write_once
 
 RUNNER = Path(runner.__file__)
+# A runner that has not claimed its folder so long after it was started will not.
+START_SECONDS = 60.0
+# Claims a folder for no process.
+NO_PROCESS = {"pid": 0, "started": 0, "boot_id": ""}
 
 
 class LaunchError(Exception):
@@ -121,6 +126,8 @@ def state(folder: Path) -> Ended | None:
     if process is None:
         return None
     is_gone = not is_alive(process)
+    if process == NO_PROCESS:
+        return Ended(CANNOT_START)
     # After the look at the process: it writes rc, and ends.
     if found := read(folder / "rc"):
         return Ended(found["rc"], found["cancelled"], found["ended_at"])
@@ -129,8 +136,27 @@ def state(folder: Path) -> Ended | None:
     return Ended(None)
 
 
+def give_up(folder: Path) -> bool:
+    """Claim the folder of a job whose runner has not come, if none has by now: a late one then ends at once."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return write_once(folder / "pid", NO_PROCESS)
+
+
+def is_overdue(folder: Path) -> bool:
+    """Whether no runner has claimed the folder of a job that was started, and none is to be expected any more."""
+    if (folder / "pid").exists():
+        return False
+    try:
+        return time.time() - (folder / "request.json").stat().st_mtime > START_SECONDS
+    except FileNotFoundError:
+        return True
+
+
 def cancel(folder: Path) -> None:
-    """Have the runner end its command (INT, TERM, KILL). If the runner was killed, end what it has left at once."""
+    """Have the runner end its command (INT, TERM, KILL). If the runner was killed, end what it has left at once.
+
+    Nothing is done as long as it has not begun, so this is called until the job has ended: repeats are ignored.
+    """
     process = read(folder / "pid")
     if process is None:
         return

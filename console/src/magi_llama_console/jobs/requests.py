@@ -73,7 +73,7 @@ def validate(verb: str, variables: Mapping[str, Any], known: Known) -> Request:
     """The request of a verb. limit and servers are lists of names. Raises RequestRefused."""
     if verb not in VERBS:
         raise RequestRefused("verb", f"There is no verb {verb!r}.", verb, VERBS)
-    given = {name: value for name, value in variables.items() if value not in (None, (), [], False, "")}
+    given = given_of(variables)
     if extra := given.keys() - VERBS[verb]:
         name = sorted(extra)[0]
         raise RequestRefused(name, f"{verb} does not take {name}.", fix=f"It takes {', '.join(sorted(VERBS[verb]))}.")
@@ -89,6 +89,11 @@ def validate(verb: str, variables: Mapping[str, Any], known: Known) -> Request:
     if "servers" in given:
         _check_servers(given["servers"], hosts, known)
     return Request(verb, given, hosts)
+
+
+def given_of(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The variables of a request that say something."""
+    return {name: value for name, value in variables.items() if value not in (None, (), [], False, "")}
 
 
 def resolve_limit(limit: Sequence[str], known: Known) -> tuple[str, ...]:
@@ -129,7 +134,8 @@ def command(
     variables = request.variables
     playbook = f"magi.llama.{request.verb}" if checkout is None else str(checkout / f"playbooks/{request.verb}.yml")
     argv = [str(program), "-i", str(inventory), "-e", f"@{folder / 'vars.json'}"]
-    if "limit" in variables:
+    # Always: the inventory may have another host by the time it runs, which no job has locked.
+    if request.hosts:
         argv += ["--limit", ",".join(request.hosts)]
     if variables.get("check"):
         argv.append("--check")

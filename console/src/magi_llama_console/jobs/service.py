@@ -43,6 +43,8 @@ class Jobs:
         self._running: dict[str, Job] = {}
         self._queued: dict[str, Job] = {}
         self._wake = asyncio.Event()
+        # One change of a job at a time: each begins with the job as it is by then.
+        self._changing = asyncio.Lock()
         # Changes with each change of a job, for those who wait for one.
         self.version = 0
 
@@ -75,13 +77,15 @@ class Jobs:
 
     async def cancel(self, job: Job) -> Job:
         """End a job: a queued one at once, a running one by INT, 20 s later TERM, 5 s later KILL."""
-        if job.id in self._queued:
-            return await self._save(replace(job, state="cancelled", ended_at=now(), cancelled_at=now(), waits_for=None))
+        at = now()
+        if done := await self._change(job, "queued", state="cancelled", ended_at=at, cancelled_at=at, waits_for=None):
+            return done
         running = self._running.get(job.id)
+        if running is not None and running.cancelled_at is None:
+            running = await self._change(job, "running", cancelled_at=at)
         if running is None:
-            return job
-        if running.cancelled_at is None:
-            running = await self._save(replace(running, cancelled_at=now()))
+            return await self._store.job(job.id) or job
+        # Each step does that again until the job has ended: its process may not have begun.
         processes.cancel(self.folder(job.id))
         return running
 
@@ -112,10 +116,7 @@ class Jobs:
     async def _step(self) -> None:
         for job in list(self._running.values()):
             try:
-                ended = processes.state(self.folder(job.id))
-                await follow(self._store, job.id, self.folder(job.id) / "events.jsonl")
-                if ended is not None:
-                    await self._end(job, ended)
+                await self._look(job)
             except StoreUnavailable:
                 # The run continues, and its file has its events; they are read when the store is there again.
                 await asyncio.sleep(STEP_SECONDS)
@@ -125,11 +126,25 @@ class Jobs:
                 await asyncio.sleep(STEP_SECONDS)
         starting, waits = schedule([*self._running.values()], [*self._queued.values()], self._settings.jobs_at_once)
         for job in starting:
-            job = await self._save(replace(job, state="running", started_at=now(), waits_for=None))
-            await self._launch(job)
+            # One that was cancelled while another was launched is not queued any more.
+            if launched := await self._change(job, "queued", state="running", started_at=now(), waits_for=None):
+                await self._launch(launched)
         for job in list(self._queued.values()):
             if job.waits_for != waits.get(job.id):
-                await self._save(replace(job, waits_for=waits.get(job.id)))
+                await self._change(job, "queued", waits_for=waits.get(job.id))
+
+    async def _look(self, job: Job) -> None:
+        """Follow a running job, and end it where its process has."""
+        folder = self.folder(job.id)
+        if processes.is_overdue(folder) and processes.give_up(folder):
+            _explain(folder, f"the process of the job has not begun within {processes.START_SECONDS:.0f} s")
+        ended = processes.state(folder)
+        # As it is by now: it may have been cancelled since the step began.
+        if ended is None and self._running.get(job.id, job).cancelled_at is not None:
+            processes.cancel(folder)
+        await follow(self._store, job.id, folder / "events.jsonl")
+        if ended is not None:
+            await self._end(job, ended)
 
     async def _launch(self, job: Job) -> None:
         folder = self.folder(job.id)
@@ -138,9 +153,13 @@ class Jobs:
             await self._launcher.start(folder)
         except (OSError, LaunchError) as error:
             LOG.error("job %s: %s", job.id, error)
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            (folder / "output.log").write_text(f"{error}\n", encoding="utf-8")
-            await self._save(replace(job, state="failed", rc=CANNOT_START, ended_at=now()))
+            with contextlib.suppress(OSError):
+                # A full disk, for example: nothing was started then.
+                if not processes.give_up(folder):
+                    # It has begun all the same.
+                    return
+            _explain(folder, str(error))
+            await self._change(job, "running", state="failed", rc=CANNOT_START, ended_at=now())
 
     def _write_request(self, job: Job, folder: Path) -> None:
         settings = self._settings
@@ -173,7 +192,8 @@ class Jobs:
     async def _end(self, job: Job, ended: Ended) -> None:
         events = self.folder(job.id) / "events.jsonl"
         await follow_to_end(self._store, job.id, events)
-        is_cancelled = ended.is_cancelled or (ended.rc is None and job.cancelled_at is not None)
+        job = self._running.get(job.id, job)
+        is_cancelled = ended.is_cancelled or (ended.rc in (None, CANNOT_START) and job.cancelled_at is not None)
         rc = ended.rc
         if rc is None:
             # The process that waits for the command was killed: the command may have reported its end nevertheless.
@@ -181,9 +201,15 @@ class Jobs:
         state = "lost" if rc is None else "cancelled" if is_cancelled else "failed" if rc else "finished"
         if event := missing_end(job, events, KILLED if rc is None else rc):
             await self._store.add_events(job.id, [event])
-        await self._save(replace(job, state=state, rc=rc, ended_at=ended.ended_at or now()))
+        await self._change(job, "running", state=state, rc=rc, ended_at=ended.ended_at or now())
         for old in await self._store.prune(self._settings.jobs_kept):
             shutil.rmtree(self.folder(old), ignore_errors=True)
+
+    async def _change(self, job: Job, was: str, /, **fields: Any) -> Job | None:
+        """Change a job as it is by now; None where its state is not this one any more."""
+        async with self._changing:
+            current = (self._queued if was == "queued" else self._running).get(job.id)
+            return None if current is None else await self._save(replace(current, **fields))
 
     async def _save(self, job: Job) -> Job:
         await self._store.save_job(job)
@@ -199,6 +225,12 @@ class Jobs:
     def _changed(self) -> None:
         self.version += 1
         self._wake.set()
+
+
+def _explain(folder: Path, text: str) -> None:
+    """Say in a job's output why it has none, if that can be written."""
+    with contextlib.suppress(OSError):
+        (folder / "output.log").write_text(f"{text}\n", encoding="utf-8")
 
 
 def _write_private(path: Path, content: Mapping[str, Any]) -> None:

@@ -127,6 +127,9 @@ class Store(Protocol):
         Raises KeyReused if the request of that time had another fingerprint.
         """
 
+    async def job_of_key(self, key: str, fingerprint: str) -> Job | None:
+        """The job that a key was used for; None where it was not. Raises KeyReused as add_job does."""
+
     async def save_job(self, job: Job) -> None:
         """Replace a job."""
 

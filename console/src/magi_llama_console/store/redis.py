@@ -153,6 +153,18 @@ class RedisStore(SqliteStore):
                 await self._ask("hset", KEYS_OF_JOBS, job.id, key)
             return await super().add_job(job)
 
+    async def job_of_key(self, key: str, fingerprint: str) -> Job | None:
+        found = await self._ask("hget", REQUESTS, key)
+        if found is None:
+            return None
+        first = json.loads(found)
+        if first["fingerprint"] != fingerprint:
+            raise KeyReused
+        kept = job_from_text(first["job"])
+        own = await self.job(kept.id)
+        # One of this console that it was cut off from keeping never ran: the key can be used again.
+        return kept if own is None and first["console"] != self._name else own
+
     async def prune(self, keep: int) -> list[str]:
         old = await super().prune(keep)
         # While there is no Redis, the copies of their events expire in it.

@@ -70,6 +70,14 @@ class SqliteStore:
         self._notify()
         return job
 
+    async def job_of_key(self, key: str, fingerprint: str) -> Job | None:
+        row = self._db.execute("select fingerprint, job from requests where key = ?", (key,)).fetchone()
+        if row is None:
+            return None
+        if row[0] != fingerprint:
+            raise KeyReused
+        return self._job(row[1])
+
     async def save_job(self, job: Job) -> None:
         with self._transaction():
             self._db.execute("update jobs set state = ?, job = ? where id = ?", (job.state, job_as_text(job), job.id))

@@ -19,13 +19,16 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from ...console import Console
 from ...store.base import ENDED, Event, Job, StoreUnavailable
+from ...streams import TooManyStreams
 from ..deps import ConsoleDep
+from ..errors import errors
 from ..fleet_changes import Change, FleetChanges
 from ..problems import Problem
-from ..security import Reader, still_valid
+from ..security import Principal, Reader, still_valid
 from .jobs import document, find
 
 router = APIRouter(prefix="/api/v1", tags=["events"])
@@ -38,7 +41,12 @@ GATHER_SECONDS = 0.03
 BATCH = 500
 # As many of the newest jobs are looked at for changes.
 JOBS = 50
-RESPONSES = {200: {"content": {SSE: {"schema": {"type": "string"}}, LINES: {"schema": {"type": "string"}}}}}
+RESPONSES = {
+    200: {"content": {SSE: {"schema": {"type": "string"}}, LINES: {"schema": {"type": "string"}}}},
+    429: errors(429)[429] | {"description": "Too many tokens were refused, or too many streams are open."},
+}
+# What a store can have as a place: 64 bits.
+LAST = 1 << 62
 
 
 @router.get("/jobs/{job_id}/events", response_class=StreamingResponse, responses=RESPONSES)  # type: ignore[arg-type]
@@ -46,48 +54,48 @@ async def of_job(
     job_id: str,
     request: Request,
     console: ConsoleDep,
-    _: Reader,
-    after: Annotated[int, Query(ge=0)] = 0,
+    who: Reader,
+    after: Annotated[int, Query(ge=0, le=LAST)] = 0,
     follow: bool = True,
     last_event_id: Annotated[str, Header()] = "",
 ) -> StreamingResponse:
     """A job's events from the beginning, or after Last-Event-ID, until it has ended."""
     job = await find(console, job_id)
-    # Without a live view that is the answer, instead of a stream that ends at once.
-    await console.store.last_sequence()
-    return _answer(request, Stream(console, request, _place(last_event_id, after), job, follow))
+    place = _place(last_event_id, after, await console.store.last_sequence())
+    return _answer(who, Stream(console, request, place, job, follow))
 
 
 @router.get("/events", response_class=StreamingResponse, responses=RESPONSES)  # type: ignore[arg-type]
 async def of_all(
     request: Request,
     console: ConsoleDep,
-    _: Reader,
-    after: Annotated[int | None, Query(ge=0)] = None,
+    who: Reader,
+    after: Annotated[int | None, Query(ge=0, le=LAST)] = None,
     follow: bool = True,
     last_event_id: Annotated[str, Header()] = "",
 ) -> StreamingResponse:
     """All runs' events: from now on, or after Last-Event-ID or after."""
     newest = await console.store.last_sequence()
-    start = newest if after is None else after
-    return _answer(request, Stream(console, request, _place(last_event_id, start), None, follow))
+    place = _place(last_event_id, newest if after is None else after, newest)
+    return _answer(who, Stream(console, request, place, None, follow))
 
 
-def _place(last_event_id: str, start: int) -> int:
+def _place(last_event_id: str, start: int, newest: int) -> int:
+    """Where a stream begins. A place above the newest one is of a store that is gone: nothing would come."""
     if not last_event_id:
-        return start
+        return min(start, newest)
     if not last_event_id.isdecimal() or len(last_event_id) > 18:
         raise Problem(
             400, "Last-Event-ID is not the id of an event.", fix="Leave the header out, or use a message's id."
         )
-    return int(last_event_id)
+    return min(int(last_event_id), newest)
 
 
 class Stream:
     """One answer: the events after a place in the store, of one job or of all."""
 
     def __init__(self, console: Console, request: Request, place: int, job: Job | None, follow: bool) -> None:
-        self._console, self._request, self._place = console, request, place
+        self.console, self.request, self._place = console, request, place
         self._job, self._follow = job, follow
         self._seen: dict[str, Job] | None = None
         self._is_live = True
@@ -98,12 +106,15 @@ class Stream:
 
         It ends with the job, or when the token is void.
         """
-        store, version = self._console.store, -1
+        store, version = self.console.store, -1
         job_id = self._job.id if self._job else None
         checked = time.monotonic()
         # So that the client knows at once that it is connected.
         yield None
         while True:
+            # Events of other runs do not end the wait for those of this one at once, and those that come while these
+            # are sent do.
+            newest = await store.last_sequence()
             # Looked at before its events: what it has sent until its end is in the store by then.
             job = await store.job(job_id) if job_id else None
             has_ended = job_id is not None and (job is None or job.state in ENDED)
@@ -111,8 +122,8 @@ class Stream:
             for event in found:
                 yield event
                 self._place = event.sequence
-            if version != self._console.jobs.version:
-                version = self._console.jobs.version
+            if version != self.console.jobs.version:
+                version = self.console.jobs.version
                 for changed in await self._changed_jobs(job):
                     yield changed
             if len(found) == BATCH:
@@ -121,11 +132,13 @@ class Stream:
                 yield change
             if has_ended or not self._follow:
                 return
-            await store.wait(self._place, LOOK_SECONDS if self._changes else HEARTBEAT_SECONDS)
+            # While these were sent, the job may have ended: no later change would say so.
+            if (version == self.console.jobs.version) and (job_id is None or await store.job(job_id) == job):
+                await store.wait(max(self._place, newest), LOOK_SECONDS if self._changes else HEARTBEAT_SECONDS)
             if time.monotonic() - checked > HEARTBEAT_SECONDS:
                 checked = time.monotonic()
                 yield None
-                if not await still_valid(self._request, self._console):
+                if not await still_valid(self.request, self.console):
                     return
             await asyncio.sleep(GATHER_SECONDS)
 
@@ -138,7 +151,7 @@ class Stream:
             self._is_live = False
 
     async def _changed_jobs(self, job: Job | None) -> list[Job]:
-        jobs = [job] if job else await self._console.store.jobs(limit=JOBS)
+        jobs = [job] if job else await self.console.store.jobs(limit=JOBS)
         # The first look at all jobs only says what there is.
         is_first = self._seen is None and self._job is None
         changed = [one for one in jobs if (self._seen or {}).get(one.id) != one]
@@ -171,8 +184,26 @@ def _as_text(event: Mapping[str, Any]) -> str:
     return json.dumps(event, separators=(",", ":"), ensure_ascii=False)
 
 
-def _answer(request: Request, stream: Stream) -> StreamingResponse:
-    if LINES in request.headers.get("accept", ""):
-        return StreamingResponse(stream.as_lines(), media_type=LINES)
+class CountedResponse(StreamingResponse):
+    """A stream that counts as one of its principal's until it has ended, also where it never began."""
+
+    def __init__(self, who: Principal, console: Console, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._who, self._console = who, console
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Raises Problem 429 before anything is sent."""
+        try:
+            with self._console.streams.one_of(self._who.name):
+                await super().__call__(scope, receive, send)
+        except TooManyStreams as error:
+            raise Problem(
+                429, str(error), fix="Close another one, such as a tab of the page.", headers={"Retry-After": "15"}
+            ) from error
+
+
+def _answer(who: Principal, stream: Stream) -> StreamingResponse:
+    if LINES in stream.request.headers.get("accept", ""):
+        return CountedResponse(who, stream.console, stream.as_lines(), media_type=LINES)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(stream.as_sse(), media_type=SSE, headers=headers)
+    return CountedResponse(who, stream.console, stream.as_sse(), media_type=SSE, headers=headers)

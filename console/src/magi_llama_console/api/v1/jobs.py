@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ...console import Console
 from ...fleet.inventory import InventoryError
 from ...fleet.profiles import ProfileFileError
-from ...jobs.requests import RequestRefused, validate
+from ...jobs.requests import RequestRefused, given_of, validate
 from ...store.base import Job, KeyReused
 from ..audit import record
 from ..deps import ConsoleDep
@@ -103,10 +103,41 @@ async def find(console: Console, job_id: str) -> Job:
     return job
 
 
+def fingerprint(verb: str, variables: dict[str, Any]) -> str:
+    """Of a request, to compare it with another one of the same Idempotency-Key."""
+    return hashlib.sha256(json.dumps([verb, given_of(variables)], sort_keys=True).encode()).hexdigest()
+
+
+async def requested_before(console: Console, by: str, key: str, asked: str) -> Job | None:
+    """The job of a request with this key. Raises Problem 409 if that was another request."""
+    try:
+        return await console.store.job_of_key(f"{by}:{key}", asked) if key else None
+    except KeyReused as error:
+        raise reused() from error
+
+
+def reused() -> Problem:
+    return Problem(409, "This Idempotency-Key was used for another request.", fix="Use a new key for a new request.")
+
+
 async def submit(
-    console: Console, verb: str, variables: dict[str, Any], *, by: str, key: str = "", address: str = ""
+    console: Console,
+    verb: str,
+    variables: dict[str, Any],
+    *,
+    by: str,
+    key: str = "",
+    address: str = "",
+    asked: str = "",
 ) -> Job:
-    """Queue a job for who may do it, and write that to the audit log. Raises Problem 422 or 409."""
+    """Queue a job for who may do it, and write that to the audit log. Raises Problem 422 or 409.
+
+    asked is the fingerprint of the request with this key; by default that of its verb and variables.
+    """
+    asked = asked or fingerprint(verb, variables)
+    # First: a repeated request has the answer of the first one, also after later changes.
+    if found := await requested_before(console, by, key, asked):
+        return found
     try:
         request = validate(verb, variables, await console.known.read())
     except (InventoryError, ProfileFileError) as error:
@@ -115,18 +146,10 @@ async def submit(
         near = nearest_names(error.name, error.names)
         fix = error.fix or (f"Did you mean {' or '.join(near)}?" if near else f"There are: {', '.join(error.names)}.")
         raise Problem(422, error.detail, fix=fix, nearest=near) from error
-    canonical = json.dumps([verb, request.variables], sort_keys=True)
     try:
-        job, is_new = await console.jobs.submit(
-            request,
-            by=by,
-            key=f"{by}:{key}" if key else "",
-            fingerprint=hashlib.sha256(canonical.encode()).hexdigest(),
-        )
+        job, is_new = await console.jobs.submit(request, by=by, key=f"{by}:{key}" if key else "", fingerprint=asked)
     except KeyReused as error:
-        raise Problem(
-            409, "This Idempotency-Key was used for another request.", fix="Use a new key for a new request."
-        ) from error
+        raise reused() from error
     if is_new:
         await record(console, by, "job.create", job.id, {"verb": verb, **request.variables}, address)
     return job

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import asyncio
+from functools import lru_cache
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
@@ -20,7 +22,7 @@ from ..deps import ConsoleDep
 from ..errors import errors
 from ..problems import Problem, unknown
 from ..security import Operator, Reader, address_of
-from .jobs import JobAnswer, Names, document, submit
+from .jobs import JobAnswer, Names, document, fingerprint, requested_before, submit
 from .shapes import Bytes
 
 router = APIRouter(prefix="/api/v1/plans", tags=["plans"])
@@ -123,7 +125,7 @@ async def make_plan(
 @router.get("")
 async def list_plans(console: ConsoleDep, _: Reader) -> PlanList:
     """The newest first, without those by which the console itself looks for drift."""
-    return PlanList(plans=[head(job, found) for job, found in await made(console) if job.by != CONSOLE])
+    return PlanList(plans=[head(job, known) for job, known in await made(console) if job.by != CONSOLE])
 
 
 @router.get("/{hash}", responses=errors(404))
@@ -132,7 +134,7 @@ async def get_plan(hash: str, console: ConsoleDep, _: Reader) -> PlanDocument:
     job, found = await find(console, hash)
     described: dict[str, Any] = plans.described(found)
     return PlanDocument(
-        **head(job, found).model_dump(),
+        **head(job, found["hash"]).model_dump(),
         as_of=job.started_at or job.created_at,
         source="status",
         hosts={name: HostPlan(**part) for name, part in described.items()},
@@ -150,7 +152,27 @@ async def apply_plan(
     idempotency_key: Key = "",
 ) -> JobAnswer:
     """Queue the run of site.yml that does this plan, and nothing if the host would get another one by then."""
-    job, found = await find(console, hash)
+    allow_downtime = bool(body and body.allow_downtime)
+    asked = fingerprint("apply", {"hash": hash, "allow_downtime": allow_downtime})
+    applied = await requested_before(console, who.name, idempotency_key, asked)
+    if applied is None:
+        job, found = await find(console, hash)
+        await check_that_it_is_current(console, job)
+        variables = {
+            "profile": job.variables.get("profile"),
+            "limit": job.variables.get("limit", ()),
+            "allow_downtime": allow_downtime,
+            "apply": found["hash"],
+        }
+        applied = await submit(
+            console, "site", variables, by=who.name, key=idempotency_key, address=address_of(request), asked=asked
+        )
+    response.headers["Location"] = f"/api/v1/jobs/{applied.id}"
+    return JobAnswer(job=document(applied))
+
+
+async def check_that_it_is_current(console: Console, job: Job) -> None:
+    """Raises Problem 409 where a later job has changed a host of the plan."""
     if changed := await later_change(console, job):
         raise Problem(
             409,
@@ -158,20 +180,11 @@ async def apply_plan(
             "this plan was made.",
             fix="Make a new plan with POST /api/v1/plans, look at it, and apply that.",
         )
-    variables = {
-        "profile": job.variables.get("profile"),
-        "limit": job.variables.get("limit", ()),
-        "allow_downtime": bool(body and body.allow_downtime),
-        "apply": found["hash"],
-    }
-    applied = await submit(console, "site", variables, by=who.name, key=idempotency_key, address=address_of(request))
-    response.headers["Location"] = f"/api/v1/jobs/{applied.id}"
-    return JobAnswer(job=document(applied))
 
 
-def head(job: Job, found: dict[str, Any]) -> PlanHead:
+def head(job: Job, hash: str) -> PlanHead:
     return PlanHead(
-        hash=found["hash"],
+        hash=hash,
         job=job.id,
         profile=job.variables.get("profile"),
         limit=",".join(job.variables.get("limit", ())) or None,
@@ -179,21 +192,41 @@ def head(job: Job, found: dict[str, Any]) -> PlanHead:
     )
 
 
-async def made(console: Console) -> list[tuple[Job, dict[str, Any]]]:
-    """The jobs that made a plan with a hash, the newest first, each with its result document."""
+async def made(console: Console) -> list[tuple[Job, str]]:
+    """The jobs that made a plan with a hash, the newest first, each with the hash."""
     jobs = [job for job in await console.store.jobs(("finished",), JOBS) if job.verb == "plan"]
-    folders = [console.jobs.folder(job.id) / "result.json" for job in jobs]
-    documents = await asyncio.to_thread(lambda: [read_document(path) for path in folders])
-    return [(job, found) for job, found in zip(jobs, documents, strict=True) if found and found.get("hash")]
+    paths = [result_of(console, job) for job in jobs]
+    hashes = await asyncio.to_thread(lambda: [hash_of(path) for path in paths])
+    return [(job, known) for job, known in zip(jobs, hashes, strict=True) if known]
+
+
+def result_of(console: Console, job: Job) -> Path:
+    return console.jobs.folder(job.id) / "result.json"
+
+
+def hash_of(path: Path) -> str:
+    """The hash in a result document; empty without one. It is read once: it may have megabytes."""
+    try:
+        return _hash_of(path, path.stat().st_mtime_ns)
+    except OSError:
+        return ""
+
+
+@lru_cache(maxsize=2 * JOBS)
+def _hash_of(path: Path, _mtime_ns: int) -> str:
+    return str((read_document(path) or {}).get("hash") or "")
 
 
 async def find(console: Console, hash: str) -> tuple[Job, dict[str, Any]]:
-    """The newest job that made this plan. Raises Problem 404."""
+    """The newest job that made this plan, and its result document. Raises Problem 404."""
     known = await made(console)
-    for job, found in known:
-        if found["hash"] == hash or (len(hash) >= plans.MIN_DIGITS and found["hash"].startswith(hash)):
-            return job, found
-    raise unknown("plan", hash, [found["hash"] for _job, found in known[:20]])
+    for job, one in known:
+        if one == hash or (len(hash) >= plans.MIN_DIGITS and one.startswith(hash)):
+            found = await asyncio.to_thread(read_document, result_of(console, job))
+            # Another request may have had the job forgotten meanwhile.
+            if found:
+                return job, found
+    raise unknown("plan", hash, [one for _job, one in known[:20]])
 
 
 async def later_change(console: Console, plan: Job) -> Job | None:

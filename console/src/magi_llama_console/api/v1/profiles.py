@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,8 @@ from ..problems import Problem
 from ..security import Operator, Reader, address_of
 
 router = APIRouter(prefix="/api/v1/profiles", tags=["profiles"])
+# One file at a time is compared and replaced.
+SAVING = asyncio.Lock()
 
 
 class ProfileDocument(BaseModel):
@@ -79,6 +82,11 @@ async def list_profiles(console: ConsoleDep, _: Reader) -> ProfileList:
     active: dict[str | None, list[str]] = {}
     for host in console.fleet.hosts():
         active.setdefault(host.profile, []).append(host.name)
+    # Their YAML is parsed, which may take a second for a long one.
+    return await asyncio.to_thread(described, known, active)
+
+
+def described(known: Mapping[str, Profile], active: Mapping[str | None, list[str]]) -> ProfileList:
     return ProfileList(
         profiles=[
             ProfileDocument(
@@ -109,10 +117,12 @@ async def save_profile(
         )
     known = await read_all(console)
     path = profiles.place(name, console.settings.inventory, known)
-    checked = await check(console, name, path, body.text)
     before = known.get(name)
+    if before and before.is_too_long:
+        raise Problem(409, f"{path} is too long to be changed here.", fix="Edit the file itself.")
+    checked = await check(console, name, path, body.text)
     saved = SavedProfile(
-        diff=profiles.diff(before.text if before else "", body.text, path),
+        diff=await asyncio.to_thread(profiles.diff, before.text if before else "", body.text, path),
         errors=list(checked.errors),
         warnings=list(checked.warnings),
         saved=False,
@@ -122,20 +132,33 @@ async def save_profile(
     )
     if body.preview or checked.errors:
         return saved
-    if body.expected_sha256 is not None and body.expected_sha256 != (before.sha256 if before else ""):
-        raise Problem(
-            409, f"{path} has been changed meanwhile.", fix="Read the profile again, and make your change in that text."
-        )
-    try:
-        await asyncio.to_thread(profiles.save, path, body.text)
-    except ProfileFileError as error:
-        raise Problem(500, str(error), fix="Let the console's user write in the inventory's folder.") from error
+    await replace(console, name, path, body, before)
     saved.saved = True
-    saved.commit = await profiles.commit(path, name, who.name, full_environment(console.settings))
+    try:
+        saved.commit = await profiles.commit(path, name, who.name, full_environment(console.settings))
+    except ProfileFileError as error:
+        saved.warnings.append(str(error))
     await record(
         console, who.name, "profile.save", name, {"path": str(path), "commit": saved.commit}, address_of(request)
     )
     return saved
+
+
+async def replace(console: Console, name: str, path: Path, body: ProfileText, before: Profile | None) -> None:
+    """Write a profile's file. Raises Problem 409 where it is not as it was read, or not the expected one."""
+    async with SAVING:
+        # The check took a while: what is replaced is what the difference was shown to.
+        is_other = (await read_all(console)).get(name) != before
+        if is_other or body.expected_sha256 not in (None, before.sha256 if before else ""):
+            raise Problem(
+                409,
+                f"{path} has been changed meanwhile.",
+                fix="Read the profile again, and make your change in that text.",
+            )
+        try:
+            await asyncio.to_thread(profiles.save, path, body.text)
+        except ProfileFileError as error:
+            raise Problem(500, str(error), fix="Let the console's user write in the inventory's folder.") from error
 
 
 async def read_all(console: Console) -> dict[str, Profile]:

@@ -41,13 +41,15 @@ class SessionDocument(BaseModel):
 async def sign_in(body: SignIn, request: Request, response: Response, console: ConsoleDep) -> SessionDocument:
     """Sign in with a token; the answer sets a cookie that only the browser's own requests to us carry."""
     address = address_of(request)
-    check_attempts(console, address)
     if request.headers.get("origin"):
         check_origin(request, console)
     token = by_token(console, body.token.strip())
     if token is None:
+        # Who has a token may sign in although others of this address, such as a program with an old one, were refused.
+        check_attempts(console, address)
         console.attempts.refused(address)
-        await record(console, "", "session.refused", "", address=address)
+        if console.attempts.is_noted():
+            await record(console, "", "session.refused", "", address=address)
         raise Problem(
             401, "The token is not valid.", fix="Make one on the console's host: magi-llama-console token --help."
         )
