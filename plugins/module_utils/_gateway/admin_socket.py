@@ -26,6 +26,10 @@ class AdminSocketError(GatewayError):
     """Raised if HAProxy does not answer on its admin socket, or refuses a command."""
 
 
+class NotRunningError(AdminSocketError):
+    """Raised if nothing listens on the admin socket: HAProxy does not run. One that hangs does, and serves."""
+
+
 class AdminSocket:
     """The admin socket at a path."""
 
@@ -33,7 +37,7 @@ class AdminSocket:
         self._path = path
 
     def ask(self, command: str, seconds: float = SECONDS) -> str:
-        """Send a command and return the answer. Raises AdminSocketError."""
+        """Send a command and return the answer. Raises AdminSocketError, of the kind NotRunningError without HAProxy."""
         deadline = time.monotonic() + seconds
         found = bytearray()
         try:
@@ -52,7 +56,8 @@ class AdminSocket:
                         raise TimeoutError("it does not end its answer")
                     connection.settimeout(left)
         except OSError as error:
-            raise AdminSocketError(f"HAProxy does not answer on {self._path}: {error.strerror or error}.") from error
+            kind = NotRunningError if isinstance(error, (FileNotFoundError, ConnectionRefusedError)) else AdminSocketError
+            raise kind(f"HAProxy does not answer on {self._path}: {error.strerror or error}.") from error
         return found.decode("utf-8", "replace")
 
     def do(self, command: str) -> None:

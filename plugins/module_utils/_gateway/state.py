@@ -19,7 +19,7 @@ from .._core.files import write_atomic
 from .._core.ownership import require_trusted
 from .._core.values import is_loopback
 from .._services.table import MANAGERS, find_manager
-from .admin_socket import AdminSocket, AdminSocketError
+from .admin_socket import AdminSocket, NotRunningError
 from .aliases import check_aliases, missing_targets, names_of, split_names
 from .apply import SERVICE, apply
 from .clients import Client, missing_grants, parse_clients
@@ -79,14 +79,17 @@ def unchanged(how: str = "nothing", url: str = "") -> dict[str, Any]:
 
 
 def read_ready(state_dir: str) -> dict[str, Any]:
-    """The result of reading what a gateway sees, which changes nothing; ready is empty while HAProxy does not run."""
+    """The result of reading what a gateway sees, which changes nothing; ready is empty while HAProxy does not run.
+
+    Raises AdminSocketError where it runs and does not answer: its servers have requests, and must not pass for idle.
+    """
     places = Places(state_dir)
     if not exists(state_dir):
         return {**unchanged("missing"), "exists": False, "ready": {}}
     require_trusted(places.state_dir)
     try:
         up = AdminSocket(places.socket).servers_up()
-    except AdminSocketError:
+    except NotRunningError:
         up = set()
     return {**unchanged(), "exists": True, "ready": ready_servers(read_fleet(places), up)}
 

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import json
+import socket
 import socketserver
 import threading
 from pathlib import Path
 
-from ansible_collections.magi.llama.plugins.module_utils._gateway import fleet
+import pytest
+from ansible_collections.magi.llama.plugins.module_utils._gateway import admin_socket, fleet
 from ansible_collections.magi.llama.plugins.module_utils._gateway.state import read_ready
 
 STATISTICS = """# pxname,svname,scur,status,check_status,
@@ -50,6 +52,24 @@ def test_host_without_gateway_has_none(tmp_path: Path) -> None:
 def test_gateway_that_does_not_run_has_no_ready_servers(tmp_path: Path) -> None:
     found = read_ready(gateway(tmp_path))
     assert (found["exists"], found["ready"]) == (True, {})
+
+
+def test_gateway_that_has_ended_has_no_ready_servers(tmp_path: Path) -> None:
+    folder = gateway(tmp_path)
+    with socket.socket(socket.AF_UNIX) as ended:
+        ended.bind(f"{folder}/run/admin.sock")
+    assert read_ready(folder)["ready"] == {}
+
+
+def test_gateway_that_does_not_answer_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With no ready servers all of them would be restarted at once, while it sends them requests."""
+    monkeypatch.setattr(admin_socket.AdminSocket.ask, "__defaults__", (0.05,))
+    folder = gateway(tmp_path)
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(f"{folder}/run/admin.sock")
+        silent.listen()
+        with pytest.raises(admin_socket.AdminSocketError, match="does not answer on .*timed out"):
+            read_ready(folder)
 
 
 def test_only_servers_that_get_requests_are_ready(tmp_path: Path) -> None:
