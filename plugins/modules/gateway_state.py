@@ -200,8 +200,8 @@ exists:
   type: bool
 ready:
   description: >-
-    By model and host, the number of servers that the gateway sees up and that are not draining. Empty where HAProxy
-    does not run.
+    By model and host, the number of servers that the gateway sees up and that are not draining, without those that
+    their first request starts. Empty where HAProxy does not run; where it runs and does not answer, the task fails.
   returned: with O(state=read)
   type: dict
   sample: {"qwen3-8b-q4_k_m": {"gpu1": 2}}

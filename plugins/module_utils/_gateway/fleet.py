@@ -283,11 +283,15 @@ def server_key(host: str, server: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def ready_servers(hosts: Mapping[str, Mapping[str, Any]], up: Collection[tuple[str, str]]) -> dict[str, dict[str, int]]:
-    """By model and host, the number of servers that a gateway uses: up has their names in HAProxy's configuration."""
+    """By model and host, the number of servers that a gateway uses: up has their names in HAProxy's configuration.
+
+    Those on demand do not count: the gateway's own check finds them up while they sleep, and a request would wait for
+    a start that may fail.
+    """
     found: dict[str, dict[str, int]] = {}
     for host, entry in sorted(hosts.items()):
         for server in entry["servers"]:
-            if server_key(host, server) in up:
+            if server_key(host, server) in up and not server.get("on_demand"):
                 counts = found.setdefault(server["model_id"], {})
                 counts[host] = counts.get(host, 0) + 1
     return found

@@ -156,6 +156,14 @@ def test_ready_servers_are_counted_by_model_and_host() -> None:
     assert fleet.ready_servers({"a": pair, "b": pair}, up) == {"m": {"a": 2, "b": 1}}
 
 
+def test_server_that_may_sleep_is_not_ready() -> None:
+    """Another host's only server would be swapped while nothing serves the model."""
+    sleeping = {**entry(server("m")), "servers": [{**entry(server("m"))["servers"][0], "on_demand": True}]}
+    assert fleet.ready_servers({"a": sleeping, "b": entry(server("m"))}, {("m", "a_8080"), ("m", "b_8080")}) == {
+        "m": {"b": 1}
+    }
+
+
 def test_two_servers_on_one_port_are_refused() -> None:
     with pytest.raises(DocumentError):
         fleet.check_host(entry(server("m"), server("n")), [])
