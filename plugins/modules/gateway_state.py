@@ -174,6 +174,12 @@ is_reached:
     not.
   returned: where O(part) is not V(begin)
   type: bool
+refused:
+  description: >-
+    Why the gateway did not do it. With O(state=read) and O(state=updated) the task does not fail, as it runs for other
+    hosts.
+  returned: where the gateway was reached and failed
+  type: str
 how:
   description:
     - What was done to HAProxy, or would be, V(nothing), V(maps), V(servers), V(reload), V(start) or V(stop).
@@ -190,6 +196,14 @@ not_ready:
   description: >-
     Servers that were added or came back and have not passed their check in time, by their names in HAProxy, host and
     port.
+  returned: when the gateway was brought to a state
+  type: list
+  elements: str
+  sample: [gpu1_8080]
+serving:
+  description: >-
+    Servers that HAProxy has up and that are not draining after the change, by their names in HAProxy. Missing with
+    C(--check).
   returned: when the gateway was brought to a state
   type: list
   elements: str

@@ -149,7 +149,7 @@ ANSWERS: dict[str, Fields] = {
     "gateway_verify": Fields({"routed": [Fields({"model_id": NAME, "kind": str})], "answers": [_THROUGH_GATEWAY]}),
     "gateway_state": Fields(
         {"how": _HOW, "models": Map(int, NAME), "url": str},
-        {"not_ready": [str], "exists": bool, "is_reached": bool, "ready": Map(Map(int), NAME)},
+        {"not_ready": [str], "serving": [str], "exists": bool, "is_reached": bool, "ready": Map(Map(int), NAME)},
     ),
     "teardown": Fields(
         {"stopped": [str], "removed": [str]}, {"ended": Map(str), "user_kept_for": [str], "kept": Map([str])}

@@ -46,6 +46,7 @@ from .files import (
 )
 from .fleet import Backend, GatewayError, backends_of, check_host, ready_servers
 from .limits import Limits, check_models, limits_of, missing_models
+from .members import serving_servers
 from .own_certificate import AUTO, own_certificate
 from .settings import Route, Settings
 from .sticky import check_stickiness
@@ -158,7 +159,15 @@ def bring_to_state(
         applied = apply(driver, places, change, before, after, given["ready_timeout"])
         note_applied(places, after)
         late = [name for _backend, name in applied.not_ready]
-        return {**result, "changed": applied.how != "nothing", "how": applied.how, "not_ready": late}
+        # Not what was asked of HAProxy, but what it does.
+        serving = serving_servers(AdminSocket(places.socket))
+        return {
+            **result,
+            "changed": applied.how != "nothing",
+            "how": applied.how,
+            "not_ready": late,
+            "serving": serving,
+        }
 
 
 def _hosts(
