@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,10 +31,14 @@ def fleet() -> Iterator[Fleet]:
         fleet.hosts["gw1"]["gateway_state_dir"] = f"{folder}/g"
         groups = {"models": {"hosts": {"one": {}}}, "gateways": {"hosts": {"gw1": {}, "gw2": {}}}}
         (fleet.folder / "groups.yml").write_text(json.dumps({"all": {"children": groups}}))
-        servers = [{"name": "a", "model_id": "a", "port": 1, "argv": ["/x"], "stop_timeout": 1}]
-        record = {"profile": "p", "service_manager": "supervisor", "start": None, "servers": servers}
-        write_all(state_files(str(fleet.folder / "one"), record)[0])
+        deploy(fleet, "one")
         yield fleet
+
+
+def deploy(fleet: Fleet, host: str) -> None:
+    servers = [{"name": "a", "model_id": "a", "port": 1, "argv": ["/x"], "stop_timeout": 1}]
+    record = {"profile": "p", "service_manager": "supervisor", "start": None, "servers": servers}
+    write_all(state_files(str(fleet.folder / host), record)[0])
 
 
 def run(fleet: Fleet, playbook: str, *arguments: str, code: int = 0) -> str:
@@ -53,3 +58,30 @@ def test_servers_are_not_changed_while_a_gateway_is_not_reached(fleet: Fleet) ->
 def test_what_would_be_done_is_shown_without_a_gateway(fleet: Fleet) -> None:
     output = run(fleet, "stop", "-e", "servers=a", "--check")
     assert UNREACHED not in output and "nothing to do" in output
+
+
+def test_gateways_are_not_needed_to_show_what_would_be_changed(fleet: Fleet) -> None:
+    output = run(fleet, "teardown", "--check")
+    assert UNREACHED not in output
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("fleet.json", "fleet.json"), ("run/admin.sock", "run/admin.sock: it is not a socket.")],
+    ids=["fails", "does not answer"],
+)
+def test_gateway_that_fails_ends_every_host_in_its_own_words(fleet: Fleet, name: str, says: str) -> None:
+    del fleet.hosts["gw2"]
+    fleet.add("two")
+    deploy(fleet, "two")
+    groups = {"models": {"hosts": {"one": {}, "two": {}}}, "gateways": {"hosts": {"gw1": {}}}}
+    (fleet.folder / "groups.yml").write_text(json.dumps({"all": {"children": groups}}))
+    broken = fleet.folder / "g" / name
+    broken.parent.mkdir(parents=True, exist_ok=True)
+    (fleet.folder / "g/gateway.json").write_text("{}")
+    broken.write_text("x")
+    output = run(fleet, "restart", "-e", "servers=a", code=2)
+    for host in ("one", "two"):
+        assert re.search(rf"\[{host}\]: FAILED! => [^}}]*gw1: ", output), output
+    assert says in output and "These gateways would send requests to servers that are stopped." in output
+    assert "undefined" not in output and "restarted" not in output
