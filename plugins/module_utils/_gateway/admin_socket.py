@@ -37,7 +37,7 @@ class AdminSocket:
         self._path = path
 
     def ask(self, command: str, seconds: float = SECONDS) -> str:
-        """Send a command and return the answer. Raises AdminSocketError, of the kind NotRunningError without HAProxy."""
+        """Send a command and return the answer. Raises AdminSocketError, without HAProxy NotRunningError."""
         deadline = time.monotonic() + seconds
         found = bytearray()
         try:
