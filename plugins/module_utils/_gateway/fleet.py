@@ -235,7 +235,7 @@ def _serving(answers: Sequence[Any]) -> Iterator[tuple[str, Collection[str]]]:
 def _named(members: Mapping[str, Any], host: str, names: Sequence[str]) -> list[Mapping[str, Any]]:
     found = {server["name"]: server for server in members["servers"]}
     if missing := [name for name in names if name not in found]:
-        raise GatewayError(f"{host}: {', '.join(missing)} are not among the servers that gateways are told of.")
+        raise GatewayError(f"{host}: {', '.join(missing)} are not among the servers that gateways can use.")
     return [found[name] for name in names]
 
 

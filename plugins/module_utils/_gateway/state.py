@@ -21,7 +21,7 @@ from .._core.values import is_loopback
 from .._services.table import MANAGERS, find_manager
 from .admin_socket import AdminSocket, NotRunningError
 from .aliases import check_aliases, missing_targets, names_of, split_names
-from .apply import SERVICE, apply
+from .apply import SERVICE, Applied, apply
 from .clients import Client, missing_grants, parse_clients
 from .config import files_of
 from .files import (
@@ -158,16 +158,14 @@ def bring_to_state(
         driver = find_manager(kept["service_manager"]).driver(places.state_dir, given["supervisord_path"])
         applied = apply(driver, places, change, before, after, given["ready_timeout"])
         note_applied(places, after)
-        late = [name for _backend, name in applied.not_ready]
-        # Not what was asked of HAProxy, but what it does.
-        serving = serving_servers(AdminSocket(places.socket))
-        return {
-            **result,
-            "changed": applied.how != "nothing",
-            "how": applied.how,
-            "not_ready": late,
-            "serving": serving,
-        }
+        return {**result, **_outcome(applied, AdminSocket(places.socket))}
+
+
+def _outcome(applied: Applied, admin: AdminSocket) -> dict[str, Any]:
+    late = [name for _backend, name in applied.not_ready]
+    # serving is what HAProxy does, not what was asked of it.
+    how = {"changed": applied.how != "nothing", "how": applied.how}
+    return {**how, "not_ready": late, "serving": serving_servers(admin)}
 
 
 def _hosts(

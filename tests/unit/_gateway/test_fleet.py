@@ -228,7 +228,7 @@ def test_servers_have_the_names_of_the_configuration() -> None:
 
 
 def test_servers_that_a_gateway_does_not_name_are_unserved() -> None:
-    """A gateway that was never told of a server does not report it as one that is not ready."""
+    """A gateway that does not know a server does not report it as one that is not ready."""
     members = entry(server("m", host="0.0.0.0"), server("n", 8081))
     members["servers"][1]["listens"] = "127.0.0.1"
     answers = [
@@ -237,7 +237,7 @@ def test_servers_that_a_gateway_does_not_name_are_unserved() -> None:
         {"item": ["end", "gw2"], "how": "missing"},
         {"item": ["end", "gpu1"], "how": "servers", "serving": ["gpu1_8080"]},
     ]
-    # Another host's gateway cannot reach n, whatever it does.
+    # No gateway of another host reaches n.
     assert fleet.unserved_servers(answers, members, "gpu1", ["m", "n"]) == [
         {"gateway": "gw1", "server": "m"},
         {"gateway": "gpu1", "server": "n"},

@@ -55,7 +55,7 @@ def test_gateway_that_fails_leaves_its_answer_to_every_host(run_action: Any, sta
     found = run_action("gateway_state", given, answers=[failed], **more).result
     assert (found.get("failed"), found["is_reached"]) == (None, True)
     assert found["refused"] == "gw1: HAProxy does not answer."
-    # What is no answer at all.
+    # An answer of the wrong shape.
     run_action("gateway_state", {**given, "part": "begin"}, answers=[{**READ, "how": 1}], **more)
     ended = run_action("gateway_state", {**given, "part": "end"}, **more).result
     assert "The host's answer is not used" in ended["refused"]
