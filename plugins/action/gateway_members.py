@@ -34,6 +34,9 @@ class ActionModule(HostAction):
             if server["port"] in ports and (is_loopback(server["listens"]) or server["listens"] in addresses)
         ]
         left_out = [server["name"] for server in servers if server not in taken]
+        if arguments["leaving"] is not None:
+            lost = {server["name"] for server in servers if server not in taken and not server.get("draining")}
+            _refuse_lost(sorted((lost & {*answer["running"]}) - {*arguments["leaving"]}))
         # The address is the inventory's, not one that the host reports.
         members = {"address": arguments["address"], "servers": taken}
         try:
@@ -43,3 +46,13 @@ class ActionModule(HostAction):
             raise AnsibleActionFail(f"No gateway can use what this host reports of its servers: {error}.") from error
         # Only an error is shown: the answer has the servers' keys.
         return {**result, **answer, "members": members, "left_out": left_out, "_ansible_no_log": True}
+
+
+def _refuse_lost(names: list[str]) -> None:
+    """Raise AnsibleActionFail for servers that run and that a change would take out of the gateways at once."""
+    if names:
+        raise AnsibleActionFail(
+            f"The gateways would send no more requests to {', '.join(names)} before other servers take their place, as "
+            "their address or port is not of the inventory any more: widen the range or name both addresses first "
+            "(servers_port_range_start, servers_port_range_end, servers_host, servers_address)."
+        )

@@ -8,11 +8,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ansible.errors import AnsibleConnectionFailure
+from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
-from ansible_collections.magi.llama.plugins.module_utils._core.documents import DocumentError
 from ansible_collections.magi.llama.plugins.module_utils._gateway.clients import client_entry, parse_clients
-from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import check_host
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.magi.llama.plugins.plugin_utils.inputs import inputs_from_facts
 from ansible_collections.magi.llama.plugins.plugin_utils.playbooks import as_called
@@ -60,6 +58,14 @@ class ActionModule(HostAction):
                 raise
             # It is not one of the hosts that are changed: these end by a sentence of their own.
             return {**result, "changed": False, "is_reached": False, "msg": f"{given['name']}: {error}"}
+        except AnsibleActionFail as error:
+            if state not in ("read", "updated"):
+                raise
+            answer = {"failed": True, "msg": str(error)}
+        if answer.get("failed") and state in ("read", "updated"):
+            # The task runs once for all of them: where it failed, the others would lack its answer.
+            refused = str(answer.get("msg") or "it failed without a message")
+            return {**result, "changed": False, "is_reached": True, "refused": f"{given['name']}: {refused}"}
         if "how" in answer and state not in ("prepared", "read"):
             late = [f"{name} has not passed the gateway's check yet" for name in answer.get("not_ready") or []]
             lines = (f"{WARNING}{text}" for text in [*warnings, *late])
@@ -77,7 +83,7 @@ class ActionModule(HostAction):
 def _found(task_vars: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """What gateway_members has found on each host of this run, and warnings about what is not used of it.
 
-    A host decides about itself only: its facts name no servers, and its entry has the shape of one.
+    A host decides about itself only: its facts name no servers. gateway_members has held its entry to the shape of one.
     """
     found, warnings = {}, []
     for host in task_vars["groups"]["all"]:
@@ -87,11 +93,6 @@ def _found(task_vars: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
             continue
         if FOUND in inputs_from_facts(variables):
             warnings.append(f"{host}: it reports a fact {FOUND}, which is not used.")
-            continue
-        try:
-            check_host(entry["members"], entry.get("api_keys", []))
-        except DocumentError as error:
-            warnings.append(f"{host}: what it reports of its servers is not used: {error}.")
             continue
         found[host] = entry
         if entry.get("left_out"):

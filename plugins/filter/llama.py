@@ -26,6 +26,8 @@ FUNCTIONS = (
     checksums.merge_manifests,
     fleet.gateway_servers,
     fleet.model_hosts,
+    fleet.serving_gateways,
+    fleet.unserved_servers,
     on_demand.systemd_listen,
     on_demand.systemd_on_demand,
     on_demand.systemd_proxy,

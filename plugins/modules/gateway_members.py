@@ -52,6 +52,12 @@ options:
         draining, the gateway answers with this number as C(Retry-After).
     type: dict
     default: {}
+  leaving:
+    description:
+      - Names of servers that are about to get no new requests. If set, the task fails where any other server that runs
+        would be left out, as gateways would take it out while it has requests, and before another one serves.
+    type: list
+    elements: str
 attributes:
   check_mode:
     support: full
@@ -91,6 +97,11 @@ members:
 api_keys:
   description: >-
     The API keys that these servers take, 16 at most. Gateways send one that all servers of a model take.
+  returned: success
+  type: list
+  elements: str
+running:
+  description: The servers that have a process.
   returned: success
   type: list
   elements: str
@@ -134,6 +145,7 @@ def run(module: Module) -> dict:
         "members": host_entry({"servers": servers}, given["address"], draining),
         "api_keys": usable_keys(next(filter(None, files), None))[:MAX_KEYS],
         "left_out": [],
+        "running": sorted({server["name"] for server in servers} & running.keys()),
     }
 
 

@@ -174,6 +174,12 @@ is_reached:
     not.
   returned: where O(part) is not V(begin)
   type: bool
+refused:
+  description: >-
+    Why the gateway did not do it. With O(state=read) and O(state=updated) the task does not fail, as it runs for other
+    hosts.
+  returned: where the gateway was reached and failed
+  type: str
 how:
   description:
     - What was done to HAProxy, or would be, V(nothing), V(maps), V(servers), V(reload), V(start) or V(stop).
@@ -194,14 +200,22 @@ not_ready:
   type: list
   elements: str
   sample: [gpu1_8080]
+serving:
+  description: >-
+    Servers that HAProxy has up and that are not draining after the change, by their names in HAProxy. Missing with
+    C(--check).
+  returned: when the gateway was brought to a state
+  type: list
+  elements: str
+  sample: [gpu1_8080]
 exists:
   description: Whether a gateway was set up in this state directory.
   returned: with O(state=read)
   type: bool
 ready:
   description: >-
-    By model and host, the number of servers that the gateway sees up and that are not draining. Empty where HAProxy
-    does not run.
+    By model and host, the number of servers that the gateway sees up and that are not draining, without those that
+    their first request starts. Empty where HAProxy does not run; where it runs and does not answer, the task fails.
   returned: with O(state=read)
   type: dict
   sample: {"qwen3-8b-q4_k_m": {"gpu1": 2}}

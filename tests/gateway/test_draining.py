@@ -46,7 +46,9 @@ def test_drained_server_ends_its_stream_and_gets_no_request(drained: Gateway) ->
     worker = drained.admin.pid()
     with drained.stream(Q4) as stream:
         name = busy(drained)
-        assert drained.update([name])["how"] == "servers"
+        update = drained.update([name])
+        assert update["how"] == "servers"
+        assert sorted([*update["serving"], drained.server(name)[1]]) == sorted(key[1] for key in drained.checks())
         before = sessions(drained, name)
         assert [drained.complete(Q4).status_code for _ in range(8)] == [200] * 8
         assert sessions(drained, name) == before

@@ -145,11 +145,11 @@ ANSWERS: dict[str, Fields] = {
     "wait_until_idle": Fields({"servers": [_IDLENESS], "complete": bool}),
     "server_info": Fields({"status": STATUS.shape, "drift": Map(str), "start": _START}),
     "verify": Fields({"deployed": RECORD.required["servers"], "refused": [str]}),
-    "gateway_members": Fields({"members": HOST, "api_keys": [str], "left_out": [str]}),
+    "gateway_members": Fields({"members": HOST, "api_keys": [str], "left_out": [str], "running": [str]}),
     "gateway_verify": Fields({"routed": [Fields({"model_id": NAME, "kind": str})], "answers": [_THROUGH_GATEWAY]}),
     "gateway_state": Fields(
         {"how": _HOW, "models": Map(int, NAME), "url": str},
-        {"not_ready": [str], "exists": bool, "is_reached": bool, "ready": Map(Map(int), NAME)},
+        {"not_ready": [str], "serving": [str], "exists": bool, "is_reached": bool, "ready": Map(Map(int), NAME)},
     ),
     "teardown": Fields(
         {"stopped": [str], "removed": [str]}, {"ended": Map(str), "user_kept_for": [str], "kept": Map([str])}

@@ -17,5 +17,6 @@ ARGUMENTS = Arguments(
         "port_range_end": {"type": "int", "default": 8099},
         "draining": {"type": "list", "elements": "str", "default": []},
         "away_seconds": {"type": "dict", "default": {}},
+        "leaving": {"type": "list", "elements": "str"},
     }
 )

@@ -26,6 +26,10 @@ class AdminSocketError(GatewayError):
     """Raised if HAProxy does not answer on its admin socket, or refuses a command."""
 
 
+class NotRunningError(AdminSocketError):
+    """Raised if nothing listens on the admin socket: HAProxy does not run. One that hangs does, and serves."""
+
+
 class AdminSocket:
     """The admin socket at a path."""
 
@@ -33,7 +37,7 @@ class AdminSocket:
         self._path = path
 
     def ask(self, command: str, seconds: float = SECONDS) -> str:
-        """Send a command and return the answer. Raises AdminSocketError."""
+        """Send a command and return the answer. Raises AdminSocketError, without HAProxy NotRunningError."""
         deadline = time.monotonic() + seconds
         found = bytearray()
         try:
@@ -52,7 +56,10 @@ class AdminSocket:
                         raise TimeoutError("it does not end its answer")
                     connection.settimeout(left)
         except OSError as error:
-            raise AdminSocketError(f"HAProxy does not answer on {self._path}: {error.strerror or error}.") from error
+            kind = (
+                NotRunningError if isinstance(error, (FileNotFoundError, ConnectionRefusedError)) else AdminSocketError
+            )
+            raise kind(f"HAProxy does not answer on {self._path}: {error.strerror or error}.") from error
         return found.decode("utf-8", "replace")
 
     def do(self, command: str) -> None:
@@ -98,12 +105,14 @@ class AdminSocket:
 
     def servers_up(self) -> set[tuple[str, str]]:
         """The servers, by backend and name, that get requests and have passed a check."""
-        return {
-            key
-            for key, row in self.statistics().items()
-            # Of those that go down at the next failed check it says UP 1/2.
-            if row["status"].startswith("UP") and row["check_status"].lstrip("* ") not in ("", "INI")
-        }
+        return self.servers_by_check()[0]
+
+    def servers_by_check(self) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
+        """The servers, by backend and name, that get requests: those that have passed a check, and the others."""
+        # Of those that go down at the next failed check it says UP 1/2.
+        used = {key: row for key, row in self.statistics().items() if row["status"].startswith("UP")}
+        unchecked = {key for key, row in used.items() if row["check_status"].lstrip("* ") in ("", "INI")}
+        return used.keys() - unchecked, unchecked
 
     def statistics(self) -> dict[tuple[str, str], dict[str, str]]:
         """HAProxy's statistics of each server, by backend and name."""

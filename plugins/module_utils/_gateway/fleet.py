@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,8 +185,58 @@ def as_running(server: Mapping[str, Any], process: Process | None) -> Mapping[st
 
 
 def gateway_servers(members: Mapping[str, Any], host: str, names: Sequence[str]) -> list[str]:
-    """The names in HAProxy's configuration of a host's servers; members is what gateway_members found there."""
-    return [server_key(host, server)[1] for server in members["servers"] if server["name"] in names]
+    """The names in HAProxy's configuration of a host's servers; members is what gateway_members found there.
+
+    Raises GatewayError for a server that is not in members.
+    """
+    return [server_key(host, server)[1] for server in _named(members, host, names)]
+
+
+def unserved_servers(
+    answers: Sequence[Any], members: Mapping[str, Any], host: str, names: Sequence[str]
+) -> list[dict[str, str]]:
+    """Return which of a host's servers get no requests from which gateway: [{"gateway", "server"}].
+
+    answers are the results of a loop of gateway_state over gateways, members is what gateway_members found on the host.
+    A gateway that is not set up has none, and one on another host has none that listen on a loopback only. Raises
+    GatewayError for a server that is not in members.
+    """
+    servers = _named(members, host, names)
+    return [
+        {"gateway": gateway, "server": str(server["name"])}
+        for gateway, serving in _serving(answers)
+        for server in servers
+        if reached_at(members, server, gateway == host) is not None and server_key(host, server)[1] not in serving
+    ]
+
+
+def serving_gateways(
+    answers: Sequence[Any], members: Mapping[str, Any], host: str, names: Sequence[str]
+) -> list[dict[str, str]]:
+    """Return which of a host's servers get requests from which gateway: [{"gateway", "server"}].
+
+    The arguments are those of unserved_servers. One that is not in members gets none.
+    """
+    return [
+        {"gateway": gateway, "server": str(server["name"])}
+        for gateway, serving in _serving(answers)
+        for server in members["servers"]
+        if server["name"] in names and server_key(host, server)[1] in serving
+    ]
+
+
+def _serving(answers: Sequence[Any]) -> Iterator[tuple[str, Collection[str]]]:
+    for answer in answers:
+        if isinstance(answer, Mapping) and isinstance(answer.get("serving"), list):
+            # The loop's items have the part and the gateway.
+            yield str(answer["item"][1]), answer["serving"]
+
+
+def _named(members: Mapping[str, Any], host: str, names: Sequence[str]) -> list[Mapping[str, Any]]:
+    found = {server["name"]: server for server in members["servers"]}
+    if missing := [name for name in names if name not in found]:
+        raise GatewayError(f"{host}: {', '.join(missing)} are not among the servers that gateways can use.")
+    return [found[name] for name in names]
 
 
 def _draining(away: int | None) -> dict[str, Any]:
@@ -283,11 +333,15 @@ def server_key(host: str, server: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def ready_servers(hosts: Mapping[str, Mapping[str, Any]], up: Collection[tuple[str, str]]) -> dict[str, dict[str, int]]:
-    """By model and host, the number of servers that a gateway uses: up has their names in HAProxy's configuration."""
+    """By model and host, the number of servers that a gateway uses: up has their names in HAProxy's configuration.
+
+    Those on demand do not count: the gateway's own check finds them up while they sleep, and a request would wait for
+    a start that may fail.
+    """
     found: dict[str, dict[str, int]] = {}
     for host, entry in sorted(hosts.items()):
         for server in entry["servers"]:
-            if server_key(host, server) in up:
+            if server_key(host, server) in up and not server.get("on_demand"):
                 counts = found.setdefault(server["model_id"], {})
                 counts[host] = counts.get(host, 0) + 1
     return found

@@ -15,6 +15,8 @@ from .server_lines import ADDRESSES, CHECKS, DISABLED, Key, coming, servers_in, 
 # Words of the configuration that have no meaning for a dynamic server.
 STATIC_ONLY = (*ADDRESSES, DISABLED)
 POLL_SECONDS = 0.05
+# A process that has just begun has checked each server after this: the interval of checks and their timeout.
+CHECKED_SECONDS = 3.0
 
 
 def change_servers(admin: AdminSocket, before: str, after: str, ready_timeout: float) -> list[Key]:
@@ -76,3 +78,16 @@ def wait_until_up(admin: AdminSocket, keys: Iterable[Key], seconds: float) -> li
             break
         time.sleep(POLL_SECONDS)
     return late
+
+
+def serving_servers(admin: AdminSocket, seconds: float = CHECKED_SECONDS) -> list[str]:
+    """Return the names of the servers that are up and not draining. Raises AdminSocketError.
+
+    Those that a new process has not checked yet are waited for, for so many seconds.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        up, unchecked = admin.servers_by_check()
+        if not unchecked or time.monotonic() >= deadline:
+            return sorted(name for _backend, name in up)
+        time.sleep(POLL_SECONDS)

@@ -19,9 +19,9 @@ from .._core.files import write_atomic
 from .._core.ownership import require_trusted
 from .._core.values import is_loopback
 from .._services.table import MANAGERS, find_manager
-from .admin_socket import AdminSocket, AdminSocketError
+from .admin_socket import AdminSocket, NotRunningError
 from .aliases import check_aliases, missing_targets, names_of, split_names
-from .apply import SERVICE, apply
+from .apply import SERVICE, Applied, apply
 from .clients import Client, missing_grants, parse_clients
 from .config import files_of
 from .files import (
@@ -46,6 +46,7 @@ from .files import (
 )
 from .fleet import Backend, GatewayError, backends_of, check_host, ready_servers
 from .limits import Limits, check_models, limits_of, missing_models
+from .members import serving_servers
 from .own_certificate import AUTO, own_certificate
 from .settings import Route, Settings
 from .sticky import check_stickiness
@@ -79,14 +80,17 @@ def unchanged(how: str = "nothing", url: str = "") -> dict[str, Any]:
 
 
 def read_ready(state_dir: str) -> dict[str, Any]:
-    """The result of reading what a gateway sees, which changes nothing; ready is empty while HAProxy does not run."""
+    """The result of reading what a gateway sees, which changes nothing; ready is empty while HAProxy does not run.
+
+    Raises AdminSocketError where it runs and does not answer: its servers have requests, and must not pass for idle.
+    """
     places = Places(state_dir)
     if not exists(state_dir):
         return {**unchanged("missing"), "exists": False, "ready": {}}
     require_trusted(places.state_dir)
     try:
         up = AdminSocket(places.socket).servers_up()
-    except AdminSocketError:
+    except NotRunningError:
         up = set()
     return {**unchanged(), "exists": True, "ready": ready_servers(read_fleet(places), up)}
 
@@ -154,8 +158,14 @@ def bring_to_state(
         driver = find_manager(kept["service_manager"]).driver(places.state_dir, given["supervisord_path"])
         applied = apply(driver, places, change, before, after, given["ready_timeout"])
         note_applied(places, after)
-        late = [name for _backend, name in applied.not_ready]
-        return {**result, "changed": applied.how != "nothing", "how": applied.how, "not_ready": late}
+        return {**result, **_outcome(applied, AdminSocket(places.socket))}
+
+
+def _outcome(applied: Applied, admin: AdminSocket) -> dict[str, Any]:
+    late = [name for _backend, name in applied.not_ready]
+    # serving is what HAProxy does, not what was asked of it.
+    how = {"changed": applied.how != "nothing", "how": applied.how}
+    return {**how, "not_ready": late, "serving": serving_servers(admin)}
 
 
 def _hosts(

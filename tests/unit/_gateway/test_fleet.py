@@ -156,6 +156,14 @@ def test_ready_servers_are_counted_by_model_and_host() -> None:
     assert fleet.ready_servers({"a": pair, "b": pair}, up) == {"m": {"a": 2, "b": 1}}
 
 
+def test_server_that_may_sleep_is_not_ready() -> None:
+    """Another host's only server would be swapped while nothing serves the model."""
+    sleeping = {**entry(server("m")), "servers": [{**entry(server("m"))["servers"][0], "on_demand": True}]}
+    assert fleet.ready_servers({"a": sleeping, "b": entry(server("m"))}, {("m", "a_8080"), ("m", "b_8080")}) == {
+        "m": {"b": 1}
+    }
+
+
 def test_two_servers_on_one_port_are_refused() -> None:
     with pytest.raises(DocumentError):
         fleet.check_host(entry(server("m"), server("n")), [])
@@ -214,7 +222,29 @@ def test_server_is_reached_where_its_process_listens_until_it_is_restarted() -> 
 
 def test_servers_have_the_names_of_the_configuration() -> None:
     members = entry(server("m"), server("n", 8081))
-    assert fleet.gateway_servers(members, "gpu1", ["n", "x"]) == ["gpu1_8081"]
+    assert fleet.gateway_servers(members, "gpu1", ["n"]) == ["gpu1_8081"]
+    with pytest.raises(fleet.GatewayError, match="gpu1: x, y are not among the servers"):
+        fleet.gateway_servers(members, "gpu1", ["n", "x", "y"])
+
+
+def test_servers_that_a_gateway_does_not_name_are_unserved() -> None:
+    """A gateway that does not know a server does not report it as one that is not ready."""
+    members = entry(server("m", host="0.0.0.0"), server("n", 8081))
+    members["servers"][1]["listens"] = "127.0.0.1"
+    answers = [
+        {"item": ["begin", "gw1"], "changed": False},
+        {"item": ["end", "gw1"], "how": "servers", "not_ready": [], "serving": ["gpu2_8080"]},
+        {"item": ["end", "gw2"], "how": "missing"},
+        {"item": ["end", "gpu1"], "how": "servers", "serving": ["gpu1_8080"]},
+    ]
+    # No gateway of another host reaches n.
+    assert fleet.unserved_servers(answers, members, "gpu1", ["m", "n"]) == [
+        {"gateway": "gw1", "server": "m"},
+        {"gateway": "gpu1", "server": "n"},
+    ]
+    with pytest.raises(fleet.GatewayError, match="gpu1: x are not"):
+        fleet.unserved_servers(answers, members, "gpu1", ["x"])
+    assert fleet.serving_gateways(answers, members, "gpu1", ["m", "n", "x"]) == [{"gateway": "gpu1", "server": "m"}]
 
 
 def test_stand_in_of_a_later_step_leaves_its_port_to_the_one_that_has_it() -> None:

@@ -42,6 +42,7 @@ def answer(*servers: dict[str, Any], keys: tuple[str, ...] = ("key",)) -> dict[s
         "members": {"address": "198.51.100.9", "servers": [*servers]},
         "api_keys": [*keys],
         "left_out": [],
+        "running": [one["name"] for one in servers if one["name"] != "stopped"],
     }
 
 
@@ -64,3 +65,25 @@ def test_what_no_gateway_takes_fails_the_host(run_action: Harness, found: dict[s
     """A warning alone would let the run continue and stop servers that gateways still send requests to."""
     with pytest.raises(AnsibleActionFail, match=message):
         run_action("gateway_members", ARGUMENTS, answers=[found])
+
+
+@pytest.mark.parametrize(
+    ("lost", "leaving"),
+    [
+        (server("a", 9000), ["b"]),
+        (server("a", 8081, listens="203.0.113.5"), []),
+    ],
+    ids=["port", "address"],
+)
+def test_server_that_serves_is_not_left_out_in_a_change_without_downtime(
+    run_action: Harness, lost: dict[str, Any], leaving: list[str]
+) -> None:
+    """Gateways would take it out at the first step, before another one takes its place."""
+    arguments = {**ARGUMENTS, "leaving": leaving}
+    found = answer(lost, server("b", 9001, draining=not leaving), server("stopped", 9002))
+    with pytest.raises(
+        AnsibleActionFail, match=r"no more requests to a before .* widen the range or name both addresses"
+    ):
+        run_action("gateway_members", arguments, answers=[found])
+    left = run_action("gateway_members", {**arguments, "leaving": ["a", "b"]}, answers=[found]).result["left_out"]
+    assert left == run_action("gateway_members", ARGUMENTS, answers=[found]).result["left_out"] == ["a", "b", "stopped"]

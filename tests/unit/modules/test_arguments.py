@@ -63,6 +63,7 @@ def test_documented_answer_is_what_the_controller_takes(module: str) -> None:
     taken = {*ANSWERS[module].required, *ANSWERS[module].optional}
     own_to_the_action = {
         "verify": {"servers"},
+        "gateway_state": {"refused"},
         "gateway_verify": {"url", "models"},
         "launch_configs": {"configs", "drift"},
     }

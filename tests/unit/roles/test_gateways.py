@@ -6,13 +6,16 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from ansible_collections.magi.llama.plugins.module_utils._deployment.state_files import state_files
 from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import write_all
+from support.runs import ROOT
 
 from .test_results import UNREACHABLE, Fleet
 
@@ -30,10 +33,14 @@ def fleet() -> Iterator[Fleet]:
         fleet.hosts["gw1"]["gateway_state_dir"] = f"{folder}/g"
         groups = {"models": {"hosts": {"one": {}}}, "gateways": {"hosts": {"gw1": {}, "gw2": {}}}}
         (fleet.folder / "groups.yml").write_text(json.dumps({"all": {"children": groups}}))
-        servers = [{"name": "a", "model_id": "a", "port": 1, "argv": ["/x"], "stop_timeout": 1}]
-        record = {"profile": "p", "service_manager": "supervisor", "start": None, "servers": servers}
-        write_all(state_files(str(fleet.folder / "one"), record)[0])
+        deploy(fleet, "one")
         yield fleet
+
+
+def deploy(fleet: Fleet, host: str) -> None:
+    servers = [{"name": "a", "model_id": "a", "port": 1, "argv": ["/x"], "stop_timeout": 1}]
+    record = {"profile": "p", "service_manager": "supervisor", "start": None, "servers": servers}
+    write_all(state_files(str(fleet.folder / host), record)[0])
 
 
 def run(fleet: Fleet, playbook: str, *arguments: str, code: int = 0) -> str:
@@ -53,3 +60,80 @@ def test_servers_are_not_changed_while_a_gateway_is_not_reached(fleet: Fleet) ->
 def test_what_would_be_done_is_shown_without_a_gateway(fleet: Fleet) -> None:
     output = run(fleet, "stop", "-e", "servers=a", "--check")
     assert UNREACHED not in output and "nothing to do" in output
+
+
+def test_gateways_are_not_needed_to_show_what_would_be_changed(fleet: Fleet) -> None:
+    output = run(fleet, "teardown", "--check")
+    assert UNREACHED not in output
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("fleet.json", "fleet.json"), ("run/admin.sock", "run/admin.sock: it is not a socket.")],
+    ids=["fails", "does not answer"],
+)
+def test_gateway_that_fails_ends_every_host_in_its_own_words(fleet: Fleet, name: str, says: str) -> None:
+    del fleet.hosts["gw2"]
+    fleet.add("two")
+    deploy(fleet, "two")
+    groups = {"models": {"hosts": {"one": {}, "two": {}}}, "gateways": {"hosts": {"gw1": {}}}}
+    (fleet.folder / "groups.yml").write_text(json.dumps({"all": {"children": groups}}))
+    broken = fleet.folder / "g" / name
+    broken.parent.mkdir(parents=True, exist_ok=True)
+    (fleet.folder / "g/gateway.json").write_text("{}")
+    broken.write_text("x")
+    output = run(fleet, "restart", "-e", "servers=a", code=2)
+    for host in ("one", "two"):
+        assert re.search(rf"\[{host}\]: FAILED! => [^}}]*gw1: ", output), output
+    assert says in output and "These gateways would send requests to servers that are stopped." in output
+    assert "undefined" not in output and "restarted" not in output
+
+
+def test_lock_is_held_until_the_gateways_are_in_step(fleet: Fleet) -> None:
+    """Another run may change the host without it, and the gateways would get what this one has listed before that."""
+    output = run(fleet, "site", code=2)
+    assert UNREACHED in output
+    asked, released = (
+        output.rindex(f": {name}]") for name in ("Check that every gateway was reached", "Release the lock")
+    )
+    assert asked < released
+    assert "ok: [one]" in output[released:].partition("PLAY RECAP")[0]
+
+
+def test_later_batches_do_not_tell_gateways_what_was_listed_under_a_lock_that_is_released(fleet: Fleet) -> None:
+    del fleet.hosts["gw2"]
+    (fleet.folder / "groups.yml").write_text(json.dumps({"all": {"children": {"gateways": {"hosts": {"gw1": {}}}}}}))
+    left = {
+        "ansible.builtin.set_fact": {"__gateway_members": {"members": {"address": "", "servers": []}, "api_keys": []}}
+    }
+    check = {"ansible.builtin.assert": {"that": "__gateway_members == {}"}}
+    play = {"hosts": "one", "gather_facts": False}
+    # It fails as the host has no models.
+    batch = [{"ansible.builtin.import_tasks": str(ROOT / "playbooks/tasks/deploy.yml")}]
+    for plays in (
+        [{**play, "tasks": [left]}, {"import_playbook": str(ROOT / "playbooks/stop.yml")}, {**play, "tasks": [check]}],
+        [{**play, "vars": {"__llama_playbook": "site"}, "tasks": [left, {"block": batch, "rescue": [check]}]}],
+    ):
+        (fleet.folder / "own.yml").write_text(json.dumps(plays))
+        assert "All assertions passed" in run(fleet, str(fleet.folder / "own"), "-e", "servers=a")
+
+
+def test_change_begins_without_what_an_earlier_one_left() -> None:
+    """Facts outlive the change that sets them, such as that the handlers have nothing to launch."""
+    tasks = ROOT / "roles/servers/tasks"
+
+    def facts(name: str) -> set[str]:
+        return set(re.findall(r"^ +(__servers_\w+):", "".join(blocks(name)), re.MULTILINE))
+
+    def blocks(name: str) -> list[str]:
+        return re.findall(r"ansible\.builtin\.set_fact:\n((?: +.*\n)+)", (tasks / f"{name}.yml").read_text())
+
+    lasting = facts("waves") | facts("wave") | facts("return")
+    # The first of a change set these.
+    assert lasting - facts("begin") - {"__servers_all_waves"} == {
+        "__servers_own_waves",
+        "__servers_turns",
+        "__servers_wave",
+    }
+    for name, place in (("service", 0), ("state", 1)):
+        assert yaml.safe_load((tasks / f"{name}.yml").read_text())[place]["ansible.builtin.import_tasks"] == "begin.yml"
