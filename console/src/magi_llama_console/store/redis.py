@@ -141,13 +141,8 @@ class RedisStore(SqliteStore):
             request = compact({"console": self._name, "fingerprint": fingerprint, "job": job_as_text(job)})
             found = await self._run(CLAIM, (REQUESTS, KEYS_OF_JOBS), key, request, job.id)
             if found is not None:
-                first = json.loads(found)
-                if first["fingerprint"] != fingerprint:
-                    raise KeyReused
-                kept = job_from_text(first["job"])
-                own = await self.job(kept.id)
-                if own is not None or first["console"] != self._name:
-                    return own or kept
+                if first := await self._claimed(found, fingerprint):
+                    return first
                 # This console was cut off before it kept that job, which therefore never ran.
                 await self._ask("hset", REQUESTS, key, request)
                 await self._ask("hset", KEYS_OF_JOBS, job.id, key)
@@ -155,14 +150,15 @@ class RedisStore(SqliteStore):
 
     async def job_of_key(self, key: str, fingerprint: str) -> Job | None:
         found = await self._ask("hget", REQUESTS, key)
-        if found is None:
-            return None
-        first = json.loads(found)
+        return None if found is None else await self._claimed(found, fingerprint)
+
+    async def _claimed(self, request: str | bytes, fingerprint: str) -> Job | None:
+        """The job that a key came with; None if this console was cut off before it kept it. Raises KeyReused."""
+        first = json.loads(request)
         if first["fingerprint"] != fingerprint:
             raise KeyReused
         kept = job_from_text(first["job"])
         own = await self.job(kept.id)
-        # One of this console that it was cut off from keeping never ran: the key can be used again.
         return kept if own is None and first["console"] != self._name else own
 
     async def prune(self, keep: int) -> list[str]:
