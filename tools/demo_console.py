@@ -21,6 +21,9 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
+from magi_llama_console.jobs.launcher import is_alive
+from magi_llama_console.jobs.runner import identity
+
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = Path(sys.executable).with_name("magi-llama-console")
 START_SECONDS = 20.0
@@ -62,7 +65,7 @@ def start(folder: Path, inventory: Path, listen: str) -> int:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT, start_new_session=True
             )
-        (folder / "console.pid").write_text(json.dumps({"pid": process.pid, "started": started(process.pid)}))
+        (folder / "console.pid").write_text(json.dumps(identity(process.pid)))
         deadline = time.monotonic() + START_SECONDS
         while not answers(listen):
             if process.poll() is not None or time.monotonic() > deadline:
@@ -106,18 +109,9 @@ def running_pid(folder: Path) -> int | None:
     """The pid of the console that was started for the folder, if that very process still runs."""
     try:
         noted = json.loads((folder / "console.pid").read_text())
-        pid = int(noted["pid"])
-        return pid if started(pid) == noted["started"] else None
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return int(noted["pid"]) if is_alive(noted) else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def started(pid: int) -> int:
-    """When a process was started, in ticks since the boot. Raises OSError if it is gone, and for one that has ended."""
-    fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    if fields[0] == "Z":
-        raise ProcessLookupError(pid)
-    return int(fields[19])
 
 
 def answers(listen: str) -> bool:
