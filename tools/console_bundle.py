@@ -29,11 +29,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import release
 import yaml
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
-BIN = Path(sys.executable).parent
 UV = ROOT / ".cache/uv/bin/uv"
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 # The oldest C library that the wheels have to run with: that of Debian 11 and of EL 9's predecessor.
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
         if unknown := sorted(set(given.pythons) - set(PYTHONS)):
             raise BundleError(f"PYTHONS={' '.join(unknown)}: use {', '.join(PYTHONS)}.")
         print(make(given.pythons, given.output))
-    except BundleError as error:
+    except (BundleError, release.ReleaseError) as error:
         print(f"console-bundle: {error}", file=sys.stderr)
         return 1
     return 0
@@ -85,9 +85,8 @@ NO_COMMENTS = ("--no-emit-workspace", "--no-header", "--no-annotate")
 
 
 def build_collection(folder: Path) -> None:
-    """Build the collection's artifact with fixed times."""
-    run(BIN / "ansible-galaxy", "collection", "build", "--output-path", folder, ROOT)
-    [artifact] = folder.glob("magi-llama-*.tar.gz")
+    """Build the collection's artifact as a release does, with fixed times."""
+    artifact = release.build(ROOT, {}, folder)
     with tempfile.TemporaryDirectory(prefix="magi-bundle-") as name:
         with tarfile.open(artifact) as archive:
             archive.extractall(name, filter="data")
