@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folder = item.path.relative_to(TESTS).parts[0]
         group = {"scenarios": item.nodeid, "unit": str(item.path)}.get(folder, folder)
         item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """A file that leaves an event loop running (as playwright does while it is open) would fail the files after it."""
+    if nextitem is None or nextitem.path != item.path:
+        assert asyncio._get_running_loop() is None, f"{item.path.name} left an event loop running"

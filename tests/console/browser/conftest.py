@@ -15,12 +15,10 @@ from playwright.sync_api import Browser, Page
 from support.browser import CHROMIUM, chromium
 from support.fake_console.api import FakeApi, serve
 
-# One browser for all of them: it takes longer to start than most tests.
-GROUP = pytest.mark.xdist_group("browser")
 
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """One browser for a file's tests: it takes longer to start than most of them."""
     if not CHROMIUM:
         pytest.skip("chromium is missing: apt-get install chromium")
     with chromium() as running:

@@ -17,9 +17,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from support.fake_console.api import FakeApi, serve
 
-from .conftest import GROUP
 
-pytestmark = [GROUP, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 SECONDS = float(os.environ.get("MAGI_LOAD_SECONDS", "6"))
 CHANGES_PER_SECOND = 50
 # A change is a text and a line in a row, a state with its icon, and the sums over it.

@@ -15,9 +15,7 @@ from support.fake_console.api import FakeApi
 from support.fake_console.views import views
 from support.pythons import ROOT
 
-from .conftest import GROUP
 
-pytestmark = GROUP
 AXE = ROOT / "console/page/node_modules/axe-core/axe.min.js"
 WIDTHS = (1400, 768, 390)
 THEMES = ("light", "dark")

@@ -18,9 +18,8 @@ from support import reaper
 from support.bed import Bed
 from support.console import RunningConsole
 
-from .conftest import GROUP
 
-pytestmark = [GROUP, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 # A run of a playbook takes some 15 s, and longer on a busy machine.
 RUN_MS = 180_000
 Q4, Q3, Q2 = "tiny-llama-q4_k_m", "tiny-llama-q3_k_m", "tiny-llama-q2_k"
