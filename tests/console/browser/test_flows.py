@@ -12,7 +12,6 @@ from playwright.sync_api import Page, expect
 from support.fake_console.api import OPERATOR, TOKEN, FakeApi
 from support.fake_console.views import views
 
-
 HOST = "gpu3.rack1.example.com"
 FAILED = "llama-3.3-70b-q4_k_m"
 

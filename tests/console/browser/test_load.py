@@ -17,7 +17,6 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from support.fake_console.api import FakeApi, serve
 
-
 pytestmark = pytest.mark.slow
 SECONDS = float(os.environ.get("MAGI_LOAD_SECONDS", "6"))
 CHANGES_PER_SECOND = 50

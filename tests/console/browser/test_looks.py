@@ -15,7 +15,6 @@ from support.fake_console.api import FakeApi
 from support.fake_console.views import views
 from support.pythons import ROOT
 
-
 AXE = ROOT / "console/page/node_modules/axe-core/axe.min.js"
 WIDTHS = (1400, 768, 390)
 THEMES = ("light", "dark")

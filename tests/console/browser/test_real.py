@@ -18,7 +18,6 @@ from support import reaper
 from support.bed import Bed
 from support.console import RunningConsole
 
-
 pytestmark = pytest.mark.slow
 # A run of a playbook takes some 15 s, and longer on a busy machine.
 RUN_MS = 180_000
