@@ -17,7 +17,7 @@ from .fleet import GatewayError
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LIMITS = ("rate_per_minute", "tokens_per_minute", "quota_tokens", "quota_period", "priority")
-_KEYS = ("name", "key", "sha256", "models", *_LIMITS)
+_KEYS = ("name", "key", "sha256", "models", "operator", *_LIMITS)
 PERIODS = ("day", "month")
 MAX_TOKENS = 1_000_000_000_000
 
@@ -28,7 +28,7 @@ class Client:
     by any name of a model, all without it.
 
     A limit of 0 is none; quota_tokens is for a quota_period, day or month. The smaller the priority, the earlier
-    a waiting request is served.
+    a waiting request is served. An operator may see which models are loaded, and load one.
     """
 
     name: str
@@ -39,6 +39,7 @@ class Client:
     tokens_per_minute: int = 0
     quota_tokens: int = 0
     quota_period: str = "month"
+    operator: bool = False
 
 
 def parse_clients(entries: Sequence[Mapping[str, Any]]) -> list[Client]:
@@ -90,6 +91,9 @@ def _parse(entry: Any, where: str) -> Client:
     period = entry.get("quota_period", "month")
     if period not in PERIODS:
         raise GatewayError(f"{where} ({name}).quota_period must be day or month, not {period!r:.40}.")
+    operator = entry.get("operator", False)
+    if not isinstance(operator, bool):
+        raise GatewayError(f"{where} ({name}).operator must be true or false, not {operator!r:.40}.")
     return Client(
         name,
         digest,
@@ -99,6 +103,7 @@ def _parse(entry: Any, where: str) -> Client:
         _number(entry.get("tokens_per_minute", 0), 0, MAX_TOKENS, f"{where} ({name}).tokens_per_minute"),
         _number(entry.get("quota_tokens", 0), 0, MAX_TOKENS, f"{where} ({name}).quota_tokens"),
         str(period),
+        operator,
     )
 
 
@@ -121,6 +126,7 @@ def client_maps(clients: Sequence[Client], names: Mapping[str, Sequence[str]]) -
         "quotas.map": {
             client.name: f"{client.quota_period} {client.quota_tokens}" for client in clients if client.quota_tokens
         },
+        "operators.map": {client.name: 1 for client in clients if client.operator},
         "restricted.map": {client.name: 1 for client in clients if client.models},
         "grants.map": {
             f"{client.name}|{model}": 1 for client in clients for name in client.models for model in names.get(name, ())
@@ -145,5 +151,6 @@ def client_entry(client: Client) -> dict[str, Any]:
         "name": client.name,
         "sha256": client.digest,
         "models": list(client.models),
+        "operator": client.operator,
         **{key: getattr(client, key) for key in _LIMITS},
     }

@@ -19,6 +19,7 @@ from .backends import backend_lines, known_models
 from .client_metrics import METRICS, METRICS_PATH, STORES, TABLE
 from .clients import client_maps
 from .frontend import BUFFER_BYTES, frontend_lines
+from .operators import MODELS, idle_by_server, listed_text
 from .settings import Route, Settings
 from .sticky import PEER, handed_on, number_of, table_lines
 from .tokens import TOKENS, is_counted
@@ -52,6 +53,9 @@ def files_of(settings: Settings, route: Route) -> dict[str, str]:
         "names.txt": "".join(f"{name}\n" for name in sorted(route.names)),
         "watch.lua": watch_text(),
         "clients.lua": METRICS,
+        "models.lua": MODELS,
+        "listed.txt": listed_text(route.backends),
+        "demand.map": map_text(idle_by_server(route)),
         **({"tokens.lua": TOKENS} if is_counted(route.clients, settings.count_tokens) else {}),
         "patience.map": map_text(patience_by_server(route)),
         "secrets.map": map_text({backend.model_id: backend.key for backend in route.backends if backend.key}),
@@ -88,7 +92,7 @@ def _global(settings: Settings, tokens: Sequence[str]) -> list[str]:
         ".if version_atleast(3.1)",
         "  tune.lua.bool-sample-conversion normal",
         ".endif",
-        *(f'  lua-load "${{{FOLDER}}}/{name}.lua"' for name in ["names", "watch", "clients", *tokens]),
+        *(f'  lua-load "${{{FOLDER}}}/{name}.lua"' for name in ["names", "watch", "clients", "models", *tokens]),
         "  ssl-default-bind-options ssl-min-ver TLSv1.2",
     ]
 

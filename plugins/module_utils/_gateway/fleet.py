@@ -29,6 +29,7 @@ MAX_SLOTS = 4096
 MAX_KEYS = 16
 MAX_TITLE = 200
 MAX_AWAY_SECONDS = 86400
+MAX_IDLE_SECONDS = 1_000_000_000
 
 # What may become a part of HAProxy's configuration: nothing of a host is more than a name, a number or an address.
 _ADDRESS = re.compile(r"(?:[0-9A-Za-z][0-9A-Za-z.-]{0,252}|[0-9A-Fa-f:.]{2,45})?")
@@ -47,6 +48,8 @@ _SERVER = Fields(
         "patience": int,
         # Its first request starts it: nothing else may ask it.
         "on_demand": bool,
+        # It is stopped after so many seconds without a request; 0 for never.
+        "idle_seconds": int,
     },
 )
 # A host as gateways reach it.
@@ -65,7 +68,7 @@ class Server:
 
     One that is draining gets no new requests; away_seconds is how long it will probably be away, 0 where unknown.
     patience is for how many seconds it may be busy with one batch: longer is a hang. One on demand is started by its
-    first request, so that no check may ask it.
+    first request, so that no check may ask it, and stopped after idle_seconds without one, 0 for never.
     """
 
     name: str
@@ -76,6 +79,7 @@ class Server:
     away_seconds: int = 0
     patience: int = PATIENCE
     is_on_demand: bool = False
+    idle_seconds: int = 0
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,8 @@ def check_host(entry: Any, keys: Sequence[str]) -> None:
         raise DocumentError(f"the away_seconds of a server are not 1 to {MAX_AWAY_SECONDS}")
     if not all(1 <= server.get("patience", 1) <= MAX_PATIENCE for server in entry["servers"]):
         raise DocumentError(f"the patience of a server is not 1 to {MAX_PATIENCE}")
+    if not all(0 <= server.get("idle_seconds", 0) <= MAX_IDLE_SECONDS for server in entry["servers"]):
+        raise DocumentError(f"the idle_seconds of a server are not 0 to {MAX_IDLE_SECONDS}")
 
 
 def one_per_port(
@@ -165,7 +171,7 @@ def host_entry(
             "port": server["port"],
             "slots": slots_of(server["argv"]),
             "patience": patience_of(server),
-            **({"on_demand": True} if "on_demand" in server else {}),
+            **_on_demand(server),
             **(_draining(draining[server["name"]]) if draining and server["name"] in draining else {}),
         }
         for server in record["servers"]
@@ -239,6 +245,12 @@ def _named(members: Mapping[str, Any], host: str, names: Sequence[str]) -> list[
     return [found[name] for name in names]
 
 
+def _on_demand(server: Mapping[str, Any]) -> dict[str, Any]:
+    if "on_demand" not in server:
+        return {}
+    return {"on_demand": True, "idle_seconds": server["on_demand"].get("idle_stop") or 0}
+
+
 def _draining(away: int | None) -> dict[str, Any]:
     return {"draining": True, **({} if away is None else {"away_seconds": away})}
 
@@ -302,6 +314,7 @@ def backends_of(
                 server.get("away_seconds", 0),
                 server.get("patience", PATIENCE),
                 server.get("on_demand", False),
+                server.get("idle_seconds", 0),
             )
             for key in keys.get(host) or [""]:
                 members.setdefault(server["model_id"], {}).setdefault(key, []).append(member)

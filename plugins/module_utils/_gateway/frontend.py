@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from .._core.exchange import authority
 from .client_metrics import first_byte_lines
+from .operators import about_model, list_lines, load_lines, path_lines
 from .settings import Route, Settings
 from .sticky import STREAM_PATH, conversation_lines, key_lines
 from .tokens import is_counted, token_lines
@@ -55,6 +56,7 @@ def frontend_lines(settings: Settings, route: Route) -> list[str]:
         *conversation_lines(bool(route.clients)),
         *_model(),
         *_choice(route),
+        *load_lines(),
         *key_lines(settings.stickiness),
         "  use_backend %[var(txn.backend)]",
     ]
@@ -115,6 +117,7 @@ def _paths(settings: Settings) -> list[str]:
         f"  acl is_list path {' '.join(LIST_PATHS)}",
         f"  acl is_post path {' '.join(POST_PATHS)}",
         f"  acl is_stream path {STREAM_PATH}",
+        *path_lines(),
         refuse(404, error_json("This path is not served here.", kind, "not_found"), "!is_list !is_post !is_stream"),
         refuse(405, error_json("Use GET.", kind, "method_not_allowed"), "is_list !METH_GET", " hdr Allow GET"),
         refuse(405, error_json("Use POST.", kind, "method_not_allowed"), "is_post !METH_POST", " hdr Allow POST"),
@@ -138,15 +141,9 @@ def _paths(settings: Settings) -> list[str]:
 
 
 def _list(route: Route) -> list[str]:
-    lines = []
+    lines = list_lines()
     for backend in route.backends:
-        about = {
-            "id": backend.model_id,
-            "object": "model",
-            "owned_by": "magi.llama",
-            "meta": {"display_name": backend.display_name, "tier": backend.tier, "kind": backend.kind},
-        }
-        entry = literal("%[var(txn.list)]," + json.dumps(about).replace("%", "%%"))
+        entry = literal("%[var(txn.list)]," + json.dumps(about_model(backend)).replace("%", "%%"))
         # A worker that is being replaced counts no server.
         ready = f"is_list {{ nbsrv({backend.model_id}) gt 0 }} || is_list {{ stopping }}"
         lines.append(f"  http-request set-var-fmt(txn.list) {entry} if {ready}")

@@ -117,11 +117,14 @@ local function servers()
         address = cells[columns.addr],
         status = cells[columns.status],
         sessions = tonumber(cells[columns.scur]) or 0,
+        last = tonumber(cells[columns.lastsess]) or -1,
       }
     end
   end
   return rows
 end
+
+magi_servers = servers
 
 core.register_task(function()
   core.sleep(1)
