@@ -36,6 +36,12 @@ _SHARED = struct.Struct("<qd")
 CLOSED = -1
 
 
+def timestamp() -> str:
+    """The time as events have it: RFC 3339 in UTC, to the millisecond."""
+    now = datetime.now(timezone.utc)
+    return f"{now:%Y-%m-%dT%H:%M:%S}.{now.microsecond // 1000:03d}Z"
+
+
 class _Shared:
     """What the processes of a run share: the number of the last event, and until when the sink is left alone.
 
@@ -130,9 +136,8 @@ class Reporter:
         return None
 
     def _line(self, number: int, kind: str, data: Mapping[str, Any], host: str | None, check: bool | None) -> bytes:
-        now = datetime.now(timezone.utc)
         content = {
-            "at": f"{now:%Y-%m-%dT%H:%M:%S}.{now.microsecond // 1000:03d}Z",
+            "at": timestamp(),
             "run": self.run,
             "seq": number,
             "type": kind,

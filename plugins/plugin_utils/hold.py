@@ -12,12 +12,47 @@ from typing import Any
 
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
 from ansible_collections.magi.llama.plugins.module_utils._core.text import clean_text
-from ansible_collections.magi.llama.plugins.plugin_utils.events import event
+from ansible_collections.magi.llama.plugins.plugin_utils.events import event, timestamp
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.magi.llama.plugins.plugin_utils.show import show
 from ansible_collections.magi.llama.plugins.plugin_utils.this_run import has_ended, other_name, this_run
 
 POLL_SECONDS = 2.0
+# So often a run that waits says so.
+EVENT_SECONDS = 10.0
+
+
+class _Waiting:
+    """What is reported while a run waits: at once, every ten seconds, when the holder changes, and at the end."""
+
+    def __init__(self, task_vars: dict[str, Any]) -> None:
+        self._task_vars = task_vars
+        self._began = time.monotonic()
+        self._since = ""
+        self._holder = ""
+        self._next = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def goes_on(self, holder: str) -> None:
+        """The run waits for this one."""
+        if holder != self._holder:
+            show(self._task_vars, [f"      waiting for another run on this host: {holder}"])
+            self._holder, self._since, self._next = holder, self._since or timestamp(), self.seconds
+        if self.seconds >= self._next:
+            self._report(False)
+            self._next = self.seconds + EVENT_SECONDS
+
+    def is_over(self) -> None:
+        """The run has the lock."""
+        if self._holder:
+            self._report(True)
+
+    def _report(self, has_lock: bool) -> None:
+        data = {"holder": self._holder, "since": self._since, "seconds": round(self.seconds, 1), "has_lock": has_lock}
+        event(self._task_vars, "lock_waited", data)
 
 
 def acquire_with_wait(
@@ -33,15 +68,13 @@ def acquire_with_wait(
     wait is the number of seconds to wait for another run; with take_over there is no waiting.
     """
     filled_in: dict[str, Any] = {"run": this_run(task_vars["inventory_hostname"])}
-    began = time.monotonic()
-    shown, waited_for = False, ""
+    waiting = _Waiting(task_vars)
     while True:
         answer: dict[str, Any] = action.ask(module, fill_in(arguments, **filled_in), task_vars)
         holder = answer.get("holder")
         if not holder or action._task.check_mode:
-            if shown and not answer.get("failed"):
-                waited = round(time.monotonic() - began, 1)
-                event(task_vars, "lock_waited", {"holder": waited_for, "seconds": waited})
+            if not answer.get("failed"):
+                waiting.is_over()
             return answer
         twin = other_name(holder, filled_in["run"])
         if twin is not None:
@@ -49,12 +82,10 @@ def acquire_with_wait(
         if filled_in.get("dead") != holder["id"] and (take_over or has_ended(holder)):
             filled_in["dead"] = holder["id"]
             continue
-        waited = time.monotonic() - began
+        waited = waiting.seconds
         if waited >= wait:
             return {**answer, "failed": True, "msg": _refusal(holder, wait)}
-        if not shown:
-            show(task_vars, [f"      waiting for another run on this host: {holder['text']}"])
-            shown, waited_for = True, str(holder["text"])
+        waiting.goes_on(str(holder["text"]))
         time.sleep(min(POLL_SECONDS, wait - waited))
 
 

@@ -60,6 +60,27 @@ def test_jobs_of_one_host_run_one_after_another_and_others_side_by_side(
     assert ended[second["id"]]["waits_for"] is None
 
 
+def test_running_job_says_for_whose_lock_it_waits_and_since_when(
+    console: RunningConsole, fake: Fake, tmp_path: Path
+) -> None:
+    since = "2026-11-27T18:00:00.000Z"
+
+    def waits(host: str, has_lock: bool) -> dict[str, object]:
+        data = {"holder": "ann on ci2, rollout.yml", "since": since, "seconds": 10, "has_lock": has_lock}
+        return {"host": host, "type": "lock_waited", "data": data}
+
+    failed = {"host": "node3", "type": "task_failed", "data": {"task": "Take the lock", "msg": "held", "fix": None}}
+    sent = [waits("node1", False), waits("node1", False), waits("node2", False), waits("node2", True)]
+    fake(wait=str(tmp_path / "go"), send=[*sent, waits("node3", False), failed])
+    job = console.submit("status")["id"]
+    while len(console.events_so_far(job)) < 8:
+        time.sleep(0.01)
+    answered = console.job(job)
+    assert answered["waits_for_locks"] == [{"host": "node1", "holder": "ann on ci2, rollout.yml", "since": since}]
+    (tmp_path / "go").touch()
+    assert console.wait(job)["waits_for_locks"] == []
+
+
 def test_cancelled_run_ends_and_next_one_of_the_host_starts(
     console: RunningConsole, fake: Fake, tmp_path: Path
 ) -> None:

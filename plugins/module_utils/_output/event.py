@@ -17,6 +17,7 @@ from .._plan.document import PLAN
 from .rollout_summary import ROLLOUT
 
 _TEXT = (str, NULL)
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 _SECONDS = (*NUMBER, NULL)
 _OF_SERVER = Fields(
     {"server": str, "port": (int, NULL), "seconds": _SECONDS, "reason": _TEXT, "fix": _TEXT},
@@ -37,7 +38,7 @@ DATA: dict[str, Fields] = {
     "server_failed": _OF_SERVER,
     "server_stopped": _OF_SERVER,
     "drained": Fields({"server": str, "seconds": NUMBER}),
-    "lock_waited": Fields({"holder": str, "seconds": NUMBER}),
+    "lock_waited": Fields({"holder": str, "since": _TIME, "seconds": NUMBER, "has_lock": bool}),
     "line": Fields({"text": str}),
     "warning": Fields({"text": str}),
     "task_failed": Fields({"task": str, "msg": str, "fix": _TEXT}),
@@ -60,7 +61,7 @@ EVENT = Document(
     Fields(
         {
             "collection_version": str,
-            "at": re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"),
+            "at": _TIME,
             "run": RUN_ID,
             "seq": int,
             "type": re.compile("|".join(DATA)),

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from playwright.sync_api import Page, expect
 from support.fake_console.api import OPERATOR, TOKEN, FakeApi
+from support.fake_console.fleet import before
 from support.fake_console.views import views
 
 HOST = "gpu3.rack1.example.com"
@@ -56,6 +57,20 @@ def test_running_job_is_cancelled(page: Page, api: FakeApi) -> None:
     page.get_by_role("dialog").get_by_role("button", name="Cancel the job").click()
     expect(page.locator(".facts")).to_contain_text("cancelled")
     expect(page.get_by_role("button", name="Cancel", exact=True)).to_have_count(0)
+
+
+def test_job_that_waits_for_a_lock_says_for_whose_and_since_when(page: Page, api: FakeApi) -> None:
+    job = next(job["id"] for job in api.fleet.jobs.values() if job["state"] == "running")
+    page.goto(f"{api.url}#/job/{job}")
+    waited = {"holder": "ann on ci2, rollout.yml", "since": before(75)}
+    for seconds in (0, 10, 20):
+        api.fleet.publish("lock_waited", {**waited, "seconds": seconds, "has_lock": False}, host=HOST, run=job)
+    notice = page.locator("p.notice", has_text="ann on ci2, rollout.yml")
+    expect(notice).to_contain_text(re.compile(rf"{HOST} waits for the lock of .* since \d\d:\d\d:\d\d, \d\d s by now"))
+    expect(page.locator(".host-steps", has_text=HOST).get_by_role("listitem")).to_have_count(1)
+    api.fleet.publish("lock_waited", {**waited, "seconds": 24, "has_lock": True}, host=HOST, run=job)
+    expect(page.locator(".host-steps", has_text=HOST)).to_contain_text("waited 24 s for the lock of ann")
+    expect(notice).to_have_count(0)
 
 
 def test_keyboard_alone_reaches_a_server(page: Page) -> None:

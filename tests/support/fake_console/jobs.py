@@ -148,7 +148,9 @@ def add_past_jobs(fleet: Fleet) -> None:
     run, host = failed["id"], hosts[2]
     fleet.publish("run_started", {"playbook": "site.yml", "profile": "production", "check": False}, run=run)
     fleet.publish("plan", {"plan": {"servers": [{"action": "keep"}] * 3 + [{"action": "start"}]}}, host=host, run=run)
-    fleet.publish("lock_waited", {"holder": "ci-runner-4", "seconds": 12}, host=host, run=run)
+    waited = {"holder": "ci-runner-4", "since": before(7190)}
+    fleet.publish("lock_waited", {**waited, "seconds": 0, "has_lock": False}, host=host, run=run)
+    fleet.publish("lock_waited", {**waited, "seconds": 12, "has_lock": True}, host=host, run=run)
     server = fleet.servers[host, "llama-3.3-70b-q4_k_m"]
     fleet.publish(
         "server_failed",

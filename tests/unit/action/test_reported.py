@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -66,18 +67,38 @@ def test_drained_are_servers_without_requests(run_action: Any, sink: Any) -> Non
     assert sink.of("drained") == [{"server": "a", "seconds": 2.5}]
 
 
-def test_lock_that_was_waited_for_is_reported_with_its_holder(
-    run_action: Any, sink: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def held_by(text: str) -> dict[str, Any]:
+    return {"changed": False, "holder": {"id": f"{text[:3]}/7/1 h", "text": text, "seconds_left": 290.0}}
+
+
+@pytest.fixture
+def no_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "sleep", lambda seconds: now.append(now[-1] + seconds))
     monkeypatch.setattr(hold.time, "monotonic", lambda: now[-1])
-    holder = {"id": "other/7/1 h", "text": "ann on c2", "seconds_left": 290.0}
-    held, free = {"changed": False, "holder": holder}, {"changed": True, "holder": None}
-    arguments = {**STATE, "wait": 60}
-    run_action("run_lock", arguments, answers=[held, held, free])
-    assert sink.of("lock_waited") == [{"holder": "ann on c2", "seconds": 4.0}]
+
+
+@pytest.mark.usefixtures("no_sleep")
+def test_lock_that_is_waited_for_is_reported_at_once_and_until_the_run_has_it(run_action: Any, sink: Any) -> None:
+    free = {"changed": True, "holder": None}
+    run_action("run_lock", {**STATE, "wait": 60}, answers=[*[held_by("ann on c2")] * 7, free])
+    events = sink.of("lock_waited")
+    assert [(one["seconds"], one["has_lock"]) for one in events] == [(0.0, False), (10.0, False), (14.0, True)]
+    assert {one["holder"] for one in events} == {"ann on c2"}
+    # When the waiting began, which is also when the first of them was sent.
+    assert len({one["since"] for one in events}) == 1
+    first = next(event for event in sink.found() if event["type"] == "lock_waited")
+    assert datetime.fromisoformat(first["at"]) - datetime.fromisoformat(first["data"]["since"]) < timedelta(seconds=5)
     assert sink.of("line") == [{"text": "      waiting for another run on this host: ann on c2"}]
+
+
+@pytest.mark.usefixtures("no_sleep")
+def test_lock_that_goes_to_a_third_run_is_reported_with_that_one(run_action: Any, sink: Any) -> None:
+    free = {"changed": True, "holder": None}
+    run_action("run_lock", {**STATE, "wait": 60}, answers=[held_by("ann on c2"), held_by("bob on c3"), free])
+    found = [(one["holder"], one["has_lock"]) for one in sink.of("lock_waited")]
+    assert found == [("ann on c2", False), ("bob on c3", False), ("bob on c3", True)]
+    assert len(sink.of("line")) == 2
 
 
 def test_registry_is_reported_short(run_action: Any, sink: Any) -> None:

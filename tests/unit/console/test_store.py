@@ -209,3 +209,13 @@ def test_newest_events_of_a_host_are_found_by_their_type(store: SqliteStore, run
     run(store.add_events("j", events))
     found = run(store.newest_events("a", ("line", "warning"), 2))
     assert [one.event["data"]["number"] for one in found] == [5, 7]
+
+
+def test_newest_events_of_a_job_are_found_by_their_type(store: SqliteStore, run: Run) -> None:
+    def made(kind: str, number: int) -> dict[str, object]:
+        return {"type": kind, "run": "r", "at": "t", "host": "a", "data": {"number": number, "type": "lock_waited"}}
+
+    run(store.add_events("j", [made("lock_waited", 1), made("line", 2), made("lock_waited", 3), made("plan", 4)]))
+    run(store.add_events("k", [made("lock_waited", 5)]))
+    found = run(store.newest_events_of_job("j", ("lock_waited", "plan"), 2))
+    assert [one.event["data"]["number"] for one in found] == [3, 4]

@@ -345,8 +345,8 @@ def test_look_that_began_before_a_stop_does_not_undo_it() -> None:
     assert later.hosts["a"].servers["x"].state == "ready"
 
 
-def test_lock_that_a_run_has_got_is_not_another_runs_any_more() -> None:
-    """lock_waited is sent when the waiting is over: the holder that it names has left."""
+def test_lock_that_a_run_waits_for_is_not_its_own() -> None:
+    """The holder that lock_waited names may be another controller's run, which is not a job."""
     waited = [
         event("run_started", {"playbook": "/x/site.yml"}, run="w"),
         event("lock_waited", {"holder": "bob, site.yml", "seconds": 3}, run="w", host="a", second=5),

@@ -86,6 +86,11 @@ export function JobView({ id }: { id: string }) {
       {job && <Facts job={job} />}
       <div class="columns wide-left">
         <Card title="Steps by host" extra={<span class="muted">{steps.value.task}</span>}>
+          {hosts.map(([name, { lock }]) => lock && (
+            <p class="notice warn" key={name}>
+              {name} waits for the lock of <b>{lock.holder}</b> since <time dateTime={lock.since}>{clock(lock.since)}</time>, {duration((now.value - Date.parse(lock.since)) / 1000)} by now.
+            </p>
+          ))}
           {hosts.length === 0 ? <Empty>{job && isActive(job) ? 'Nothing has happened yet.' : 'No step was recorded.'}</Empty>
             : <ul class="steps">{hosts.map(([name, host]) => <HostCard key={name} name={name} steps={host} />)}</ul>}
         </Card>

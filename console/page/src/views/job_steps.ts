@@ -11,12 +11,21 @@ export interface Step {
   text: string;
   tone: Tone;
   fix?: string;
+  /** It replaces the previous step if that has the same one. */
+  topic?: string;
+}
+
+/** The lock of another run that a host waits for. */
+export interface LockWait {
+  holder: string;
+  since: string;
 }
 
 export interface HostSteps {
   state: 'running' | 'ok' | 'failed' | 'unreachable';
   counts: string;
   steps: Step[];
+  lock: LockWait | null;
 }
 
 /** The hosts that a play or a batch of it began with. */
@@ -53,7 +62,10 @@ function stepOf({ type, at, data, check }: MagiEvent): Step | null {
     case 'server_failed': return made('bad', `${text(data['server'])} failed${seconds}: ${text(data['reason'])}`);
     case 'server_stopped': return made('off', `${text(data['server'])} stopped`);
     case 'drained': return made('busy', `${text(data['server'])} drained${seconds}`);
-    case 'lock_waited': return made('warn', `waited ${duration(data['seconds'] as number)} for the lock of ${text(data['holder'])}`);
+    case 'lock_waited': {
+      const waits = data['has_lock'] === true ? `waited ${duration(data['seconds'] as number)}` : 'waits';
+      return { ...made('warn', `${waits} for the lock of ${text(data['holder'])}`), topic: 'lock' };
+    }
     case 'task_failed': return made('bad', `${text(data['task'])}: ${text(data['msg'])}`);
     case 'unreachable': return made('bad', `unreachable: ${text(data['msg'])}`);
     case 'warning': return made('warn', text(data['text']));
@@ -76,10 +88,17 @@ function readyOf(status: unknown): string {
 
 function ended(hosts: Map<string, HostSteps>, counts: Record<string, HostCount>): void {
   for (const [name, n] of Object.entries(counts)) {
-    const known = hosts.get(name) ?? { state: 'ok', counts: '', steps: [] };
+    const known = hosts.get(name) ?? { state: 'ok', counts: '', steps: [], lock: null };
     const state = n.unreachable > 0 ? 'unreachable' : n.failed > 0 ? 'failed' : 'ok';
-    hosts.set(name, { ...known, state, counts: `(${n.changed} changed)` });
+    hosts.set(name, { ...known, state, counts: `(${n.changed} changed)`, lock: null });
   }
+}
+
+/** The lock that a host waits for after an event. */
+function lockAfter({ type, data }: MagiEvent, old: LockWait | null): LockWait | null {
+  if (type === 'task_failed' || type === 'unreachable') return null;
+  if (type !== 'lock_waited') return old;
+  return data['has_lock'] === true ? null : { holder: text(data['holder']), since: text(data['since']) };
 }
 
 /** A rollout's document comes host by host, and once for all at the end. */
@@ -106,9 +125,10 @@ export function foldSteps(old: Steps, events: MagiEvent[]): Steps {
     }
     const step = host ? stepOf(event) : null;
     if (!host || !step) continue;
-    const known: HostSteps = hosts.get(host) ?? { state: 'running', counts: '', steps: [] };
+    const known: HostSteps = hosts.get(host) ?? { state: 'running', counts: '', steps: [], lock: null };
     const state = type === 'unreachable' ? 'unreachable' : type === 'task_failed' || type === 'server_failed' ? 'failed' : known.state;
-    hosts.set(host, { ...known, state, steps: [...known.steps, step] });
+    const before = step.topic && known.steps.at(-1)?.topic === step.topic ? known.steps.slice(0, -1) : known.steps;
+    hosts.set(host, { ...known, state, steps: [...before, step], lock: lockAfter(event, known.lock) });
   }
   return { hosts, lines: lines.length === 0 ? old.lines : [...old.lines, ...lines].slice(-MAX_LINES), task, plays, rollout };
 }

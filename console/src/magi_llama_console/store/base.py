@@ -156,6 +156,9 @@ class Store(Protocol):
     async def newest_events(self, host: str, types: Sequence[str], limit: int) -> list[Event]:
         """The newest events of a host that are of these types, oldest first."""
 
+    async def newest_events_of_job(self, job: str, types: Sequence[str], limit: int) -> list[Event]:
+        """The newest events of a job that are of these types, oldest first."""
+
     async def last_sequence(self) -> int:
         """The sequence of the newest event; 0 if there is none."""
 

@@ -189,10 +189,16 @@ class RedisStore(SqliteStore):
             after = _sequence(entries[-1][0])
 
     async def newest_events(self, host: str, types: Sequence[str], limit: int) -> list[Event]:
+        return [one for one in await self._newest_of(STREAM, types) if one.event.get("host") == host][-limit:]
+
+    async def newest_events_of_job(self, job: str, types: Sequence[str], limit: int) -> list[Event]:
+        return (await self._newest_of(_copy(job), types))[-limit:]
+
+    async def _newest_of(self, key: str, types: Sequence[str]) -> list[Event]:
         # A stream has no index: of its newest entries those are taken that match.
-        entries = await self._ask("xrevrange", STREAM, count=NEWEST)
+        entries = await self._ask("xrevrange", key, count=NEWEST)
         found = [event for entry in reversed(entries) if (event := _event(*entry)) is not None]
-        return [one for one in found if one.event.get("host") == host and one.event.get("type") in types][-limit:]
+        return [one for one in found if one.event.get("type") in types]
 
     async def last_sequence(self) -> int:
         newest = await self._newest()

@@ -144,6 +144,14 @@ class SqliteStore:
         )
         return [Event(row[0], row[1], json.loads(row[2])) for row in rows][::-1]
 
+    async def newest_events_of_job(self, job: str, types: Sequence[str], limit: int) -> list[Event]:
+        rows = self._db.execute(
+            "select sequence, job, event from events where job = ? and json_valid(event)"
+            f" and json_extract(event, '$.type') in ({', '.join('?' * len(types))}) order by sequence desc limit ?",
+            (job, *types, limit),
+        )
+        return [Event(row[0], row[1], json.loads(row[2])) for row in rows][::-1]
+
     async def last_sequence(self) -> int:
         return int(self._db.execute("select coalesce(max(sequence), 0) from events").fetchone()[0])
 

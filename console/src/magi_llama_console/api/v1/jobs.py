@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,10 +16,11 @@ from fastapi.responses import FileResponse, PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from ...console import Console
+from ...fleet import received
 from ...fleet.inventory import InventoryError
 from ...fleet.profiles import ProfileFileError
 from ...jobs.requests import RequestRefused, given_of, validate
-from ...store.base import Job, KeyReused
+from ...store.base import Job, KeyReused, StoreUnavailable
 from ..audit import record
 from ..deps import ConsoleDep
 from ..problems import Problem, nearest_names, unknown
@@ -26,6 +28,9 @@ from ..security import Operator, Reader, address_of
 
 router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
 Names = Annotated[list[Annotated[str, Field(max_length=253)]], Field(max_length=1000)]
+# The types of events after which a host waits for a lock, or does not any more; so many are looked at.
+LOCK_TYPES = ("lock_waited", "task_failed", "unreachable")
+MAX_LOCK_EVENTS = 1000
 State = Literal["queued", "running", "finished", "failed", "cancelled", "lost"]
 
 
@@ -49,8 +54,19 @@ class WaitsFor(BaseModel):
     job: str
 
 
+class WaitsForLock(BaseModel):
+    """The run lock of a host, which a run that is not a job of this console has, such as another controller's."""
+
+    host: str
+    holder: str
+    since: str
+
+
 class JobDocument(BaseModel):
-    """A job. result is the result document of its playbook, once it has ended and if the playbook has one."""
+    """A job. result is the result document of its playbook, once it has ended and if the playbook has one.
+
+    waits_for_locks are the locks of other runs that it waits for now; it is empty in lists.
+    """
 
     id: str
     verb: str
@@ -64,6 +80,7 @@ class JobDocument(BaseModel):
     ended_at: str | None
     by: str
     check: bool
+    waits_for_locks: list[WaitsForLock] = []
     result: dict[str, Any] | None = None
 
 
@@ -75,7 +92,7 @@ class JobList(BaseModel):
     jobs: list[JobDocument]
 
 
-def document(job: Job, result: dict[str, Any] | None = None) -> JobDocument:
+def document(job: Job, result: dict[str, Any] | None = None, locks: Sequence[WaitsForLock] = ()) -> JobDocument:
     """A job as it is answered."""
     waits = None if job.waits_for is None else WaitsFor(**job.waits_for)
     return JobDocument(
@@ -91,6 +108,7 @@ def document(job: Job, result: dict[str, Any] | None = None) -> JobDocument:
         ended_at=job.ended_at,
         by=job.by,
         check=job.is_check,
+        waits_for_locks=list(locks),
         result=result,
     )
 
@@ -185,7 +203,27 @@ async def list_jobs(
 @router.get("/{job_id}")
 async def get(job_id: str, console: ConsoleDep, _: Reader) -> JobAnswer:
     job = await find(console, job_id)
-    return JobAnswer(job=document(job, read_result(console.jobs.folder(job.id))))
+    return JobAnswer(job=document(job, read_result(console.jobs.folder(job.id)), await locks_waited_for(console, job)))
+
+
+async def locks_waited_for(console: Console, job: Job) -> list[WaitsForLock]:
+    """The locks that its run says it waits for; none without a live view, where that is not known."""
+    if job.state != "running":
+        return []
+    try:
+        newest = await console.store.newest_events_of_job(job.id, LOCK_TYPES, MAX_LOCK_EVENTS)
+    except StoreUnavailable:
+        return []
+    waits: dict[str, WaitsForLock] = {}
+    for event in (one.event for one in newest):
+        host, data = received.text(event.get("host")), received.mapping(event.get("data"))
+        if host is None:
+            continue
+        waits.pop(host, None)
+        holder, since = received.text(data.get("holder")), received.text(data.get("since"))
+        if event["type"] == "lock_waited" and data.get("has_lock") is False and holder and since:
+            waits[host] = WaitsForLock(host=host, holder=holder, since=since)
+    return list(waits.values())
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
