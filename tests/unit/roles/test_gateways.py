@@ -100,6 +100,25 @@ def test_lock_is_held_until_the_gateways_are_in_step(fleet: Fleet) -> None:
     assert "ok: [one]" in output[released:].partition("PLAY RECAP")[0]
 
 
+def test_rollback_changes_the_gateways_under_the_lock(fleet: Fleet) -> None:
+    output = run(fleet, "rollback", code=2)
+    as_before, released = (output.rindex(text) for text in ("send requests as before", ": Release the lock]"))
+    assert as_before < released
+    assert "ok: [one]" in output[released:].partition("PLAY RECAP")[0]
+
+
+def test_teardown_changes_the_gateways_before_the_lock_is_gone(fleet: Fleet) -> None:
+    del fleet.hosts["gw2"]
+    (fleet.folder / "groups.yml").write_text(json.dumps({"all": {"children": {"gateways": {"hosts": {"gw1": {}}}}}}))
+    output = run(fleet, "teardown")
+    asked, removed = (
+        output.rindex(f": {name}]")
+        for name in ("Ask the gateways", "Stop the servers and remove everything created for them")
+    )
+    assert asked < removed
+    assert "gateway gw1: not set up yet" in output[:removed]
+
+
 def test_later_batches_do_not_tell_gateways_what_was_listed_under_a_lock_that_is_released(fleet: Fleet) -> None:
     del fleet.hosts["gw2"]
     (fleet.folder / "groups.yml").write_text(json.dumps({"all": {"children": {"gateways": {"hosts": {"gw1": {}}}}}}))
