@@ -26,6 +26,13 @@ options:
     type: list
     elements: str
     default: []
+  log_of:
+    description: >-
+      Names of servers of which the last 100 lines of the log since their last deliberate start are returned too;
+      V(all) for every server.
+    type: list
+    elements: str
+    default: []
   deep:
     description: Also probe each server with a few tokens. Otherwise a server that hangs may be reported as V(ready).
     type: bool
@@ -194,6 +201,10 @@ status:
             servers at once; V(null) if it was not.
           type: float
           sample: 216.4
+        log:
+          description: The last lines of its log, of servers that O(log_of) names.
+          type: list
+          elements: str
         stuck_stop:
           description: >-
             How its last stop ended, if one SIGTERM did not end it; C(signal) (V(second SIGTERM) or V(SIGKILL)) and
@@ -217,6 +228,8 @@ from ansible_collections.magi.llama.plugins.module_utils._health.probe import pr
 from ansible_collections.magi.llama.plugins.module_utils._health.status import status_json
 from ansible_collections.magi.llama.plugins.module_utils._services.table import driver_for
 
+LOG_LINES = 100
+
 
 def main() -> None:
     run_module(ARGUMENTS, run)
@@ -226,7 +239,8 @@ def run(module: Module) -> dict:
     state_dir = plain_path(module.params["state_dir"])
     record = read_record(state_dir)
     servers = chosen(record, module.params["servers"])
-    statuses = driver_for(record, state_dir).status([server["name"] for server in servers])
+    driver = driver_for(record, state_dir)
+    statuses = driver.status([server["name"] for server in servers])
     running = [server for server in servers if statuses[server["name"]].state == "running"]
     pids = {name: status.pid for name, status in statuses.items()}
     probes = probe_all(running, pids, deep=module.params["deep"])
@@ -236,9 +250,13 @@ def run(module: Module) -> dict:
     pending = restart_pending(started_configs(state_dir), pids, digests)
     seen, held = for_status(state_dir), _held(module, servers)
     sleeping = [name for name, status in statuses.items() if status.state == "sleeping"]
+    status = status_json(servers, statuses, probes, found, seen, pending, held, record["profile"])
+    for entry in status["servers"]:
+        if {entry["name"], "all"} & set(module.params["log_of"]):
+            entry["log"] = driver.log_tail(entry["name"], LOG_LINES)
     return {
         "changed": False,
-        "status": status_json(servers, statuses, probes, found, seen, pending, held, record["profile"]),
+        "status": status,
         "drift": drift(servers, pids, *(_only(wanted, part) for part in (found, configs)), sleeping),
         "start": starting(Deployment(record, ())),
     }

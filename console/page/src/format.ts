@@ -56,6 +56,10 @@ export function sum(values: (number | null | undefined)[]): number | null {
   return known.length === 0 ? null : known.reduce((a, b) => a + b, 0);
 }
 
+/** Whether a server holds memory of GPUs or was planned with some. */
+export const hasVram = (server: { planned_vram_bytes: number | null; vram_bytes: number | null }): boolean =>
+  (server.planned_vram_bytes ?? 0) > 0 || (server.vram_bytes ?? 0) > 0;
+
 /** A command line to copy: only what a shell would misread is quoted. */
 export const shellQuote = (word: string): string =>
   /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`;

@@ -12,6 +12,7 @@ ARGUMENTS = Arguments(
     {
         "state_dir": {"type": "path", "required": True},
         "servers": {"type": "list", "elements": "str", "default": []},
+        "log_of": {"type": "list", "elements": "str", "default": []},
         "deep": {"type": "bool", "default": False},
     }
 )

@@ -43,6 +43,7 @@ _SERVER = Fields(
         "memory": MEMORY,
         "tokens_per_second": (*NUMBER, NULL),
         "stuck_stop": STUCK_STOP,
+        "log": [str],
         **ENDPOINT,
         # What only the controller knows.
         "host": str,

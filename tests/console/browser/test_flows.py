@@ -47,6 +47,25 @@ def test_server_shows_its_crash_with_the_fix_and_restarts(page: Page) -> None:
     expect(row).to_contain_text("ready")
 
 
+def test_server_shows_its_log_speed_and_memory(page: Page) -> None:
+    page.get_by_role("table", name=f"Servers of {HOST}").get_by_role("link", name="qwen3-8b-q4_k_m", exact=True).click()
+    log = page.locator(".card", has_text="Log since its start")
+    expect(log).to_contain_text("It has not been read yet")
+    page.keyboard.press("l")
+    expect(log.get_by_role("log")).to_contain_text("offloaded 33/33 layers")
+    expect(log).to_contain_text("read just now")
+    expect(page.locator(".card", has_text="Speed").locator("polyline")).to_have_count(1)
+    expect(page.locator(".card", has_text="Speed")).to_contain_text("30 to 42 tok/s")
+    now = page.locator(".card", has_text="Now").first
+    expect(now).to_contain_text(re.compile(r"VRAM planned / real\s*\d\.\d GiB / \d\.\d GiB"))
+    expect(now).to_contain_text(re.compile(r"(?<!V)RAM planned / real\s*\d+ MiB / \d+ MiB"))
+
+
+def test_row_has_ram_and_vram_apart(page: Page) -> None:
+    row = page.get_by_role("table", name=f"Servers of {HOST}").get_by_role("row", name="qwen3-8b-q4_k_m")
+    expect(row).to_contain_text(re.compile(r"RAM \d+ MiB / \d+ MiB.*VRAM \d\.\d GiB / \d\.\d GiB", re.DOTALL))
+
+
 def test_running_job_is_cancelled(page: Page, api: FakeApi) -> None:
     page.get_by_role("link", name=re.compile("^Jobs")).click()
     expect(page.get_by_role("table", name="Jobs").get_by_role("row", name=re.compile("verify"))).to_contain_text(

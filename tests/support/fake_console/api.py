@@ -232,7 +232,7 @@ class Handler(BaseHTTPRequestHandler):
             raise Problem(
                 422, f"limit: there is no host {unknown[0]}", nearest=list(fleet.hosts)[:2], fix="Name a host."
             )
-        variables = {key: body[key] for key in ("servers", "profile", "limit") if body.get(key)}
+        variables = {key: body[key] for key in ("servers", "profile", "limit", "output_log") if body.get(key)}
         is_check = bool(body.get("check")) or body["verb"] == "plan"
         job = fleet.add_job(body["verb"], limit, variables=variables, check=is_check)
         threading.Thread(target=play, args=(fleet, job, self.server.pace), daemon=True).start()

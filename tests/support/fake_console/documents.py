@@ -9,7 +9,7 @@ import difflib
 import hashlib
 from typing import Any
 
-from .fleet import GIB, MODELS, Fleet, now
+from .fleet import GIB, MODELS, Fleet, before, now
 
 TEXTS = {
     "development": "description: Every model, with small contexts\nenabled_models:\n  - {kind: model}\nparameters:\n  ctx_size: 4096\n",
@@ -24,7 +24,6 @@ def server_detail(fleet: Fleet, host: str, name: str) -> dict[str, Any] | None:
     server = fleet.servers.get((host, name))
     if server is None:
         return None
-    planned = server["planned_bytes"]
     truth = (
         None if server["pid"] is None else {"ram_bytes": server["rss_bytes"], "vram_bytes": server["vram_bytes"] or 0}
     )
@@ -77,8 +76,14 @@ def server_detail(fleet: Fleet, host: str, name: str) -> dict[str, Any] | None:
             {"id": 0, "n_ctx": 4096, "is_processing": True},
             {"id": 1, "n_ctx": 4096, "is_processing": False},
         ],
-        "log": log,
-        "estimate": {"ram_bytes": planned // 8, "vram_bytes": planned if server["vram_bytes"] else 0},
+        "log": [f"{now()}  {server['reason']}", f"{now()}  {server['fix']}"] if server["reason"] else [],
+        "log_tail": log if (host, name) in fleet.logs_read else None,
+        "log_tail_as_of": fleet.logs_read.get((host, name)),
+        "rates": [
+            {"at": before(600 * (20 - n)), "tokens_per_second": 30.0 + (n * 7) % 13}
+            for n in range(20 if server["pid"] else 0)
+        ],
+        "estimate": {"ram_bytes": server["planned_ram_bytes"], "vram_bytes": server["planned_vram_bytes"]},
         "truth": truth,
         "revision": "9f2c1e7ab04d5f66c1d2",
     }

@@ -67,6 +67,8 @@ class Fleet:
         self.profiles: dict[str, str] = {
             "edge": "description: Small models at the edge\nenabled_models:\n  - {tier: Q2}\n  - {tier: Q8}\n"
         }
+        # When the logs of servers were read, by host and name.
+        self.logs_read: dict[tuple[str, str], str] = {}
         self.jobs: dict[str, dict[str, Any]] = {}
         self.job_events: dict[str, list[int]] = {}
         self.servers: dict[tuple[str, str], dict[str, Any]] = {}
@@ -139,6 +141,8 @@ class Fleet:
             "rss_bytes": None if failed else real // 9 if has_gpu else real,
             "vram_bytes": None if failed or not has_gpu else real,
             "planned_bytes": planned,
+            "planned_ram_bytes": planned // 8 if has_gpu else planned,
+            "planned_vram_bytes": planned - planned // 8 if has_gpu else 0,
             "restarts": 5 if failed else int(number == 21),
             "tokens_per_second": None if failed else round(self.random.uniform(8, 90), 1),
             "reason": reason,

@@ -27,7 +27,7 @@ def play(fleet: Fleet, job: Job, pace: float) -> None:
     }
     fleet.publish("run_started", started, run=run, check=job["check"])
     fleet.publish("line", {"text": f"{job['verb']} on {len(job['hosts'])} host(s)"}, run=run)
-    plays = {"plan": play_plan, "rollout": play_rollout, "rollback": play_rollback}
+    plays = {"plan": play_plan, "rollout": play_rollout, "rollback": play_rollback, "status": play_status}
     rc = plays.get(job["verb"], play_servers)(fleet, job, pace)
     if job["state"] == "cancelled":
         return
@@ -53,6 +53,15 @@ def play_servers(fleet: Fleet, job: Job, pace: float) -> int:
         fleet.publish("server_stopped" if stops else "server_ready", outcome, host=host, run=run)
         fleet.publish("line", {"text": f"{host}  {name}  {state} after 3.4 s"}, run=run)
         time.sleep(pace)
+    return 0
+
+
+def play_status(fleet: Fleet, job: Job, pace: float) -> int:
+    """The state of all servers, and the logs that were asked for."""
+    time.sleep(pace)
+    for host in job["hosts"]:
+        for name in job["variables"].get("output_log", ()):
+            fleet.logs_read[host, name] = before(0)
     return 0
 
 

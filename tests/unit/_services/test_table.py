@@ -61,6 +61,9 @@ class Driver:
     def forget(self, names: Sequence[str]) -> None:
         pass
 
+    def log_tail(self, name: str, lines: int) -> list[str]:
+        return [f"{name}: the last {lines} lines"]
+
 
 class Pods(ServiceManager):
     name = "pods"
@@ -157,7 +160,13 @@ def test_third_manager_is_used_by_every_stage(
     assert run(server_state, state_dir=state, state="started")["servers"][0]["action"] == "start"
     assert driver.calls == ["reload", "start"]
     assert driver.running == {"a"}
-    assert run(server_info, state_dir=state)["status"]["servers"][0]["state"] != "stopped"
+    (seen,) = run(server_info, state_dir=state)["status"]["servers"]
+    assert seen["state"] != "stopped" and "log" not in seen
+    for names in (["a"], ["all"]):
+        (seen,) = run(server_info, state_dir=state, log_of=names)["status"]["servers"]
+        assert seen["log"] == ["a: the last 100 lines"]
+    (seen,) = run(server_info, state_dir=state, log_of=["b"])["status"]["servers"]
+    assert "log" not in seen
     assert run(teardown, state_dir=state, registry_path=registry)["ended"] == {"a": "SIGTERM"}
     assert not Path(state).exists()
 

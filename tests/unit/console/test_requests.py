@@ -57,6 +57,13 @@ def test_command_names_playbook_hosts_and_file_of_variables() -> None:
     assert installed == (["/bin/ap", "-i", "/inv", "-e", "@/data/j/vars.json", *limited], {"servers": "all"})
 
 
+def test_status_reads_the_log_of_the_servers_that_are_named() -> None:
+    _, extra = argv("status", limit=["node1"], output_log=["tiny-q4", "tiny-q3"])
+    assert extra == {"output_log": "tiny-q4,tiny-q3", "output_file": "/data/j/result.json"}
+    with pytest.raises(RequestRefused, match=r"output_log: there is no 'tiny-q5'"):
+        argv("status", limit=["node1"], output_log=["tiny-q5"])
+
+
 def test_without_limit_all_hosts_with_servers_are_meant() -> None:
     assert validate("site", {}, KNOWN).hosts == ("node1", "node2")
     # Not those of a group that run none.

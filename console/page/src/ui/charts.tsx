@@ -2,7 +2,7 @@
 // GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 // SPDX-License-Identifier: GPL-3.0-or-later
 
-import { bytes, DASH, rate } from '../format';
+import { bytes, DASH, dateTime, rate } from '../format';
 
 const WIDTH = 72;
 const HEIGHT = 18;
@@ -20,6 +20,31 @@ export function Sparkline({ values }: { values: readonly number[] }) {
       </svg>
       <span class="number">{rate(last)}</span>
     </span>
+  );
+}
+
+export interface Point {
+  at: string;
+  value: number;
+}
+
+/** Values over time, with the least and the greatest, and from when to when they are. */
+export function Series({ points, unit }: { points: readonly Point[]; unit: string }) {
+  const times = points.map(({ at }) => Date.parse(at));
+  const values = points.map(({ value }) => value);
+  const [first = 0, last = 0] = [times[0], times[times.length - 1]];
+  const top = Math.max(...values) * 1.1 || 1;
+  const x = (time: number): number => (last === first ? 100 : ((time - first) / (last - first)) * 100);
+  const line = points.map(({ value }, i) => `${x(times[i] ?? first).toFixed(2)},${(40 - (value / top) * 40).toFixed(2)}`).join(' ');
+  return (
+    <figure class="series">
+      <svg viewBox="0 0 100 40" preserveAspectRatio="none" aria-hidden="true"><polyline points={line} /></svg>
+      <figcaption class="muted">
+        <time dateTime={points[0]?.at}>{dateTime(points[0]?.at)}</time>
+        <span class="number">{rate(Math.min(...values))} to {rate(Math.max(...values))} {unit}, now {rate(values[values.length - 1])}</span>
+        <time dateTime={points.at(-1)?.at}>{dateTime(points.at(-1)?.at)}</time>
+      </figcaption>
+    </figure>
   );
 }
 

@@ -5,7 +5,7 @@
 import { computed, useComputed } from '@preact/signals';
 import { useShortcuts } from '../state/shortcuts';
 import type { Host } from '../api/types';
-import { bytes, count, duration, sum } from '../format';
+import { bytes, count, duration, hasVram, sum } from '../format';
 import { link, place, setQuery } from '../router';
 import {
   answer, hostNames, hostSignal, keysOfHost, loadError, serverKeys, serverSignal, type LiveServer,
@@ -142,10 +142,17 @@ function HostHead({ host }: { host: Host }) {
   );
 }
 
+function Held({ label, planned, real }: { label: string; planned: number | null; real: number | null }) {
+  return (
+    <span class="held">
+      <span class="muted">{label}</span> <span title="planned">{bytes(planned)}</span> <span class="muted">/</span> <span title="real">{bytes(real)}</span>
+    </span>
+  );
+}
+
 function ServerRow({ id }: { id: string }) {
   const server = serverSignal(id)?.value;
   if (!server) return null;
-  const held = sum([server.rss_bytes, server.vram_bytes]);
   return (
     <tr role="row" class={toneOf(server.state)}>
       <td role="cell" class="c-name">
@@ -156,7 +163,8 @@ function ServerRow({ id }: { id: string }) {
       <td role="cell" class="c-tier">{server.tier ?? '–'}</td>
       <td role="cell" class="c-rate"><Sparkline values={server.history} /></td>
       <td role="cell" class="c-memory number">
-        <span title="planned">{bytes(server.planned_bytes)}</span> <span class="muted">/</span> <span title="real">{bytes(held)}</span>
+        <Held label="RAM" planned={server.planned_ram_bytes} real={server.rss_bytes} />
+        {hasVram(server) && <Held label="VRAM" planned={server.planned_vram_bytes} real={server.vram_bytes} />}
       </td>
       <td role="cell" class="c-up number">{duration(server.uptime_seconds)}</td>
       <td role="cell" class="c-port number">{server.port ?? '–'}</td>

@@ -5,14 +5,15 @@
 import { useEffect, useState } from 'preact/hooks';
 import { api } from '../api/client';
 import type { Footprint, ServerDetail, Verb } from '../api/types';
-import { bytes, count, DASH, duration, shellQuote, sum } from '../format';
+import { bytes, count, DASH, duration, hasVram, shellQuote } from '../format';
 import { go, link } from '../router';
 import { serverKey, serverSignal } from '../state/fleet';
 import { mayOperate } from '../state/session';
 import { useShortcuts } from '../state/shortcuts';
-import { Bar, Sparkline } from '../ui/charts';
+import { Bar, Series, Sparkline } from '../ui/charts';
 import { Card, Confirm, Copy, Empty, Failure, Log, Time, useLoad, type Question } from '../ui/parts';
 import { Icon, State, toneOf } from '../ui/state';
+import { LogCard } from './server_log';
 
 // The log and the slots are not in the stream, so they are asked for again while the view is open.
 const RELOAD_MS = 5000;
@@ -56,6 +57,16 @@ const difference = (planned: number | null, real: number | null): string => {
   const percent = Math.round((real / planned - 1) * 100);
   return ` (${percent > 0 ? '+' : ''}${percent} %)`;
 };
+
+/** Its speed in all runs that the console has seen. */
+function Speed({ rates }: { rates: ServerDetail['rates'] }) {
+  return (
+    <Card title="Speed">
+      {rates.length < 2 ? <Empty>{rates.length === 0 ? 'No run has measured it yet: verify does.' : 'Only one run has measured it so far.'}</Empty>
+        : <Series unit="tok/s" points={rates.map(({ at, tokens_per_second: value }) => ({ at, value }))} />}
+    </Card>
+  );
+}
 
 function Slots({ slots, total }: { slots: ServerDetail['slots']; total: number | null }) {
   return (
@@ -147,7 +158,8 @@ export function ServerView({ host, name }: { host: string; name: string }) {
             <div><dt>Process</dt><dd class="number">{server.pid ?? DASH}</dd></div>
             <div><dt>Up</dt><dd class="number">{duration(server.uptime_seconds)}</dd></div>
             <div><dt>Restarts</dt><dd class="number">{server.restarts}</dd></div>
-            <div><dt>Memory</dt><dd class="number">{bytes(sum([server.rss_bytes, server.vram_bytes]))}</dd></div>
+            <div><dt>RAM planned / real</dt><dd class="number">{bytes(server.planned_ram_bytes)} / {bytes(server.rss_bytes)}</dd></div>
+            {hasVram(server) && <div><dt>VRAM planned / real</dt><dd class="number">{bytes(server.planned_vram_bytes)} / {bytes(server.vram_bytes)}</dd></div>}
             {data?.revision && <div><dt>Revision</dt><dd><code>{data.revision.slice(0, 12)}</code></dd></div>}
           </dl>
         </Card>
@@ -155,6 +167,7 @@ export function ServerView({ host, name }: { host: string; name: string }) {
       {data && (
         <div class="columns">
           <div class="stack">
+            <Speed rates={data.rates} />
             <Truth estimate={data.estimate} truth={data.truth} />
             <Slots slots={data.slots} total={data.slots_total ?? null} />
             {data.argv && <Argv argv={data.argv} />}
@@ -162,9 +175,12 @@ export function ServerView({ host, name }: { host: string; name: string }) {
               <Card title="Environment (names only)"><p class="names">{data.environment_names.map((key) => <code key={key}>{key}</code>)}</p></Card>
             )}
           </div>
-          <Card title="Last lines about it" extra={<Copy text={data.log.join('\n')} />}>
-            <Log lines={data.log} label={`Log of ${name}`} follow />
-          </Card>
+          <div class="stack">
+            <LogCard host={host} name={name} lines={data.log_tail} asOf={data.log_tail_as_of} onRead={reload} />
+            <Card title="What runs have said of it" extra={<Copy text={data.log.join('\n')} />}>
+              <Log lines={data.log} label={`Lines of runs about ${name}`} follow />
+            </Card>
+          </div>
         </div>
       )}
       <Confirm question={question} onClose={close} />

@@ -13,6 +13,8 @@ from typing import Any, Literal
 Source = Literal["events", "sweep", "gateway", "status", "none"]
 HostState = Literal["ok", "degraded", "failed", "unreachable", "unknown"]
 LAYOUT = 2
+# With a status every ten minutes, those of a day.
+MAX_RATES = 144
 # The keys of a host that are kept apart.
 MODELS = ("models", "rejected")
 
@@ -71,6 +73,32 @@ class Server:
     truth: Mapping[str, Any] | None = None
     slots: int | None = None
     context_size: int | None = None
+    # Tokens per second as runs have measured them: time and value, oldest first.
+    rates: tuple[tuple[str, float], ...] = ()
+    # The last lines of its log, and when they were read.
+    log: tuple[str, ...] | None = None
+    log_as_of: str | None = None
+
+    @property
+    def planned_ram_bytes(self) -> int | None:
+        """What was planned of RAM, by the plan or else by what a status says of it."""
+        if self.estimate and "ram_bytes" in self.estimate:
+            return int(self.estimate["ram_bytes"])
+        vram = self.planned_vram_bytes
+        return None if self.planned_bytes is None or vram is None else max(0, self.planned_bytes - vram)
+
+    @property
+    def planned_vram_bytes(self) -> int | None:
+        """What was planned of the memory of GPUs."""
+        found = (self.estimate or {}).get("vram_bytes", (self.truth or {}).get("planned_gpu_bytes"))
+        return None if found is None else int(found)
+
+    def at_rate(self, at: str, rate: float | None) -> Server:
+        """The server after a run has measured its tokens per second."""
+        if not rate:
+            return self
+        rates = self.rates if self.rates and self.rates[-1][0] >= at else (*self.rates, (at, rate))[-MAX_RATES:]
+        return dataclasses.replace(self, tokens_per_second=rate, rates=rates)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,5 +225,7 @@ def _host(data: Mapping[str, Any], models: Mapping[str, Any]) -> Host:
 
 
 def _server(data: Mapping[str, Any]) -> Server:
-    lists = {key: tuple(data[key]) for key in ("argv", "environment_names") if data[key] is not None}
-    return Server(**{**data, **lists})
+    keys = ("argv", "environment_names", "log")
+    lists = {key: tuple(data[key]) for key in keys if data.get(key) is not None}
+    rates = tuple((str(at), float(rate)) for at, rate in data.get("rates", ()))
+    return Server(**{**data, **lists, "rates": rates})

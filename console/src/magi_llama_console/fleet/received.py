@@ -17,6 +17,8 @@ from typing import Any
 MAX_WHOLE = 2**63
 # As deep as documents of the collection are, several times over.
 MAX_DEPTH = 32
+# Of a server's log, more than the collection sends.
+MAX_LINES, MAX_LINE = 200, 1000
 
 
 class Unusable(ValueError):
@@ -130,6 +132,7 @@ _REPORTED: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("pid", "uptime_seconds", "rss_bytes", "vram_bytes", "context_size"), whole),
     "restarts": lambda value: whole(value) or 0,
     "tokens_per_second": number,
+    "log": lambda value: tuple(one[:MAX_LINE] for one in texts(value)[-MAX_LINES:]),
     "memory": lambda value: _bytes(value, "planned_bytes", "loaded_bytes", "loaded_gpu_bytes"),
 }
 _MODEL: dict[str, Callable[[Any], Any]] = {

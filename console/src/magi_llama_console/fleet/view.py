@@ -149,7 +149,7 @@ def _read(host: Host, kind: str, part: Mapping[str, Any], at: str) -> Host:
     if kind == "scan" and "models" in part:
         return with_registry(host, received.registry(part), at)
     if kind == "verify" and "servers" in part:
-        return _verified(host, received.verified(part))
+        return _verified(host, received.verified(part), at)
     if kind == "plan" and "servers" in part:
         return previewed(host, received.plan(part), at, has_named_profile=True)
     return host
@@ -159,7 +159,7 @@ def with_status(host: Host, status: Mapping[str, Any], at: str, drift: Mapping[s
     """A host after its status document: exactly these servers are deployed."""
     if host.changed_at is not None and at < host.changed_at:
         return host
-    servers = {one["name"]: _from_status(host, one) for one in status["servers"]}
+    servers = {one["name"]: _from_status(host, one, at) for one in status["servers"]}
     found = dict(drift or {})
     for one in status["servers"]:
         if one.get("restart_pending"):
@@ -178,7 +178,7 @@ def with_status(host: Host, status: Mapping[str, Any], at: str, drift: Mapping[s
     return _with_drift(changed, host, at, drift_of_status=found)
 
 
-def _from_status(host: Host, one: Mapping[str, Any]) -> Server:
+def _from_status(host: Host, one: Mapping[str, Any], at: str) -> Server:
     before = host.servers.get(one["name"])
     memory = one.get("memory") or {}
     is_same = before is not None and before.port == one["port"] and before.model_id == one["model_id"]
@@ -201,7 +201,7 @@ def _from_status(host: Host, one: Mapping[str, Any]) -> Server:
         vram_bytes=one.get("vram_bytes"),
         planned_bytes=(estimate or {}).get("total_bytes") or planned,
         restarts=one["restarts"],
-        tokens_per_second=one.get("tokens_per_second") or (base.tokens_per_second if base else None),
+        tokens_per_second=base.tokens_per_second if base else None,
         # What the last run said about a server that is still not ready.
         reason=None if one["is_ready"] or base is None else base.reason,
         fix=None if one["is_ready"] or base is None else base.fix,
@@ -215,7 +215,10 @@ def _from_status(host: Host, one: Mapping[str, Any]) -> Server:
         truth={key: memory[key] for key in memory if key != "planned_bytes"} or None,
         slots=base.slots if base else None,
         context_size=one.get("context_size"),
-    )
+        rates=base.rates if base else (),
+        log=one.get("log", base.log if base else None),
+        log_as_of=at if "log" in one else base.log_as_of if base else None,
+    ).at_rate(at, one.get("tokens_per_second"))
 
 
 def deployed(host: Host, plan: Mapping[str, Any], at: str) -> Host:
@@ -333,11 +336,8 @@ def with_registry(host: Host, registry: Mapping[str, Any], at: str) -> Host:
     return replace(host, models=together, rejected=kept, models_as_of=at)
 
 
-def _verified(host: Host, speeds: Mapping[str, float | None]) -> Host:
-    servers = {
-        name: replace(server, tokens_per_second=speeds.get(name) or server.tokens_per_second)
-        for name, server in host.servers.items()
-    }
+def _verified(host: Host, speeds: Mapping[str, float | None], at: str) -> Host:
+    servers = {name: server.at_rate(at, speeds.get(name)) for name, server in host.servers.items()}
     return replace(host, servers=servers)
 
 

@@ -22,7 +22,7 @@ VERBS: Mapping[str, frozenset[str]] = {
     "start": frozenset({"servers", "limit", "check"}),
     "stop": frozenset({"servers", "limit", "check"}),
     "restart": frozenset({"servers", "limit", "check", "allow_downtime"}),
-    "status": frozenset({"limit"}),
+    "status": frozenset({"limit", "output_log"}),
     "verify": frozenset({"limit"}),
     "rollout": frozenset({"profile", "limit", "check", "allow_downtime"}),
     "rollback": frozenset({"limit", "check"}),
@@ -86,8 +86,9 @@ def validate(verb: str, variables: Mapping[str, Any], known: Known) -> Request:
         )
     if verb in NEED_SERVERS and not given.get("servers"):
         raise RequestRefused("servers", f"{verb} needs servers.", fix=f'Name them, or ["{ALL}"].')
-    if "servers" in given:
-        _check_servers(given["servers"], hosts, known)
+    for key in ("servers", "output_log"):
+        if key in given:
+            _check_servers(key, given[key], hosts, known)
     return Request(verb, given, hosts)
 
 
@@ -112,14 +113,14 @@ def resolve_limit(limit: Sequence[str], known: Known) -> tuple[str, ...]:
     return hosts
 
 
-def _check_servers(names: Sequence[str], hosts: Sequence[str], known: Known) -> None:
+def _check_servers(key: str, names: Sequence[str], hosts: Sequence[str], known: Known) -> None:
     is_complete = all(host in known.servers for host in hosts)
     deployed = {ALL, *(name for host in hosts for name in known.servers.get(host, ()))}
     for name in names:
         if is_complete:
-            _one_of("servers", name, NAME, deployed)
+            _one_of(key, name, NAME, deployed)
         elif not NAME.fullmatch(name):
-            raise RequestRefused("servers", f"{name!r} is not a name of a server.")
+            raise RequestRefused(key, f"{name!r} is not a name of a server.")
 
 
 def _one_of(key: str, name: str, pattern: re.Pattern[str], names: Iterable[str]) -> None:
@@ -142,8 +143,9 @@ def command(
     extra: dict[str, Any] = {
         name: variables[name] for name in ("profile", "allow_downtime", "apply") if name in variables
     }
-    if "servers" in variables:
-        extra["servers"] = ",".join(variables["servers"])
+    for name in ("servers", "output_log"):
+        if name in variables:
+            extra[name] = ",".join(variables[name])
     if request.verb in WITH_RESULT:
         extra["output_file"] = str(folder / "result.json")
     return [*argv, playbook], extra

@@ -35,13 +35,17 @@ State = Literal["queued", "running", "finished", "failed", "cancelled", "lost"]
 
 
 class JobRequest(BaseModel):
-    """A verb with the variables that it takes; limit has names of hosts and groups, servers also ["all"]."""
+    """A verb with the variables that it takes; limit has names of hosts and groups, servers also ["all"].
+
+    output_log has names of servers, or ["all"], of which a status also reads the last lines of the log.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     verb: Literal["site", "plan", "start", "stop", "restart", "status", "verify", "rollout", "rollback", "scan"]
     profile: Annotated[str | None, Field(max_length=64)] = None
     servers: Names = []
+    output_log: Names = []
     limit: Names = []
     check: bool = False
     allow_downtime: bool = False

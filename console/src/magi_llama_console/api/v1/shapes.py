@@ -97,6 +97,8 @@ class Server(BaseModel):
     rss_bytes: Bytes
     vram_bytes: Bytes
     planned_bytes: Bytes
+    planned_ram_bytes: Bytes
+    planned_vram_bytes: Bytes
     restarts: int
     tokens_per_second: float | None
     reason: Annotated[str | None, Field(description="Why it is not ready.")]
@@ -124,6 +126,13 @@ class Footprint(BaseModel):
     vram_bytes: Bytes
 
 
+class Rate(BaseModel):
+    """Tokens per second as a run has measured it."""
+
+    at: str
+    tokens_per_second: float
+
+
 class ServerDetail(Answer, Server):
     """A server with what only the plan that deployed it and its last start know."""
 
@@ -135,6 +144,12 @@ class ServerDetail(Answer, Server):
     slots: Annotated[list[Slot] | None, Field(description="Each of them now; null where the server does not show it.")]
     context_size: Annotated[int | None, Field(description="Tokens that one request can have.")]
     log: Annotated[list[str], Field(description="The last lines that runs have reported of it, oldest first.")]
+    log_tail: Annotated[
+        list[str] | None,
+        Field(description="The last lines of its own log, of the newest status job that was asked for them."),
+    ]
+    log_tail_as_of: Annotated[str | None, Field(description="When they were read.")]
+    rates: Annotated[list[Rate], Field(description="Its speed in the runs that the console has seen, oldest first.")]
     estimate: Annotated[Footprint | None, Field(description="The plan's estimate of its memory, by part.")]
     truth: Annotated[Footprint | None, Field(description="Its memory as llama-server itself reports it.")]
     revision: Annotated[str | None, Field(description="Digest of all that it was launched with.")]
