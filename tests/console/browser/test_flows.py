@@ -244,6 +244,29 @@ def test_rollout_shows_its_gates_and_rolls_back_after_the_difference(page: Page,
     expect(page.locator(".facts")).to_contain_text("finished")
 
 
+def test_whole_rollout_is_rolled_back_after_the_difference_of_each_host(page: Page, api: FakeApi) -> None:
+    rollout = next(job for job in api.fleet.jobs.values() if job["verb"] == "rollout")
+    changed = [host for host, one in rollout["result"]["hosts"].items() if one["state"] in {"updated", "failed"}]
+    assert len(changed) == 3
+    page.goto(f"{api.url}#/rollouts/{rollout['id']}")
+    page.get_by_role("button", name="Roll back all…").wait_for()
+    page.keyboard.press("b")
+    back = page.locator(".card", has_text="Roll back all 3 hosts")
+    expect(back.locator(".notice")).to_have_count(0)
+    back.get_by_role("button", name="Show the difference").click()
+    for host in changed:
+        expect(back.get_by_label(f"What the rollback changes on {host}")).to_contain_text("+  --ctx-size 4096")
+    preview = next(job for job in api.fleet.jobs.values() if job["verb"] == "rollback")
+    assert (preview["check"], preview["hosts"]) == (True, changed)
+    back.get_by_role("button", name="Roll back", exact=True).click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("rollback")
+    expect(page.locator(".facts")).to_contain_text("finished")
+    # Once more: it would not lead back to what was before the rollout.
+    page.goto(f"{api.url}#/rollouts/{rollout['id']}")
+    page.get_by_role("button", name="Roll back all…").click()
+    expect(back.locator(".notice.warn")).to_contain_text("came after this rollout")
+
+
 def test_models_and_capacity_say_what_is_where(page: Page) -> None:
     page.get_by_role("link", name="Models").click()
     expect(page.locator("#rejected")).to_contain_text("truncated")

@@ -81,8 +81,8 @@ def play_plan(fleet: Fleet, job: Job, pace: float) -> int:
 def play_rollback(fleet: Fleet, job: Job, pace: float) -> int:
     """The difference to the previous deployment, and with it done its server."""
     lines = ["--- launch config now", "+++ launch config before", "-  --ctx-size 8192", "+  --ctx-size 4096"]
-    for line in lines:
-        fleet.publish("line", {"text": line}, run=job["id"], check=job["check"])
+    for host in job["hosts"]:
+        fleet.publish("line", {"text": "\n".join(lines)}, host=host, run=job["id"], check=job["check"])
     return 0 if job["check"] else play_servers(fleet, job, pace)
 
 

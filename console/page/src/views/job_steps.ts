@@ -41,12 +41,14 @@ export interface Steps {
   rollout: Rollout | null;
   hosts: Map<string, HostSteps>;
   lines: readonly string[];
+  /** The same lines by host; those of the run itself have an empty name. */
+  linesOf: ReadonlyMap<string, readonly string[]>;
   task: string;
 }
 
 const MAX_LINES = 2000;
 
-export const newSteps = (): Steps => ({ hosts: new Map(), lines: [], task: '', plays: [], rollout: null });
+export const newSteps = (): Steps => ({ hosts: new Map(), lines: [], linesOf: new Map(), task: '', plays: [], rollout: null });
 
 const text = (value: unknown): string => (value === null || value === undefined ? '' : String(value));
 
@@ -110,11 +112,15 @@ function withRollout(old: Rollout | null, found: Rollout): Rollout {
 export function foldSteps(old: Steps, events: MagiEvent[]): Steps {
   const hosts = new Map(old.hosts);
   const lines: string[] = [];
+  const linesOf = new Map(old.linesOf);
   let { task, plays, rollout } = old;
   for (const event of events) {
     const { type, host, data } = event;
-    if (type === 'line') lines.push(...text(data['text']).split('\n'));
-    else if (type === 'warning' && !host) lines.push(`warning: ${text(data['text'])}`);
+    if (type === 'line') {
+      const said = text(data['text']).split('\n');
+      lines.push(...said);
+      linesOf.set(host ?? '', [...linesOf.get(host ?? '') ?? [], ...said].slice(-MAX_LINES));
+    } else if (type === 'warning' && !host) lines.push(`warning: ${text(data['text'])}`);
     else if (type === 'play_started') {
       plays = [...plays, { name: text(data['name']), at: event.at, check: event.check, hosts: (data['hosts'] ?? []) as string[] }];
     } else if (type === 'rollout') rollout = withRollout(rollout, data['rollout'] as Rollout);
@@ -130,5 +136,5 @@ export function foldSteps(old: Steps, events: MagiEvent[]): Steps {
     const before = step.topic && known.steps.at(-1)?.topic === step.topic ? known.steps.slice(0, -1) : known.steps;
     hosts.set(host, { ...known, state, steps: [...before, step], lock: lockAfter(event, known.lock) });
   }
-  return { hosts, lines: lines.length === 0 ? old.lines : [...old.lines, ...lines].slice(-MAX_LINES), task, plays, rollout };
+  return { hosts, lines: lines.length === 0 ? old.lines : [...old.lines, ...lines].slice(-MAX_LINES), linesOf, task, plays, rollout };
 }

@@ -9,6 +9,7 @@ import { clock, count, DASH, duration } from '../format';
 import { go, link, names } from '../router';
 import { isActive, jobIds, jobSignal, jobsLoaded } from '../state/jobs';
 import { mayOperate } from '../state/session';
+import { useShortcuts } from '../state/shortcuts';
 import { describeJob } from '../ui/job_words';
 import { Card, Confirm, Diff, Empty, Failure, useLoad, type Question } from '../ui/parts';
 import { Icon, State } from '../ui/state';
@@ -120,19 +121,34 @@ function HostRow({ name, host, steps, onBack }: {
   );
 }
 
+// Playbooks after which a host's previous deployment is not that before the rollout.
+const DEPLOYS: ReadonlySet<string> = new Set(['site', 'rollout', 'rollback']);
+
+/** Jobs that have deployed something on these hosts since a rollout. */
+function laterThan(rollout: Job, hosts: readonly string[]): Job[] {
+  return jobIds.value.map((id) => jobSignal(id)?.value).filter((job) => job !== undefined).filter((job) =>
+    DEPLOYS.has(job.verb) && !job.check && job.id !== rollout.id && (job.started_at ?? '') > (rollout.ended_at ?? rollout.created_at)
+    && job.hosts.some((host) => hosts.includes(host)));
+}
+
 /** Look at what a rollback would change first; then do it. */
-function RollBack({ host, onClose }: { host: string; onClose: () => void }) {
+function RollBack({ hosts, rollout, onClose }: { hosts: readonly string[]; rollout: Job; onClose: () => void }) {
   const [id, setId] = useState('');
   const [error, setError] = useState<unknown>(null);
   const start = (check: boolean): void => {
-    api.startJob({ verb: 'rollback', limit: [host], check }).then(check ? setId : (job) => go(['job', job]), setError);
+    api.startJob({ verb: 'rollback', limit: [...hosts], check }).then(check ? setId : (job) => go(['job', job]), setError);
   };
   return (
-    <Card title={`Roll back ${host}`} extra={<button type="button" class="quiet" onClick={onClose}>Close</button>}>
+    <Card title={`Roll back ${hosts.length === 1 ? hosts[0] : `all ${hosts.length} hosts`}`} extra={<button type="button" class="quiet" onClick={onClose}>Close</button>}>
       <Failure error={error} />
+      {laterThan(rollout, hosts).map((job) => (
+        <p class="notice warn" key={job.id}>
+          <a href={link(['job', job.id])}>{describeJob(job)}</a> came after this rollout: its hosts return to what was before that job.
+        </p>
+      ))}
       {id === '' ? (
         <>
-          <p>The host returns to the deployment that worked before: its launch configs, its profile and its llama-server.</p>
+          <p>{hosts.length === 1 ? 'The host returns' : `${hosts.join(', ')} return`} to the deployment that worked before: launch configs, profile and llama-server. All at once, not in batches.</p>
           <div class="actions"><button type="button" class="primary" onClick={() => start(true)}>Show the difference</button></div>
         </>
       ) : <Preview id={id} onError={setError} onApply={() => start(false)} />}
@@ -146,7 +162,12 @@ function Preview({ id, onError, onApply }: { id: string; onError: (error: unknow
   return (
     <>
       <p>{job && <State state={job.state} />} <a href={link(['job', id])}>job {id.slice(-8)}</a> <span class="muted">{steps.value.task}</span></p>
-      <Diff lines={[...steps.value.lines]} label="What the rollback changes" />
+      {[...steps.value.linesOf].filter(([host]) => host !== '').map(([host, lines]) => (
+        <section key={host}>
+          <h3>{host}</h3>
+          <Diff lines={[...lines]} label={`What the rollback changes on ${host}`} />
+        </section>
+      ))}
       <div class="actions">
         <button type="button" class="danger" onClick={onApply} disabled={job?.state !== 'finished'}>Roll back</button>
       </div>
@@ -156,13 +177,16 @@ function Preview({ id, onError, onApply }: { id: string; onError: (error: unknow
 
 export function RolloutView({ id }: { id: string }) {
   const [error, setError] = useState<unknown>(null);
-  const [back, setBack] = useState('');
+  const [back, setBack] = useState<readonly string[]>([]);
   const steps = useJobSteps(id, setError).value;
   void jobIds.value;
   const job = jobSignal(id)?.value;
   const rollout = job?.result?.kind === 'rollout' ? (job.result as unknown as Rollout) : steps.rollout;
   const counts = (['updated', 'unchanged', 'planned', 'failed', 'untouched'] as const)
     .map((state) => [state, Object.values(rollout?.hosts ?? {}).filter((host) => host.state === state).length] as const);
+  const changed = Object.entries(rollout?.hosts ?? {}).filter(([, host]) => mayGoBack(host)).map(([name]) => name);
+  const canGoBack = mayOperate.value && job !== undefined && !isActive(job) && job.verb === 'rollout' && changed.length > 0;
+  useShortcuts(canGoBack ? [{ keys: 'b', label: 'Roll back all hosts of this rollout', run: () => setBack(changed) }] : [], [canGoBack, changed.join()]);
   return (
     <>
       <p class="trail"><a href={link(['rollouts'])}>Rollouts</a></p>
@@ -170,6 +194,7 @@ export function RolloutView({ id }: { id: string }) {
         <h1>{job ? describeJob(job) : `Rollout ${id}`}</h1>
         {job && <State state={job.state} />}
         <p class="summary">began {clock(job?.started_at)} · <a href={link(['job', id])}>steps and output</a></p>
+        {canGoBack && <div class="actions"><button type="button" class="danger" onClick={() => setBack(changed)}>Roll back all…</button></div>}
       </div>
       <Failure error={error} />
       <Card title="Hosts">
@@ -178,14 +203,14 @@ export function RolloutView({ id }: { id: string }) {
           <div><dt>Took</dt><dd class="number">{rollout ? duration(rollout.seconds) : DASH}</dd></div>
         </dl>
       </Card>
-      {back !== '' && <RollBack host={back} onClose={() => setBack('')} key={back} />}
+      {job && back.length > 0 && <RollBack hosts={back} rollout={job} onClose={() => setBack([])} key={back.join()} />}
       <ol class="batches">
         {batchesOf(job, steps.plays, rollout).map((batch) => (
           <li key={batch.title}>
             <Card title={batch.title} extra={batch.begun ? <Gate hosts={batch.hosts.map((name) => rollout?.hosts[name])} /> : <span class="muted">{count(batch.hosts.length, 'host')}</span>}>
               <ul class="planned-list">
                 {batch.hosts.map((name) => (
-                  <HostRow key={name} name={name} host={rollout?.hosts[name]} steps={steps} onBack={mayOperate.value && job && !isActive(job) ? setBack : null} />
+                  <HostRow key={name} name={name} host={rollout?.hosts[name]} steps={steps} onBack={mayOperate.value && job && !isActive(job) ? (host) => setBack([host]) : null} />
                 ))}
               </ul>
             </Card>
