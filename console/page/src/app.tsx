@@ -16,6 +16,7 @@ import { moveFocus, useShortcuts, type Shortcut } from './state/shortcuts';
 import { nextTheme, theme } from './state/theme';
 import { Help, helpOpen } from './ui/help';
 import { Icon } from './ui/state';
+import { AccessView } from './views/access';
 import { CapacityView } from './views/capacity';
 import { FleetView } from './views/fleet';
 import { JobView } from './views/job';
@@ -30,6 +31,7 @@ import { SignInView } from './views/sign_in';
 const TABS: [string, string, string][] = [
   ['fleet', 'Fleet', 'f'], ['plan', 'Plan', 'p'], ['jobs', 'Jobs', 'j'], ['rollouts', 'Rollouts', 'r'],
   ['profiles', 'Profiles', 'o'], ['models', 'Models', 'm'], ['capacity', 'Capacity', 'c'],
+  ['access', 'Access', 'a'],
 ];
 
 const VIEWS: Record<string, () => ComponentChildren> = {
@@ -41,6 +43,7 @@ const VIEWS: Record<string, () => ComponentChildren> = {
   profiles: () => <ProfilesView name={place.value.path[1] ?? ''} />,
   models: () => <ModelsView />,
   capacity: () => <CapacityView />,
+  access: () => <AccessView />,
   job: () => <JobView id={place.value.path[1] ?? ''} key={place.value.path[1]} />,
 };
 // Views that belong to a tab without being it.

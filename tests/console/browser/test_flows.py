@@ -267,6 +267,25 @@ def test_whole_rollout_is_rolled_back_after_the_difference_of_each_host(page: Pa
     expect(back.locator(".notice.warn")).to_contain_text("came after this rollout")
 
 
+def test_reader_sees_who_may_do_what_and_who_did_what(page: Page, api: FakeApi) -> None:
+    page.route("**/api/v1/session", lambda route: route.fulfill(json={**OPERATOR, "role": "read"}))
+    page.reload()
+    page.get_by_role("heading", name=HOST).wait_for()
+    page.keyboard.press("g")
+    page.keyboard.press("a")
+    keys = page.get_by_role("table", name="Keys")
+    expect(keys.get_by_role("row", name=re.compile("wallboard"))).to_contain_text("read")
+    log = page.get_by_role("table", name="Audit log")
+    restart = next(job for job in api.fleet.jobs.values() if job["verb"] == "restart")
+    expect(log.get_by_role("row", name=re.compile("restart"))).to_contain_text("operator")
+    expect(log.get_by_role("row", name=re.compile("session.refused"))).to_contain_text("unknown")
+    page.keyboard.press("/")
+    page.keyboard.type("verb: restart")
+    expect(log.locator("tbody tr")).to_have_count(1)
+    log.get_by_role("link").click()
+    expect(page.locator("code.muted")).to_have_text(restart["id"])
+
+
 def test_models_and_capacity_say_what_is_where(page: Page) -> None:
     page.get_by_role("link", name="Models").click()
     expect(page.locator("#rejected")).to_contain_text("truncated")

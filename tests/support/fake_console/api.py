@@ -185,6 +185,8 @@ class Handler(BaseHTTPRequestHandler):
             "jobs": lambda: {"jobs": sorted(fleet.jobs.values(), key=lambda job: job["created_at"], reverse=True)},
             "profiles": lambda: {"profiles": documents.profiles(fleet)},
             "plans": lambda: {"plans": [documents.plan_head(plan) for plan in fleet.plans.values()]},
+            "keys": lambda: {"keys": documents.keys()},
+            "audit": lambda: {"entries": documents.audit(fleet)},
             "models": lambda: {**as_of, **documents.models(fleet)},
             "capacity": lambda: {**as_of, "hosts": documents.capacity(fleet)},
         }

@@ -89,6 +89,27 @@ def server_detail(fleet: Fleet, host: str, name: str) -> dict[str, Any] | None:
     }
 
 
+def keys() -> list[dict[str, Any]]:
+    """GET /keys."""
+    made = {"created_at": "2026-11-01T08:00:00.000Z"}
+    return [{"name": "operator", "role": "operate", **made}, {"name": "wallboard", "role": "read", **made}]
+
+
+def audit(fleet: Fleet) -> list[dict[str, Any]]:
+    """GET /audit: the jobs, and one who signed in and one who did not."""
+    jobs = sorted(fleet.jobs.values(), key=lambda job: job["created_at"], reverse=True)
+    found: list[dict[str, Any]] = [
+        {
+            **{"at": job["created_at"], "by": job["by"], "action": "job.create", "target": job["id"]},
+            **{"detail": {"verb": job["verb"], **job["variables"]}, "address": "192.0.2.7"},
+        }
+        for job in jobs
+    ]
+    of_session = {"target": "", "detail": {}, "address": "192.0.2.9"}
+    found.append({"at": before(9000), "by": "wallboard", "action": "session.create", **of_session})
+    return [*found, {"at": before(9100), "by": "", "action": "session.refused", **of_session}]
+
+
 def make_plan(fleet: Fleet, job: str, hosts: list[str], profile: str | None, limit: list[str] | None) -> dict[str, Any]:
     """A plan that changes the first two hosts: one server restarted, one started, one stopped."""
     plan = {

@@ -26,4 +26,5 @@ def views(fleet: Fleet) -> dict[str, str]:
         "profiles": "/profiles/production",
         "models": "/models?q=q4",
         "capacity": "/capacity",
+        "access": "/access",
     }

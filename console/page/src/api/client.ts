@@ -4,7 +4,7 @@
 
 import { signal } from '@preact/signals';
 import type {
-  Capacity, Hosts, Job, JobRequest, Models, Plan, PlanList, PlanRequest, Problem, ProfileList, SavedProfile, ServerDetail,
+  AuditList, Capacity, Hosts, Job, JobRequest, KeyList, Models, Plan, PlanList, PlanRequest, Problem, ProfileList, SavedProfile, ServerDetail,
   Servers, Session,
 } from './types';
 
@@ -70,6 +70,8 @@ export const api = {
   previewProfile: (name: string, text: string) => request<SavedProfile>('PUT', `profiles/${quote(name)}`, { text, preview: true }),
   saveProfile: (name: string, text: string, expected: string) =>
     request<SavedProfile>('PUT', `profiles/${quote(name)}`, { text, preview: false, expected_sha256: expected }),
+  keys: () => request<KeyList>('GET', 'keys'),
+  audit: () => request<AuditList>('GET', 'audit?limit=500'),
   capacity: () => request<Capacity>('GET', 'capacity'),
   makePlan: async (body: PlanRequest) =>
     jobId(await request<Started>('POST', 'plans', body, idempotent())),

@@ -9,6 +9,8 @@ import type { components } from './schema';
 type Schemas = components['schemas'];
 
 export type Answer = Pick<Schemas['Hosts'], 'as_of' | 'source'>;
+export type AuditEntry = Schemas['AuditDocument'];
+export type AuditList = Schemas['AuditList'];
 export type Capacity = Schemas['Capacity'];
 export type Fit = Schemas['Fit'];
 export type Footprint = Schemas['Footprint'];
@@ -17,6 +19,8 @@ export type HostCapacity = Schemas['HostCapacity'];
 export type HostPlan = Schemas['HostPlan'];
 export type Hosts = Schemas['Hosts'];
 export type JobRequest = Schemas['JobRequest'];
+export type Key = Schemas['Key'];
+export type KeyList = Schemas['KeyList'];
 export type Model = Schemas['Model'];
 export type Models = Schemas['Models'];
 export type Plan = Schemas['PlanDocument'];
