@@ -124,6 +124,7 @@ from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import (
     host_entry,
     one_per_port,
 )
+from ansible_collections.magi.llama.plugins.module_utils._gateway.server_keys import with_old_keys
 from ansible_collections.magi.llama.plugins.module_utils._launch.api_keys import usable_keys
 
 
@@ -137,12 +138,13 @@ def run(module: Module) -> dict:
     record, running = read_record(state_dir), processes(state_dir)
     servers = [as_running(server, running.get(server["name"])) for server in record["servers"]]
     stopped = [name for name, intended in read_intended(state_dir).items() if intended == "stopped"]
+    old_keys = with_old_keys(record["servers"], running)
     draining = away_times([*given["draining"], *stopped], given["away_seconds"])
     servers = one_per_port(servers, running, draining)
     files = [server.get("api_key_file") for server in record["servers"]]
     return {
         "changed": False,
-        "members": host_entry({"servers": servers}, given["address"], draining),
+        "members": host_entry({"servers": servers}, given["address"], draining, old_keys),
         "api_keys": usable_keys(next(filter(None, files), None))[:MAX_KEYS],
         "left_out": [],
         "running": sorted({server["name"] for server in servers} & running.keys()),

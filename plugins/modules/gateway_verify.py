@@ -139,6 +139,7 @@ from ansible_collections.magi.llama.plugins.module_utils._core.files import plai
 from ansible_collections.magi.llama.plugins.module_utils._core.ownership import require_trusted
 from ansible_collections.magi.llama.plugins.module_utils._gateway.files import Places, read_fleet, read_keys
 from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import GatewayError, backends_of
+from ansible_collections.magi.llama.plugins.module_utils._gateway.server_keys import keys_of
 from ansible_collections.magi.llama.plugins.module_utils._gateway.state import exists
 from ansible_collections.magi.llama.plugins.module_utils._gateway.verification import ask_from_host, models_of
 
@@ -154,7 +155,7 @@ def run(module: Module) -> dict:
     if not exists(places.state_dir):
         raise GatewayError(f"{places.state_dir} has no gateway: run gateway.yml first.")
     require_trusted(places.state_dir)
-    backends, _warnings = backends_of(read_fleet(places), read_keys(places), [given["name"]])
+    backends, _warnings = backends_of(read_fleet(places), keys_of(read_keys(places)), [given["name"]])
     routed = models_of(backends)
     answers = []
     if given["asks"]:

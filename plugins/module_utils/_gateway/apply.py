@@ -22,6 +22,7 @@ from .server_lines import Key, coming, states_for
 
 # The name of its unit or program.
 SERVICE = "gateway"
+KEYS, GRANTS = "keys.map", "grants.map"
 START_SECONDS = 20.0
 
 
@@ -54,7 +55,8 @@ def apply(
         return Applied("start", wait_until_up(admin, coming(old, new), ready_timeout))
     if change.how in ("maps", "servers"):
         try:
-            _change_maps(admin, places, change.files, after)
+            for name, content in map_steps(change.files, before, after):
+                admin.replace_map(f"{places.config}/{name}", content)
             late = change_servers(admin, old, new, ready_timeout) if change.how == "servers" else []
             return Applied(change.how, late)
         except AdminSocketError:
@@ -93,7 +95,29 @@ def _reload(pid: int, places: Places, admin: AdminSocket, config: str) -> None:
         os.unlink(places.states)
 
 
-def _change_maps(admin: AdminSocket, places: Places, names: Sequence[str], after: Mapping[str, str]) -> None:
-    for name in names:
-        if name.endswith(".map"):
-            admin.replace_map(f"{places.config}/{name}", parse_map(after.get(name, "")))
+def map_steps(
+    names: Sequence[str], before: Mapping[str, str], after: Mapping[str, str]
+) -> list[tuple[str, dict[str, str]]]:
+    """The contents of changed maps, each of which requests see at once, in an order that treats no client wrongly.
+
+    Revoked keys are out before anything else changes, and those of new clients are in once their limits are. A key that
+    takes the place of another one of its client is one change.
+    """
+    maps = [name for name in names if name.endswith(".map")]
+    old = {name: parse_map(before.get(name, "")) for name in maps}
+    new = {name: parse_map(after.get(name, "")) for name in maps}
+    steps = []
+    if KEYS in maps:
+        known = set(old[KEYS].values())
+        steps.append((KEYS, {digest: client for digest, client in new[KEYS].items() if client in known}))
+    if GRANTS in maps:
+        # Who is restricted changes in between.
+        steps.append((GRANTS, {**old[GRANTS], **new[GRANTS]}))
+    steps += [(name, new[name]) for name in maps if name not in (KEYS, GRANTS)]
+    steps += [(name, new[name]) for name in (GRANTS, KEYS) if name in maps]
+    found = []
+    for name, content in steps:
+        if content != old[name]:
+            found.append((name, content))
+            old[name] = content
+    return found

@@ -24,6 +24,7 @@ from .._core.files import make_folders, write_atomic
 from .._core.ownership import MANIFEST, MARK, open_trusted, require_own_folder, require_trusted
 from .._launch.config_files import current_text
 from .fleet import FLEET, GatewayError
+from .server_keys import HostKeys, read_host_keys, written_keys
 from .words import FOLDER
 
 OLDEST_VERSION = (2, 6)
@@ -139,9 +140,9 @@ def read_fleet(places: Places) -> dict[str, Any]:
     return dict(FLEET.load(read_json(places.fleet) or FLEET.stamp({"hosts": {}}))["hosts"])
 
 
-def read_keys(places: Places) -> dict[str, list[str]]:
+def read_keys(places: Places) -> dict[str, HostKeys]:
     """The API keys that each host's servers take."""
-    return {str(host): list(map(str, keys)) for host, keys in (read_json(places.keys) or {}).items()}
+    return read_host_keys(read_json(places.keys) or {})
 
 
 def read_json(path: str) -> Any:
@@ -240,9 +241,9 @@ def activate(places: Places, folder: str) -> None:
     os.replace(temporary, places.config)
 
 
-def write_documents(places: Places, hosts: Mapping[str, Any], keys: Mapping[str, Sequence[str]]) -> None:
+def write_documents(places: Places, hosts: Mapping[str, Any], keys: Mapping[str, HostKeys]) -> None:
     write_atomic(places.fleet, (json.dumps(FLEET.stamp({"hosts": hosts}), indent=1) + "\n").encode(), 0o640)
-    write_atomic(places.keys, json.dumps(dict(keys)).encode(), 0o600)
+    write_atomic(places.keys, json.dumps(written_keys(keys)).encode(), 0o600)
 
 
 def prepare(places: Places, user: str | None, *, dry_run: bool = False) -> int | None:

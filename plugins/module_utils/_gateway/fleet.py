@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,8 @@ _SERVER = Fields(
         "on_demand": bool,
         # It is stopped after so many seconds without a request; 0 for never.
         "idle_seconds": int,
+        # It was started before its API key file changed.
+        "old_keys": bool,
     },
 )
 # A host as gateways reach it.
@@ -154,11 +156,15 @@ def one_per_port(
 
 
 def host_entry(
-    record: Mapping[str, Any], address: str, draining: Mapping[str, int | None] | None = None
+    record: Mapping[str, Any],
+    address: str,
+    draining: Mapping[str, int | None] | None = None,
+    old_keys: Container[str] = (),
 ) -> dict[str, Any]:
     """What a gateway needs to know of a host: {"address", "servers"}, from the host's record of what is deployed.
 
-    draining has the servers that are to get no new requests, as away_times returns them.
+    draining has the servers that are to get no new requests, as away_times returns them, old_keys those that were
+    started before their API key file changed.
     """
     servers = [
         {
@@ -172,6 +178,7 @@ def host_entry(
             "slots": slots_of(server["argv"]),
             "patience": patience_of(server),
             **_on_demand(server),
+            **({"old_keys": True} if server["name"] in old_keys else {}),
             **(_draining(draining[server["name"]]) if draining and server["name"] in draining else {}),
         }
         for server in record["servers"]
@@ -286,11 +293,13 @@ def reached_at(entry: Mapping[str, Any], server: Mapping[str, Any], is_here: boo
 
 
 def backends_of(
-    hosts: Mapping[str, Mapping[str, Any]], keys: Mapping[str, Sequence[str]], here: Iterable[str]
+    hosts: Mapping[str, Mapping[str, Any]],
+    keys_of: Callable[[str, Mapping[str, Any]], Sequence[str]],
+    here: Iterable[str],
 ) -> tuple[list[Backend], list[str]]:
     """Return the backends, and a warning for each host with servers that are left out.
 
-    hosts has an entry for each host, keys the API keys that its servers take; here are the hosts that are the gateway's
+    hosts has an entry for each host, keys_of returns the API keys that a host's server takes; here are the hosts that are the gateway's
     own machine. Left out is what a gateway cannot reach, and of a model's servers those that do not take the key that
     most take, as a gateway sends one to all servers of a model.
     """
@@ -316,7 +325,7 @@ def backends_of(
                 server.get("on_demand", False),
                 server.get("idle_seconds", 0),
             )
-            for key in keys.get(host) or [""]:
+            for key in keys_of(host, server) or [""]:
                 members.setdefault(server["model_id"], {}).setdefault(key, []).append(member)
                 about.setdefault((server["model_id"], key), server)
     warnings = [

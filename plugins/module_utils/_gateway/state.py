@@ -48,6 +48,7 @@ from .fleet import Backend, GatewayError, backends_of, check_host, ready_servers
 from .limits import Limits, check_models, limits_of, missing_models
 from .members import serving_servers
 from .own_certificate import AUTO, own_certificate
+from .server_keys import HostKeys, keys_of, next_keys, refuse_replaced
 from .settings import Route, Settings
 from .sticky import check_stickiness
 
@@ -118,7 +119,7 @@ def bring_to_state(
         check_models(settings.models)
         check_stickiness(settings.stickiness)
         hosts, keys = _hosts(places, given, warn)
-        backends, warnings = backends_of(hosts, keys, [given["name"]])
+        backends, warnings = backends_of(hosts, keys_of(keys), [given["name"]])
         warnings += missing_targets(backends, settings.aliases, settings.families)
         _refuse_open(settings, clients, backends)
         names = names_of(backends, settings.aliases, settings.families)
@@ -170,7 +171,7 @@ def _outcome(applied: Applied, admin: AdminSocket) -> dict[str, Any]:
 
 def _hosts(
     places: Places, given: Mapping[str, Any], warn: Callable[[str], None]
-) -> tuple[dict[str, Any], dict[str, list[str]]]:
+) -> tuple[dict[str, Any], dict[str, HostKeys]]:
     """What is known of each host after this run, and the keys of their servers.
 
     A host whose entry is invalid is as it was before: it must not keep the others out of the gateway.
@@ -184,8 +185,12 @@ def _hosts(
             warn(f"{host}: what it reports of its servers is not used: {error}.")
             del found[host]
     hosts = merged(read_fleet(places), found, given["inventory"])
-    known = {**read_keys(places), **{host: keys for host, keys in new_keys.items() if host in found}}
-    return hosts, {host: known.get(host, []) for host in hosts}
+    keys = read_keys(places)
+    for host, entry in found.items():
+        if entry is not None:
+            keys[host] = next_keys(keys.get(host, HostKeys()), new_keys.get(host, []), entry)
+            refuse_replaced(host, keys[host], entry)
+    return hosts, {host: keys.get(host, HostKeys()) for host in hosts}
 
 
 def _kept(places: Places, given: Mapping[str, Any], found: str | None) -> dict[str, Any]:

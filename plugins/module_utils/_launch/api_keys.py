@@ -127,7 +127,12 @@ def check_key_file(path: str, user: str | None, groups: Sequence[str] = ()) -> K
         if status.st_mode & stat.S_IROTH
         else []
     )
-    return KeyFile(f"{status.st_size}.{status.st_mtime_ns}.{status.st_ino}", tuple(warnings))
+    return KeyFile(stamp_of(status), tuple(warnings))
+
+
+def stamp_of(status: os.stat_result) -> str:
+    """A stamp of a file that changes with it."""
+    return f"{status.st_size}.{status.st_mtime_ns}.{status.st_ino}"
 
 
 def _check_content(path: str, content: bytes) -> None:

@@ -25,7 +25,7 @@ def entry(*servers: dict[str, Any], address: str = "192.0.2.1") -> dict[str, Any
 
 
 def backends(hosts: dict[str, dict[str, Any]], here: str = "gw", **keys: list[str]) -> list[fleet.Backend]:
-    found, warnings = fleet.backends_of(hosts, keys, [here])
+    found, warnings = fleet.backends_of(hosts, lambda host, _server: keys.get(host, []), [here])
     assert warnings == []
     return found
 
@@ -54,7 +54,7 @@ def test_server_is_reached_at_address_that_it_listens_on(listens: str, here: str
 
 
 def test_server_on_loopback_of_another_host_is_left_out_with_warning() -> None:
-    found, warnings = fleet.backends_of({"a": entry(server("m", host="127.0.0.1"))}, {}, ["b"])
+    found, warnings = fleet.backends_of({"a": entry(server("m", host="127.0.0.1"))}, lambda *_: [], ["b"])
     assert found == []
     assert warnings == [
         "a: m cannot be reached from here, as servers_host there is a loopback address: set it to the host's own "
@@ -64,7 +64,7 @@ def test_server_on_loopback_of_another_host_is_left_out_with_warning() -> None:
 
 def test_servers_with_another_key_than_most_are_left_out() -> None:
     hosts = {host: entry(server("m")) for host in "abc"}
-    [backend], warnings = fleet.backends_of(hosts, {"a": ["old"], "b": ["k"], "c": ["k"]}, [])
+    [backend], warnings = fleet.backends_of(hosts, lambda host, _server: ["old" if host == "a" else "k"], [])
     assert (backend.key, [one.name for one in backend.servers]) == ("k", ["b_8080", "c_8080"])
     assert warnings == [
         "m: a_8080 do not take the API key that most of its servers take, and are left out: give all hosts a key in "
