@@ -122,14 +122,14 @@ def sent(keys: HostKeys, host: dict[str, Any]) -> tuple[str, int]:
 def test_servers_get_a_key_that_all_of_them_take(both: list[str]) -> None:
     """In whichever order the file has the keys: servers that are not restarted yet know the old one only."""
     keys = HostKeys(["old"])
-    for running, wanted in ((["m-1", "m-2"], "old"), (["m-2"], "old"), ([], both[0])):
-        host = entry(old_keys=running)
+    for left, wanted in ((["m-1", "m-2"], "old"), (["m-2"], "old"), ([], both[0])):
+        host = entry(old_keys=left)
         keys = next_keys(keys, both, host)
         assert sent(keys, host) == (wanted, 2)
         # What a gateway keeps in its file.
         keys = read_host_keys(written_keys({"a": keys}))["a"]
-    for running in (["m-1", "m-2"], ["m-2"], []):
-        host = entry(old_keys=running)
+    for left in (["m-1", "m-2"], ["m-2"], []):
+        host = entry(old_keys=left)
         keys = next_keys(keys, ["new"], host)
         refuse_replaced("a", keys, host)
         assert sent(keys, host) == ("new", 2)
