@@ -83,7 +83,9 @@ def acquire(
             # For messages only; nothing depends on the host's clock.
             since = since or time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
             boot, now = _clock(proc)
-            held: dict[str, Any] = {**asdict(run), "since": since, "boot": boot, "expires": now + lease}
+            own = found.seconds_left if found is not None and found.run.id == run.id else 0.0
+            # A longer lease that the run took for a long wait holds.
+            held: dict[str, Any] = {**asdict(run), "since": since, "boot": boot, "expires": now + max(lease, own)}
             held["lost"] = [one for one in dict.fromkeys(lost) if one != run.id][-LOST_LIMIT:]
             _write(descriptor, held)
     except OSError as error:

@@ -37,6 +37,16 @@ def test_lock_of_active_run_is_renewed(state):
     assert held.run.since == since
 
 
+def test_lease_for_a_long_wait_is_not_shortened_by_a_renewal(state):
+    """Its host waits for its turn, and what the run does there before renews the lock for the usual time."""
+    run_lock.acquire(state, run("mine"), lease=1200)
+    run_lock.renew(state, MINE)
+    assert run_lock.holder(state).seconds_left > 1100
+    run_lock.release(state, MINE)
+    run_lock.acquire(state, run("other"))
+    assert run_lock.holder(state).seconds_left < run_lock.LEASE_SECONDS + 1
+
+
 def test_lock_expired_is_reacquired_by_its_run(state):
     assert run_lock.acquire(state, run("mine"), lease=0.01) is None
     time.sleep(0.05)
