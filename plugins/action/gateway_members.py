@@ -5,22 +5,27 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible_collections.magi.llama.plugins.module_utils._arguments.gateway_members import ARGUMENTS
+from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
 from ansible_collections.magi.llama.plugins.module_utils._core.documents import DocumentError
 from ansible_collections.magi.llama.plugins.module_utils._core.values import ANY_ADDRESS, is_loopback
 from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import KEY, check_host
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
+from ansible_collections.magi.llama.plugins.plugin_utils.this_run import this_run
 
 
 class ActionModule(HostAction):
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
         arguments = check_arguments(self, ARGUMENTS)
-        answer = self.ask("gateway_members", self._task.args, task_vars)
+        run_id = this_run((task_vars or {})["inventory_hostname"])["id"]
+        listed_at = time.monotonic()
+        answer = self.ask("gateway_members", fill_in(self._task.args, run_id=run_id), task_vars)
         if "members" not in answer:
             return {**result, **answer}
         if not all(KEY.fullmatch(key) for key in answer["api_keys"]):
@@ -45,7 +50,8 @@ class ActionModule(HostAction):
         except DocumentError as error:
             raise AnsibleActionFail(f"No gateway can use what this host reports of its servers: {error}.") from error
         # Only an error is shown: the answer has the servers' keys.
-        return {**result, **answer, "members": members, "left_out": left_out, "_ansible_no_log": True}
+        found = {"members": members, "left_out": left_out, "listed_at": listed_at}
+        return {**result, **answer, **found, "_ansible_no_log": True}
 
 
 def _refuse_lost(names: list[str]) -> None:

@@ -6,16 +6,20 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Mapping
 from typing import Any
 
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
+from ansible_collections.magi.llama.plugins.module_utils._core.text import clean_text
 from ansible_collections.magi.llama.plugins.module_utils._gateway.clients import client_entry, parse_clients
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.magi.llama.plugins.plugin_utils.inputs import inputs_from_facts
 from ansible_collections.magi.llama.plugins.plugin_utils.playbooks import as_called
 from ansible_collections.magi.llama.plugins.plugin_utils.show import WARNING, show
 from ansible_collections.magi.llama.plugins.plugin_utils.side_by_side import ALL, BEGIN, END, answer_of, begin
+from ansible_collections.magi.llama.plugins.plugin_utils.this_run import has_ended
 
 # The variable in which members.yml keeps what gateway_members found on a host.
 FOUND = "__gateway_members"
@@ -43,6 +47,7 @@ class ActionModule(HostAction):
         arguments = fill_in(
             given,
             hosts={host: entry["members"] if entry["members"]["servers"] else None for host, entry in found.items()},
+            ages={host: age for host, entry in found.items() if (age := _age(entry)) is not None},
             keys=json.dumps({host: entry["api_keys"] for host, entry in found.items()}),
             clients=json.dumps(clients),
             inventory=list(task_vars["groups"]["all"]),
@@ -89,16 +94,31 @@ def _found(task_vars: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     for host in task_vars["groups"]["all"]:
         variables = task_vars["hostvars"][host]
         entry = variables.get(FOUND)
+        if isinstance(entry, dict) and entry.get("unreachable"):
+            warnings.append(f"{host}: it was not reached, so the gateway keeps what it knows of its servers.")
         if not isinstance(entry, dict) or "members" not in entry:
             continue
         if FOUND in inputs_from_facts(variables):
             warnings.append(f"{host}: it reports a fact {FOUND}, which is not used.")
+            continue
+        holder = entry.get("holder")
+        if holder and not has_ended(holder):
+            # It may drain servers, which this run would give to the gateways again.
+            text = clean_text(str(holder["text"]))
+            warnings.append(f"{host}: another run is changing it ({text}), and changes what the gateway knows of it.")
             continue
         found[host] = entry
         if entry.get("left_out"):
             names = ", ".join(map(str, entry["left_out"]))
             warnings.append(f"{host}: {names} are left out: their address or port is not of the inventory.")
     return found, warnings
+
+
+def _age(entry: Mapping[str, Any]) -> float | None:
+    """How many seconds ago a host was looked at; None where this run has locked it since."""
+    if entry.get("is_locked", True) or "listed_at" not in entry:
+        return None
+    return time.monotonic() - float(entry["listed_at"])
 
 
 def _line(answer: dict[str, Any], name: str) -> str:

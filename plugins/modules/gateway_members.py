@@ -105,6 +105,14 @@ running:
   returned: success
   type: list
   elements: str
+holder:
+  description: The other run that is changing the host, V(null) if there is none.
+  returned: success
+  type: dict
+is_locked:
+  description: Whether this run holds the host's lock, so that no other run changes what was found.
+  returned: success
+  type: bool
 left_out:
   description: Servers whose address or port the inventory does not have.
   returned: success
@@ -116,6 +124,7 @@ from ansible_collections.magi.llama.plugins.module_utils._arguments.gateway_memb
 from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import processes
+from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import describe_holder, holder
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import read_intended, read_record
 from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import (
     MAX_KEYS,
@@ -135,6 +144,8 @@ def main() -> None:
 def run(module: Module) -> dict:
     given = module.params
     state_dir = plain_path(given["state_dir"])
+    # Before all else: a run that takes it later changes what is found here.
+    lock = holder(state_dir)
     record, running = read_record(state_dir), processes(state_dir)
     servers = [as_running(server, running.get(server["name"])) for server in record["servers"]]
     stopped = [name for name, intended in read_intended(state_dir).items() if intended == "stopped"]
@@ -147,6 +158,8 @@ def run(module: Module) -> dict:
         "members": host_entry({"servers": servers}, given["address"], draining, old_keys),
         "api_keys": usable_keys(next(filter(None, files), None))[:MAX_KEYS],
         "left_out": [],
+        "holder": describe_holder(lock, given["run_id"] or ""),
+        "is_locked": lock is not None and lock.run.id == given["run_id"],
         "running": sorted({server["name"] for server in servers} & running.keys()),
     }
 

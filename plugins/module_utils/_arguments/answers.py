@@ -145,7 +145,10 @@ ANSWERS: dict[str, Fields] = {
     "wait_until_idle": Fields({"servers": [_IDLENESS], "complete": bool}),
     "server_info": Fields({"status": STATUS.shape, "drift": Map(str), "start": _START}),
     "verify": Fields({"deployed": RECORD.required["servers"], "refused": [str]}),
-    "gateway_members": Fields({"members": HOST, "api_keys": [str], "left_out": [str], "running": [str]}),
+    "gateway_members": Fields(
+        {"members": HOST, "api_keys": [str], "left_out": [str], "running": [str]},
+        {"holder": Maybe(_HOLDER), "is_locked": bool},
+    ),
     "gateway_verify": Fields({"routed": [Fields({"model_id": NAME, "kind": str})], "answers": [_THROUGH_GATEWAY]}),
     "gateway_state": Fields(
         {"how": _HOW, "models": Map(int, NAME), "url": str},

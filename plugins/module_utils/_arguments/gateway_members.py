@@ -18,5 +18,6 @@ ARGUMENTS = Arguments(
         "draining": {"type": "list", "elements": "str", "default": []},
         "away_seconds": {"type": "dict", "default": {}},
         "leaving": {"type": "list", "elements": "str"},
-    }
+    },
+    filled_in={"run_id": {"type": "str"}},
 )

@@ -48,6 +48,8 @@ ARGUMENTS = Arguments(
     filled_in={
         # By host: what gateway_members found there, null for a host without servers.
         "hosts": {"type": "dict", "default": {}},
+        # By host, where that was done without its lock: how many seconds ago.
+        "ages": {"type": "dict", "default": {}},
         # As JSON, since no_log hides every part of a list or mapping wherever it occurs in the result.
         "keys": {"type": "str", "no_log": True},
         "clients": {"type": "str", "no_log": True},

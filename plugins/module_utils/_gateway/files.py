@@ -140,6 +140,11 @@ def read_fleet(places: Places) -> dict[str, Any]:
     return dict(FLEET.load(read_json(places.fleet) or FLEET.stamp({"hosts": {}}))["hosts"])
 
 
+def read_changed(places: Places) -> dict[str, float]:
+    """When each host's part was changed by a run that had locked it, in seconds since the epoch."""
+    return dict(FLEET.load(read_json(places.fleet) or FLEET.stamp({"hosts": {}})).get("changed", {}))
+
+
 def read_keys(places: Places) -> dict[str, HostKeys]:
     """The API keys that each host's servers take."""
     return read_host_keys(read_json(places.keys) or {})
@@ -241,8 +246,11 @@ def activate(places: Places, folder: str) -> None:
     os.replace(temporary, places.config)
 
 
-def write_documents(places: Places, hosts: Mapping[str, Any], keys: Mapping[str, HostKeys]) -> None:
-    write_atomic(places.fleet, (json.dumps(FLEET.stamp({"hosts": hosts}), indent=1) + "\n").encode(), 0o640)
+def write_documents(
+    places: Places, hosts: Mapping[str, Any], keys: Mapping[str, HostKeys], changed: Mapping[str, float]
+) -> None:
+    fleet = FLEET.stamp({"hosts": hosts, "changed": {host: changed[host] for host in hosts if host in changed}})
+    write_atomic(places.fleet, (json.dumps(fleet, indent=1) + "\n").encode(), 0o640)
     write_atomic(places.keys, json.dumps(written_keys(keys)).encode(), 0o600)
 
 

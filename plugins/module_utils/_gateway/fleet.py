@@ -56,8 +56,9 @@ _SERVER = Fields(
 )
 # A host as gateways reach it.
 HOST = Fields({"address": _ADDRESS, "servers": [_SERVER]})
-# What a gateway knows of every host's servers, so that a run over some hosts keeps the others.
-FLEET = Document("fleet", 1, Fields({"hosts": Map(HOST)}))
+# What a gateway knows of every host's servers, so that a run over some hosts keeps the others; and when a run that had
+# locked the host changed that, in seconds since the epoch.
+FLEET = Document("fleet", 1, Fields({"hosts": Map(HOST)}, {"changed": Map((int, float))}))
 
 
 class GatewayError(MagiError):
@@ -299,9 +300,9 @@ def backends_of(
 ) -> tuple[list[Backend], list[str]]:
     """Return the backends, and a warning for each host with servers that are left out.
 
-    hosts has an entry for each host, keys_of returns the API keys that a host's server takes; here are the hosts that are the gateway's
-    own machine. Left out is what a gateway cannot reach, and of a model's servers those that do not take the key that
-    most take, as a gateway sends one to all servers of a model.
+    hosts has an entry for each host, keys_of returns the API keys that a host's server takes; here are the hosts that
+    are the gateway's own machine. Left out is what a gateway cannot reach, and of a model's servers those that do not
+    take the key that most take, as a gateway sends one to all servers of a model.
     """
     # By model and key; a server is with each key that it takes.
     members: dict[str, dict[str, list[Server]]] = {}

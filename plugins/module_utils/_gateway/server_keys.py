@@ -78,8 +78,8 @@ def refuse_replaced(host: str, keys: HostKeys, entry: Mapping[str, Any]) -> None
     if any(bool(server.get("draining")) == bool(server.get("old_keys")) for server in servers):
         raise GatewayError(
             f"The API key file of {host} (servers_api_key_file) has none of the keys that its running servers take, "
-            "and gateways send one key to all servers of a model: write the old key to it again, below the new one, run "
-            "this again, and remove the old key in a second run."
+            "and gateways send one key to all servers of a model: write the old key to it again, below the new one, "
+            "run this again, and remove the old key in a second run."
         )
 
 

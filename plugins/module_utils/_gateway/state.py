@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ from .files import (
     note_applied,
     prepare,
     read_certificate,
+    read_changed,
     read_fleet,
     read_json,
     read_keys,
@@ -53,6 +55,8 @@ from .settings import Route, Settings
 from .sticky import check_stickiness
 
 STOP_SECONDS = 30.0
+# Between the question to a host and that to the gateway; less than another run takes to change something.
+SLACK_SECONDS = 2.0
 # What a run keeps of a gateway, so that one that changes only servers needs no variables of the gateway.
 GATEWAY = Document(
     "gateway",
@@ -118,7 +122,7 @@ def bring_to_state(
         check_aliases(settings.aliases)
         check_models(settings.models)
         check_stickiness(settings.stickiness)
-        hosts, keys = _hosts(places, given, warn)
+        hosts, keys, changed = _hosts(places, given, warn)
         backends, warnings = backends_of(hosts, keys_of(keys), [given["name"]])
         warnings += missing_targets(backends, settings.aliases, settings.families)
         _refuse_open(settings, clients, backends)
@@ -155,7 +159,7 @@ def bring_to_state(
             check_config(kept["program"], places, folder, kept["user"])
             activate(places, folder)
         _write_kept(places, kept)
-        write_documents(places, hosts, keys)
+        write_documents(places, hosts, keys, changed)
         driver = find_manager(kept["service_manager"]).driver(places.state_dir, given["supervisord_path"])
         applied = apply(driver, places, change, before, after, given["ready_timeout"])
         note_applied(places, after)
@@ -171,12 +175,13 @@ def _outcome(applied: Applied, admin: AdminSocket) -> dict[str, Any]:
 
 def _hosts(
     places: Places, given: Mapping[str, Any], warn: Callable[[str], None]
-) -> tuple[dict[str, Any], dict[str, HostKeys]]:
-    """What is known of each host after this run, and the keys of their servers.
+) -> tuple[dict[str, Any], dict[str, HostKeys], dict[str, float]]:
+    """What is known of each host after this run, the keys of their servers, and when a run with its lock changed that.
 
     A host whose entry is invalid is as it was before: it must not keep the others out of the gateway.
     """
-    found, new_keys = dict(given["hosts"]), json.loads(given["keys"] or "{}")
+    known, changed = read_fleet(places), read_changed(places)
+    found, new_keys = current(given, known, changed, warn), json.loads(given["keys"] or "{}")
     for host, entry in list(found.items()):
         try:
             if entry is not None:
@@ -184,13 +189,30 @@ def _hosts(
         except DocumentError as error:
             warn(f"{host}: what it reports of its servers is not used: {error}.")
             del found[host]
-    hosts = merged(read_fleet(places), found, given["inventory"])
+    hosts = merged(known, found, given["inventory"])
+    changed.update(dict.fromkeys((host for host in found if host not in given["ages"]), time.time()))
     keys = read_keys(places)
     for host, entry in found.items():
         if entry is not None:
             keys[host] = next_keys(keys.get(host, HostKeys()), new_keys.get(host, []), entry)
             refuse_replaced(host, keys[host], entry)
-    return hosts, {host: keys.get(host, HostKeys()) for host in hosts}
+    return hosts, {host: keys.get(host, HostKeys()) for host in hosts}, changed
+
+
+def current(
+    given: Mapping[str, Any], known: Mapping[str, Any], changed: Mapping[str, float], warn: Callable[[str], None]
+) -> dict[str, Any]:
+    """What this run has found on each host, without what is older than the change of a run that had locked the host.
+
+    changed has the times of these in seconds since the epoch, by host.
+    """
+    found = dict(given["hosts"])
+    for host, seconds in given["ages"].items():
+        if changed.get(host, 0.0) > time.time() - float(seconds) - SLACK_SECONDS and host in found:
+            if found[host] != known.get(host):
+                warn(f"{host}: another run has changed it meanwhile, and what the gateway knows of it is kept.")
+            del found[host]
+    return found
 
 
 def _kept(places: Places, given: Mapping[str, Any], found: str | None) -> dict[str, Any]:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible_collections.magi.llama.plugins.module_utils._gateway.files import Places, prepare
 from ansible_collections.magi.llama.plugins.module_utils._gateway.own_certificate import own_certificate
-from ansible_collections.magi.llama.plugins.module_utils._gateway.state import bring_to_state
+from ansible_collections.magi.llama.plugins.module_utils._gateway.state import bring_to_state, current
 
 SERVER = {"name": "m-8080", "model_id": "m-q8_0", "kind": "model", "listens": "0.0.0.0", "port": 8080, "slots": 1}
 
@@ -30,6 +31,7 @@ def dry_run(state_dir: Path, clients: list[dict[str, Any]], **settings: Any) -> 
         "clients": json.dumps(clients),
         "hosts": {"a": {"address": "192.0.2.1", "servers": [SERVER]}},
         "keys": None,
+        "ages": {},
         "inventory": ["a"],
     }
     return bring_to_state(given, None, warn=warnings.append, dry_run=True), warnings
@@ -40,6 +42,17 @@ def test_name_in_models_of_a_client_that_no_server_has_is_a_warning(tmp_path: Pa
     result, warnings = dry_run(tmp_path, clients)
     assert result["changed"]
     assert warnings == ["gateway_api_keys (ci).models: no server has qwen; there are m, m-q8_0."]
+
+
+def test_what_was_listed_before_another_run_drained_is_not_used() -> None:
+    """The host was not locked when it was listed, and another run has locked it since."""
+    now, warnings = time.time(), []
+    drained, listed = {"servers": [{"name": "m", "draining": True}]}, {"servers": [{"name": "m"}]}
+    given = {"hosts": {"a": listed, "b": listed, "c": listed}, "ages": {"a": 60.0, "b": 60.0}}
+    found = current(given, {"a": drained, "b": drained}, {"a": now - 30, "b": now - 90, "c": now}, warnings.append)
+    # That of b is from before: a run that was killed while it drained. The run itself has locked c.
+    assert found == {"b": listed, "c": listed}
+    assert warnings == ["a: another run has changed it meanwhile, and what the gateway knows of it is kept."]
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="no openssl on this machine")

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 from ansible.errors import AnsibleActionFail
+from ansible_collections.magi.llama.plugins.action import gateway_state
 
 ARGUMENTS = {"state_dir": "/var/lib/g", "name": "gw1"}
 GROUPS = {"all": ["h"]}
@@ -67,6 +69,40 @@ def test_gateway_that_is_set_up_fails_by_itself(run_action: Any) -> None:
     assert run_action("gateway_state", ARGUMENTS, answers=[failed], **more).result["failed"]
     with pytest.raises(AnsibleActionFail):
         run_action("gateway_state", ARGUMENTS, answers=[{**READ, "how": 1}], **more)
+
+
+HOLDER = {"id": "elsewhere/1/1", "text": "rollout.yml by ann", "seconds_left": 200.0}
+
+
+def sent_with(run_action: Any, **entry: Any) -> tuple[dict[str, Any], str]:
+    """What a gateway is sent of a host, and what is shown."""
+    found = {"members": {"address": "", "servers": [{"name": "m"}]}, "api_keys": [], **entry}
+    more: dict[str, Any] = {"groups": GROUPS, "hostvars": {"h": {"__gateway_members": found}}}
+    run = run_action("gateway_state", {**ARGUMENTS, "state": "updated"}, answers=[UPDATED], **more)
+    return run.calls[0][1]["_filled_in"], "\n".join(run.lines)
+
+
+def test_servers_of_a_host_that_another_run_changes_are_left_to_it(run_action: Any, monkeypatch: Any) -> None:
+    """It may drain one, which would get requests again."""
+    sent, shown = sent_with(run_action, holder=HOLDER, is_locked=False)
+    assert sent["hosts"] == {}
+    assert "h: another run is changing it (rollout.yml by ann), and changes what the gateway knows of it." in shown
+    monkeypatch.setattr(gateway_state, "has_ended", lambda holder: holder == HOLDER)
+    sent, shown = sent_with(run_action, holder=HOLDER, is_locked=False)
+    assert (sent["hosts"].keys(), "another run" in shown) == ({"h"}, False)
+
+
+def test_gateway_learns_how_old_is_what_was_listed_without_the_lock(run_action: Any) -> None:
+    sent, _shown = sent_with(run_action, holder=None, is_locked=False, listed_at=time.monotonic() - 60)
+    assert 60 <= sent["ages"]["h"] < 90
+    assert sent_with(run_action, holder=None, is_locked=True, listed_at=time.monotonic() - 60)[0]["ages"] == {}
+
+
+def test_host_that_was_not_reached_is_named(run_action: Any) -> None:
+    more: dict[str, Any] = {"groups": GROUPS, "hostvars": {"h": {"__gateway_members": {"unreachable": True}}}}
+    run = run_action("gateway_state", {**ARGUMENTS, "state": "updated"}, answers=[UPDATED], **more)
+    assert run.calls[0][1]["_filled_in"]["hosts"] == {}
+    assert "h: it was not reached, so the gateway keeps what it knows of its servers." in "\n".join(run.lines)
 
 
 def test_facts_name_no_servers(run_action: Any) -> None:

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ansible_collections.magi.llama.plugins.module_utils._core.ownership import MARK
 from ansible_collections.magi.llama.plugins.module_utils._deployment.state_files import state_files
+from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import FLEET
 from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import write_all
 from support.runs import ROOT
 
@@ -100,6 +102,23 @@ def test_lock_is_held_until_the_gateways_are_in_step(fleet: Fleet) -> None:
     assert "ok: [one]" in output[released:].partition("PLAY RECAP")[0]
 
 
+def test_gateways_are_changed_while_no_host_with_servers_is_reached(fleet: Fleet) -> None:
+    """Keys of clients can be revoked, and the gateways keep the servers that they know."""
+    fleet.hosts["one"] |= UNREACHABLE
+    del fleet.hosts["gw2"]
+    groups = {"models": {"hosts": {"one": {}}}, "gateways": {"hosts": {"gw1": {}}}}
+    (fleet.folder / "groups.yml").write_text(json.dumps({"all": {"children": groups}}))
+    server = {"name": "a", "model_id": "a", "kind": "model", "listens": "0.0.0.0", "port": 1, "slots": 1}
+    known = {"hosts": {"one": {"address": "192.0.2.1", "servers": [server]}}}
+    (fleet.folder / "g").mkdir()
+    (fleet.folder / "g/manifest.json").write_text(json.dumps(MARK))
+    (fleet.folder / "g/fleet.json").write_text(json.dumps(FLEET.stamp(known)))
+    output = run(fleet, "gateway", "--check", code=2)
+    assert "gateway http://127.0.0.1:8070: started, 1 server of 1 model" in output
+    assert "one: it was not reached, so the gateway keeps what it knows of its servers." in output
+    assert "one was not reached, so the gateways keep what they know of its servers. Run gateway.yml again" in output
+
+
 def test_rollback_changes_the_gateways_under_the_lock(fleet: Fleet) -> None:
     output = run(fleet, "rollback", code=2)
     as_before, released = (output.rindex(text) for text in ("send requests as before", ": Release the lock]"))
@@ -135,6 +154,27 @@ def test_later_batches_do_not_tell_gateways_what_was_listed_under_a_lock_that_is
     ):
         (fleet.folder / "own.yml").write_text(json.dumps(plays))
         assert "All assertions passed" in run(fleet, str(fleet.folder / "own"), "-e", "servers=a")
+
+
+def test_hosts_that_wait_for_their_turn_keep_their_locks(fleet: Fleet) -> None:
+    """A step of other hosts may take longer than a lock lasts: draining alone may take as long as that."""
+    tasks = yaml.safe_load((ROOT / "roles/servers/tasks/wave.yml").read_text())
+    names = [next(key for key in task if key.startswith(("magi.llama.", "ansible.builtin."))) for task in tasks]
+    lock = tasks[names.index("magi.llama.run_lock")]
+    assert names.index("magi.llama.run_lock") < names.index("magi.llama.wait_until_idle")
+    # Not only on those that the step changes.
+    assert "__servers_wave" not in lock["when"]
+    assert lock["magi.llama.run_lock"]["lease"] == "{{ __servers_turn_seconds }}"
+    play = {"hosts": "one", "gather_facts": False, "vars_files": [str(ROOT / "roles/servers/vars/main.yml")]}
+    for given, least in (({}, 1200), ({"servers_max_startup_time": 900, "gateway_drain_timeout": 1000}, 2200)):
+        check = {"ansible.builtin.assert": {"that": f"__servers_turn_seconds | int == {least}"}}
+        known = {
+            "__servers_fact_profile": {"start": {"max_startup_time": 120}},
+            "servers_max_startup_time": "",
+            **given,
+        }
+        (fleet.folder / "own.yml").write_text(json.dumps([{**play, "vars": known, "tasks": [check]}]))
+        assert "All assertions passed" in run(fleet, str(fleet.folder / "own"))
 
 
 def test_change_begins_without_what_an_earlier_one_left() -> None:
