@@ -105,6 +105,14 @@ page: console/page/node_modules/.ready ## Build the page of the console; the bui
 	  else echo "Redis is missing, so its tests are skipped: apt-get install redis-server"; fi; }
 	@mkdir -p $(@D) && touch $@
 
+# What reads the files of export.yml in tests: Debian 13's programs, unpacked.
+.cache/bin/.export: tools/debian_programs.py $(VENV)/.ready
+	@if { command -v kustomize && command -v docker-compose; } >/dev/null; then :; \
+	elif command -v apt-get >/dev/null && PYTHONPATH=collections $(BIN)/python tools/debian_programs.py trixie .cache/debian kustomize docker-compose; then \
+	  echo "unpacked kustomize and docker-compose of Debian 13"; \
+	else echo "kustomize or docker-compose is missing, so tests of exported files are skipped"; fi
+	@mkdir -p $(@D) && touch $@
+
 # Every view, at three widths and in both themes.
 .PHONY: screenshots
 screenshots: $(VENV)/.ready console/page/node_modules/.ready ## Screenshots of the console's page in .cache/docs/screenshots
@@ -168,12 +176,12 @@ sanity: $(VENV)/.ready ## Run ansible-test sanity on a real copy of the collecti
 	@$(BIN)/python tests/sanity
 
 .PHONY: unit
-unit: .cache/bin/.ready .cache/bin/.redis ## Run the unit tests
+unit: .cache/bin/.ready .cache/bin/.redis .cache/bin/.export ## Run the unit tests
 	@$(BIN)/python -m pytest tests/unit
 
 # While you work: what finds most mistakes in about a minute on an idle machine with two cores. Tests that take seconds are marked slow.
 .PHONY: check
-check: .cache/bin/.ready .cache/bin/.redis ## Run the fast checks: style, types, most unit tests
+check: .cache/bin/.ready .cache/bin/.redis .cache/bin/.export ## Run the fast checks: style, types, most unit tests
 	@ruff check --quiet . && ruff format --check --quiet .
 	@mypy | grep --invert-match Success || test "$${PIPESTATUS[0]}" = 0
 	@mypy --config-file console/pyproject.toml | grep --invert-match Success || test "$${PIPESTATUS[0]}" = 0
@@ -183,7 +191,7 @@ check: .cache/bin/.ready .cache/bin/.redis ## Run the fast checks: style, types,
 
 # Everything except lint and sanity in one run with one summary; two at a time, since most tests wait for servers.
 .PHONY: pytest
-pytest: .cache/models/.ready .cache/bin/.haproxy .cache/bin/.redis console/page/node_modules/.ready ## Run scenarios, faults, unit tests, the artifact, every ansible-core and Python
+pytest: .cache/models/.ready .cache/bin/.haproxy .cache/bin/.redis .cache/bin/.export console/page/node_modules/.ready ## Run scenarios, faults, unit tests, the artifact, every ansible-core and Python
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report=
 
 # The URLs in the artifact derive from REPOSITORY, for example https://example.org/magi/llama.

@@ -31,6 +31,7 @@ CONTENTS = {
         "events",
         "console-api",
         "redis",
+        "export",
         "upgrade",
         "security",
         "troubleshooting",

@@ -23,6 +23,7 @@ LAYERS = (
     "_health",
     "_deployment",
     "_gateway",
+    "_export",
     "_output",
     "_arguments",
 )

@@ -18,13 +18,15 @@ from .words import FOLDER, error_json, literal, refuse
 
 # It says which model a server has, and wants the servers' key.
 MODELS_PATH = "/v1/models"
+# The section that says where servers' names are looked up again.
+NAMES = "MAGI_names"
 
 
 def backend_lines(settings: Settings, route: Route) -> list[str]:
     lines = [
         "defaults MAGI_models from MAGI_common",
         "  balance leastconn",
-        f"  default-server {CHECKS}",
+        f"  default-server {CHECKS}{f' resolvers {NAMES}' if settings.resolves else ''}",
         "  option httpchk",
         "  http-request del-header X-Model",
         "  http-request del-header X-Api-Key",

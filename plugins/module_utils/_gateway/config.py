@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from .._core.exchange import authority
 from .aliases import names_in_full
-from .backends import backend_lines, known_models
+from .backends import NAMES, backend_lines, known_models
 from .client_metrics import METRICS, METRICS_PATH, STORES, TABLE
 from .clients import client_maps
 from .frontend import BUFFER_BYTES, frontend_lines
@@ -29,12 +29,21 @@ from .words import FOLDER, http_error, map_text
 
 # When a client is to ask again for a model that has no server.
 RETRY_SECONDS = 2
+# A container that is replaced is found again within a second.
+RESOLVERS = (
+    f"resolvers {NAMES}",
+    "  parse-resolv-conf",
+    "  hold valid 1s",
+    "  hold nx 1s",
+    "  hold obsolete 1s",
+)
 
 
 def files_of(settings: Settings, route: Route) -> dict[str, str]:
     """Return each file of the configuration by its name in the folder; equal input gives equal text."""
     lines = [
         *_global(settings, ["tokens"] if is_counted(route.clients, settings.count_tokens) else []),
+        *(RESOLVERS if settings.resolves else []),
         *_defaults(settings),
         *table_lines(settings.stickiness),
         *frontend_lines(settings, route),

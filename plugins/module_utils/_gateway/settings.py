@@ -36,6 +36,8 @@ class Settings:
     max_connections: int = 2000
     stickiness: str = ""
     count_tokens: bool = False
+    # Whether servers have names that get other addresses while HAProxy runs, as containers have.
+    resolves: bool = False
     models: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -95,7 +95,11 @@ def test_misspelled_extra_variable_is_refused(begin: Begin, playbook: str, extra
             "output is not a variable of stop; it is for site, rollout, plan, scan, status, verify.",
         ),
         ("restart", "output_file=x", "output_file is not a variable of restart; it is for"),
-        ("status", '{"profile": "p"}', "profile is not a variable of status; it is for site, rollout, plan, scan."),
+        (
+            "status",
+            '{"profile": "p"}',
+            "profile is not a variable of status; it is for site, rollout, plan, scan, export.",
+        ),
         ("site", "servers=a", "servers is not a variable of site; it is for start, stop, restart."),
     ],
 )
@@ -112,7 +116,7 @@ def test_all_errors_are_reported_at_once(begin: Begin) -> None:
     error = begin.error("verify", "targt=a", "output=yaml", "profile=p", hosts=hosts)
     assert error.splitlines() == [
         "targt (given with -e) is not a variable of this collection; did you mean target?",
-        "profile is not a variable of verify; it is for site, rollout, plan, scan.",
+        "profile is not a variable of verify; it is for site, rollout, plan, scan, export.",
         "servers_prots (set for g1 and 1 more) is not a variable of this collection"
         + error.splitlines()[2].partition("collection")[2],
         "registry_pth (set for g2) is not a variable of this collection; did you mean registry_path?",
@@ -213,3 +217,10 @@ def test_part_of_a_plan_is_not_applied() -> None:
     for tags in ({"ansible_run_tags": ["runtime"]}, {"ansible_run_tags": ["all"], "ansible_skip_tags": ["registry"]}):
         assert _apply_errors(hosts, tags) == ["apply does all that the plan has: leave out --tags and --skip-tags."]
         assert _apply_errors({"h": {}}, tags) == []
+
+
+def test_export_needs_one_of_its_formats(begin: Begin) -> None:
+    assert begin.error("export", "a=1").startswith("export needs the variable format: What the files are for: compose")
+    says = 'format is "kubernets": it is one of compose, kubernetes'
+    error = begin.error("export", "format=kubernets", "export_dri=x")
+    assert says in error and 'did you mean "kubernetes"?' in error and "did you mean export_dir?" in error

@@ -88,6 +88,7 @@ def test_modules_and_action_plugins_are_short(path: Path) -> None:
         *("host_facts", "runtime", "server_info", "teardown"),
         "approved_plan",
         "check_variables",
+        "export",
         "playbook_begin",
         "playbook_finish",
         "profile",

@@ -1,0 +1,140 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""A Compose file for each host: its servers, and a gateway to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .._core.exchange import authority
+from .._gateway.fleet import proxy_name
+from . import probes, proxy
+from .workloads import KEY_FILE, USER_ID, Settings, Workload
+
+FILE = "compose.yaml"
+GATEWAY = "gateway"
+PIDS = 4096
+_HARDENED: dict[str, Any] = {
+    "user": f"{USER_ID}:{USER_ID}",
+    "read_only": True,
+    "cap_drop": ["ALL"],
+    "security_opt": ["no-new-privileges:true"],
+    "restart": "unless-stopped",
+}
+
+
+def compose_files(workloads: Sequence[Workload], settings: Settings) -> dict[str, Any]:
+    """Return each file by its path: text, or the content of a YAML file. A folder for each host."""
+    by_host: dict[str, list[Workload]] = {}
+    for one in workloads:
+        by_host.setdefault(one.host, []).append(one)
+    found: dict[str, Any] = {}
+    for host, own in by_host.items():
+        folder = proxy_name(host)
+        found[f"{folder}/{FILE}"] = _project(folder, own, settings)
+        found[f"{folder}/{probes.FILE}"] = probes.SCRIPT
+        files = proxy.proxy_files(own, service_name, resolves=True)
+        found.update({f"{folder}/{GATEWAY}/{name}": text for name, text in files.items()})
+    return found
+
+
+def service_name(workload: Workload) -> str:
+    """The service of a server. A server may have the gateway's name."""
+    return f"{workload.name}-server" if workload.name == GATEWAY else workload.name
+
+
+def _project(name: str, workloads: Sequence[Workload], settings: Settings) -> dict[str, Any]:
+    key_file = next((one.key_file for one in workloads if one.key_file), "")
+    # The names of projects have no dots and capitals.
+    project = "".join(letter if letter.isalnum() or letter in "_-" else "-" for letter in f"llama-{name}".lower())
+    return {
+        "name": project,
+        "services": {
+            **{service_name(one): _server(one, settings) for one in workloads},
+            GATEWAY: _gateway(workloads, settings),
+        },
+        **({"secrets": {"api-key": {"file": f"${{LLAMA_API_KEY_FILE:-{_text(key_file)}}}"}}} if key_file else {}),
+    }
+
+
+def _text(value: str) -> str:
+    """A text as it is: Compose puts in variables at a $."""
+    return value.replace("$", "$$")
+
+
+def _texts(values: Sequence[str]) -> list[str]:
+    return [_text(value) for value in values]
+
+
+def _server(one: Workload, settings: Settings) -> dict[str, Any]:
+    devices = [{"driver": "nvidia", "count": one.gpus, "capabilities": ["gpu"]}] if one.gpus else []
+    return {
+        "image": settings.image,
+        "entrypoint": _texts(one.argv[:1]),
+        "command": _texts(one.argv[1:]),
+        **({"environment": {name: _text(value) for name, value in one.env}} if one.env else {}),
+        **_HARDENED,
+        "labels": _labels(one),
+        "ports": [f"{authority(_published(one.listens), one.port)}:{one.port}"],
+        "volumes": [
+            *({**_mount(folder, folder), "read_only": True} for folder in one.folders),
+            {**_mount(f"./{probes.FILE}", f"{probes.PLACE}/{probes.FILE}"), "read_only": True},
+        ],
+        "tmpfs": ["/tmp", *_texts(one.writable)],
+        **_secrets(one.key_file),
+        "deploy": {
+            "resources": {
+                "limits": {"memory": f"{one.limit_bytes}b", "pids": PIDS},
+                "reservations": {"memory": f"{one.request_bytes}b", **({"devices": devices} if devices else {})},
+            }
+        },
+        # A server that swaps is slower than one that is restarted.
+        "memswap_limit": f"{one.limit_bytes}b",
+        "healthcheck": {
+            "test": ["CMD-SHELL", f"{_shell(probes.ready_command(one))} && {_shell(probes.alive_command(one))}"],
+            "interval": "15s",
+            "timeout": f"{one.patience_seconds + probes.ALIVE_EXTRA_SECONDS + probes.READY_SECONDS}s",
+            "retries": 3,
+            "start_period": f"{one.start_seconds}s",
+        },
+        "stop_grace_period": f"{one.stop_seconds}s",
+    }
+
+
+def _gateway(workloads: Sequence[Workload], settings: Settings) -> dict[str, Any]:
+    has_key = next((one.key_file for one in workloads if one.key_file), "")
+    return {
+        "image": settings.gateway_image,
+        "entrypoint": ["sh", f"{proxy.SOURCE}/{proxy.START}"],
+        "command": [],
+        **_HARDENED,
+        "ports": [f"127.0.0.1:{proxy.PORT}:{proxy.PORT}", f"127.0.0.1:{proxy.METRICS_PORT}:{proxy.METRICS_PORT}"],
+        "volumes": [{**_mount(f"./{GATEWAY}", proxy.SOURCE), "read_only": True}],
+        "tmpfs": [f"{proxy.PLACE}:mode=1777"],
+        **_secrets(has_key),
+        "depends_on": {service_name(one): {"condition": "service_started"} for one in workloads},
+        "stop_grace_period": "30s",
+    }
+
+
+def _published(listens: str) -> str:
+    return "127.0.0.1" if listens == "localhost" else listens or "0.0.0.0"
+
+
+def _mount(source: str, target: str) -> dict[str, Any]:
+    return {"type": "bind", "source": _text(source), "target": _text(target), "bind": {"create_host_path": False}}
+
+
+def _secrets(key_file: str) -> dict[str, Any]:
+    return {"secrets": [{"source": "api-key", "target": KEY_FILE}]} if key_file else {}
+
+
+def _labels(one: Workload) -> Mapping[str, str]:
+    return {"magi.llama.server": one.name, "magi.llama.model": one.model_id, "magi.llama.revision": one.revision}
+
+
+def _shell(words: Sequence[str]) -> str:
+    return " ".join("'" + _text(word).replace("'", "'\\''") + "'" for word in words)

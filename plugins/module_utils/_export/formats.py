@@ -1,0 +1,45 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""The formats of export.yml: one entry each, by the name that users give."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .compose import compose_files
+from .kubernetes import kubernetes_files
+from .workloads import ExportError, Settings, Workload
+
+Render = Callable[[Sequence[Workload], Settings], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Format:
+    """render returns files by path: text, or the content of a file of JSON or YAML; use says what to do with them."""
+
+    render: Render
+    use: str
+
+
+FORMATS: dict[str, Format] = {
+    "compose": Format(compose_files, "docker compose --file {folder}/HOST/compose.yaml up --detach"),
+    "kubernetes": Format(kubernetes_files, "kubectl apply --kustomize {folder}/overlays/claim"),
+}
+
+
+def find_format(name: str) -> Format:
+    """Raises ExportError for a name that the table lacks."""
+    try:
+        return FORMATS[name]
+    except KeyError:
+        near = difflib.get_close_matches(name, FORMATS, 1)
+        meant = f"; did you mean {near[0]}?" if near else "."
+        raise ExportError(
+            f'format is "{name}": there are {", ".join(FORMATS)}{meant} Nothing was written. Set it with -e '
+            f"format={(near or list(FORMATS))[0]}."
+        ) from None

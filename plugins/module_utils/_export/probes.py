@@ -1,0 +1,65 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
+"""The checks of a container: a script for sh, curl and grep, which the images have, and its arguments."""
+
+from __future__ import annotations
+
+import json
+
+from .._health.probe import TOKEN_REQUESTS
+from .workloads import KEY_FILE, Workload
+
+FILE = "probe.sh"
+PLACE = "/run/magi-probe"
+READY_SECONDS = 4
+# What alive takes on top of the server's patience: two looks at its counters.
+ALIVE_EXTRA_SECONDS = 15
+SCRIPT = f"""#!/bin/sh
+# Ansible managed (magi.llama): changes made here are lost in the next run
+# probe.sh ready PORT MODEL                     the server on this port names this model
+# probe.sh alive PORT MODEL PATH BODY SECONDS   it answers with a token, or computes meanwhile
+set -u
+what=$1 url=http://127.0.0.1:$2 model=$3
+
+# ask SECONDS URL [OPTION...]: the key is read by curl from its input, so that no list of processes has it.
+ask() {{
+  seconds=$1; address=$2; shift 2
+  if [ -r {KEY_FILE} ]; then
+    sed -n 's/^[[:space:]]*\\([^[:space:]].*\\)$/Authorization: Bearer \\1/p' {KEY_FILE} | head -n 1 |
+      curl --silent --fail --max-time "$seconds" -H @- "$@" "$address"
+  else
+    curl --silent --fail --max-time "$seconds" "$@" "$address"
+  fi
+}}
+
+ready() {{ ask 3 "$url/v1/models" | grep -qF "\\"id\\":\\"$model\\""; }}
+# A server whose slots are all taken answers late: it is alive as long as it decodes.
+decoded() {{ ask 5 "$url/metrics" | grep '^llamacpp:n_decode_total '; }}
+
+case $what in
+ready) ready ;;
+alive)
+  ask "$6" "$url$4" -H 'Content-Type: application/json' --data "$5" >/dev/null && exit 0
+  before=$(decoded) || exit 1
+  sleep 2
+  after=$(decoded) || exit 1
+  [ "$before" != "$after" ]
+  ;;
+*) echo "probe.sh: $what is neither ready nor alive" >&2; exit 2 ;;
+esac
+"""
+
+
+def ready_command(workload: Workload) -> list[str]:
+    """Whether the server names the planned model: another process on its port is not ready."""
+    return ["sh", f"{PLACE}/{FILE}", "ready", str(workload.port), workload.model_id]
+
+
+def alive_command(workload: Workload) -> list[str]:
+    """Whether the server answers with one token: one that hangs still returns 200 from /health."""
+    path, body, _field = TOKEN_REQUESTS.get(workload.kind, TOKEN_REQUESTS["model"])
+    body = {**body, "n_predict": 1} if "n_predict" in body else body
+    arguments = [str(workload.port), workload.model_id, path, json.dumps(body), str(workload.patience_seconds)]
+    return ["sh", f"{PLACE}/{FILE}", "alive", *arguments]

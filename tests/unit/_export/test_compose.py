@@ -1,0 +1,80 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Compose files, as docker-compose reads them, against the plan."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ansible_collections.magi.llama.plugins.module_utils._export.workloads import HostPlan
+
+from .conftest import SETTINGS, host_plan, program, run, server, written
+
+
+def read(folder: Path, host: str = "gpu-1") -> dict[str, Any]:
+    """The project as docker-compose reads it, without any variable in its environment."""
+    command = [program("docker-compose"), "--file", f"{folder}/{host}/compose.yaml", "config", "--format", "json"]
+    return dict(json.loads(run(*command, env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent"})))
+
+
+def as_run(words: list[str]) -> list[str]:
+    return [word.replace("$$", "$") for word in words]
+
+
+def test_every_planned_server_is_a_service_with_the_plans_figures(tmp_path: Path, plan: HostPlan) -> None:
+    project = read(written(tmp_path, "compose", plan))
+    wanted = {one["name"]: one for one in plan.plan["servers"][:3]}
+    assert project["services"].keys() == {*wanted, "gateway"}
+    for name, planned in wanted.items():
+        made = project["services"][name]
+        argv = as_run([*made["entrypoint"], *made["command"]])
+        expected = [SETTINGS.binary, *planned["argv"][1:]]
+        expected[6], expected[-1] = "0.0.0.0", "/run/secrets/llama/api-key"
+        assert argv == expected
+        resources = made["deploy"]["resources"]
+        assert int(resources["limits"]["memory"]) == planned["memory_max_bytes"] == int(made["memswap_limit"])
+        assert int(resources["reservations"]["memory"]) == planned["memory"]["ram_bytes"]
+        (port,) = made["ports"]
+        assert (port["host_ip"], port["target"], port["published"]) == (
+            "127.0.0.1",
+            planned["port"],
+            str(planned["port"]),
+        )
+        models = {one["target"]: one for one in made["volumes"]}["/models"]
+        assert models["read_only"] and models["source"] == "/models"
+        assert made["read_only"] and made["cap_drop"] == ["ALL"] and made["user"] == "10001:10001"
+        assert f"'ready' '{planned['port']}' '{planned['model_id']}'" in made["healthcheck"]["test"][1]
+        assert made["stop_grace_period"] == "30s"
+    devices = project["services"]["bge-m3"]["deploy"]["resources"]["reservations"]["devices"]
+    assert devices[0]["count"] == 2
+
+
+def test_key_is_a_secret_from_the_plans_file(tmp_path: Path, plan: HostPlan) -> None:
+    project = read(written(tmp_path, "compose", plan))
+    # What it prints is a Compose file again.
+    assert project["secrets"]["api-key"]["file"] == "/etc/magi/$$keys"
+    assert all(made["secrets"][0]["source"] == "api-key" for made in project["services"].values())
+    without = read(written(tmp_path / "open", "compose", host_plan(server("a", 8080))))
+    assert "secrets" not in without and "secrets" not in without["services"]["gateway"]
+
+
+def test_each_host_has_a_project_of_its_own(tmp_path: Path) -> None:
+    folder = written(tmp_path, "compose", host_plan(server("a", 8080), name="One.x"), host_plan(server("a", 8081)))
+    assert read(folder, "One.x")["name"] == "llama-one-x" and read(folder)["name"] == "llama-gpu-1"
+
+
+def test_server_that_is_called_gateway_does_not_replace_it(tmp_path: Path) -> None:
+    folder = written(tmp_path, "compose", host_plan(server("gateway", 8080)))
+    services = yaml.safe_load((folder / "gpu-1/compose.yaml").read_text())["services"]
+    assert services.keys() == {"gateway", "gateway-server"}
+    assert "gateway-server:8080" in (folder / "gpu-1/gateway/haproxy.cfg").read_text()
+
+
+def test_server_that_others_reach_is_published_as_planned(tmp_path: Path) -> None:
+    folder = written(tmp_path, "compose", host_plan(server("a", 8080, host="::1"), server("b", 8081, host="0.0.0.0")))
+    services = yaml.safe_load((folder / "gpu-1/compose.yaml").read_text())["services"]
+    assert services["a"]["ports"] == ["[::1]:8080:8080"] and services["b"]["ports"] == ["0.0.0.0:8081:8081"]

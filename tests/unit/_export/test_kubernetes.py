@@ -1,0 +1,138 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Manifests, as kustomize builds and Kubernetes' schemas read them, against the plan."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+from ansible_collections.magi.llama.plugins.module_utils._export.kubernetes import GATEWAY, object_names
+from ansible_collections.magi.llama.plugins.module_utils._export.workloads import HostPlan, workloads_of
+
+from .conftest import SETTINGS, documents, host_plan, program, run, server, written
+
+KEY = "/run/secrets/llama/api-key"
+Objects = dict[tuple[str, str], dict[str, Any]]
+
+
+def built(folder: Path, of: str = "base") -> Objects:
+    """The objects that kustomize makes of a folder, by kind and name; each is valid."""
+    found = documents(run(program("kustomize"), "build", str(folder / of)))
+    for one in found:
+        kubernetes_validate.validate(one, kubernetes_validate.latest_version(), strict=True)
+    return {(one["kind"], one["metadata"]["name"]): one for one in found}
+
+
+def container(objects: Objects, name: str) -> dict[str, Any]:
+    (only,) = objects["Deployment", name]["spec"]["template"]["spec"]["containers"]
+    return dict(only)
+
+
+def as_run(words: list[str]) -> list[str]:
+    """Words as the kubelet has them when it has looked for variables."""
+    return [word.replace("$$(", "$(") for word in words]
+
+
+@pytest.mark.parametrize("of", ["base", "overlays/claim", "overlays/host-folders"])
+def test_every_planned_server_is_a_deployment_with_the_plans_figures(tmp_path: Path, plan: HostPlan, of: str) -> None:
+    objects = built(written(tmp_path, "kubernetes", plan), of)
+    wanted = {one["name"]: one for one in plan.plan["servers"][:3]}
+    names = {"llama-" + name.replace("_", "-"): one for name, one in wanted.items()}
+    assert {name for kind, name in objects if kind == "Deployment"} == {*names, GATEWAY}
+    for name, planned in names.items():
+        made = container(objects, name)
+        argv = as_run([*made["command"], *made["args"]])
+        changed = {1: (planned["argv"][0], SETTINGS.binary), 7: ("127.0.0.1", "0.0.0.0")}
+        for word, (before, after) in zip([0, 6], changed.values(), strict=True):
+            assert (planned["argv"][word], argv[word]) == (before, after)
+        assert argv[-2:] == ["--api-key-file", KEY]
+        same = [place for place in range(len(argv) - 1) if place not in (0, 6)]
+        assert [argv[place] for place in same] == [planned["argv"][place] for place in same]
+        assert made["resources"]["limits"]["memory"] == str(planned["memory_max_bytes"])
+        assert made["resources"]["requests"]["memory"] == str(planned["memory"]["ram_bytes"])
+        assert made["ports"] == [{"name": "http", "containerPort": planned["port"]}]
+        assert objects["Service", name]["spec"]["ports"][0]["port"] == planned["port"]
+        assert objects["PodDisruptionBudget", name]["spec"]["maxUnavailable"] == 1
+        mounts = {one["mountPath"]: one.get("readOnly") for one in made["volumeMounts"]}
+        assert mounts["/models"] is True and planned["argv"][2].startswith("/models/")
+        assert [one for one, is_read_only in mounts.items() if not is_read_only] == ["/tmp"]
+
+
+def test_probes_know_the_server_by_its_model_and_ask_it_for_a_token(tmp_path: Path, plan: HostPlan) -> None:
+    objects = built(written(tmp_path, "kubernetes", plan))
+    second = container(objects, "llama-qwen3-8b-q4-k-m-2")
+    ready = second["readinessProbe"]["exec"]["command"]
+    assert ready == second["startupProbe"]["exec"]["command"] and ready[-2:] == ["8081", "qwen3-8b-q4_k_m"]
+    assert '"n_predict": 1' in " ".join(second["livenessProbe"]["exec"]["command"])
+    startup = second["startupProbe"]
+    assert startup["failureThreshold"] * startup["periodSeconds"] == 120
+    assert "/v1/embeddings" in container(objects, "llama-bge-m3")["livenessProbe"]["exec"]["command"]
+
+
+def test_pods_are_confined_and_spread_and_only_the_gateway_reaches_servers(tmp_path: Path, plan: HostPlan) -> None:
+    objects = built(written(tmp_path, "kubernetes", plan))
+    for (kind, name), made in objects.items():
+        if kind != "Deployment":
+            continue
+        pod = made["spec"]["template"]["spec"]
+        security = pod["containers"][0]["securityContext"]
+        assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"] == 10001
+        assert security["readOnlyRootFilesystem"] and security["capabilities"] == {"drop": ["ALL"]}
+        assert security["allowPrivilegeEscalation"] is False and pod["automountServiceAccountToken"] is False
+        labels = made["spec"]["template"]["metadata"]["labels"]
+        (spread,) = pod["topologySpreadConstraints"]
+        assert spread["labelSelector"]["matchLabels"].items() <= labels.items(), name
+    policy = objects["NetworkPolicy", "llama-server"]["spec"]
+    gateway = objects["Deployment", GATEWAY]["spec"]["template"]["metadata"]["labels"]
+    assert policy["ingress"][0]["from"][0]["podSelector"]["matchLabels"].items() <= gateway.items()
+
+
+def test_servers_on_gpus_ask_for_as_many_as_the_plan_gives_them(tmp_path: Path, plan: HostPlan) -> None:
+    objects = built(written(tmp_path, "kubernetes", plan))
+    assert container(objects, "llama-bge-m3")["resources"]["limits"]["nvidia.com/gpu"] == "2"
+    assert "nvidia.com/gpu" not in container(objects, "llama-qwen3-8b-q4-k-m")["resources"]["limits"]
+
+
+def test_key_is_a_reference_to_the_secret(tmp_path: Path, plan: HostPlan) -> None:
+    pod = built(written(tmp_path, "kubernetes", plan))["Deployment", "llama-bge-m3"]["spec"]["template"]["spec"]
+    assert {one["secret"]["secretName"] for one in pod["volumes"] if "secret" in one} == {"llama-key"}
+    without = built(written(tmp_path / "open", "kubernetes", host_plan(server("a", 8080))))
+    assert "api-key" not in str(without["Deployment", "llama-a"]) and "Secret" not in {kind for kind, _name in without}
+
+
+def test_equal_servers_of_several_hosts_are_replicas_and_others_keep_their_own(tmp_path: Path) -> None:
+    hosts = [host_plan(server("a", 8080), server("b", 8081), name="one"), host_plan(server("a", 8080), name="two")]
+    hosts.append(host_plan(server("b", 8090), name="three"))
+    objects = built(written(tmp_path, "kubernetes", *hosts))
+    found = {name: made["spec"]["replicas"] for (kind, name), made in objects.items() if kind == "Deployment"}
+    assert found == {"llama-a": 2, "llama-b-one": 1, "llama-b-three": 1, GATEWAY: 2}
+
+
+def test_names_are_unique_and_fit_into_dns() -> None:
+    names = ["a_b", "a-b", "x" * 80, "gateway"]
+    workloads, _warnings = workloads_of([host_plan(*(server(name, 8080) for name in names))], SETTINGS)
+    found = object_names(workloads)
+    assert len({*found.values(), GATEWAY}) == 5 and all(len(name) <= 46 for name in found.values())
+
+
+def test_claims_hold_the_models(tmp_path: Path) -> None:
+    big = server("a", 8080)
+    big["memory"]["weights_bytes"] = 40 * 1024**3
+    objects = built(written(tmp_path, "kubernetes", host_plan(big, server("b", 8081))), "overlays/claim")
+    spec = objects["PersistentVolumeClaim", "models"]["spec"]
+    assert spec["accessModes"] == ["ReadOnlyMany"] and spec["resources"]["requests"]["storage"] == "45Gi"
+    (volume,) = built(tmp_path, "overlays/host-folders")["Deployment", "llama-a"]["spec"]["template"]["spec"][
+        "volumes"
+    ][:1]
+    assert volume == {"name": "models", "hostPath": {"path": "/models", "type": "Directory"}}
+
+
+def test_model_outside_of_the_scanned_folders_is_mounted_too(tmp_path: Path) -> None:
+    one = replace(host_plan(server("a", 8080)), roots=["/elsewhere"])
+    mounts = container(built(written(tmp_path, "kubernetes", one)), "llama-a")["volumeMounts"]
+    assert {"name": "models", "mountPath": "/models", "readOnly": True} in mounts

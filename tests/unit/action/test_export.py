@@ -1,0 +1,76 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""export: the plans of all hosts, written or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ansible.errors import AnsibleActionFail
+from ansible_collections.magi.llama.plugins.module_utils._export.formats import FORMATS
+from ansible_collections.magi.llama.plugins.plugin_utils.extra_vars import load_spec
+
+PLANNED = {
+    **{"name": "a", "model_id": "a", "port": 8080, "host": "127.0.0.1", "action": "keep", "reason": ""},
+    "argv": ["/bin/llama-server", "--model", "/models/a.gguf", "--host", "127.0.0.1", "--port", "8080"],
+    "env": {},
+    "memory": {"ram_bytes": 100},
+    **{"memory_max_bytes": 200, "max_startup_time": 60, "stop_timeout": 30, "revision": "0" * 12},
+}
+
+
+def host(name: str, **more: Any) -> dict[str, Any]:
+    plan = {"profile": "p", "start": {}, "servers": [PLANNED], "memory": {}, "warnings": []}
+    scan = {"llama_registry": {"scan_paths": ["/models"]}}
+    return {
+        "inventory_hostname": name,
+        "__servers_planned": {"ansible_facts": {"llama_plan": plan}},
+        "__registry_scan": {"ansible_facts": scan},
+        **more,
+    }
+
+
+def export(run_action: Any, folder: Path, *hosts: dict[str, Any], check: bool = False, **arguments: Any) -> Any:
+    known = {one["inventory_hostname"]: one for one in hosts or (host("h"),)}
+    given = {"format": "compose", "folder": str(folder), **arguments}
+    return run_action("export", given, hostvars=known, ansible_play_hosts_all=list(known), check=check)
+
+
+def test_check_shows_the_files_and_writes_none(run_action: Any, tmp_path: Path) -> None:
+    run = export(run_action, tmp_path / "out", check=True)
+    assert run.result["changed"] and not (tmp_path / "out").exists()
+    assert "h/compose.yaml" in [one["after_header"] for one in run.result["diff"]]
+    assert export(run_action, tmp_path / "out").result["written"] == run.result["written"]
+    assert not export(run_action, tmp_path / "out").result["changed"]
+
+
+def test_folder_has_what_was_planned(run_action: Any, tmp_path: Path) -> None:
+    run = export(run_action, tmp_path / "out", host("h"), host("i"))
+    assert run.result["servers"] == ["h/a", "i/a"]
+    assert any(str(tmp_path / "out") in line for line in run.lines)
+    service = yaml.safe_load((tmp_path / "out/i/compose.yaml").read_text())["services"]["a"]
+    assert service["volumes"][0]["source"] == "/models" and "&id" not in (tmp_path / "out/i/compose.yaml").read_text()
+
+
+@pytest.mark.parametrize("broken", [{"__playbook_failure": {"task": "t", "error": "e"}}, {"__servers_planned": {}}])
+def test_host_without_a_plan_keeps_all_from_being_written(
+    run_action: Any, tmp_path: Path, broken: dict[str, Any]
+) -> None:
+    with pytest.raises(AnsibleActionFail, match=r"^two could not be planned.*target\.$"):
+        export(run_action, tmp_path / "out", host("one"), host("two", **broken))
+    assert not (tmp_path / "out").exists()
+
+
+def test_folder_of_something_else_is_named(run_action: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text(json.dumps({}))
+    with pytest.raises(AnsibleActionFail, match="export_dir"):
+        export(run_action, tmp_path)
+
+
+def test_formats_are_those_that_the_variable_accepts() -> None:
+    assert load_spec()["variables"]["format"]["choices"] == list(FORMATS)
