@@ -26,9 +26,9 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def api() -> Iterator[FakeApi]:
-    """The API of three hosts with four servers each; nothing changes by itself."""
-    running = serve(hosts=3, pace=0.01)
+def api(request: pytest.FixtureRequest) -> Iterator[FakeApi]:
+    """The API of three hosts, or as many as the parameter says, with four servers each; nothing changes by itself."""
+    running = serve(hosts=getattr(request, "param", 3), pace=0.01)
     yield running
     running.shutdown()
     running.server_close()

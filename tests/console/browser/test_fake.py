@@ -30,6 +30,8 @@ HOST, SERVER = "gpu1.rack1.example.com", "qwen3-8b-q4_k_m"
         ("jobs", "JobList"),
         ("jobs/{job}", "JobAnswer"),
         ("jobs/none", "ProblemDocument"),
+        ("keys", "KeyList"),
+        ("audit", "AuditList"),
         ("session", "SessionDocument"),
     ],
 )

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
-from support.fake_console.api import FakeApi, serve
+from support.fake_console.api import FakeApi
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.parametrize("api", [50], indirect=True)]
 SECONDS = float(os.environ.get("MAGI_LOAD_SECONDS", "6"))
 CHANGES_PER_SECOND = 50
 # A change is a text and a line in a row, a state with its icon, and the sums over it.
@@ -31,14 +30,6 @@ WATCH = """() => {
     .observe(document.body, {subtree: true, childList: true, characterData: true, attributes: true});
   return document.querySelectorAll('*').length;
 }"""
-
-
-@pytest.fixture
-def api() -> Iterator[FakeApi]:
-    running = serve(hosts=50, servers=4)
-    yield running
-    running.shutdown()
-    running.server_close()
 
 
 def busy_seconds(metrics: dict[str, list[dict[str, float]]]) -> float:

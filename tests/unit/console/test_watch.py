@@ -103,9 +103,18 @@ class Watched:
         }
         self.watch.fleet = watch.Fleet(hosts)
 
+    def arrived(self, *events: dict[str, Any]) -> None:
+        """Have the watch see these events of the store."""
+        asyncio.run(self.store.add_events(None, events))
+        asyncio.run(self.watch.catch_up())
+
     def look(self) -> list[tuple[str, tuple[str, ...]]]:
         asyncio.run(self.watch.look())
         return self.jobs.verbs()
+
+
+def event(kind: str, host: str | None = None, **data: Any) -> dict[str, Any]:
+    return {"type": kind, "run": "r", "at": "2026-11-27T18:00:00.000Z", "check": False, "host": host, "data": data}
 
 
 @pytest.fixture
@@ -207,9 +216,6 @@ def test_fleet_is_found_again_in_the_store(watched: Watched) -> None:
 
 
 def test_event_that_cannot_be_used_does_not_hold_up_the_others(watched: Watched) -> None:
-    def event(kind: str, host: str | None = None, **data: Any) -> dict[str, Any]:
-        return {"type": kind, "run": "r", "at": "2026-11-27T18:00:00.000Z", "check": False, "host": host, "data": data}
-
     wrong = {"profile": None, "servers": 7, "memory": {"gpus": [1], "host_ram_bytes": "abc"}}
     events = [
         event("run_started", playbook="site.yml"),
@@ -218,8 +224,7 @@ def test_event_that_cannot_be_used_does_not_hold_up_the_others(watched: Watched)
         {"type": "plan"},
         event("run_ended", rc=0, hosts={"a": {"ok": 1}, "b": {"ok": 1}}),
     ]
-    asyncio.run(watched.store.add_events(None, events))
-    asyncio.run(watched.watch.catch_up())
+    watched.arrived(*events)
     hosts = watched.watch.fleet.hosts
     assert (watched.watch.fleet.sequence, hosts["a"].is_known, hosts["b"].is_known) == (5, False, True)
     assert (hosts["b"].ram.total_bytes, hosts["b"].gpus) == (None, ())
@@ -269,13 +274,7 @@ def test_host_does_not_choose_the_profile_that_it_is_compared_with(watched: Watc
 
 def test_deployed_host_is_compared_again(watched: Watched) -> None:
     watched.watch._asked = {("plan", "a"): 1000.0, ("plan", "b"): 1000.0}
-
-    def event(kind: str, **data: Any) -> dict[str, Any]:
-        return {"type": kind, "run": "r", "at": "2026-11-27T18:00:00.000Z", "check": False, "data": data}
-
-    run = [event("run_started", playbook="site.yml"), event("run_ended", rc=0, hosts={"a": {"ok": 1}})]
-    asyncio.run(watched.store.add_events(None, run))
-    asyncio.run(watched.watch.catch_up())
+    watched.arrived(event("run_started", playbook="site.yml"), event("run_ended", rc=0, hosts={"a": {"ok": 1}}))
     assert list(watched.watch._asked) == [("plan", "b")]
 
 

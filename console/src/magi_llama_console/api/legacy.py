@@ -13,9 +13,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..console import Console
@@ -140,16 +141,38 @@ async def profiles(response: Response, console: ConsoleDep, _: Reader) -> Profil
     return ProfileNames(profiles=list(known), active_profile=active.pop() if len(active) == 1 else None)
 
 
+@dataclass(frozen=True)
+class Change:
+    """What all requests that change something have."""
+
+    request: Request
+    response: Response
+    console: Console
+    who: Principal
+    wait: float | None
+
+    async def run(self, verb: str, variables: dict[str, Any]) -> Run:
+        """Queue a job and wait for it. Raises Problem where it is refused."""
+        run = await Run.make(self.console, self.who, self.request, verb, variables)
+        await run.wait_for(self.response, self.wait)
+        return run
+
+
+async def change(request: Request, response: Response, console: ConsoleDep, who: Operator, wait: Wait = None) -> Change:
+    return Change(request, response, console, who, wait)
+
+
+ChangeDep = Annotated[Change, Depends(change)]
+
+
 @router.post("/start", responses=CHANGES)
-async def start_all(
-    request: Request, response: Response, console: ConsoleDep, who: Operator, host: HostName = None, wait: Wait = None
-) -> StartedFailed:
+async def start_all(change: ChangeDep, host: HostName = None) -> StartedFailed:
     """Start all servers that are deployed. Where none is, the profile of the inventory is deployed."""
+    console = change.console
     hosts = await hosts_of(console, host)
     is_deployed = any(one.servers for one in hosts)
     verb, variables = ("start", {"servers": ["all"]}) if is_deployed else ("site", {})
-    run = await Run.make(console, who, request, verb, {**variables, "limit": [host] if host else []})
-    await run.wait_for(response, wait)
+    run = await change.run(verb, {**variables, "limit": [host] if host else []})
     found = servers_of(await hosts_of(console, host))
     if run.has_failed and not any(one.is_ready for one in found):
         raise await run.problem()
@@ -159,76 +182,45 @@ async def start_all(
 
 
 @router.post("/stop", responses=CHANGES)
-async def stop_all(
-    request: Request, response: Response, console: ConsoleDep, who: Operator, host: HostName = None, wait: Wait = None
-) -> Stopped:
+async def stop_all(change: ChangeDep, host: HostName = None) -> Stopped:
     """Stop all servers."""
-    if not servers_of(await hosts_of(console, host)):
-        _say_age(response, age(await hosts_of(console, host)))
+    hosts = await hosts_of(change.console, host)
+    if not servers_of(hosts):
+        _say_age(change.response, age(hosts))
         return Stopped(stopped=[])
-    variables = {"servers": ["all"], "limit": [host] if host else []}
-    run = await Run.make(console, who, request, "stop", variables)
-    await run.wait_for(response, wait)
+    run = await change.run("stop", {"servers": ["all"], "limit": [host] if host else []})
     if run.has_failed:
         raise await run.problem()
-    return Stopped(stopped=[one.name for one in servers_of(await hosts_of(console, host)) if one.state == "stopped"])
+    found = servers_of(await hosts_of(change.console, host))
+    return Stopped(stopped=[one.name for one in found if one.state == "stopped"])
 
 
 @router.post("/{name}/start", responses=CHANGES)
-async def start_one(
-    name: str,
-    request: Request,
-    response: Response,
-    console: ConsoleDep,
-    who: Operator,
-    host: HostName = None,
-    wait: Wait = None,
-) -> OneServer:
+async def start_one(name: str, change: ChangeDep, host: HostName = None) -> OneServer:
     """Start one server by its name."""
-    return await _change_one("start", name, host, wait, request, response, (console, who))
+    return await _change_one(change, "start", name, host)
 
 
 @router.post("/{name}/stop", responses=CHANGES)
-async def stop_one(
-    name: str,
-    request: Request,
-    response: Response,
-    console: ConsoleDep,
-    who: Operator,
-    host: HostName = None,
-    wait: Wait = None,
-) -> OneServer:
+async def stop_one(name: str, change: ChangeDep, host: HostName = None) -> OneServer:
     """Stop one server by its name."""
-    return await _change_one("stop", name, host, wait, request, response, (console, who))
+    return await _change_one(change, "stop", name, host)
 
 
 @router.post("/profile/activate", responses=CHANGES)
-async def activate(
-    body: Activate, request: Request, response: Response, console: ConsoleDep, who: Operator, wait: Wait = None
-) -> Activated:
+async def activate(body: Activate, change: ChangeDep) -> Activated:
     """Deploy a profile on all hosts."""
-    run = await Run.make(console, who, request, "site", {"profile": body.profile_name})
-    await run.wait_for(response, wait)
+    run = await change.run("site", {"profile": body.profile_name})
     if run.has_failed:
         raise await run.problem()
-    found = servers_of(await hosts_of(console, None))
+    found = servers_of(await hosts_of(change.console, None))
     return Activated(profile=body.profile_name, started=[one.name for one in found if one.is_ready])
 
 
-async def _change_one(
-    verb: str,
-    name: str,
-    host: str | None,
-    wait: float | None,
-    request: Request,
-    response: Response,
-    by: tuple[Console, Principal],
-) -> OneServer:
-    console, who = by
-    server = _one(await hosts_of(console, host), name)
-    run = await Run.make(console, who, request, verb, {"servers": [name], "limit": [server.host]})
-    await run.wait_for(response, wait)
-    after = console.fleet.host(server.host).servers.get(name, server)
+async def _change_one(change: Change, verb: str, name: str, host: str | None) -> OneServer:
+    server = _one(await hosts_of(change.console, host), name)
+    run = await change.run(verb, {"servers": [name], "limit": [server.host]})
+    after = change.console.fleet.host(server.host).servers.get(name, server)
     # A server that does not start is an answer; a run that did not get that far is an error.
     if run.has_failed and after.reason is None:
         raise await run.problem()
