@@ -79,6 +79,10 @@ options:
           File on the gateway with certificate chain and private key, in PEM; or V(auto), with which the gateway makes
           one for itself.
         type: path
+      allow_plain:
+        description: Accept other than loopback addresses without O(settings.certificate).
+        type: bool
+        default: false
       metrics_host:
         description: Address of metrics and statistics.
         type: str

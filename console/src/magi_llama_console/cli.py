@@ -73,6 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--listen", default="127.0.0.1:8000", help="address and port (default: %(default)s)")
     add("--tls-certificate", type=Path, help="certificate with its chain, in PEM, for https")
     add("--tls-key", type=Path, help="its key, unless it is in the same file")
+    add("--allow-plain", action="store_true", help="listen on any address without TLS, which something else protects")
     add("--behind-proxy", action="store_true", help="a proxy on this host ends TLS, and names the clients' addresses")
     add("--tokens", type=Path, help="file of tokens (default: tokens.json in the data folder)")
     add("--redis", default="", help="redis://, rediss:// or unix:// URL that several consoles share, without password")
@@ -102,10 +103,11 @@ def make_settings(parser: argparse.ArgumentParser, options: argparse.Namespace) 
     if options.tls_key and not options.tls_certificate:
         parser.error("--tls-key needs --tls-certificate")
     # Behind a proxy too: anyone could reach the address past it, and name any address as the client's.
-    if not (is_loopback(host) or options.tls_certificate):
+    if not (is_loopback(host) or options.tls_certificate or options.allow_plain):
         parser.error(
             f"--listen {options.listen}: tokens would be sent in clear; give --tls-certificate, or listen"
-            " on 127.0.0.1 and have a proxy end TLS (--behind-proxy)"
+            " on 127.0.0.1 and have a proxy end TLS (--behind-proxy); where something else protects the address, such"
+            " as a container's port that is published on 127.0.0.1 only, give --allow-plain"
         )
     return Settings(
         inventory=options.inventory.resolve(),

@@ -15,6 +15,7 @@ SETTINGS = {
     "port": {"type": "int", "default": 8070},
     "tls_port": {"type": "int", "default": 8443},
     "certificate": {"type": "path"},
+    "allow_plain": {"type": "bool", "default": False},
     "metrics_host": {"type": "str", "default": "127.0.0.1"},
     "metrics_port": {"type": "int", "default": 8071},
     "max_body": {"type": "int", "default": 256 * 1024 * 1024},

@@ -23,6 +23,7 @@ class Settings:
     port: int = 8070
     tls_port: int = 8443
     certificate: str = ""
+    allow_plain: bool = False
     metrics_host: str = "127.0.0.1"
     metrics_port: int = 8071
     max_body: int = 256 * 1024 * 1024

@@ -256,10 +256,11 @@ def _refuse_open(settings: Settings, clients: Sequence[Client], backends: Sequen
             f"gateway_host is {settings.host}, so other hosts reach the gateway, and gateway_api_keys is empty: name "
             "the clients there, or set gateway_host to 127.0.0.1."
         )
-    if not settings.certificate:
+    if not (settings.certificate or settings.allow_plain):
         raise GatewayError(
             f"gateway_host is {settings.host}, so keys and prompts cross the network, and gateway_tls_certificate is "
-            "not set: set it to a file with certificate and key, or to auto, or set gateway_host to 127.0.0.1."
+            "not set: set it to a file with certificate and key, or to auto, or set gateway_host to 127.0.0.1. Where "
+            "something else protects that address, set gateway_allow_plain."
         )
 
 

@@ -20,6 +20,7 @@ def test_open_address_without_a_certificate_is_refused_behind_a_proxy_too(
     with pytest.raises(SystemExit):
         cli.serve([*arguments, "--behind-proxy"])
     assert "tokens would be sent in clear" in capsys.readouterr().err
+    assert cli.serve([*arguments, "--allow-plain"]) == 0
 
 
 def test_connections_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
