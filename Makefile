@@ -205,6 +205,13 @@ PYTHONS ?= 3.11 3.12 3.13 3.14
 console-bundle: $(VENV)/.ready ## Put the console and all its packages in one file (PYTHONS="3.13")
 	@$(BIN)/python tools/console_bundle.py $(PYTHONS)
 
+# With Docker or podman. IMAGE_BASE is a Debian image, or packages: then mmdebstrap makes it, as root and without a registry.
+IMAGES ?= llama-server magi
+IMAGE_BASE ?= debian:forky-slim
+.PHONY: images
+images: $(VENV)/.ready ## Build the images (IMAGES="llama-server llama-server-vulkan magi" IMAGE_BASE=packages)
+	@$(BIN)/python tools/images.py --base $(IMAGE_BASE) $(IMAGES)
+
 .PHONY: fuzz
 fuzz: $(VENV)/.ready ## Mutate GGUF headers for ten minutes (FUZZ_SECONDS=600)
 	@MAGI_FUZZ_SECONDS=$${FUZZ_SECONDS:-600} $(BIN)/python -m pytest tests/unit/_models/test_gguf_fuzz.py
