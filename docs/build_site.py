@@ -32,6 +32,7 @@ CONTENTS = {
         "console-api",
         "redis",
         "export",
+        "containers-quadlet",
         "upgrade",
         "security",
         "troubleshooting",

@@ -11,7 +11,7 @@ from typing import Any
 from ansible.errors import AnsibleFilterError
 from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
 from ansible_collections.magi.llama.plugins.module_utils._gateway import fleet
-from ansible_collections.magi.llama.plugins.module_utils._launch import on_demand, quoting, units
+from ansible_collections.magi.llama.plugins.module_utils._launch import on_demand, quadlet, quoting, units
 from ansible_collections.magi.llama.plugins.module_utils._models import checksums
 from ansible_collections.magi.llama.plugins.module_utils._plan import turns
 from ansible_collections.magi.llama.plugins.plugin_utils.inventory_places import existing_manifest, next_to_inventory
@@ -31,6 +31,8 @@ FUNCTIONS = (
     on_demand.systemd_listen,
     on_demand.systemd_on_demand,
     on_demand.systemd_proxy,
+    quadlet.quadlet_container,
+    quadlet.quadlet_service,
     turns.has_touched,
     turns.ready_models,
     turns.wave_at,

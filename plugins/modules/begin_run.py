@@ -22,7 +22,7 @@ options:
   service_manager:
     description: The service manager to use. V(auto) is systemd if it is PID 1, else supervisor.
     type: str
-    choices: [auto, systemd, supervisor]
+    choices: [auto, systemd, supervisor, container]
     default: auto
   user:
     description: User that runs the servers. Without root it is always the connecting user.
@@ -98,7 +98,7 @@ ansible_facts:
       type: dict
       contains:
         service_manager:
-          description: C(systemd) or C(supervisor).
+          description: C(systemd), C(supervisor) or C(container).
           type: str
           sample: systemd
         service_manager_missing:
@@ -140,6 +140,12 @@ ansible_facts:
         user_is_ours:
           description: Whether that user was made by the role servers, which says so in the user's comment.
           type: bool
+        user_ids:
+          description: >-
+            Numbers of that user, its primary group, and its further groups; empty if the user does not exist yet.
+          type: list
+          elements: int
+          sample: [997, 997, 44]
         api_key_stamp:
           description: A text that changes when the file with the API keys does, empty where there is none.
           type: str

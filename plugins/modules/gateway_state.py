@@ -48,7 +48,7 @@ options:
   service_manager:
     description: The service manager that runs HAProxy. If not set, as before.
     type: str
-    choices: [systemd, supervisor]
+    choices: [systemd, supervisor, container]
   supervisord_path:
     description: supervisord to use with V(supervisor).
     type: path

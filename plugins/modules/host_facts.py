@@ -21,7 +21,7 @@ options:
   service_manager:
     description: The service manager to use. V(auto) is systemd if it is PID 1, else supervisor.
     type: str
-    choices: [auto, systemd, supervisor]
+    choices: [auto, systemd, supervisor, container]
     default: auto
   user:
     description: User that runs the servers. Without root it is always the connecting user.
@@ -65,7 +65,7 @@ ansible_facts:
       type: dict
       contains:
         service_manager:
-          description: C(systemd) or C(supervisor).
+          description: C(systemd), C(supervisor) or C(container).
           type: str
           sample: systemd
         service_manager_missing:
@@ -107,6 +107,12 @@ ansible_facts:
         user_is_ours:
           description: Whether the role servers created that user, according to the user's comment field.
           type: bool
+        user_ids:
+          description: >-
+            Numbers of that user, its primary group, and its further groups; empty if the user does not exist yet.
+          type: list
+          elements: int
+          sample: [997, 997, 44]
         api_key_stamp:
           description: A text that changes with the API key file; empty if there is no such file.
           type: str

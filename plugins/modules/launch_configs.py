@@ -24,7 +24,7 @@ options:
   service_manager:
     description: The service manager on this host.
     type: str
-    choices: [systemd, supervisor]
+    choices: [systemd, supervisor, container]
     required: true
   state_dir:
     description: Folder on the host that holds the record and, with supervisor, the launch configs.

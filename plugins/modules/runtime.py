@@ -30,10 +30,13 @@ options:
         they run on an older Debian. Needs no root if the user can write to O(prefix).
       - V(release) verifies the sha256 of the archive at O(release_url) and unpacks it into O(prefix).
       - >-
+        V(image) loads O(image_archive) or pulls O(image) with podman, and pins the image by its id. It is for servers
+        that run as containers, and V(auto) is the same where one of the two is set.
+      - >-
         V(auto) uses the first of these that works, in this order. A prefix installed by an earlier run takes precedence
         over a package. A binary at O(path) that does not run is an error.
     type: str
-    choices: [auto, existing, package, portable, release]
+    choices: [auto, existing, package, portable, release, image]
     default: auto
   path:
     description: The binary for V(existing).
@@ -59,8 +62,23 @@ options:
   release_sha256:
     description: The archive's sha256 in hexadecimal. Required with O(release_url).
     type: str
+  image:
+    description: Container image with llama-server, best with its digest (C(name@sha256:…)).
+    type: str
+  image_archive:
+    description:
+      - File on the host from C(podman save) or C(docker save), loaded instead of pulling O(image). O(image) is then the
+        name of the image in it, by default the last one.
+    type: path
+  image_devices:
+    description:
+      - Devices that containers with layers on a GPU get, as C(podman run --device) takes them.
+      - By default C(nvidia.com/gpu=all) where the host has a CDI specification of NVIDIA, and the other GPUs' devices.
+    type: list
+    elements: str
   upgrade:
     description:
+      - With V(image), pull O(image) again where it has no digest.
       - With V(portable), fetch the packages that O(portable_suite) has now. Otherwise a prefix that holds packages of
         that suite is kept.
     type: bool
@@ -208,6 +226,10 @@ ansible_facts:
             takes one), words, choices, auto, joined, negation, aliases, shorts, removed, instead.
           type: dict
           sample: {"ctx_size": {"shorts": ["c"], "spelling": "--ctx-size", "value": true}}
+        image:
+          description: Its container image, with C(id), C(reference), C(devices) and C(unset) variables.
+          returned: with the method V(image)
+          type: dict
         staged:
           description: Whether the binary is staged next to the prefix; all other values are those of the staged one.
           type: bool
@@ -261,6 +283,9 @@ def _provide(module: Module, confirm: Callable[[], None]) -> dict:
         portable_mirror=given["portable_mirror"],
         release_url=given["release_url"],
         release_sha256=given["release_sha256"],
+        image=given["image"],
+        image_archive=given["image_archive"],
+        image_devices=given["image_devices"],
         upgrade=given["upgrade"],
         stage=given["stage"],
         install_if_missing=given["install_if_missing"],

@@ -47,7 +47,7 @@ options:
   service_manager:
     description: The service manager on this host.
     type: str
-    choices: [systemd, supervisor]
+    choices: [systemd, supervisor, container]
     required: true
   port_range_start:
     description: First port of the range.
@@ -270,6 +270,7 @@ from ansible_collections.magi.llama.plugins.module_utils._health.observations im
 from ansible_collections.magi.llama.plugins.module_utils._health.pending import PENDING, config_digests, restart_pending
 from ansible_collections.magi.llama.plugins.module_utils._launch.api_keys import key_file
 from ansible_collections.magi.llama.plugins.module_utils._launch.hidden import sandbox_warnings, shown_files
+from ansible_collections.magi.llama.plugins.module_utils._launch.mounts import mounted_files
 from ansible_collections.magi.llama.plugins.module_utils._models.registry_file import require
 from ansible_collections.magi.llama.plugins.module_utils._plan.devices import find_gpus
 from ansible_collections.magi.llama.plugins.module_utils._plan.differences import (
@@ -287,6 +288,7 @@ from ansible_collections.magi.llama.plugins.module_utils._runtime.libraries impo
 from ansible_collections.magi.llama.plugins.module_utils._runtime.probe import PROBE_ENVIRONMENT, PROBE_SECONDS
 from ansible_collections.magi.llama.plugins.module_utils._services.manager import OnDemandError, ServiceManager
 from ansible_collections.magi.llama.plugins.module_utils._services.table import (
+    check_image,
     disabled,
     find_manager,
     foreign_units,
@@ -309,6 +311,7 @@ def run(module: Module) -> dict:
     registry = given["registry"] or require(given["registry_path"])
     record, damaged = _record(given["state_dir"])
     manager = find_manager(given["service_manager"])
+    check_image(manager, given["runtime"])
     settings = settings_of(given, manager.restart_triggers(given["stop_timeout"]), manager.key_path)
     settings = replace(settings, **_on_demand(given, manager))
     running = processes(given["state_dir"])
@@ -322,6 +325,9 @@ def run(module: Module) -> dict:
         require_readable(plan, registry, user, lambda paths: unreadable(paths, ids))
     if manager.hides_folders:
         _find_hidden(plan, given["runtime"], ids)
+    if manager.runs_images:
+        for server in staying_servers(plan):
+            server["sandbox"] = mounted_files(server["argv"])
     off = disabled(record, manager.name)
     plan["warnings"] += extra_warnings(plan, given["stray_variables"], off, foreign_units())
     plan["warnings"] += bounded(foreign_marks(given["state_dir"]), MAX_FOREIGN)
@@ -359,10 +365,15 @@ def _on_demand(given: dict, manager: ServiceManager) -> dict:
 def _find_hidden(plan: dict, runtime: dict, ids: User | None) -> None:
     """Add to each server what its launch config must show of homes and temporary folders, and warnings."""
     loaded = loaded_files(runtime["path"], lambda *command: run_command(*command, user=ids))
-    staying = [server for server in plan["servers"] if server["action"] != "stop"]
+    staying = staying_servers(plan)
     for server in staying:
         server["sandbox"] = shown_files(server["argv"], loaded)
     plan["warnings"] += sandbox_warnings(staying)
+
+
+def staying_servers(plan: dict) -> list:
+    """The servers of a plan that are launched."""
+    return [server for server in plan["servers"] if server["action"] != "stop"]
 
 
 def _record(state_dir: str) -> tuple:
@@ -377,6 +388,9 @@ def _gpus(module: Module, running: dict, record: dict) -> tuple:
     """The host's GPUs as llama-server sees them with the rights of the servers' user, and warnings."""
     triggers = module.params["restart_triggers"]
     user = ids_of(triggers.get("user"), [*triggers.get("user_groups", []), *device_groups()])
+    if module.params["runtime"].get("image"):
+        # Only root has the image, whose llama-server runs without rights.
+        user = None
     return find_gpus(
         module.params["runtime"],
         lambda argv: run_command(argv, PROBE_ENVIRONMENT, PROBE_SECONDS, user=user),

@@ -58,6 +58,7 @@ class Kind:
 
 KINDS = {
     "forky": Kind("forky", ("llama.cpp-tools",), "Debian testing, llama.cpp as a package"),
+    "podman": Kind("forky", ("llama.cpp-tools", "podman", "crun", "netavark"), "the same, with podman for containers"),
     "bookworm": Kind("bookworm", (), "bare Debian 12, Python 3.11"),
     "python39": Kind("bullseye", (), "bare Debian 11, Python 3.9, the oldest that is supported"),
 }

@@ -50,6 +50,7 @@ _HOST = Fields(
         "sets_groups": bool,
         "api_key_stamp": str,
         "stray_variables": [str],
+        "user_ids": [int],
     },
     {"venv_missing": bool},
 )
@@ -65,7 +66,8 @@ _RUNTIME = Fields(
         "source": str,
         "warnings": [str],
         "openmp": (bool, NULL),
-    }
+    },
+    {"image": Fields({"id": str, "reference": str, "devices": [str], "unset": [str]})},
 )
 _MODEL = Fields({"id": NAME, "kind": str, "path": str, "architecture": _TEXT, "tier": _TEXT})
 _PROFILE = Fields({"name": _TEXT, "description": str, "source": str, "start": _START})

@@ -34,6 +34,8 @@ STRAY_VARIABLE = re.compile(r"^(LLAMA_ARG_\w+|LLAMA_API_KEY|AIP_\w+)=", re.MULTI
 TCP_LISTEN = "0A"
 TCP_ESTABLISHED = "01"
 COMMAND_LENGTH = 200
+# The control group of a server's unit: only root puts processes there.
+UNIT_GROUP = "/system.slice/magi-llama-{name}.service/"
 LOADER = re.compile(r"ld-(linux|musl)[^/]*$")
 
 
@@ -264,8 +266,7 @@ def _marked(state_dir: str, proc: str, pids: Iterable[int] | None) -> list[Proce
         if marker not in environment:
             continue
         process = _process(pid, environment, proc)
-        # Processes in containers are visible too, and may have the same state directory path in their own file system.
-        if process is not None and _pid_namespace(str(pid), proc) == own:
+        if process is not None and (_pid_namespace(str(pid), proc) == own or is_in_own_unit(pid, process.name, proc)):
             marked.append(process)
     return marked
 
@@ -283,11 +284,27 @@ def programs_by_state(proc: str = "/proc") -> dict[str, set[str]]:
         state = next((text.partition("=")[2] for text in environment if text.startswith(f"{STATE_MARKER}=")), None)
         argv = _nul_separated(_read(f"{proc}/{pid}/cmdline"))
         # What is in an untrusted folder is not even opened: it may be a pipe.
-        if state and argv and _pid_namespace(str(pid), proc) == own and is_trusted(state):
+        if state and argv and _is_of_this_host(pid, environment, own, proc) and is_trusted(state):
             programs = found.setdefault(state, set())
             if owner_of(pid, proc) in (servers_uids(state) or {0, os.geteuid()}):
                 programs.add(_without_loader(argv)[0])
     return found
+
+
+def _is_of_this_host(pid: int, environment: Sequence[str], own: str | None, proc: str) -> bool:
+    name = next((text.partition("=")[2] for text in environment if text.startswith(f"{NAME_MARKER}=")), "")
+    return _pid_namespace(str(pid), proc) == own or is_in_own_unit(pid, name, proc)
+
+
+def is_in_own_unit(pid: int, name: str, proc: str = "/proc") -> bool:
+    """Whether a process in another PID namespace is in a container that this host's unit of the server has started.
+
+    Other processes in containers are visible too, and may have the same state directory path in their own file system.
+    """
+    groups = _read(f"{proc}/{pid}/cgroup").splitlines()
+    return bool(name) and any(
+        group.split(":", 2)[-1].startswith(UNIT_GROUP.format(name=name)) for group in groups if group.count(":") > 1
+    )
 
 
 def _eldest(pid: int, marked: Mapping[int, Process]) -> int:

@@ -128,7 +128,7 @@ def shown_files(argv: Sequence[str], loaded: Sequence[str]) -> dict[str, Any]:
     shown = _Shown({part: _with_real(folders) for part, folders in ((HOME, HOMES), (TMP, TEMPORARY))})
     writes = set(flag_values(argv, WRITE_FLAGS))
     for word in argv[1:]:
-        for path in _paths_of(word, word in writes):
+        for path in files_of(word, word in writes):
             shown.add_file(path, word in writes)
     shown.add_program(argv[0])
     for path in loaded:
@@ -153,7 +153,7 @@ def _with_real(folders: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(path for folder in folders for path in (folder, os.path.realpath(folder))))
 
 
-def _paths_of(word: str, is_written: bool) -> list[str]:
+def files_of(word: str, is_written: bool) -> list[str]:
     """Return the files that a word of a command line names, with all shards; none if there is no such file."""
     # systemd makes a credential's file when it starts the server.
     if not word.startswith("/") or is_below(word, [CREDENTIALS]):

@@ -43,6 +43,11 @@ def systemd_argv(argv: Sequence[str], program: str | None = None) -> str:
     return _one_flag_a_line(words, " \\\n    ")
 
 
+def systemd_arguments(words: Sequence[str]) -> str:
+    """Return words for a setting that becomes part of a command line, one flag per line, as a quadlet's Exec=."""
+    return _one_flag_a_line([_systemd_word(word.replace("$", "$$"), word) for word in words], " \\\n    ")
+
+
 def systemd_environment(env: Mapping[str, str]) -> str:
     """Return Environment= lines, sorted by name."""
     return "\n".join(f"Environment={_systemd_word(f'{name}={value}')}" for name, value in sorted(env.items()))

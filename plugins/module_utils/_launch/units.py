@@ -66,12 +66,12 @@ def systemd_dependencies(server: Mapping[str, Any], gpu_access: Any = "auto") ->
     """What a server needs before it is started at boot: its models' mounts, its address, the GPU's devices."""
     host = listening_place(server)[0]
     # A wildcard address can always be bound; binding any other before the network is up fails permanently.
-    uses_gpu = _uses_gpu(server, gpu_access)
+    has_gpu = uses_gpu(server, gpu_access)
     online = None if is_loopback(host) or host in ("0.0.0.0", "::") else "network-online.target"
     return {
         "After": [unit for unit in ("network.target", online) if unit]
-        + (["nvidia-persistenced.service", GPU_UNIT] if uses_gpu else []),
-        "Wants": [online, GPU_UNIT] if uses_gpu else online,
+        + (["nvidia-persistenced.service", GPU_UNIT] if has_gpu else []),
+        "Wants": [online, GPU_UNIT] if has_gpu else online,
         # systemd does not follow links for this.
         "RequiresMountsFor": [
             systemd_paths([folder])
@@ -119,7 +119,7 @@ def systemd_sandbox(
     the host's kernel allows them. allow_addresses may reach the server besides its host; empty means all.
     """
     argv = [str(word) for word in server["argv"]]
-    uses_gpu = _uses_gpu(server, gpu_access)
+    has_gpu = uses_gpu(server, gpu_access)
     sandbox = _sandbox(server)
     shows = sandbox.get("shows", [])
     shown = {str(show["path"]) for show in shows}
@@ -132,7 +132,7 @@ def systemd_sandbox(
         # A server that swaps is slower than one that is restarted, and takes the host along.
         "MemorySwapMax": 0 if server.get("memory_max_bytes") else None,
         "TasksMax": TASKS_MAX,
-        "LimitMEMLOCK": "infinity" if _locks_memory(argv) else None,
+        "LimitMEMLOCK": "infinity" if locks_memory(argv) else None,
         "NUMAPolicy": numa_policy,
         "NUMAMask": numa_mask,
         "ReadOnlyPaths": _existing(folder for folder in model_folders(argv) if not is_below(folder, shown)),
@@ -141,18 +141,18 @@ def systemd_sandbox(
         "PrivateTmp": TMP not in sandbox.get("opens", []),
         "BindReadOnlyPaths": systemd_binds([show for show in shows if not show["writable"]]),
         "BindPaths": systemd_binds([show for show in shows if show["writable"]]),
-        "PrivateDevices": not uses_gpu,
+        "PrivateDevices": not has_gpu,
         # Drivers of GPUs need the host's own users and place threads and memory.
-        "PrivateUsers": True if user_namespaces and not uses_gpu else None,
-        "SystemCallFilter": None if uses_gpu or _places_itself(argv) else "~@resources",
-        "DeviceAllow": [f"{device} rw" for device in GPU_DEVICES] if uses_gpu else [],
-        "SupplementaryGroups": _gpu_groups(server) if uses_gpu else [],
+        "PrivateUsers": True if user_namespaces and not has_gpu else None,
+        "SystemCallFilter": None if has_gpu or _places_itself(argv) else "~@resources",
+        "DeviceAllow": [f"{device} rw" for device in GPU_DEVICES] if has_gpu else [],
+        "SupplementaryGroups": _gpu_groups(server) if has_gpu else [],
         # Drivers keep the kernels that they compile there: without it each start compiles them again.
-        "CacheDirectory": f"{GPU_CACHE}/{server['name']}" if uses_gpu else None,
-        "CacheDirectoryMode": "0700" if uses_gpu else None,
-        "Environment": f"HOME=/var/cache/{GPU_CACHE}/{server['name']}" if uses_gpu else None,
+        "CacheDirectory": f"{GPU_CACHE}/{server['name']}" if has_gpu else None,
+        "CacheDirectoryMode": "0700" if has_gpu else None,
+        "Environment": f"HOME=/var/cache/{GPU_CACHE}/{server['name']}" if has_gpu else None,
         # GPU drivers compile kernels at run time, into executable memory.
-        "MemoryDenyWriteExecute": not uses_gpu,
+        "MemoryDenyWriteExecute": not has_gpu,
         "SocketBindDeny": "any" if binds else None,
         "SocketBindAllow": f"tcp:{port}" if binds else None,
         **unit_addresses(host, argv, allow_addresses),
@@ -183,7 +183,7 @@ def _gpu_groups(server: Mapping[str, Any]) -> list[str]:
     return [group for group in groups if re.fullmatch(r"[a-z][a-z0-9_-]{0,31}", group)]
 
 
-def _locks_memory(argv: Sequence[str]) -> bool:
+def locks_memory(argv: Sequence[str]) -> bool:
     return "--mlock" in argv or "mlock" in (flag_value(argv, "--load-mode") or "")
 
 
@@ -202,7 +202,7 @@ def model_folders(argv: Sequence[str]) -> list[str]:
     return sorted({os.path.dirname(path) for path in paths} - {"/"})
 
 
-def _uses_gpu(server: Mapping[str, Any], gpu_access: Any) -> bool:
+def uses_gpu(server: Mapping[str, Any], gpu_access: Any) -> bool:
     return (
         server["memory"].get("vram_bytes", 0) > 0
         if gpu_access == "auto"

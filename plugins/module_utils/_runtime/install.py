@@ -21,12 +21,13 @@ from .openmp import uses_openmp
 from .prefix_manifest import note_in_manifest, read_manifest
 from .probe import ProbeError, absent, probe
 from .providers.existing import existing
+from .providers.image import image
 from .providers.package import package
 from .providers.portable import loader_command, portable
 from .providers.release import release
 from .requests import MissingError, Provided, Provider, ProviderError, Request
 
-METHODS = ("existing", "package", "portable", "release")
+METHODS = ("existing", "package", "portable", "release", "image")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ def ensure(request: Request, method: str, run: Run, cache_path: str | None = Non
     ask runs a llama-server to find out its version and flags, as the servers' user if this is root; run is the default.
     """
     request = replace(request, ask=ask or run)
+    if method == "auto" and (request.image or request.image_archive):
+        method = "image"
     if method != "auto":
         try:
             return _attempt(request, method, run, cache_path, [])
@@ -77,12 +80,17 @@ def ensure(request: Request, method: str, run: Run, cache_path: str | None = Non
 def _auto_order(request: Request) -> list[str]:
     """Return the methods in order. An earlier run's choice is preserved, even if a package becomes available later."""
     chosen = read_manifest(request.prefix).get("method")
-    order = [method for method in METHODS if method != chosen]
-    return [order[0], chosen, *order[1:]] if chosen in METHODS else order
+    # An image is used only where one is named.
+    methods = [method for method in METHODS if method != "image"]
+    order = [method for method in methods if method != chosen]
+    return [order[0], chosen, *order[1:]] if chosen in methods else order
 
 
 def _attempt(request: Request, method: str, run: Run, cache: str | None, tried: Sequence[dict[str, str]]) -> Provision:
     provided = PROVIDERS[method](request, run)
+    if provided.image is not None:
+        # Only root has the image; llama-server runs without rights in its container.
+        request = replace(request, ask=run)
     if provided.staged_dir is not None:
         fact = _probe_staged(request, provided, method, run)
     elif provided.installed:
@@ -95,11 +103,13 @@ def _attempt(request: Request, method: str, run: Run, cache: str | None, tried: 
             etc=request.etc,
             owner=request.owner,
         )
-        fact["openmp"] = uses_openmp(provided.path)
-        if method in ("portable", "release") and not request.check:
+        fact["openmp"] = None if provided.image else uses_openmp(provided.path)
+        if method in ("portable", "release", "image") and not request.check:
             note_in_manifest(request.prefix, identity=fact["identity"])
     else:
         fact = {**absent(provided.path, method), "openmp": None}
+    if provided.image is not None:
+        fact["image"] = dict(provided.image)
     fact["staged"] = provided.staged_dir is not None and not provided.discard
     fact["warnings"] = [*fact["warnings"], *provided.warnings]
     steps = [*tried, {"method": method, "result": provided.note}]
@@ -119,10 +129,16 @@ def _probe_staged(request: Request, provided: Provided, method: str, run: Run) -
     try:
         ask = request.ask or run
         fact = probe(provided.path, ask, source=method, write_cache=False, etc=request.etc, file=program, argv=command)
-        return {**fact, "openmp": uses_openmp(program)}
+        return {**fact, "openmp": None if provided.image else uses_openmp(program)}
     finally:
         if provided.discard:
             shutil.rmtree(staged_dir, ignore_errors=True)
 
 
-PROVIDERS: dict[str, Provider] = {"existing": existing, "package": package, "portable": portable, "release": release}
+PROVIDERS: dict[str, Provider] = {
+    "existing": existing,
+    "package": package,
+    "portable": portable,
+    "release": release,
+    "image": image,
+}

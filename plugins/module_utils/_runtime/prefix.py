@@ -111,7 +111,7 @@ def restore_previous(prefix: str) -> None:
 
 def _summary(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a manifest that is shown in a diff."""
-    shown = {key: manifest[key] for key in ("method", "suite", "sha256") if key in manifest}
+    shown = {key: manifest[key] for key in ("method", "suite", "sha256", "image") if key in manifest}
     packages = manifest.get("packages")
     if isinstance(packages, dict) and PACKAGE_NAME in packages:
         shown["packages"] = {PACKAGE_NAME: packages[PACKAGE_NAME]}

@@ -50,6 +50,7 @@ def _no_objection() -> None:
 class Request:
     """The role's request. etc, dev, keyrings and package_path are parameters for tests.
 
+    image_devices are the devices that containers get; None for those of the host's GPUs.
     owner is a user besides root who may own the binary at path; ask runs a llama-server to find out what it is.
     confirm raises LockError if this run must not change the host any more.
     """
@@ -60,6 +61,9 @@ class Request:
     portable_mirror: str | None = None
     release_url: str | None = None
     release_sha256: str | None = None
+    image: str | None = None
+    image_archive: str | None = None
+    image_devices: Sequence[str] | None = None
     upgrade: bool = False
     stage: bool = False
     install_if_missing: bool = True
@@ -82,6 +86,7 @@ class Request:
 class Provided:
     """Where the binary is (or will be, if installed is false) and what was changed to provide it.
 
+    image has the id, the name and the devices of a container image, and variables of it that are not passed on.
     staged_dir is the folder with the new prefix until it is moved into place; with discard it is removed after probing.
     """
 
@@ -94,6 +99,7 @@ class Provided:
     before: Mapping[str, Any] = field(default_factory=dict)
     after: Mapping[str, Any] = field(default_factory=dict)
     warnings: Sequence[str] = ()
+    image: Mapping[str, Any] | None = None
 
 
 Provider = Callable[[Request, Run], Provided]

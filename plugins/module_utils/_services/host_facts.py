@@ -58,12 +58,14 @@ def _account(user: str) -> dict[str, Any]:
         entry = pwd.getpwnam(name)
         group = grp.getgrgid(entry.pw_gid).gr_name
     except KeyError:
-        return {"user": name, "group": name, "user_exists": False, "user_is_ours": False}
+        return {"user": name, "group": name, "user_exists": False, "user_is_ours": False, "user_ids": []}
     return {
         "user": name,
         "group": group,
         "user_exists": True,
         "user_is_ours": root and entry.pw_gecos == USER_COMMENT,
+        # A container knows no names: those of the user, its group, and its further groups.
+        "user_ids": [entry.pw_uid, *dict.fromkeys([entry.pw_gid, *sorted(os.getgrouplist(name, entry.pw_gid))])],
     }
 
 

@@ -41,6 +41,8 @@ class ServiceManager(ABC):
     sets_groups = False
     # Whether its launch configs hide homes and temporary folders, except for what the plan finds that a server needs.
     hides_folders = False
+    # Whether its servers run llama-server from a container image, with no files of the host but those that are mounted.
+    runs_images = False
     # The executable that facts() needs; the option <program>_path of host_facts, if there is one, takes precedence.
     program: str | None = None
 

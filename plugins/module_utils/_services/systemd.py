@@ -33,7 +33,8 @@ from .._launch.units import (
 from .manager import OnDemandError, ServiceManager
 
 if TYPE_CHECKING:
-    from .base import ServiceDriver, Stopped
+    from .base import Stopped
+    from .systemd_driver import SystemdDriver
 
 
 BOOTED = "/run/systemd/system"
@@ -59,24 +60,33 @@ class Systemd(ServiceManager):
     needs_root = True
     sets_groups = True
     hides_folders = True
+    # How the names of the servers' launch configs end, and the target above their units.
+    suffix = ".service"
+    target = TARGET
+
+    @property
+    def folder(self) -> str:
+        """Where the servers' launch configs are."""
+        return UNIT_FOLDER
 
     def runs_here(self) -> bool:
         try:
             with open("/proc/1/comm", encoding="utf-8") as stream:
-                return stream.read().strip() == self.name
+                return stream.read().strip() == "systemd"
         except OSError:
             # /proc is mounted with hidepid, and this is not root: sd_booted(3) looks at this folder.
             return os.path.isdir(BOOTED)
 
     def config_path(self, state_dir: str, server: str) -> str:
-        return os.path.join(UNIT_FOLDER, unit_name(server))
+        return os.path.join(self.folder, f"{UNIT_PREFIX}{server}{self.suffix}")
 
     def common_config_path(self, state_dir: str) -> str:
-        return os.path.join(UNIT_FOLDER, TARGET)
+        return os.path.join(UNIT_FOLDER, self.target)
 
     def managed(self, state_dir: str) -> Managed:
         # A whole line: another state directory's path may begin with this one.
-        return Managed(UNIT_FOLDER, f"{UNIT_PREFIX}*.service", f"\n{systemd_environment({STATE_MARKER: state_dir})}\n")
+        marker = f"\n{systemd_environment({STATE_MARKER: state_dir})}\n"
+        return Managed(self.folder, f"{UNIT_PREFIX}*{self.suffix}", marker)
 
     def config_paths(self, state_dir: str, server: Mapping[str, Any]) -> dict[str, str]:
         name = str(server["name"])
@@ -133,7 +143,7 @@ class Systemd(ServiceManager):
         lost = {name for name, process in running.items() if not in_unit(process.pid, name)}
         return dict.fromkeys(lost, "unsupervised: it belongs to no systemd unit")
 
-    def driver(self, state_dir: str, program: str | None = None) -> ServiceDriver:
+    def driver(self, state_dir: str, program: str | None = None) -> SystemdDriver:
         from .systemd_driver import SystemdDriver
 
         return SystemdDriver()
@@ -179,10 +189,10 @@ class Systemd(ServiceManager):
 
     def server_names(self, state_dir: str) -> list[str]:
         units = stale_files([self.managed(state_dir)], [])
-        return [os.path.basename(path)[len(UNIT_PREFIX) : -len(".service")] for path in units]
+        return [os.path.basename(path)[len(UNIT_PREFIX) : -len(self.suffix)] for path in units]
 
     def states(self) -> set[str]:
-        marked = stale_files([Managed(UNIT_FOLDER, f"{UNIT_PREFIX}*.service", f"{STATE_MARKER}=")], [])
+        marked = stale_files([self._of_any_deployment()], [])
         pattern = re.compile(rf"^Environment=\"?{STATE_MARKER}=([^\"\n]*)", re.MULTILINE)
         return {state for path in marked for state in pattern.findall(current_text(path))}
 
@@ -192,7 +202,7 @@ class Systemd(ServiceManager):
             return []
         caches = _gpu_caches(names)
         halves = [*leftovers(UNIT_FOLDER), *(path for path in caches if os.path.isdir(path))]
-        if stale_files([Managed(UNIT_FOLDER, f"{UNIT_PREFIX}*.service", f"{STATE_MARKER}=")], configs):
+        if stale_files([self._of_any_deployment()], configs):
             # Another state directory on this host has units, and another run may be writing one right now.
             marker = self.managed(state_dir).marker
             return [path for path in halves if path in caches or marker in current_text(path)]
@@ -204,6 +214,9 @@ class Systemd(ServiceManager):
     def owned_trees(self, state_dir: str, names: Iterable[str]) -> list[str]:
         # Only systemd writes in them, and their names are ours.
         return [_wants(), *_gpu_caches(names)]
+
+    def _of_any_deployment(self) -> Managed:
+        return Managed(self.folder, f"{UNIT_PREFIX}*{self.suffix}", f"{STATE_MARKER}=")
 
     def units_of_user(self, user: str, state_dir: str) -> list[str]:
         mine = {unit_name(name) for name in self.server_names(state_dir)}
@@ -217,18 +230,14 @@ class Systemd(ServiceManager):
         ]
 
     def end(self, state_dir: str, paths: Sequence[str], timeout: float) -> list[Stopped]:
-        from .systemd_driver import SystemdDriver
-
-        driver = SystemdDriver()
+        driver = self.driver(state_dir)
         stopped = list(driver.stop(self.server_names(state_dir), timeout).values())
         if self.common_config_path(state_dir) in paths:
             driver.stop_target()
         return stopped
 
     def forget(self, names: Sequence[str]) -> None:
-        from .systemd_driver import SystemdDriver
-
-        SystemdDriver().forget(names)
+        self.driver("").forget(names)
 
 
 def _wants() -> str:

@@ -51,6 +51,8 @@ PROPERTIES = (
 )
 # waitid(2)'s codes, as systemd prints them.
 CLD_EXITED, CLD_KILLED, CLD_DUMPED = "1", "2", "3"
+# What a process ends with that waited for another one, which SIGKILL has ended.
+KILLED = 128 + 9
 # systemd's own exit codes for a process that it could not set up.
 SETUP_FAILURES = {
     200: "its working directory could not be entered",
@@ -96,6 +98,9 @@ def run_in_english(command: Sequence[str], seconds: float = SECONDS) -> Complete
 class SystemdDriver:
     """Drives units with systemctl; only units with our prefix are ever passed to it."""
 
+    # Above all units of servers; started at boot.
+    target = TARGET
+
     def __init__(self, run: Run = run_in_english) -> None:
         self._run = run
         self._target_active = False
@@ -115,17 +120,21 @@ class SystemdDriver:
     def reload(self, names: Sequence[str]) -> None:
         for link in stale_links(names):
             os.unlink(link)
-        shown = self._show([*all_units(names), TARGET])
-        self._target_active = shown.get(TARGET, {}).get("ActiveState") == "active"
+        shown = self._show([*all_units(names), self.target])
+        self._target_active = shown.get(self.target, {}).get("ActiveState") == "active"
         loaded = {unit: properties for unit, properties in shown.items() if properties.get("LoadState") == "loaded"}
         if not loaded:
             return
-        at_boot = [unit for unit in (*map(boot_unit, names), TARGET) if unit in loaded]
+        at_boot = [unit for unit in (*self._enabled_units(names), self.target) if unit in loaded]
         if any(loaded[unit].get("UnitFileState") != "enabled" for unit in at_boot):
             # Reads the changed units too.
             self._checked(["systemctl", "enable", "--quiet", *at_boot])
         elif any(properties.get("NeedDaemonReload") == "yes" for properties in loaded.values()):
             self._checked(["systemctl", "daemon-reload"])
+
+    def _enabled_units(self, names: Sequence[str]) -> list[str]:
+        """The units of servers that systemctl enables for the boot."""
+        return [boot_unit(name) for name in names]
 
     def start(self, names: Sequence[str], on_started: Callable[[str], None] = at_once) -> dict[str, str]:
         if not names:
@@ -145,7 +154,7 @@ class SystemdDriver:
             on_started(name)
         if not self._target_active:
             # The target alone: it would start every other server too.
-            self._run(["systemctl", "start", "--job-mode=ignore-dependencies", TARGET])
+            self._run(["systemctl", "start", "--job-mode=ignore-dependencies", self.target])
         if not complaints:
             return hanging
         shown = self._show(units)
@@ -206,7 +215,7 @@ class SystemdDriver:
             os.rmdir(folder)
 
     def stop_target(self) -> None:
-        self._checked(["systemctl", "stop", TARGET])
+        self._checked(["systemctl", "stop", self.target])
 
     def shutdown_if_idle(self) -> bool:
         return False
@@ -303,10 +312,18 @@ def _journal_entries(output: str) -> list[tuple[dict[str, Any], str]]:
 
 def parse_show(output: str) -> dict[str, dict[str, str]]:
     """Parse the output of `systemctl show`: each unit's properties, by its Id."""
-    blocks = (
-        dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in output.strip().split("\n\n")
-    )
+    blocks = [_parse_block(text) for text in output.strip().split("\n\n")]
     return {block["Id"]: block for block in blocks if "Id" in block}
+
+
+def _parse_block(text: str) -> dict[str, str]:
+    """One unit's properties; a command that a unit has several of has a line for each."""
+    found: dict[str, str] = {}
+    for line in text.splitlines():
+        key, equals, value = line.partition("=")
+        if equals:
+            found[key] = f"{found[key]} {value}" if key in found else value
+    return found
 
 
 def status_of(name: str, shown: Mapping[str, str]) -> ServiceStatus:
@@ -358,7 +375,7 @@ def stopped_of(name: str, before: Mapping[str, str], after: Mapping[str, str]) -
     used = "SIGTERM"
     if after.get("ExecMainCode") in (CLD_KILLED, CLD_DUMPED):
         used = signal_name(int(after.get("ExecMainStatus") or 0))
-    elif after.get("Result") == "timeout":
+    elif after.get("Result") == "timeout" or _exit_code(after) == KILLED:
         used = "SIGKILL"
     if used == "SIGTERM" and re.search(rf"\bstatus={STILL_RUNS}\b", after.get("ExecStop", "")):
         used = SECOND_SIGTERM

@@ -22,6 +22,10 @@ class UnknownManagerError(MagiError):
     """Raised for an unknown service manager."""
 
 
+class ImageError(MagiError):
+    """Raised where service manager and llama-server do not fit together."""
+
+
 # Each module call compiles its imports, so a manager is imported only when it is needed.
 def _systemd() -> ServiceManager:
     from .systemd import Systemd
@@ -35,8 +39,18 @@ def _supervisor() -> ServiceManager:
     return Supervisor()
 
 
-# auto tries them in this order.
-MANAGERS: dict[str, Callable[[], ServiceManager]] = {"systemd": _systemd, "supervisor": _supervisor}
+def _container() -> ServiceManager:
+    from .container import Container
+
+    return Container()
+
+
+# auto tries them in this order, and finds one of the first two.
+MANAGERS: dict[str, Callable[[], ServiceManager]] = {
+    "systemd": _systemd,
+    "supervisor": _supervisor,
+    "container": _container,
+}
 # Values of servers_service_manager. Static documentation repeats them; CONTRIBUTING.md lists where.
 CHOICES = ("auto", *MANAGERS)
 # Its driver answers for a host without a deployment: it works on every host, and reports no servers.
@@ -67,6 +81,23 @@ def choose_manager(wanted: str) -> ServiceManager:
 def driver_for(record: Mapping[str, Any], state_dir: str, program: str | None = None) -> ServiceDriver:
     """Return the driver for the deployed servers; one without servers if nothing is deployed."""
     return find_manager(record["service_manager"] or WITHOUT_DEPLOYMENT).driver(state_dir, program)
+
+
+def check_image(manager: ServiceManager, runtime: Mapping[str, Any]) -> None:
+    """Raise ImageError where llama-server is in an image and the servers are not containers, or the reverse."""
+    has_image = runtime.get("image") is not None
+    if manager.runs_images and not has_image:
+        raise ImageError(
+            f"servers_service_manager is {manager.name}, and {runtime.get('path')} is not in a container image: set "
+            "runtime_image (or runtime_image_archive) to an image with llama-server, and runtime_install_method to "
+            "auto."
+        )
+    if has_image and not manager.runs_images:
+        fitting = " or ".join(one.name for one in all_managers() if one.runs_images)
+        raise ImageError(
+            f"llama-server is in the image {runtime['image']['reference']}, which {manager.name} does not run: set "
+            f"servers_service_manager to {fitting}, or runtime_image to nothing."
+        )
 
 
 def retire_others(record: Mapping[str, Any], state_dir: str) -> None:

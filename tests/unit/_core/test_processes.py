@@ -13,6 +13,7 @@ import time
 
 import pytest
 from ansible_collections.magi.llama.plugins.module_utils._core import processes
+from ansible_collections.magi.llama.plugins.module_utils._launch import units
 
 HEADER = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
 
@@ -148,6 +149,29 @@ def test_server_in_container_is_excluded(fake):
     fake.add(40, ["ours"], markers("a"))
     fake.add(41, ["other"], markers("b"), namespace=2)
     assert set(processes.processes("/var/lib/magi-llama", str(fake.root))) == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("group", "counts"),
+    [
+        ("0::/system.slice/magi-llama-b.service/libpod-payload-1", True),
+        ("4:memory:/x\n1:name=systemd:/system.slice/magi-llama-b.service/libpod-payload-1", True),
+        # Of another server, of a unit in a container, and of a container that someone else has started.
+        ("0::/system.slice/magi-llama-a.service/libpod-payload-1", False),
+        ("0::/machine.slice/libpod-2.scope/system.slice/magi-llama-b.service/libpod-payload-1", False),
+        ("0::/machine.slice/libpod-1.scope", False),
+        ("0::/system.slice/magi-llama-b.service", False),
+        ("", False),
+    ],
+)
+def test_process_in_a_container_counts_if_its_own_unit_has_started_it(fake, group, counts):
+    fake.add(41, ["/usr/bin/llama-server"], markers("b"), namespace=2)
+    (fake.root / "41" / "cgroup").write_text(group + "\n")
+    assert bool(processes.processes("/var/lib/magi-llama", str(fake.root))) is counts
+
+
+def test_group_of_a_unit_is_named_as_the_unit():
+    assert f"/{units.unit_name('b')}/" in processes.UNIT_GROUP.format(name="b")
 
 
 def test_stat_with_brackets_in_comm_is_parsed(fake):

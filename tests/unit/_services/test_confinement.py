@@ -38,6 +38,7 @@ def test_manager_says_whether_servers_come_back_after_a_reboot():
     assert {manager.name: manager.starts_at_boot for manager in all_managers()} == {
         "systemd": True,
         "supervisor": False,
+        "container": True,
     }
 
 
