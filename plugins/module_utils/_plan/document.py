@@ -64,7 +64,9 @@ WAVES = [
             "needs": [str],
             "leaves": [str],
             "away": Map(NUMBER, NAME),
-        }
+        },
+        # Models of new servers by name, and models that the host serves no more afterwards.
+        {"new": Map(str, NAME), "drops": [str]},
     )
 ]
 _PEAK = Fields({"ram_bytes": int, "vram_bytes": int})

@@ -20,22 +20,48 @@ def wave_turns(waves: Mapping[str, Any]) -> dict[str, Any]:
     """Return the waves of hosts that change together, by step: {"waves": {host: [wave or None]}, "steps": [step]}.
 
     A host does one wave at most at each step. A wave that needs other hosts to serve a model is in a step in which none
-    of these does the same. A step says whether any host drains a server in it (drains), needs another one (needs), or
-    has servers that are ready after it (readies). A host whose waves are not waves has none: it fails by itself.
+    of these does the same. One that takes a model from its host for good comes after those that bring the model to
+    others, which it then needs; unless these wait for it. A step says whether any host drains a server in it (drains),
+    needs another one (needs), or has servers that are ready after it (readies). A host whose waves are not waves has
+    none: it fails by itself.
     """
-    turns: dict[str, list[Any]] = {}
-
-    def others(step: int) -> list[Any]:
-        return [waves[step] for waves in turns.values() if step < len(waves) and waves[step]]
-
-    for host, own in waves.items():
-        turns[host] = []
-        for wave in _waves(own):
-            while any(_is_needed(wave, other) for other in others(len(turns[host]))):
-                turns[host].append(None)
-            turns[host].append(wave)
+    left = {host: [*_waves(own)] for host, own in waves.items()}
+    turns: dict[str, list[Any]] = {host: [] for host in left}
+    while any(left.values()):
+        step = _next_step(left, is_patient=True) or _next_step(left, is_patient=False)
+        for host, wave in step.items():
+            others = (wave for other, own in turns.items() if other != host for wave in own if wave)
+            there = {model for one in others for model in _brought(one)} & {*wave.get("drops", ())}
+            step[host] = {**wave, "needs": sorted({*wave["needs"], *there})} if there else wave
+        for host in turns:
+            turns[host].append(step.get(host))
+            if host in step:
+                del left[host][0]
+    for own in turns.values():
+        while own and own[-1] is None:
+            del own[-1]
     count = max(map(len, turns.values()), default=0)
     return {"waves": turns, "steps": [_step(turns.values(), number) for number in range(count)]}
+
+
+def _next_step(left: Mapping[str, Sequence[Mapping[str, Any]]], *, is_patient: bool) -> dict[str, Any]:
+    """The next wave of each host that may have its turn; where no one waits for other hosts, that of one at least."""
+    step: dict[str, Any] = {}
+    for host, waves in left.items():
+        if not waves:
+            continue
+        coming = {model for other in left if other != host for wave in left[other] for model in _brought(wave)}
+        waited_for = coming & {*waves[0].get("drops", ())}
+        if any(_is_needed(waves[0], other) for other in step.values()):
+            continue
+        if not waited_for or not (is_patient or step):
+            step[host] = waves[0]
+    return step
+
+
+def _brought(wave: Mapping[str, Any]) -> Iterable[str]:
+    models: Mapping[str, str] = wave.get("new", {})
+    return models.values()
 
 
 def _is_needed(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

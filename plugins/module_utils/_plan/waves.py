@@ -258,8 +258,20 @@ class _Steps:
                 "needs": list(needs),
                 "leaves": sorted({self._models[name] for name in drained if name in self._models}),
                 "away": dict(away or {}),
+                **self._moves(stop, begin),
             }
             self._change.waves.append(wave)
+
+    def _moves(self, stop: Sequence[str], begin: Sequence[Server]) -> dict[str, Any]:
+        """What a wave brings to the host and takes from it for good, which other hosts of the run may wait for."""
+        new = {
+            str(server["name"]): str(server["model_id"])
+            for server in begin
+            if server["action"] == "start" and "stands_in_for" not in server
+        }
+        kept = {server["model_id"] for server in self._planned if server["action"] != "stop"}
+        drops = sorted({self._models[name] for name in stop if name in self._models} - kept)
+        return {**({"new": new} if new else {}), **({"drops": drops} if drops else {})}
 
 
 def _names(servers: Iterable[Server]) -> list[str]:

@@ -72,6 +72,34 @@ def test_a_step_says_what_any_host_does_in_it() -> None:
     ]
 
 
+def brings(model: str, name: str | None = None) -> dict[str, Any]:
+    name = name or model
+    return {**IDLE, "actions": {name: "start"}, "ready": [name], "new": {name: model}}
+
+
+def drops(*models: str, **more: Any) -> dict[str, Any]:
+    stopped = {**IDLE, "drain": [*models], "actions": dict.fromkeys(models, "stop"), "leaves": [*models]}
+    return {**stopped, "drops": [*models], **more}
+
+
+def test_model_that_moves_is_served_at_its_new_place_first() -> None:
+    """In the order of the inventory the host that drops it is first."""
+    turns = wave_turns({"old": waves(drops("m")), "new": waves(brings("n"), brings("m"))})
+    assert drained(turns, "old") == [[], [], ["m"]]
+    # It stays where it is if the new place does not serve it.
+    assert wave_at(turns, "old", 2)["needs"] == ["m"]
+    # One that no host takes, and one that the host itself has again.
+    turns = wave_turns({"old": waves(drops("m"), brings("m")), "new": waves(brings("n"))})
+    assert (drained(turns, "old")[0], wave_at(turns, "old", 0)["needs"]) == (["m"], [])
+
+
+def test_hosts_that_exchange_models_without_room_for_both_do_not_wait_for_ever() -> None:
+    turns = wave_turns({"one": waves(drops("m"), brings("n")), "two": waves(drops("n"), brings("m"))})
+    assert drained(turns, "one") == [["m"], [], [], []]
+    assert drained(turns, "two") == [[], [], ["n"], []]
+    assert [wave_at(turns, host, step)["needs"] for host, step in (("one", 0), ("two", 2))] == [[], ["n"]]
+
+
 def test_a_host_with_something_else_has_nothing_to_do() -> None:
     turns = wave_turns({"one": [{"drain": 1}], "two": None})
     assert turns == {"steps": [], "waves": {"one": [], "two": []}}

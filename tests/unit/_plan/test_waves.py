@@ -266,3 +266,16 @@ def test_a_stand_in_of_another_launch_config_is_replaced_before_it_is_stopped() 
 def test_memory_overcommit_is_for_servers_that_stay() -> None:
     with pytest.raises(PlanError):
         changed(server("a", gib=30), total=45, overcommit=True)
+
+
+def test_waves_say_what_comes_to_the_host_and_what_leaves_it() -> None:
+    """Other hosts of the run may wait for that. Stand-ins, and further instances, are neither."""
+    _planned, change = changed(
+        server("a", "start", 8081),
+        server("b", "stop", 8082),
+        server("c-2", "stop", 8083, model="c"),
+        server("c", "restart", 8084, model="c"),
+        seen={"b": 1, "c": 2},
+    )
+    moves = [(wave.get("new"), wave.get("drops")) for wave in change["waves"]]
+    assert moves == [({"a": "a"}, None), (None, ["b"]), (None, None)]
