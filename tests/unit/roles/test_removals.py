@@ -98,7 +98,7 @@ def test_removal_of_a_folder_needs_its_mark(role: str) -> None:
 
 
 def test_commands_that_remove_redis_end() -> None:
-    """One that hangs would hold the run, and whoever waits for it."""
+    """One that hangs would hold the run, and those that wait for it."""
     slow = ("ansible.builtin.command", "ansible.builtin.systemd_service")
     waiting = [task for task in tasks_of(ROOT / "roles/redis/tasks/teardown.yml") if any(name in task for name in slow)]
     assert len(waiting) == 4
