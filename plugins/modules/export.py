@@ -28,9 +28,9 @@ options:
     type: path
     required: true
   image:
-    description: Image of the servers, with llama-server, C(sh), C(curl) and C(grep).
+    description: Image of the servers, with llama-server, C(sh) and C(curl) or C(wget).
     type: str
-    default: llama-server:latest
+    default: magi-llama/llama-server:latest
   binary:
     description: llama-server in O(image), as a path or as a name that is looked up there.
     type: str

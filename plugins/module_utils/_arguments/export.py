@@ -13,7 +13,7 @@ ARGUMENTS = Arguments(
     {
         "format": {"type": "str", "choices": list(FORMATS), "required": True},
         "folder": {"type": "path", "required": True},
-        "image": {"type": "str", "default": "llama-server:latest"},
+        "image": {"type": "str", "default": "magi-llama/llama-server:latest"},
         "binary": {"type": "str", "default": "llama-server"},
         "gateway_image": {"type": "str", "default": "haproxy:3.2"},
         "claim": {"type": "str", "default": "models"},

@@ -23,6 +23,8 @@ _HARDENED: dict[str, Any] = {
     "cap_drop": ["ALL"],
     "security_opt": ["no-new-privileges:true"],
     "restart": "unless-stopped",
+    # Ends what a check has left, and hands signals on.
+    "init": True,
 }
 
 

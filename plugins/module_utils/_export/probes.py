@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
-"""The checks of a container: a script for sh, curl and grep, which the images have, and its arguments."""
+"""The checks of a container: a script for sh with curl or wget, which images have, and its arguments."""
 
 from __future__ import annotations
 
@@ -23,14 +23,26 @@ SCRIPT = f"""#!/bin/sh
 set -u
 what=$1 url=http://127.0.0.1:$2 model=$3
 
-# ask SECONDS URL [OPTION...]: the key is read by curl from its input, so that no list of processes has it.
+# ask SECONDS URL [BODY]: no list of processes has the key.
 ask() {{
-  seconds=$1; address=$2; shift 2
-  if [ -r {KEY_FILE} ]; then
-    sed -n 's/^[[:space:]]*\\([^[:space:]].*\\)$/Authorization: Bearer \\1/p' {KEY_FILE} | head -n 1 |
-      curl --silent --fail --max-time "$seconds" -H @- "$@" "$address"
+  if command -v curl >/dev/null; then
+    key 'Authorization: Bearer ' | curl --silent --fail --max-time "$1" -H @- \\
+      ${{3:+-H 'Content-Type: application/json' --data "$3"}} "$2"
   else
-    curl --silent --fail --max-time "$seconds" "$@" "$address"
+    # It takes neither a header nor settings from its input.
+    settings=$(mktemp) || return 1
+    key 'header = Authorization: Bearer ' >"$settings"
+    timeout "$1" wget --config="$settings" -q -t 1 -O - \\
+      ${{3:+--header='Content-Type: application/json' --post-data="$3"}} "$2"
+    set -- $? "$settings"
+    rm -f "$2"
+    return "$1"
+  fi
+}}
+# The first key of the file, behind a text; nothing without one.
+key() {{
+  if [ -r {KEY_FILE} ]; then
+    sed -n "s/^[[:space:]]*\\([^[:space:]].*\\)\\$/$1\\1/p" {KEY_FILE} | head -n 1
   fi
 }}
 
@@ -41,7 +53,7 @@ decoded() {{ ask 5 "$url/metrics" | grep '^llamacpp:n_decode_total '; }}
 case $what in
 ready) ready ;;
 alive)
-  ask "$6" "$url$4" -H 'Content-Type: application/json' --data "$5" >/dev/null && exit 0
+  ask "$6" "$url$4" "$5" >/dev/null && exit 0
   before=$(decoded) || exit 1
   sleep 2
   after=$(decoded) || exit 1

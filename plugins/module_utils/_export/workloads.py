@@ -97,7 +97,7 @@ def check_settings(settings: Settings) -> None:
     wrong = [
         f'{variable} is "{value}": set it to the name of an image, such as {example}.'
         for variable, value, example in (
-            ("export_image", settings.image, "llama-server:latest"),
+            ("export_image", settings.image, "magi-llama/llama-server:latest"),
             ("export_gateway_image", settings.gateway_image, "haproxy:3.2"),
         )
         if not _IMAGE.fullmatch(value)

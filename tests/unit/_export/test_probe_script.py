@@ -20,8 +20,6 @@ from ansible_collections.magi.llama.plugins.module_utils._export.workloads impor
 
 from .conftest import SETTINGS, host_plan, server
 
-pytestmark = pytest.mark.skipif(not shutil.which("curl"), reason="curl is missing")
-
 
 class Fake(BaseHTTPRequestHandler):
     answers_tokens = True
@@ -67,8 +65,19 @@ def port() -> Iterator[int]:
     http.server_close()
 
 
+@pytest.fixture(params=["curl", "wget"], autouse=True)
+def program(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not shutil.which(request.param):
+        pytest.skip(f"{request.param} is missing")
+    monkeypatch.setattr(f"{__name__}.HIDDEN", request.param == "wget")
+
+
+HIDDEN = False
+
+
 def code(folder: Path, *arguments: str) -> int:
     script = SCRIPT.replace(KEY_FILE, str(folder / "key"))
+    script = script.replace("command -v curl", "false") if HIDDEN else script
     (folder / "probe.sh").write_text(script)
     done = subprocess.run(["sh", str(folder / "probe.sh"), *arguments], capture_output=True, timeout=60)
     return done.returncode
