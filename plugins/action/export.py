@@ -47,7 +47,7 @@ class ActionModule(HostAction):
             raise AnsibleActionFail(as_called(visible_text(str(error)))) from error
         except OSError as error:
             raise AnsibleActionFail(f"export_dir {folder} cannot be written: {error.strerror}.") from error
-        show(task_vars, [f"{WARNING}{visible_text(text)}" for text in warnings])
+        show(task_vars, [f"{WARNING}{visible_text(text)}" for text in [*warnings, *form.notes(workloads)]])
         show(task_vars, _summary(folder, len(workloads), len(change.write), len(change.remove), form.use))
         return {
             **result,
@@ -88,5 +88,5 @@ def _summary(folder: str, servers: int, written: int, removed: int, use: str) ->
     counts = f"{written} files written, {removed} removed" if written or removed else "nothing to change"
     return [
         f"export  {servers} server{'' if servers == 1 else 's'} in {folder}: {counts}",
-        f"use     {use.format(folder=folder)}",
+        f"use     {use.replace('FOLDER', folder)}",
     ]

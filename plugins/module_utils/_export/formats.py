@@ -13,22 +13,46 @@ from typing import Any
 
 from .compose import compose_files
 from .kubernetes import kubernetes_files
+from .lists import (
+    endpoints_files,
+    file_sd_files,
+    file_sd_notes,
+    litellm_files,
+    litellm_notes,
+    llama_swap_files,
+    reach_notes,
+)
 from .workloads import ExportError, Settings, Workload
 
 Render = Callable[[Sequence[Workload], Settings], Mapping[str, Any]]
 
 
+Notes = Callable[[Sequence[Workload]], list[str]]
+
+
+def _no_notes(_workloads: Sequence[Workload]) -> list[str]:
+    return []
+
+
 @dataclass(frozen=True)
 class Format:
-    """render returns files by path: text, or the content of a file of JSON or YAML; use says what to do with them."""
+    """render returns files by path: text, or the content of a file of JSON or YAML; use says what to do with them.
+
+    notes returns warnings of what the format cannot have of the plan.
+    """
 
     render: Render
     use: str
+    notes: Notes = _no_notes
 
 
 FORMATS: dict[str, Format] = {
-    "compose": Format(compose_files, "docker compose --file {folder}/HOST/compose.yaml up --detach"),
-    "kubernetes": Format(kubernetes_files, "kubectl apply --kustomize {folder}/overlays/claim"),
+    "compose": Format(compose_files, "docker compose --file FOLDER/HOST/compose.yaml up --detach"),
+    "kubernetes": Format(kubernetes_files, "kubectl apply --kustomize FOLDER/overlays/claim"),
+    "endpoints": Format(endpoints_files, "read FOLDER/endpoints.json", reach_notes),
+    "file_sd": Format(file_sd_files, "name FOLDER/*.json in file_sd_configs of prometheus.yml", file_sd_notes),
+    "litellm": Format(litellm_files, "litellm --config FOLDER/litellm.yaml", litellm_notes),
+    "llama-swap": Format(llama_swap_files, "on HOST: llama-swap --config FOLDER/HOST/llama-swap.yaml"),
 }
 
 

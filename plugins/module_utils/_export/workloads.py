@@ -88,6 +88,8 @@ class Workload:
     check_seconds: int
     stop_seconds: int
     revision: str
+    profile: str
+    generation: int
     key_file: str
     replicas: int = 1
 
@@ -177,6 +179,8 @@ def _workload(host: HostPlan, server: Mapping[str, Any], settings: Settings) -> 
         check_seconds=max(1, round((host.plan.get("start") or {}).get("readiness_check_interval") or 2)),
         stop_seconds=int(server["stop_timeout"]),
         revision=str(server["revision"]),
+        profile=str(host.plan.get("profile") or ""),
+        generation=int(server.get("generation") or 1),
         key_file=str(server.get("api_key_file") or ""),
     )
 
@@ -217,11 +221,15 @@ def _differences(server: Mapping[str, Any]) -> list[str]:
 def merged(workloads: Sequence[Workload]) -> list[Workload]:
     """The servers of all hosts for a cluster: equal ones are one with replicas, others have their host in the name."""
     by_name: dict[str, list[Workload]] = {}
+    of_host: dict[str, Any] = {
+        **{"host": "", "address": "", "listens": "", "profile": ""},
+        **{"generation": 0, "check_seconds": 0, "planned_argv": (), "key_file": ""},
+    }
     for one in workloads:
         by_name.setdefault(one.name, []).append(one)
     found = []
     for name, same in sorted(by_name.items()):
-        plain = {replace(one, host="", address="", listens="", check_seconds=0) for one in same}
+        plain = {replace(one, **of_host) for one in same}
         if len(plain) == 1:
             found.append(replace(same[0], replicas=len(same)))
         else:
