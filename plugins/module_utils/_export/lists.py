@@ -132,7 +132,8 @@ def _swapped(one: Workload) -> dict[str, Any]:
         if "${" in word or "\n" in word:
             raise ExportError(
                 f'{one.host}: {one.name} has "{word:.60}" on its command line, where llama-swap replaces '
-                "${…} and may leave out lines. Nothing was written. Put the text into a file, such as with chat_template_file."
+                "${…} and may leave out lines. Nothing was written. Put the text into a file, as with "
+                "chat_template_file."
             )
     host, port = (flag_value(one.planned_argv, flag) or "" for flag in ("--host", "--port"))
     reached = "127.0.0.1" if host in ANY_ADDRESS else host
