@@ -324,3 +324,11 @@ def test_start_without_config_fails(bed):
     (bed.root / "supervisor" / "supervisord.conf").unlink()
     with pytest.raises(ServiceError, match=r"supervisord\.conf is missing"):
         bed.manager.start(["a"])
+
+
+def test_server_gains_no_privileges(bed):
+    """It has this from supervisord, which has it from what starts it."""
+    bed.add("a", SERVE)
+    assert bed.manager.start(["a"]) == {}
+    status = Path(f"/proc/{bed.serving('a')}/status").read_text()
+    assert "NoNewPrivs:\t1\n" in status
