@@ -169,7 +169,8 @@ def test_two_runs_at_once_take_turns_and_lose_no_request(three: Gateway, tmp_pat
         profile(three, name, "three", ctx_size=int(size))
     with requests(three, tmp_path) as outcomes:
         runs = [three.bed.start("site", "-e", f"profile={name}") for name in sizes]
-        texts = [run.communicate(timeout=three.bed.run_seconds)[0] for run in runs]
+        with ThreadPoolExecutor(2) as pool:
+            texts = list(pool.map(lambda run: run.communicate(timeout=three.bed.run_seconds)[0], runs))
     assert [run.returncode for run in runs] == [0, 0], texts
     [last] = [name for name, text in zip(sizes, texts, strict=True) if "waiting for another run on this host" in text]
     assert outcomes.keys() == {"ok"}, outcomes
