@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from .fleet import GatewayError
 
 SECONDS = 10.0
+# As many answers of a new worker, one after another, mean that the old one takes no connections any more.
+SETTLED_ANSWERS = 8
 MAX_BYTES = 16 * 1024 * 1024
 # Entries of a map for one command: HAProxy takes no longer line than its buffer.
 ENTRIES = 500
@@ -77,13 +79,19 @@ class AdminSocket:
         return None
 
     def wait_for_worker(self, other_than: int | None, seconds: float) -> int | None:
-        """The PID of a worker that serves and is another than this one; None if there is none in time."""
+        """The PID of a worker that serves and is another than this one; None if there is none in time.
+
+        Until the other one has been told to end, both take connections to the socket: what is asked next must not
+        reach that one, which would keep a change to itself.
+        """
         deadline = time.monotonic() + seconds
+        needed, found = (1 if other_than is None else SETTLED_ANSWERS), 0
         while time.monotonic() < deadline:
             pid = self.pid()
-            if pid is not None and pid != other_than:
+            found = found + 1 if pid is not None and pid != other_than else 0
+            if found == needed:
                 return pid
-            time.sleep(0.05)
+            time.sleep(0.05 if found == 0 else 0.02)
         return None
 
     def replace_map(self, path: str, content: Mapping[str, str]) -> None:

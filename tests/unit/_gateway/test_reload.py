@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from ansible_collections.magi.llama.plugins.module_utils._gateway.admin_socket import SETTLED_ANSWERS, AdminSocket
 from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import Backend
 from support.fake_server import FakeServer
 from support.running_gateway import HAPROXY, rendered, running, server
@@ -47,6 +48,18 @@ def test_answer_and_upload_outlive_a_reload(tmp_path: Path) -> None:
         [body] = [body for _path, _headers, body in fake.seen if len(body) > 1000]
         assert body.encode() == BODY
         assert gateway.ask("m").status_code == 200
+
+
+def test_reload_is_over_when_the_old_worker_takes_no_more_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under load it may take some for a while, and a change of a map would be lost with it."""
+    pids = iter([1, 1, 2, 1, 2, 2, 1, *[2] * 20])
+    seen: list[int] = []
+    monkeypatch.setattr(AdminSocket, "pid", lambda _self: seen.append(next(pids)) or seen[-1])
+    assert AdminSocket("/none").wait_for_worker(1, 10) == 2
+    assert seen == [1, 1, 2, 1, 2, 2, 1, *[2] * SETTLED_ANSWERS]
+    # One that starts has no other next to it.
+    seen.clear()
+    assert AdminSocket("/none").wait_for_worker(None, 10) == 2 and len(seen) == 1
 
 
 def test_documented_bound_of_a_reload_is_that_of_the_configuration() -> None:
