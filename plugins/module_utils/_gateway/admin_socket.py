@@ -81,7 +81,7 @@ class AdminSocket:
     def wait_for_worker(self, other_than: int | None, seconds: float) -> int | None:
         """The PID of a worker that serves and is another than this one; None if there is none in time.
 
-        Until the other one has been told to end, both take connections to the socket: what is asked next must not
+        Until the other one has the signal to end, both take connections to the socket: what is asked next must not
         reach that one, which would keep a change to itself.
         """
         deadline = time.monotonic() + seconds
