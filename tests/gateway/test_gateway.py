@@ -122,8 +122,6 @@ def test_key_decides_who_may_ask_what(gateway: Gateway) -> None:
 
 
 def test_keys_change_without_reload(gateway: Gateway) -> None:
-    # Tests of other files may have left it with other settings, and these would be a reload.
-    gateway.bed.run("gateway")
     worker = gateway.admin.pid()
     gateway.set(gateway_api_keys=[CLIENTS[0], {"name": "carol", "key": "gateway-key-of-carol"}])
     gateway.bed.run("gateway").expect("changed while running")

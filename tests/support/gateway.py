@@ -84,6 +84,8 @@ class Gateway:
     url: str
     metrics: str
     state: Path
+    # Whether the variables may differ from what HAProxy has.
+    has_new_settings: bool = False
 
     def client(self, key: str | None = KEY, **more: Any) -> httpx.Client:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -106,6 +108,10 @@ class Gateway:
         return self.admin.checks()
 
     def set(self, **variables: Any) -> None:
+        known = self.bed.variables
+        self.has_new_settings |= any(
+            name.startswith("gateway_") and known.get(name) != variables[name] for name in variables
+        )
         self.bed.variables.update(variables)
         write_inventory(self.bed)
 
