@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from support import reaper
 from support.bed import Bed
 from support.console import RunningConsole
+from support.running_redis import needs_redis, running_redis
 
 pytestmark = pytest.mark.slow
 # A run of a playbook takes some 15 s, and longer on a busy machine.
@@ -49,6 +52,12 @@ def console(inventory: Path) -> Iterator[RunningConsole]:
 
 @pytest.fixture
 def page(browser: Browser, console: RunningConsole) -> Iterator[Page]:
+    with signed_in(browser, console) as opened:
+        yield opened
+
+
+@contextmanager
+def signed_in(browser: Browser, console: RunningConsole) -> Iterator[Page]:
     """The page, signed in."""
     token = console.add_token("browser", "operate")
     context = browser.new_context(viewport={"width": 1400, "height": 900}, reduced_motion="reduce")
@@ -106,6 +115,8 @@ def test_servers_are_planned_started_restarted_and_rolled_back(page: Page) -> No
     # A server, with what its plan and its start know.
     row(page, "one", Q4).get_by_role("link").click()
     expect(page.get_by_label("Command line")).to_contain_text("--ctx-size 1024")
+    page.keyboard.press("l")
+    expect(page.get_by_label(f"Log of {Q4}")).to_contain_text("listening", timeout=RUN_MS)
     shot(page, "server")
     page.keyboard.press("r")
     page.keyboard.press("Enter")
@@ -120,17 +131,58 @@ def test_servers_are_planned_started_restarted_and_rolled_back(page: Page) -> No
     expect(page.locator(".card", has_text="Canary")).to_contain_text("gate passed", timeout=RUN_MS)
     expect(page.locator(".page-head .state")).to_have_text("finished", timeout=RUN_MS)
     shot(page, "rollout")
-    page.locator(".card", has_text="Canary").get_by_role("button", name="Roll back…").click()
-    back = page.locator(".card", has_text="Roll back one")
+    page.get_by_role("button", name="Roll back all…").click()
+    back = page.locator(".card", has_text="Roll back all 2 hosts")
     back.get_by_role("button", name="Show the difference").click()
     expect(back.get_by_role("button", name="Roll back", exact=True)).to_be_enabled(timeout=RUN_MS)
+    for host in ("one", "two"):
+        expect(back.get_by_label(f"What the rollback changes on {host}")).to_contain_text(Q4)
     shot(page, "rollback")
     back.get_by_role("button", name="Roll back", exact=True).click()
     ended(page)
     open_view(page, "Fleet")
     # A rollback says what runs by the status that the console reads after it.
-    expect(row(page, "one", Q4)).to_contain_text("ready", timeout=RUN_MS)
-    expect(row(page, "two", Q2)).to_contain_text("ready")
+    for host in ("one", "two"):
+        expect(row(page, host, Q4)).to_contain_text("ready", timeout=RUN_MS)
+    # Who has done all that.
+    open_view(page, "Access")
+    expect(page.get_by_role("table", name="Keys").get_by_role("row", name=re.compile("browser"))).to_contain_text(
+        "operate"
+    )
+    log = page.get_by_role("table", name="Audit log")
+    expect(log.get_by_role("row", name=re.compile("verb: rollback"))).to_have_count(2)
+    expect(log.get_by_role("row", name=re.compile("verb: restart")).first).to_contain_text("browser")
+
+
+@needs_redis
+def test_rollout_ends_well_and_the_page_says_so_while_there_is_no_redis(browser: Browser, inventory: Path) -> None:
+    folder = inventory.parent / "redis"
+    folder.mkdir()
+    with running_redis(folder, "--appendonly", "yes") as server:
+        arguments = ("--redis", server.url, "--no-watch")
+        with RunningConsole(inventory, inventory.parent / "console", arguments=arguments) as console:
+            with signed_in(browser, console) as page:
+                live = page.get_by_role("status").first
+                expect(live).to_have_text("live")
+                job = console.submit("rollout", profile="pair")["id"]
+                while not any(event["type"] == "server_ready" for event in console.events_so_far(job)):
+                    time.sleep(0.1)
+                server.stop()
+                expect(live).to_contain_text("no live view")
+                shot(page, "no-redis")
+                rc = console.data / "jobs" / job / "rc"
+                deadline = time.monotonic() + RUN_MS / 1000
+                while not rc.exists():
+                    assert time.monotonic() < deadline
+                    time.sleep(0.1)
+                expect(live).to_contain_text("no live view")
+                server.start()
+                ended = console.wait(job)
+                assert (ended["state"], ended["rc"], ended["result"]["is_complete"]) == ("finished", 0, True)
+                expect(live).to_have_text("live", timeout=RUN_MS)
+            # All of its events are there, each once.
+            numbers = [event["seq"] for event in console.events(job)]
+            assert numbers == list(range(1, len(numbers) + 1))
 
 
 def test_profiles_models_and_capacity_are_the_inventorys(page: Page, inventory: Path) -> None:
