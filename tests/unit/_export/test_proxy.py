@@ -5,23 +5,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
+import httpx
 import pytest
 from ansible_collections.magi.llama.plugins.module_utils._export import proxy
 from ansible_collections.magi.llama.plugins.module_utils._export.workloads import KEY_FILE, HostPlan, workloads_of
+from support.fake_server import FakeServer
+from support.running_gateway import free_port
 
 from .conftest import SETTINGS, host_plan, server
 
 KEY = 'it\'s-100%-$HOME-"quoted"-\\back'
 
 
-def started(folder: Path, files: dict[str, str]) -> Path:
-    """What start.sh leaves for HAProxy, which is replaced by a check of its configuration."""
+def placed(folder: Path, files: dict[str, str]) -> str:
+    """The files as a container has them; returns the command that starts it, with folders of this test."""
     source, place, key = folder / "source", folder / "place", folder / "key"
     source.mkdir()
     place.mkdir()
@@ -29,10 +34,15 @@ def started(folder: Path, files: dict[str, str]) -> Path:
     for name, text in files.items():
         (source / name).write_text(text)
     script = files[proxy.START].replace(proxy.SOURCE, str(source)).replace(proxy.PLACE, str(place))
-    script = script.replace(KEY_FILE, str(key)).replace("-W -db -f", "-c -f").replace("tries=60", "tries=0")
+    return script.replace(KEY_FILE, str(key)).replace("tries=60", "tries=0")
+
+
+def started(folder: Path, files: dict[str, str]) -> Path:
+    """What start.sh leaves for HAProxy, which only checks it."""
+    script = placed(folder, files).replace("-W -db -f", "-c -f")
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=60, env=os.environ)
     assert done.returncode == 0, done.stdout + done.stderr
-    return place / "config"
+    return folder / "place/config"
 
 
 @pytest.mark.skipif(not shutil.which("haproxy"), reason="haproxy is missing")
@@ -47,6 +57,35 @@ def test_haproxy_takes_the_files_with_any_key(tmp_path: Path, plan: HostPlan, re
     digest = hashlib.sha256(KEY.encode()).hexdigest().upper()
     assert (found / "keys.map").read_text() == f"{digest} servers\n"
     assert (found / "secrets.map").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("haproxy"), reason="haproxy is missing")
+def test_clients_with_the_key_reach_the_servers_and_no_others(tmp_path: Path) -> None:
+    with FakeServer(model="a") as fake:
+        planned = server("a", fake.port, api_key_file="/etc/keys")
+        workloads, _warnings = workloads_of([host_plan(planned)], SETTINGS)
+        files = proxy.proxy_files(workloads, lambda _one: "127.0.0.1", resolves=False)
+        ports = {str(port): str(free_port()) for port in (proxy.PORT, proxy.METRICS_PORT)}
+        for before, after in ports.items():
+            files["haproxy.cfg"] = files["haproxy.cfg"].replace(f"0.0.0.0:{before}", f"127.0.0.1:{after}")
+        process = subprocess.Popen(["sh", "-c", placed(tmp_path, files)], stderr=subprocess.DEVNULL)
+        try:
+            url, answer = f"http://127.0.0.1:{ports[str(proxy.PORT)]}/v1/completions", None
+            for _try in range(100):
+                with contextlib.suppress(httpx.TransportError):
+                    headers = {"Authorization": f"Bearer {KEY}"}
+                    answer = httpx.post(url, json={"model": "a"}, headers=headers, trust_env=False)
+                    if answer.status_code == 200:
+                        break
+                time.sleep(0.1)
+            assert answer is not None and answer.status_code == 200, answer and answer.text
+            assert fake.seen[-1][1]["authorization"] == f"Bearer {KEY}"
+            for wrong in ({}, {"Authorization": "Bearer another-key"}):
+                assert httpx.post(url, json={"model": "a"}, headers=wrong, trust_env=False).status_code == 401
+        finally:
+            process.terminate()
+            process.wait(30)
 
 
 def test_servers_are_found_by_name_with_their_slots(plan: HostPlan) -> None:
