@@ -18,7 +18,6 @@ from .fleet import Backend
 from .settings import Route
 from .words import FOLDER, error_json, refuse
 
-ROUTER_PATH = "/models"
 LOAD_PATH, UNLOAD_PATH = "/models/load", "/models/unload"
 # Without a text it answers that there are no tokens, at once, in a server of any kind of model.
 CHEAPEST_PATH = "/tokenize"
@@ -47,13 +46,18 @@ local function is_loaded(name, row)
 end
 
 core.register_service("magi_models", "http", function(applet)
-  local loaded, parts = {}, {}
+  local loaded, ready, parts = {}, {}, {}
+  -- Only the router's own list has models without a server that is ready.
+  local has_all = applet.path == "/models"
   for name, row in pairs(magi_servers()) do
+    if row.status:find("^UP") then ready[row.backend] = true end
     if is_loaded(name, row) then loaded[row.backend] = true end
   end
   for _, model in ipairs(models) do
     local value = loaded[model.id] and "loaded" or "unloaded"
-    parts[#parts + 1] = model.about .. ', "status": {"value": "' .. value .. '"}}'
+    if has_all or ready[model.id] then
+      parts[#parts + 1] = model.about .. ', "status": {"value": "' .. value .. '"}}'
+    end
   end
   local text = '{"object": "list", "data": [' .. table.concat(parts, ", ") .. "]}"
   applet:set_status(200)
@@ -104,7 +108,7 @@ def path_lines() -> list[str]:
 
 
 def list_lines() -> list[str]:
-    return [f"  http-request use-service lua.magi_models if is_operator {{ path {ROUTER_PATH} }}"]
+    return ["  http-request use-service lua.magi_models if is_operator is_list"]
 
 
 def load_lines() -> list[str]:

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from ansible_collections.magi.llama.plugins.module_utils._gateway.clients import Client, parse_clients
@@ -73,11 +75,28 @@ def test_router_list_has_meta_and_others_get_the_usual_one(served: tuple[Running
     gateway, _asleep = served
     with gateway.client(KEYS["op"]) as asking:
         shown = asking.get("/models").json()["data"][0]
-        usual = asking.get("/v1/models").json()["data"][0]
-    assert shown == {**usual, "status": {"value": "loaded"}}
     assert shown["meta"] == {"display_name": "On %d", "tier": "Q4", "kind": "model"}
     with gateway.client(KEYS["alice"]) as asking:
-        assert "status" not in asking.get("/models").json()["data"][0]
+        for path in ("/models", "/v1/models"):
+            assert shown == {**asking.get(path).json()["data"][0], "status": {"value": "loaded"}}
+            assert "status" not in asking.get(path).json()["data"][0]
+
+
+@needs_haproxy
+def test_model_without_a_server_is_in_the_list_of_the_router_alone(tmp_path: Path) -> None:
+    with FakeServer("on") as always, FakeServer("away") as away, contextlib.ExitStack() as stack:
+        backends = [
+            Backend("on", "On", None, "model", (server(always.port),)),
+            Backend("away", "Away", None, "model", (server(away.port),)),
+        ]
+        gateway = stack.enter_context(running(tmp_path, backends, [client("op", operator=True)]))
+        gateway.admin.do(f"set server away/s_{away.port} state maint")
+        with gateway.client(KEYS["op"]) as asking:
+            found = {path: asking.get(path).json()["data"] for path in ("/models", "/v1/models")}
+    assert {path: {one["id"]: one["status"]["value"] for one in listed} for path, listed in found.items()} == {
+        "/models": {"on": "loaded", "away": "unloaded"},
+        "/v1/models": {"on": "loaded"},
+    }
 
 
 @needs_haproxy
