@@ -42,7 +42,7 @@ def quadlet_container(
     options = [
         # The program's path is the same as on the host, so that a process shows the planned command line.
         f"--entrypoint={argv[0]}",
-        *("--pull=never", "--no-healthcheck", "--log-driver=passthrough"),
+        *("--pull=never", "--no-healthcheck", "--log-driver=passthrough", "--read-only-tmpfs=true"),
         # The unit limits memory and tasks of the container and of what supervises it.
         "--pids-limit=0",
         # On a host with SELinux: it would refuse models without a label for containers.

@@ -38,14 +38,14 @@ class ContainerDriver(SystemdDriver):
         return {name: replace(one, pid=pids[name]) if one.pid else one for name, one in stopped.items()}
 
     def retire_generated(self, names: Sequence[str], timeout: float) -> None:
-        """Stop and forget servers whose quadlet files are gone, and the target with the last of them."""
-        if not names:
-            return
+        """Stop and forget servers whose quadlet files are gone, and remove the target once no quadlet is left."""
         self.stop(names, timeout)
-        if not glob.glob(os.path.join(QUADLET_FOLDER, f"{UNIT_PREFIX}*")):
+        path = os.path.join(UNIT_FOLDER, self.target)
+        # Also without names: an interrupted run may have forgotten the servers already.
+        if os.path.exists(path) and not glob.glob(os.path.join(glob.escape(QUADLET_FOLDER), f"{UNIT_PREFIX}*")):
             self._run(["systemctl", "disable", "--now", "--quiet", self.target])
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(UNIT_FOLDER, self.target))
+                os.unlink(path)
         self.forget(names)
 
     def _enabled_units(self, names: Sequence[str]) -> list[str]:

@@ -150,6 +150,22 @@ def test_servers_without_quadlet_are_found_by_their_units(tmp_path: Path, monkey
     assert container._generated_without_source(str(tmp_path)) == ["a"]
 
 
+def test_target_goes_with_the_last_quadlet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(container_driver, "QUADLET_FOLDER", str(tmp_path / "quadlets"))
+    monkeypatch.setattr(container_driver, "UNIT_FOLDER", str(tmp_path))
+    quadlet, target = tmp_path / "quadlets/magi-llama-b.container", tmp_path / container.CONTAINERS_TARGET
+    quadlet.parent.mkdir()
+    for path in (quadlet, target):
+        path.write_text("")
+    run = Systemctl()
+    container_driver.ContainerDriver(run).retire_generated([], 1.0)
+    assert target.exists()
+    quadlet.unlink()
+    container_driver.ContainerDriver(run).retire_generated([], 1.0)
+    assert not target.exists()
+    assert run.calls == ["systemctl disable --now"]
+
+
 def test_images_that_others_have_loaded_are_kept(tmp_path: Path) -> None:
     for name, is_ours in (("1", True), ("2", False)):
         (tmp_path / name).mkdir()
