@@ -117,6 +117,7 @@ def _gateway(workloads: Sequence[Workload], settings: Settings) -> dict[str, Any
         "volumes": [{**_mount(f"./{GATEWAY}", proxy.SOURCE), "read_only": True}],
         "tmpfs": [f"{proxy.PLACE}:mode=1777"],
         **_secrets(has_key),
+        "deploy": {"resources": {"limits": {"memory": f"{proxy.MEMORY_BYTES}b", "pids": PIDS}}},
         "depends_on": {service_name(one): {"condition": "service_started"} for one in workloads},
         "stop_grace_period": "30s",
     }

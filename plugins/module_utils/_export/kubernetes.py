@@ -161,7 +161,10 @@ def _gateway_objects(settings: Settings, needs_key: bool) -> list[dict[str, Any]
         "startupProbe": {**health, "periodSeconds": 1, "failureThreshold": 120},
         "readinessProbe": {**health, "periodSeconds": 5, "timeoutSeconds": 2},
         "livenessProbe": {**health, "periodSeconds": 10, "timeoutSeconds": 5},
-        "resources": {"requests": {"memory": str(GIB // 4), "cpu": "100m"}, "limits": {"memory": str(2 * GIB)}},
+        "resources": {
+            "requests": {"memory": str(GIB // 4), "cpu": "100m"},
+            "limits": {"memory": str(proxy.MEMORY_BYTES)},
+        },
         "securityContext": _CONTAINER_SECURITY,
         "volumeMounts": [
             {"name": "config", "mountPath": proxy.SOURCE, "readOnly": True},

@@ -19,6 +19,8 @@ from .._gateway.words import FOLDER
 from .workloads import KEY_FILE, Workload
 
 PORT, METRICS_PORT = 8070, 8071
+# A request may be 16 MB, and HAProxy has it whole while it looks for the model's name.
+MEMORY_BYTES = 2 * 1024**3
 START = "start.sh"
 # The folder with the files below, and the one in memory that HAProxy has them from.
 SOURCE, PLACE = "/etc/magi-gateway", "/run/magi-gateway"
