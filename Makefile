@@ -191,7 +191,7 @@ check: .cache/bin/.ready .cache/bin/.redis .cache/bin/.export ## Run the fast ch
 
 # Everything except lint and sanity in one run with one summary; two at a time, since most tests wait for servers.
 .PHONY: pytest
-pytest: .cache/models/.ready .cache/bin/.haproxy .cache/bin/.redis .cache/bin/.export console/page/node_modules/.ready ## Run scenarios, faults, unit tests, the artifact, every ansible-core and Python
+pytest: .cache/models/.ready .cache/bin/.haproxy .cache/bin/.redis .cache/bin/.export .cache/docker/.ready console/page/node_modules/.ready ## Run scenarios, faults, unit tests, the artifact, every ansible-core and Python
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report=
 
 # The URLs in the artifact derive from REPOSITORY, for example https://example.org/magi/llama.
@@ -211,6 +211,19 @@ IMAGE_BASE ?= debian:forky-slim
 .PHONY: images
 images: $(VENV)/.ready ## Build the images (IMAGES="llama-server llama-server-vulkan magi" IMAGE_BASE=packages)
 	@$(BIN)/python tools/images.py --base $(IMAGE_BASE) $(IMAGES)
+
+.PHONY: docker-setup
+docker-setup: $(VENV)/.ready ## Check what the containers need, write .env, build their image (IMAGE_BASE=packages)
+	@$(BIN)/python tools/docker_setup.py --base $(IMAGE_BASE)
+
+.PHONY: docker-test
+docker-test: $(VENV)/.ready ## Start the containers and test them from outside; they are left running where one fails
+	@$(BIN)/python tools/docker_test.py
+
+# Docker Engine for the tests in tests/containers, unpacked from Debian's packages; it is started with files of its own.
+.cache/docker/.ready: $(VENV)/.ready tests/containers/docker_engine.py
+	@$(BIN)/python tests/containers/docker_engine.py
+	@touch $@
 
 .PHONY: fuzz
 fuzz: $(VENV)/.ready ## Mutate GGUF headers for ten minutes (FUZZ_SECONDS=600)

@@ -27,6 +27,7 @@ CONTENTS = {
         "rollouts",
         "gateway",
         "console",
+        "docker",
         "exit-codes",
         "events",
         "console-api",

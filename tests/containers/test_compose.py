@@ -1,0 +1,111 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""compose.yml in a real Docker Engine: what make docker-test asks, profiles, restarts and the end. In this order."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import docker_test
+import pytest
+from compose_stack import ROOT, Stack
+
+SECONDS = 300.0
+
+
+@pytest.mark.parametrize("step", docker_test.STEPS[:-1], ids=lambda step: step.__name__)
+def test_step_of_docker_test(stack: Stack, step: Callable[[Stack], None]) -> None:
+    try:
+        step(stack)
+    except docker_test.Skipped as reason:
+        pytest.skip(str(reason))
+
+
+def tiers(stack: Stack) -> set[str]:
+    return {one["tier"] for one in stack.servers() if one["is_ready"]}
+
+
+def test_the_users_own_profile_is_deployed(stack: Stack) -> None:
+    assert (tiers(stack), stack.console("/api/models/profiles").json()["active_profile"]) == ({"Q2", "Q4"}, "mine")
+
+
+def test_the_containers_have_no_rights(stack: Stack) -> None:
+    for service in ("magi", "gateway", "redis"):
+        status = Path(f"/proc/{stack.container(service)['State']['Pid']}/status").read_text()
+        assert "\nUid:\t10001\t" in status and "\nCapEff:\t0000000000000000\n" in status
+        assert "\nNoNewPrivs:\t1\n" in status
+
+
+def test_profile_is_changed_by_the_api(stack: Stack) -> None:
+    answer = stack.console("/api/models/profile/activate?wait=240", {"profile_name": "fast-only"}, timeout=300)
+    assert answer.status == 200, answer.body
+    assert tiers(stack) == {"Q2"}
+
+
+def test_profile_is_changed_by_the_environment(stack: Stack) -> None:
+    stack.variables = {"MAGI_PROFILE": "production"}
+    stack.call("up", "-d", "--no-build")
+    stack.wait_until_healthy(SECONDS)
+    assert tiers(stack) == {"Q3", "Q4"}
+    stack.variables = {}
+
+
+def test_profile_is_changed_by_a_compose_file(stack: Stack, tmp_path: Path) -> None:
+    override = tmp_path / "override.yml"
+    override.write_text(json.dumps({"services": {"magi": {"environment": {"MAGI_PROFILE": "fast-only"}}}}))
+    stack.files = (ROOT / "compose.yml", override)
+    stack.call("up", "-d", "--no-build")
+    stack.wait_until_healthy(SECONDS)
+    assert tiers(stack) == {"Q2"}
+
+
+def test_a_container_that_is_killed_comes_back_by_itself(stack: Stack) -> None:
+    for service in ("magi", "gateway"):
+        started = stack.container(service)["State"]["StartedAt"]
+        os.kill(stack.container(service)["State"]["Pid"], signal.SIGKILL)
+        stack.wait(
+            lambda service=service, started=started: stack.container(service)["State"]["StartedAt"] != started, 60
+        )
+    stack.wait_until_healthy(SECONDS)
+    docker_test.completion(stack)
+
+
+def test_a_change_of_the_sources_starts_the_api_again(stack: Stack) -> None:
+    stack.files = (ROOT / "compose.yml", ROOT / "compose.dev.yml")
+    stack.call("up", "-d", "--no-build")
+    stack.wait_until_healthy(SECONDS)
+    os.utime(ROOT / "console/src/magi_llama_console/known.py")
+    stack.wait(lambda: "sources have changed" in stack.call("logs", "--no-color", "--tail", "50", "magi"), 60)
+    stack.wait(lambda: stack.ask(stack.console_port, "/health").status == 200, 60)
+
+
+def test_down_ends_a_stream_that_is_open(stack: Stack) -> None:
+    key = stack.run_in("magi", "cat", "/data/gateway.key")
+    model = stack.gateway("/v1/models").json()["data"][0]["id"]
+    body = {"model": model, "stream": True, "prompt": "a", "max_tokens": 100000, "ignore_eos": True}
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    url = f"http://127.0.0.1:{stack.gateway_port}/v1/completions"
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=120) as answer:
+        answer.readline()
+        ended = threading.Event()
+
+        def read() -> None:
+            try:
+                while answer.read(4096):
+                    pass
+            except OSError:
+                pass
+            ended.set()
+
+        threading.Thread(target=read, daemon=True).start()
+        stack.call("down")
+        assert ended.wait(10)
+    assert stack.call("ps", "-a", "-q").split() == []

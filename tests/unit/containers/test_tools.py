@@ -1,0 +1,80 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""make docker-setup says what is wrong, and makes what it can; the names and labels of images."""
+
+from __future__ import annotations
+
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import docker_setup
+import images
+import pytest
+from compose_stack import ROOT, read_env
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout's folder with one model, on a machine with Docker."""
+    monkeypatch.setattr(docker_setup.compose_stack, "find_compose", lambda: ("docker", ["docker", "compose"]))
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/tiny.gguf").write_bytes(b"GGUF")
+    return tmp_path
+
+
+def fixes(folder: Path) -> list[str]:
+    return [check.fix for check in docker_setup.prepare(folder) if check.fix]
+
+
+def test_a_fresh_checkout_gets_env_folders_and_password(folder: Path) -> None:
+    assert fixes(folder) == []
+    assert read_env(folder / ".env") == read_env(ROOT / ".env.example")
+    password = folder / "secrets/redis_password"
+    assert stat.S_IMODE(password.stat().st_mode) == 0o444
+    assert stat.S_IMODE(password.parent.stat().st_mode) == 0o700
+    assert len(password.read_text().strip()) >= 32
+    before = password.read_text()
+    assert fixes(folder) == [] and password.read_text() == before
+
+
+def test_the_password_of_env_is_what_redis_gets(folder: Path) -> None:
+    (folder / ".env").write_text("REDIS_PASSWORD=of-the-user\n")
+    assert fixes(folder) == []
+    assert (folder / "secrets/redis_password").read_text() == "of-the-user\n"
+
+
+def test_missing_and_unreadable_models_are_named(folder: Path) -> None:
+    (folder / "models/tiny.gguf").chmod(0o600)
+    assert fixes(folder) == [
+        f"the container's user cannot read {folder}/models/tiny.gguf: chmod -R a+rX {folder}/models"
+    ]
+    (folder / "models/tiny.gguf").unlink()
+    assert fixes(folder) == ["has no *.gguf file: put some there, or set MODELS in .env"]
+
+
+def test_a_wrong_or_unknown_variable_of_env_is_named(folder: Path) -> None:
+    (folder / ".env").write_text("MODEL_PORT_RANGE_START=many\n")
+    assert fixes(folder) == ["MODEL_PORT_RANGE_START=many: set it to a whole number from 1 to 65535."]
+    (folder / ".env").write_text("MODEL_PORT_RANGE_STRAT=8080\n")
+    assert fixes(folder) == ["MODEL_PORT_RANGE_STRAT: not known, see .env.example"]
+
+
+def test_without_an_engine_the_status_is_1(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "tools/docker_setup.py"), "--folder", str(tmp_path), "--no-build"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={"PATH": "/nonexistent"})
+    assert done.returncode == 1 and "install docker.io and docker-compose" in done.stdout
+
+
+def test_labels_name_the_build_of_llama_server() -> None:
+    found = images.labels_of("magi", "0.1.0", "debian:forky-slim", "version: 0.7.0")
+    assert found["magi.llama-server"] == "version: 0.7.0"
+    assert found["org.opencontainers.image.base.name"] == "debian:forky-slim"
+
+
+def test_each_image_has_a_list_of_packages_in_order() -> None:
+    for path in (ROOT / "containers/packages").glob("*.txt"):
+        names = path.read_text().split()
+        assert names == sorted(names) and "tini" in names and "llama.cpp-tools" in names, path.name
