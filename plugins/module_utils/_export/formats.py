@@ -47,7 +47,7 @@ class Format:
 
 
 FORMATS: dict[str, Format] = {
-    "compose": Format(compose_files, "docker compose --file FOLDER/HOST/compose.yaml up --detach"),
+    "compose": Format(compose_files, "cd FOLDER/HOST && docker compose up --detach"),
     "kubernetes": Format(kubernetes_files, "kubectl apply --kustomize FOLDER/overlays/claim"),
     "endpoints": Format(endpoints_files, "read FOLDER/endpoints.json", reach_notes),
     "file_sd": Format(file_sd_files, "name FOLDER/*.json in file_sd_configs of prometheus.yml", file_sd_notes),
