@@ -13,6 +13,7 @@ from pathlib import Path
 import docker_setup
 import images
 import pytest
+import yaml
 from compose_stack import ROOT, read_env
 
 
@@ -78,3 +79,15 @@ def test_each_image_has_a_list_of_packages_in_order() -> None:
     for path in (ROOT / "containers/packages").glob("*.txt"):
         names = path.read_text().split()
         assert names == sorted(names) and "tini" in names and "llama.cpp-tools" in names, path.name
+
+
+def test_what_docker_setup_makes_is_in_no_repository_artifact_or_image(folder: Path) -> None:
+    docker_setup.prepare(folder)
+    made = {path.name for path in folder.iterdir()}
+    assert made == {".env", "models", "profiles", "secrets"}
+    ignored = (ROOT / ".gitignore").read_text().split()
+    assert {f"/{name}" if name == ".env" else f"/{name}/" for name in made} <= set(ignored)
+    left_out = yaml.safe_load((ROOT / "galaxy.yml").read_text())["build_ignore"]
+    # .* is one of them.
+    assert made - {".env"} <= set(left_out)
+    assert (ROOT / ".dockerignore").read_text().splitlines()[1] == "*"
