@@ -559,23 +559,21 @@ def down(bed: str) -> None:
 
 
 def restart(bed: str, names: list[str]) -> None:
-    nodes = {}
-    for entry in own("ps", bed):
-        container = name_of(entry)
-        template = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
-        address = run("podman", "inspect", "--format", template, container).stdout.strip()
-        node = Node(f"magi-{container.removeprefix(PREFIX)}", labels_of(entry)[f"{LABEL}.kind"], address)
-        nodes[node.name] = node
-    unknown = sorted(set(names) - set(nodes))
-    if unknown or not nodes:
-        raise BedError(f"The bed {bed} has no node {', '.join(unknown)}; it has: {', '.join(nodes) or 'none'}.")
+    entries = {f"magi-{name_of(entry).removeprefix(PREFIX)}": entry for entry in own("ps", bed)}
+    unknown = sorted(set(names) - set(entries))
+    if unknown or not entries:
+        raise BedError(f"The bed {bed} has no node {', '.join(unknown)}; it has: {', '.join(entries) or 'none'}.")
 
     def one(name: str) -> None:
-        run("podman", "restart", "--time", "10", nodes[name].container)
-        state = wait_until_booted(nodes[name])
-        say(f"{name}: restarted, {nodes[name].address}, {state}")
+        container = name_of(entries[name])
+        run("podman", "restart", "--time", "10", container)
+        # Read now: a node that was stopped had none.
+        template = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+        address = run("podman", "inspect", "--format", template, container).stdout.strip()
+        state = wait_until_booted(Node(name, labels_of(entries[name])[f"{LABEL}.kind"], address))
+        say(f"{name}: restarted, {address}, {state}")
 
-    in_parallel(one, names or list(nodes))
+    in_parallel(one, names or list(entries))
 
 
 def own_beds() -> list[str]:
