@@ -18,7 +18,11 @@ OTHER = {"id": "elsewhere/1/1", "text": "site.yml by ann on ops (pid 1, since 09
 HOST = {
     **{"service_manager": "systemd", "service_manager_missing": False, "supervisord": None, "root": True},
     **{"user": "llama", "group": "llama", "user_exists": True, "user_is_ours": True, "sets_groups": True},
-    **{"api_key_stamp": "", "stray_variables": []},
+    **{
+        "api_key_stamp": "",
+        "stray_variables": [],
+        "user_ids": [],
+    },
 }
 
 
