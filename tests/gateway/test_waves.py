@@ -164,6 +164,22 @@ def test_rollback_under_load(three: Gateway, tmp_path: Path) -> None:
     assert contexts(three) == before
 
 
+def test_two_runs_at_once_take_turns_and_lose_no_request(three: Gateway, tmp_path: Path) -> None:
+    sizes = {"first": "1792", "second": "1920"}
+    for name, size in sizes.items():
+        profile(three, name, "three", ctx_size=int(size))
+    with requests(three, tmp_path) as outcomes:
+        runs = [three.bed.start("site", "-e", f"profile={name}", "-e", "servers_lock_wait=200") for name in sizes]
+        with ThreadPoolExecutor(2) as pool:
+            texts = list(pool.map(lambda run: run.communicate(timeout=three.bed.run_seconds)[0], runs))
+    assert [run.returncode for run in runs] == [0, 0], "".join(texts)
+    [last] = [name for name, text in zip(sizes, texts, strict=True) if "waiting for another run on this host" in text]
+    assert outcomes.keys() == {"ok"}, outcomes
+    assert contexts(three) == dict.fromkeys(MODELS, sizes[last])
+    assert three.bed.run("site", "-e", f"profile={last}").changed == 0
+    assert {name: three.served_by(name) for name in MODELS} == {name: name for name in MODELS}
+
+
 # Where a run is killed: a task of its steps, and how often that has begun. Stand-ins start in the first step; in the
 # second one the servers are drained and restarted.
 KILLED_AT = {
