@@ -13,10 +13,13 @@ import threading
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import docker_test
 import pytest
 from compose_stack import ROOT, Stack
+from support import reaper
+from support.bed import Bed
 
 SECONDS = 300.0
 
@@ -35,6 +38,31 @@ def tiers(stack: Stack) -> set[str]:
 
 def test_the_users_own_profile_is_deployed(stack: Stack) -> None:
     assert (tiers(stack), stack.console("/api/models/profiles").json()["active_profile"]) == ({"Q2", "Q4"}, "mine")
+
+
+def test_the_status_is_that_of_the_same_profile_on_a_host(stack: Stack, tmp_path: Path) -> None:
+    document = "/data/status-of-the-tests.json"
+    arguments = ("-e", "output=json", "-e", f"output_file={document}")
+    stack.call("exec", "-T", "magi", "ansible-playbook", "-i", "/config/hosts.yml", "magi.llama.status", *arguments)
+    [here] = json.loads(stack.run_in("magi", "cat", document))["hosts"].values()
+    with reaper.temporary_folder("magi-same-") as folder:
+        bed = Bed(folder)
+        profile = Path(stack.setting("PROFILES", "")) / "mine.yml"
+        (bed.inventory / "profiles/mine.yml").write_text(profile.read_text())
+        bed.run("site", "-e", "profile=mine")
+        bed.run("status", "-e", "output=json", "-e", f"output_file={tmp_path}/status.json")
+        [there] = json.loads((tmp_path / "status.json").read_text())["hosts"].values()
+        bed.remove()
+    assert comparable(here) == comparable(there)
+
+
+def comparable(status: dict[str, Any]) -> list[dict[str, Any]]:
+    """The servers of a status document, without what two processes never share and what this test's hosts do not."""
+    of_process = {"pid", "uptime_seconds", "rss_bytes", "restarts", "tokens_per_second", "host", "address", "url"}
+    of_host = {"port", "bind_address", "needs_api_key"}
+    return [
+        {key: value for key, value in server.items() if key not in of_process | of_host} for server in status["servers"]
+    ]
 
 
 def test_the_containers_have_no_rights(stack: Stack) -> None:
