@@ -26,9 +26,11 @@ options:
     type: path
     required: true
   state:
-    description: Acquire or release the lock. Acquiring it again in the same run is not an error.
+    description:
+      - Acquire or release the lock. Acquiring it again in the same run is not an error.
+      - V(renewed) renews the lock that the run has acquired before, and fails if the run has lost it since.
     type: str
-    choices: [held, released]
+    choices: [held, renewed, released]
     default: held
   create:
     description: Create a missing state directory. Otherwise no lock is acquired if it is missing.
@@ -96,6 +98,7 @@ from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import (
     describe_holder,
     holder,
     release,
+    renew,
 )
 
 
@@ -111,6 +114,8 @@ def run(module: Module) -> dict:
         found = holder(state_dir)
     elif given["state"] == "released":
         release(state_dir, this.id)
+    elif given["state"] == "renewed":
+        renew(state_dir, this.id, given["lease"])
     elif given["create"] or os.path.isdir(state_dir):
         found = acquire(state_dir, this, lease=given["lease"], dead=given["dead"])
     return {"changed": False, "holder": describe_holder(found, this.id)}

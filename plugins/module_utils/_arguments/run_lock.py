@@ -18,7 +18,7 @@ FILLED_IN: dict[str, Any] = {"run": {"type": "dict", "required": True}, "dead": 
 ARGUMENTS = Arguments(
     {
         "state_dir": {"type": "path", "required": True},
-        "state": {"type": "str", "choices": ["held", "released"], "default": "held"},
+        "state": {"type": "str", "choices": ["held", "renewed", "released"], "default": "held"},
         "create": {"type": "bool", "default": True},
         **WAITING,
         "lease": {"type": "float", "default": LEASE_SECONDS},

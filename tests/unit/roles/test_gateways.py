@@ -187,6 +187,34 @@ def test_hosts_that_wait_for_their_turn_keep_their_locks(fleet: Fleet) -> None:
             (fleet.folder / name / "run.lock").unlink()
 
 
+def test_run_that_has_lost_its_lock_goes_no_step_further(fleet: Fleet) -> None:
+    """Another run has taken the lock over, changed the host, and ended meanwhile."""
+    fleet.add("two")
+    groups = {"models": {"hosts": {"one": {}, "two": {}}}, "gateways": {"hosts": {"gw1": {}}}}
+    (fleet.folder / "groups.yml").write_text(json.dumps({"all": {"children": groups}}))
+    step = {"drains": False, "needs": False, "readies": False}
+    known = {
+        **{"__servers_turns": {"steps": [step], "waves": {"one": [None], "two": [None]}}, "__servers_step": 0},
+        **{"__servers_start": {}, "servers_max_startup_time": ""},
+    }
+    lost = {"lost": ["{{ (lookup('ansible.builtin.file', servers_state_dir ~ '/run.lock') | from_json).id }}"]}
+    tasks = [
+        {"magi.llama.run_lock": {"state_dir": "{{ servers_state_dir }}"}},
+        {
+            "ansible.builtin.copy": {"dest": "{{ servers_state_dir }}/run.lock", "content": "{{ lost | to_json }}"},
+            "vars": {"lost": lost},
+            "when": "inventory_hostname == 'two'",
+        },
+        {"ansible.builtin.include_tasks": str(ROOT / "roles/servers/tasks/wave.yml"), "vars": known},
+    ]
+    play = {"hosts": "models", "gather_facts": False, "vars_files": [str(ROOT / "roles/servers/vars/main.yml")]}
+    (fleet.folder / "own.yml").write_text(json.dumps([{**play, "vars": known, "tasks": tasks}]))
+    output = run(fleet, str(fleet.folder / "own"), code=2)
+    assert "[two]: FAILED! => " in output and "Another run has changed this host since" in output
+    assert "[one]: FAILED!" not in output
+    assert holder(str(fleet.folder / "two"), expired=True) is None
+
+
 def test_change_begins_without_what_an_earlier_one_left() -> None:
     """Facts outlive the change that sets them, such as that the handlers have nothing to launch."""
     tasks = ROOT / "roles/servers/tasks"
