@@ -24,6 +24,9 @@ from .test_results import UNREACHABLE, Fleet
 
 UNREACHED = "The gateways gw2 were not reached, and"
 
+# The content of a host's lock once another run has taken it over and has ended.
+LOST = "{{ {'lost': [(lookup('ansible.builtin.file', servers_state_dir ~ '/run.lock') | from_json).id]} | to_json }}"
+
 
 @pytest.fixture
 def fleet() -> Iterator[Fleet]:
@@ -197,12 +200,10 @@ def test_run_that_has_lost_its_lock_goes_no_step_further(fleet: Fleet) -> None:
         **{"__servers_turns": {"steps": [step], "waves": {"one": [None], "two": [None]}}, "__servers_step": 0},
         **{"__servers_start": {}, "servers_max_startup_time": ""},
     }
-    lost = {"lost": ["{{ (lookup('ansible.builtin.file', servers_state_dir ~ '/run.lock') | from_json).id }}"]}
     tasks = [
         {"magi.llama.run_lock": {"state_dir": "{{ servers_state_dir }}"}},
         {
-            "ansible.builtin.copy": {"dest": "{{ servers_state_dir }}/run.lock", "content": "{{ lost | to_json }}"},
-            "vars": {"lost": lost},
+            "ansible.builtin.copy": {"dest": "{{ servers_state_dir }}/run.lock", "content": LOST},
             "when": "inventory_hostname == 'two'",
         },
         {"ansible.builtin.include_tasks": str(ROOT / "roles/servers/tasks/wave.yml"), "vars": known},
@@ -213,6 +214,25 @@ def test_run_that_has_lost_its_lock_goes_no_step_further(fleet: Fleet) -> None:
     assert "[two]: FAILED! => " in output and "Another run has changed this host since" in output
     assert "[one]: FAILED!" not in output
     assert holder(str(fleet.folder / "two"), expired=True) is None
+
+
+def test_teardown_asks_for_its_lock_before_it_takes_the_servers_out_of_the_gateways(fleet: Fleet) -> None:
+    """Another run may have taken it over and deployed servers, which the gateways are to keep."""
+    tasks = yaml.safe_load((ROOT / "roles/servers/tasks/teardown.yml").read_text())
+    [block] = [task for task in tasks if task["name"] == "Take the servers out of the gateways"]
+    (fleet.folder / "groups.yml").write_text(json.dumps({"all": {"children": {"gateways": {"hosts": {"gw1": {}}}}}}))
+    play = {
+        **{"hosts": "one", "gather_facts": False},
+        "tasks": [
+            {"magi.llama.run_lock": {"state_dir": "{{ servers_state_dir }}"}},
+            {"ansible.builtin.copy": {"dest": "{{ servers_state_dir }}/run.lock", "content": LOST}},
+            block,
+        ],
+    }
+    (fleet.folder / "own.yml").write_text(json.dumps([play]))
+    output = run(fleet, str(fleet.folder / "own"), code=2)
+    assert "Another run has changed this host since" in output
+    assert "Change the gateways]" not in output
 
 
 def test_change_begins_without_what_an_earlier_one_left() -> None:
