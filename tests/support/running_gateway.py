@@ -69,7 +69,8 @@ class Running:
             (self.config / name).write_text(text)
 
     def reload(self) -> None:
-        before = self.admin.pid()
+        before = self.admin.wait_for_worker(None, 10)
+        assert before, self.log.read_text()
         os.kill(self.process.pid, signal.SIGUSR2)
         assert self.admin.wait_for_worker(before, 10), self.log.read_text()
 

@@ -81,10 +81,15 @@ def _start(driver: ServiceDriver, places: Places, admin: AdminSocket) -> None:
 
 
 def _reload(pid: int, places: Places, admin: AdminSocket, config: str) -> None:
-    before = admin.pid()
-    if before is not None:
-        # As data for the next process only: the socket belongs to the gateway's user.
-        write_atomic(places.states, states_for(config, admin.ask("show servers state")).encode(), 0o644)
+    # On a busy host it may take long to answer. Not knowing the old worker, its answers would pass for the new one's.
+    before = admin.wait_for_worker(None, START_SECONDS)
+    if before is None:
+        raise GatewayError(
+            f"HAProxy (PID {pid}) runs and has not answered on {places.socket} within {START_SECONDS:g} s, so it did "
+            "not get the new configuration and keeps the old one: see its log, and run this again or restart it."
+        )
+    # As data for the next process only: the socket belongs to the gateway's user.
+    write_atomic(places.states, states_for(config, admin.ask("show servers state")).encode(), 0o644)
     os.kill(pid, signal.SIGUSR2)
     if admin.wait_for_worker(before, START_SECONDS) is None:
         raise GatewayError(

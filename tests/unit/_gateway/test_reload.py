@@ -10,12 +10,18 @@ import os
 import re
 import socket
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, repeat
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+from ansible_collections.magi.llama.plugins.module_utils._gateway import apply
 from ansible_collections.magi.llama.plugins.module_utils._gateway.admin_socket import SETTLED_ANSWERS, AdminSocket
-from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import Backend
+from ansible_collections.magi.llama.plugins.module_utils._gateway.files import Change, Places
+from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import Backend, GatewayError
+from ansible_collections.magi.llama.plugins.module_utils._services.base import ServiceStatus
 from support.fake_server import FakeServer
 from support.running_gateway import HAPROXY, rendered, running, server
 from support.runs import ROOT
@@ -60,6 +66,46 @@ def test_reload_is_over_when_the_old_worker_takes_no_more_commands(monkeypatch: 
     # One that starts has no other next to it.
     seen.clear()
     assert AdminSocket("/none").wait_for_worker(None, 10) == 2 and len(seen) == 1
+
+
+class Driver:
+    """A service manager whose HAProxy runs, which notes the signals to it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, pids: Iterable[int | None]) -> None:
+        self.signals: list[int] = []
+        answers = iter(pids)
+        monkeypatch.setattr(AdminSocket, "pid", lambda _self: next(answers, None))
+        monkeypatch.setattr(AdminSocket, "ask", lambda *_: "1\n# be_id srv_name\n")
+        monkeypatch.setattr(os, "kill", lambda pid, _signal: self.signals.append(pid))
+        monkeypatch.setattr(apply, "START_SECONDS", 0.5)
+        monkeypatch.setattr(time, "sleep", lambda _seconds: None)
+
+    def status(self, names: list[str]) -> dict[str, ServiceStatus]:
+        return {name: ServiceStatus(name, "running", 7) for name in names}
+
+
+def reload(driver: Driver, folder: Path) -> apply.Applied:
+    change = Change(files=["haproxy.cfg"], how="reload")
+    old, new = {"haproxy.cfg": ""}, {"haproxy.cfg": "global\n"}
+    return apply.apply(cast(Any, driver), Places(str(folder)), change, old, new, 0.0)
+
+
+def test_old_worker_does_not_pass_for_the_new_one_where_it_answers_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HAProxy has refused the configuration, and its old worker, which was busy before, answers afterwards."""
+    driver = Driver(monkeypatch, chain([None, None], repeat(1)))
+    with pytest.raises(GatewayError, match=r"HAProxy \(PID 7\) did not take the new configuration"):
+        reload(driver, tmp_path)
+    driver = Driver(monkeypatch, [None, 1, 1, *[2] * SETTLED_ANSWERS])
+    assert reload(driver, tmp_path).how == "reload" and driver.signals == [7]
+
+
+def test_haproxy_that_never_answers_is_not_reloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(monkeypatch, [])
+    with pytest.raises(GatewayError, match=r"has not answered on .*/run/admin\.sock within 0\.5 s, .* restart it"):
+        reload(driver, tmp_path)
+    assert driver.signals == []
 
 
 def test_documented_bound_of_a_reload_is_that_of_the_configuration() -> None:
