@@ -105,21 +105,24 @@ def map_steps(
 ) -> list[tuple[str, dict[str, str]]]:
     """The contents of changed maps, each of which requests see at once, in an order that treats no client wrongly.
 
-    Revoked keys are out before anything else changes, and those of new clients are in once their limits are. A key that
-    takes the place of another one of its client is one change.
+    Keys of clients that are gone are out before anything else changes. Then every client, under its old and its new
+    name, has what it had and what it will have, restrictions too; then the keys change, in one step: one that takes the
+    place of another, or that has another name; and what is left over goes last.
     """
     maps = [name for name in names if name.endswith(".map")]
     old = {name: parse_map(before.get(name, "")) for name in maps}
     new = {name: parse_map(after.get(name, "")) for name in maps}
+    others = [name for name in maps if name not in (KEYS, GRANTS)]
+    grants = [GRANTS] if GRANTS in maps else []
     steps = []
     if KEYS in maps:
-        known = set(old[KEYS].values())
-        steps.append((KEYS, {digest: client for digest, client in new[KEYS].items() if client in known}))
-    if GRANTS in maps:
-        # Who is restricted changes in between.
-        steps.append((GRANTS, {**old[GRANTS], **new[GRANTS]}))
-    steps += [(name, new[name]) for name in maps if name not in (KEYS, GRANTS)]
-    steps += [(name, new[name]) for name in (GRANTS, KEYS) if name in maps]
+        stay = {*new[KEYS].values()}
+        steps.append((KEYS, {key: name for key, name in old[KEYS].items() if key in new[KEYS] or name in stay}))
+    # Who is restricted has grants, before and after.
+    steps += [(name, {**old[name], **new[name]}) for name in (*grants, *others)]
+    if KEYS in maps:
+        steps.append((KEYS, new[KEYS]))
+    steps += [(name, new[name]) for name in (*others, *grants)]
     found = []
     for name, content in steps:
         if content != old[name]:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import Process
 from ansible_collections.magi.llama.plugins.module_utils._gateway import fleet
+from ansible_collections.magi.llama.plugins.module_utils._gateway.admin_socket import parse_map
 from ansible_collections.magi.llama.plugins.module_utils._gateway.apply import map_steps
 from ansible_collections.magi.llama.plugins.module_utils._gateway.clients import Client
 from ansible_collections.magi.llama.plugins.module_utils._gateway.files import compare
@@ -35,9 +36,11 @@ def client(name: str, key: str, models: tuple[str, ...] = ()) -> Client:
     return Client(name, hashlib.sha256(key.encode()).hexdigest(), models)
 
 
+BACKENDS = [Backend("m", "M", None, "model", (server(1),)), Backend("n", "N", None, "model", (server(2),))]
+
+
 def steps(before: list[Client], after: list[Client]) -> list[tuple[str, list[str]]]:
-    backends = [Backend("m", "M", None, "model", (server(1),)), Backend("n", "N", None, "model", (server(2),))]
-    old, new = rendered(backends, before), rendered(backends, after)
+    old, new = rendered(BACKENDS, before), rendered(BACKENDS, after)
     change = compare(old, new)
     assert change.how == "maps"
     return [
@@ -46,25 +49,58 @@ def steps(before: list[Client], after: list[Client]) -> list[tuple[str, list[str
     ]
 
 
+def uses(before: list[Client], after: list[Client], one: Client) -> list[str]:
+    """What the key of this client opens, before, after each step, and at the end: refused, or models; any for all."""
+    old, new = rendered(BACKENDS, before), rendered(BACKENDS, after)
+    maps = {name: parse_map(text) for name, text in old.items() if name.endswith(".map")}
+    found = []
+    for name, content in [("keys.map", maps["keys.map"]), *map_steps(compare(old, new).files, old, new)]:
+        maps[name] = content
+        known = maps["keys.map"].get(one.digest.upper())
+        granted = [model for model in "mn" if f"{known}|{model}" in maps["grants.map"]]
+        opened = "".join(granted) if known in maps["restricted.map"] else "any"
+        found.append("refused" if known is None else opened)
+    assert maps == {name: parse_map(text) for name, text in new.items() if name.endswith(".map")}
+    return [use for number, use in enumerate(found) if found[number - 1 : number] != [use]]
+
+
 def test_key_of_a_client_is_replaced_in_one_change() -> None:
     assert steps([client("a", "old")], [client("a", "new")]) == [("keys.map", ["a"])]
 
 
+def test_client_with_another_name_is_never_refused() -> None:
+    assert steps([client("a", "1")], [client("b", "1")]) == [("keys.map", ["b"])]
+    for models in ((), ("m",)):
+        before, after = [client("a", "1", models)], [client("b", "1", models)]
+        assert uses(before, after, after[0]) == ["m" if models else "any"]
+
+
+def test_new_key_of_a_known_client_is_restricted_from_its_first_request() -> None:
+    before, after = [client("a", "old")], [client("a", "new", ("m",))]
+    assert uses(before, after, after[0]) == ["refused", "m"]
+    assert uses(before, after, before[0])[-1] == "refused"
+
+
 def test_new_client_is_known_once_it_is_restricted_and_a_revoked_one_is_out_first() -> None:
     """Between two maps it could use any model."""
-    found = steps([client("a", "1"), client("gone", "2", ("m",))], [client("a", "1"), client("new", "3", ("n",))])
-    assert found == [
+    before, after = [client("a", "1"), client("gone", "2", ("m",))], [client("a", "1"), client("new", "3", ("n",))]
+    assert steps(before, after) == [
         ("keys.map", ["a"]),
         ("grants.map", ["gone|m", "new|n"]),
+        ("restricted.map", ["gone", "new"]),
+        ("keys.map", ["a", "new"]),
         ("restricted.map", ["new"]),
         ("grants.map", ["new|n"]),
-        ("keys.map", ["a", "new"]),
     ]
+    assert uses(before, after, after[1]) == ["refused", "n"]
+    assert uses(before, after, before[1]) == ["m", "refused"]
 
 
 def test_client_is_not_refused_while_its_models_change() -> None:
     assert steps([client("a", "1", ("m",))], [client("a", "1")]) == [("restricted.map", []), ("grants.map", [])]
     assert steps([client("a", "1")], [client("a", "1", ("m",))]) == [("grants.map", ["a|m"]), ("restricted.map", ["a"])]
+    before, after = [client("a", "1", ("m",))], [client("a", "1", ("n",))]
+    assert uses(before, after, after[0]) == ["m", "mn", "n"]
 
 
 @pytest.mark.skipif(not os.path.exists(HAPROXY), reason="no HAProxy on this machine")
