@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .._core.processes import Process
@@ -70,7 +70,8 @@ def refuse_replaced(host: str, keys: HostKeys, entry: Mapping[str, Any]) -> None
 
     A gateway sends one key to all servers of a model, so some of them would be left out.
     """
-    servers: Collection[Mapping[str, Any]] = entry["servers"]
+    # One on demand that sleeps, or that has been woken since, is not being restarted.
+    servers = [server for server in entry["servers"] if server.get("old_keys") or not server.get("on_demand")]
     if not keys.before or {*keys.before} & {*keys.now}:
         return
     if not any(server.get("old_keys") for server in servers):

@@ -178,24 +178,30 @@ def _hosts(
 ) -> tuple[dict[str, Any], dict[str, HostKeys], dict[str, float]]:
     """What is known of each host after this run, the keys of their servers, and when a run with its lock changed that.
 
-    A host whose entry is invalid is as it was before: it must not keep the others out of the gateway.
+    A host whose entry is invalid is as it was before: it must not keep the others out of the gateway. Neither must one
+    whose key file was replaced, unless this run is about to restart its servers: then GatewayError is raised.
     """
     known, changed = read_fleet(places), read_changed(places)
     found, new_keys = current(given, known, changed, warn), json.loads(given["keys"] or "{}")
+    keys = read_keys(places)
     for host, entry in list(found.items()):
+        if entry is None:
+            continue
         try:
-            if entry is not None:
-                check_host(entry, new_keys.get(host, []))
+            check_host(entry, new_keys.get(host, []))
+            following = next_keys(keys.get(host, HostKeys()), new_keys.get(host, []), entry)
+            refuse_replaced(host, following, entry)
+            keys[host] = following
         except DocumentError as error:
             warn(f"{host}: what it reports of its servers is not used: {error}.")
             del found[host]
+        except GatewayError as error:
+            if host not in given["ages"]:
+                raise
+            warn(f"{host}: what the gateway knows of it is kept. {error}")
+            del found[host]
     hosts = merged(known, found, given["inventory"])
     changed.update(dict.fromkeys((host for host in found if host not in given["ages"]), time.time()))
-    keys = read_keys(places)
-    for host, entry in found.items():
-        if entry is not None:
-            keys[host] = next_keys(keys.get(host, HostKeys()), new_keys.get(host, []), entry)
-            refuse_replaced(host, keys[host], entry)
     return hosts, {host: keys.get(host, HostKeys()) for host in hosts}, changed
 
 

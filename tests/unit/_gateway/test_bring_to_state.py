@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.magi.llama.plugins.module_utils._core.ownership import MARK
 from ansible_collections.magi.llama.plugins.module_utils._gateway.files import Places, prepare
+from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import FLEET, GatewayError
 from ansible_collections.magi.llama.plugins.module_utils._gateway.own_certificate import own_certificate
 from ansible_collections.magi.llama.plugins.module_utils._gateway.state import bring_to_state, current
 
 SERVER = {"name": "m-8080", "model_id": "m-q8_0", "kind": "model", "listens": "0.0.0.0", "port": 8080, "slots": 1}
 
 
-def dry_run(state_dir: Path, clients: list[dict[str, Any]], **settings: Any) -> tuple[dict[str, Any], list[str]]:
+def dry_run(state_dir: Path, clients: list[dict[str, Any]], **more: Any) -> tuple[dict[str, Any], list[str]]:
+    """more has the run's arguments; others are settings."""
     warnings: list[str] = []
     given = {
         "state_dir": str(state_dir),
@@ -27,13 +30,14 @@ def dry_run(state_dir: Path, clients: list[dict[str, Any]], **settings: Any) -> 
         "service_manager": None,
         "program": "/usr/sbin/haproxy",
         "user": None,
-        "settings": settings,
         "clients": json.dumps(clients),
         "hosts": {"a": {"address": "192.0.2.1", "servers": [SERVER]}},
         "keys": None,
         "ages": {},
         "inventory": ["a"],
     }
+    given |= {name: more.pop(name) for name in given.keys() & more.keys()}
+    given["settings"] = more
     return bring_to_state(given, None, warn=warnings.append, dry_run=True), warnings
 
 
@@ -53,6 +57,30 @@ def test_what_was_listed_before_another_run_drained_is_not_used() -> None:
     # That of b is from before: a run that was killed while it drained. The run itself has locked c.
     assert found == {"b": listed, "c": listed}
     assert warnings == ["a: another run has changed it meanwhile, and what the gateway knows of it is kept."]
+
+
+def test_host_with_a_replaced_key_file_does_not_stop_the_run_for_the_others(tmp_path: Path) -> None:
+    """gateway.yml has found it while another run restarts its servers, and clients' keys are to be revoked."""
+    before = {"address": "192.0.2.1", "servers": [{**SERVER, "old_keys": True}, {**SERVER, "name": "n", "port": 8081}]}
+    (tmp_path / "manifest.json").write_text(json.dumps(MARK))
+    (tmp_path / "fleet.json").write_text(json.dumps(FLEET.stamp({"hosts": {"a": before}})))
+    (tmp_path / "keys.json").write_text(json.dumps({"a": ["old"]}))
+    replaced = {**before, "address": "192.0.2.2"}
+    clients = [{"name": "ci", "sha256": "0" * 64}]
+    result, [warning] = dry_run(
+        tmp_path,
+        clients,
+        hosts={"a": replaced, "b": replaced},
+        ages={"a": 1.0},
+        keys='{"a": ["new"], "b": ["old"]}',
+        inventory=["a", "b"],
+    )
+    assert warning.startswith("a: what the gateway knows of it is kept. The API key file of a ")
+    [shown] = [one["after"] for one in result["diff"] if one["after_header"].startswith("haproxy.cfg")]
+    assert "192.0.2.1:8080" in shown
+    # The run that restarts them has locked the host.
+    with pytest.raises(GatewayError, match="The API key file of a "):
+        dry_run(tmp_path, clients, hosts={"a": replaced}, keys='{"a": ["new"]}')
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="no openssl on this machine")

@@ -183,6 +183,12 @@ def test_key_that_is_replaced_at_once_is_refused_before_a_server_is_drained() ->
     # One that is stopped for good.
     stopped = entry(old_keys=["m-2"], draining=["m-1"])
     refuse_replaced("a", next_keys(HostKeys(["old"]), ["new"], stopped), stopped)
+    # One that sleeps is started with the file as it is then, and is drained only while it runs with the old one.
+    sleeping = entry(old_keys=["m-1"], on_demand=["m-2"])
+    refuse_replaced("a", next_keys(HostKeys(["old"]), ["new"], sleeping), sleeping)
+    woken = entry(old_keys=["m-2"], on_demand=["m-2"], draining=["m-2"])
+    with pytest.raises(GatewayError):
+        refuse_replaced("a", next_keys(HostKeys(["old"]), ["new"], woken), woken)
 
 
 def test_keys_of_an_earlier_version_are_read() -> None:
