@@ -28,7 +28,9 @@ options:
   state:
     description:
       - Acquire or release the lock. Acquiring it again in the same run is not an error.
-      - V(renewed) renews the lock that the run has acquired before, and fails if the run has lost it since.
+      - >-
+        V(renewed) renews the lock that the run has acquired before, to expire in O(lease) seconds also where it was to
+        last longer, and fails if the run has lost it since.
     type: str
     choices: [held, renewed, released]
     default: held
@@ -115,7 +117,7 @@ def run(module: Module) -> dict:
     elif given["state"] == "released":
         release(state_dir, this.id)
     elif given["state"] == "renewed":
-        renew(state_dir, this.id, given["lease"])
+        renew(state_dir, this.id, given["lease"], is_exact=True)
     elif given["create"] or os.path.isdir(state_dir):
         found = acquire(state_dir, this, lease=given["lease"], dead=given["dead"])
     return {"changed": False, "holder": describe_holder(found, this.id)}

@@ -25,7 +25,8 @@ from .files import make_folders
 from .ownership import OwnershipError, require_trusted
 
 # How long the lock of a killed run blocks runs from other controllers: not longer than these wait by default. A module
-# call that takes longer renews the lock meanwhile (keep_renewed).
+# call that takes longer renews the lock meanwhile (keep_renewed). While several hosts take turns at a change without
+# downtime, a run has a longer lease on each (__servers_turn_seconds): nothing renews it while others have their turn.
 LEASE_SECONDS = 300.0
 # Runs whose lock was taken over are remembered, the last ones: they change nothing more.
 LOST_LIMIT = 20
@@ -64,10 +65,17 @@ def lock_path(state_dir: str) -> str:
 
 
 def acquire(
-    state_dir: str, run: Run, *, lease: float = LEASE_SECONDS, dead: str | None = None, proc: str = "/proc"
+    state_dir: str,
+    run: Run,
+    *,
+    lease: float = LEASE_SECONDS,
+    dead: str | None = None,
+    proc: str = "/proc",
+    is_exact: bool = False,
 ) -> Held | None:
     """Acquire or renew the lock; returns None, or the other run's lock. dead is the id of a run known to have ended.
 
+    A longer lease that the run has is kept, unless is_exact.
     Raises LockError if the lock cannot be written.
     """
     try:
@@ -83,8 +91,8 @@ def acquire(
             # For messages only; nothing depends on the host's clock.
             since = since or time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
             boot, now = _clock(proc)
-            own = found.seconds_left if found is not None and found.run.id == run.id else 0.0
-            # A longer lease that the run took for a long wait holds.
+            # One that the run took for a long wait.
+            own = found.seconds_left if found is not None and found.run.id == run.id and not is_exact else 0.0
             held: dict[str, Any] = {**asdict(run), "since": since, "boot": boot, "expires": now + max(lease, own)}
             held["lost"] = [one for one in dict.fromkeys(lost) if one != run.id][-LOST_LIMIT:]
             _write(descriptor, held)
@@ -133,8 +141,10 @@ def describe_holder(found: Held | None, run_id: str) -> dict[str, Any] | None:
     return {**asdict(found.run), "text": str(found.run), "seconds_left": round(found.seconds_left, 1)}
 
 
-def renew(state_dir: str, run_id: str | None, lease: float = LEASE_SECONDS) -> None:
+def renew(state_dir: str, run_id: str | None, lease: float = LEASE_SECONDS, *, is_exact: bool = False) -> None:
     """Renew this run's lock before it changes the host. Raises LockError if another run holds the lock.
+
+    A longer lease that the run has is kept, unless is_exact.
 
     An expired lock is acquired again if it is free. A run without a lock may continue while no other run holds it. One
     whose lock was taken over may not, also when the other run is over.
@@ -150,7 +160,7 @@ def renew(state_dir: str, run_id: str | None, lease: float = LEASE_SECONDS) -> N
         if mine is None or mine.run.id != run_id:
             return
         with contextlib.suppress(LockError):
-            other = acquire(state_dir, mine.run, lease=lease)
+            other = acquire(state_dir, mine.run, lease=lease, is_exact=is_exact)
     if other is not None and other.run.id != run_id:
         raise LockError(f"Another run is changing this host: {other.run}. Run again when it has ended.")
 

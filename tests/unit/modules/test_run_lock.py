@@ -47,6 +47,10 @@ def test_lock_is_renewed_for_as_long_as_asked(tmp_path: Path, capsys: pytest.Cap
     assert call(capsys, tmp_path, state="renewed", lease=1200) == {"changed": False, "holder": None}
     held = run_lock.holder(str(tmp_path))
     assert held is not None and held.seconds_left > 1100
+    # Once it waits for no others any more.
+    call(capsys, tmp_path, state="renewed")
+    held = run_lock.holder(str(tmp_path))
+    assert held is not None and held.seconds_left < run_lock.LEASE_SECONDS + 1
 
 
 def test_lock_that_the_run_has_not_is_not_taken_by_renewing_it(

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from ansible_collections.magi.llama.plugins.module_utils._core.ownership import MARK
-from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import holder
+from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import LEASE_SECONDS, holder
 from ansible_collections.magi.llama.plugins.module_utils._deployment.state_files import state_files
 from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import FLEET
 from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import write_all
@@ -188,6 +188,27 @@ def test_hosts_that_wait_for_their_turn_keep_their_locks(fleet: Fleet) -> None:
             held = holder(str(fleet.folder / name), expired=True)
             assert held is not None and least - 30 < held.seconds_left <= least
             (fleet.folder / name / "run.lock").unlink()
+
+
+def test_lock_lasts_as_usual_once_no_host_waits_for_its_turn(fleet: Fleet) -> None:
+    """Killed after that, also after a step that failed, the run would block others for as long as a turn."""
+    fleet.add("two")
+    (fleet.folder / "groups.yml").write_text(json.dumps({"models": {"hosts": {"one": {}, "two": {}}}}))
+    waves = yaml.safe_load((ROOT / "roles/servers/tasks/waves.yml").read_text())
+    [change] = [task for task in waves if task["name"] == "Change the servers without downtime"]
+    change |= {
+        "block": [{"ansible.builtin.assert": {"that": "inventory_hostname == 'one'"}}],
+        "rescue": [{"ansible.builtin.fail": {"msg": "This step failed."}}],
+        "vars": {"__servers_turns": {"waves": {"one": [], "two": []}}},
+    }
+    lock = {"magi.llama.run_lock": {"state_dir": "{{ servers_state_dir }}", "lease": 1200}}
+    (fleet.folder / "own.yml").write_text(
+        json.dumps([{"hosts": "models", "gather_facts": False, "tasks": [lock, change]}])
+    )
+    assert "This step failed." in run(fleet, str(fleet.folder / "own"), code=2)
+    for name in ("one", "two"):
+        held = holder(str(fleet.folder / name), expired=True)
+        assert held is not None and held.seconds_left <= LEASE_SECONDS
 
 
 def test_run_that_has_lost_its_lock_goes_no_step_further(fleet: Fleet) -> None:
