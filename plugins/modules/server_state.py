@@ -151,6 +151,11 @@ waves:
   returned: in check mode
   type: list
   elements: dict
+start_seconds:
+  description: In check mode with O(without_downtime), the largest C(max_startup_time) of the servers that are changed.
+  returned: in check mode
+  type: int
+  sample: 120
 deployed:
   description: The O(servers) that are deployed on this host.
   returned: with O(skip_missing)
@@ -206,8 +211,8 @@ def run(module: Module) -> dict:
     todo = _todo(given, state_dir, record, driver)
     if module.check_mode:
         results = [{"name": name, "action": action} for name, action in todo.items()]
-        waves = {"waves": _waves(given, record, todo)} if given["without_downtime"] else {}
-        return {"changed": bool(todo), "msg": _planned(todo), "servers": results, **deployed, **waves}
+        steps = _steps(given, record, todo) if given["without_downtime"] else {}
+        return {"changed": bool(todo), "msg": _planned(todo), "servers": results, **deployed, **steps}
     if todo:
         renew(state_dir, given["run_id"])
     leaving = [name for name, action in todo.items() if action == "stop"]
@@ -270,13 +275,14 @@ def _note_intended(given: dict, state_dir: str, record: dict, todo: dict) -> Non
     note_intended(state_dir, intended)
 
 
-def _waves(given: dict, record: dict, todo: dict) -> list:
-    """The steps in which gateways are kept supplied."""
+def _steps(given: dict, record: dict, todo: dict) -> dict:
+    """The steps in which gateways are kept supplied, and how long a server may take to start in them."""
     from ansible_collections.magi.llama.plugins.module_utils._deployment.deployed_waves import deployed_waves
 
     servers = [{**server, "action": todo.get(server["name"], "keep")} for server in record["servers"]]
     _servers, change = deployed_waves(servers, record, processes(given["state_dir"]), given)
-    return change.get("waves", [])
+    limits = [int(server.get("max_startup_time") or 0) for server in record["servers"] if server["name"] in todo]
+    return {"waves": change.get("waves", []), "start_seconds": max(limits, default=0)}
 
 
 def _planned(todo: dict) -> str:

@@ -133,7 +133,7 @@ ANSWERS: dict[str, Fields] = {
     "server_plan": Fields({"drift": Map(str), "deployed": Map(str)}),
     "launch_configs": Fields({"written": [str], "removed": [str]}),
     "rollback": Fields({"restored": [str], "written": [str], "removed": [str]}),
-    "server_state": Fields({"servers": [_CHANGED_SERVER]}, {"deployed": [NAME], "waves": WAVES}),
+    "server_state": Fields({"servers": [_CHANGED_SERVER]}, {"deployed": [NAME], "waves": WAVES, "start_seconds": int}),
     "wait_for_health": Fields(
         {
             "servers": [_OUTCOME],
