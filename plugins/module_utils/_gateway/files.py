@@ -29,6 +29,8 @@ from .words import FOLDER
 
 OLDEST_VERSION = (2, 6)
 LOCK_SECONDS = 60.0
+# For how long a host that was removed is known as changed: a run that has listed it before must not bring it back.
+REMOVED_SECONDS = 3600.0
 MAX_CERTIFICATE_BYTES = 1024 * 1024
 _VERSION = re.compile(r"version (\d+)\.(\d+)(\S*)")
 
@@ -249,7 +251,9 @@ def activate(places: Places, folder: str) -> None:
 def write_documents(
     places: Places, hosts: Mapping[str, Any], keys: Mapping[str, HostKeys], changed: Mapping[str, float]
 ) -> None:
-    fleet = FLEET.stamp({"hosts": hosts, "changed": {host: changed[host] for host in hosts if host in changed}})
+    oldest = time.time() - REMOVED_SECONDS
+    kept = {host: seconds for host, seconds in sorted(changed.items()) if host in hosts or seconds > oldest}
+    fleet = FLEET.stamp({"hosts": hosts, "changed": kept})
     write_atomic(places.fleet, (json.dumps(fleet, indent=1) + "\n").encode(), 0o640)
     write_atomic(places.keys, json.dumps(written_keys(keys)).encode(), 0o600)
 

@@ -48,7 +48,7 @@ def haproxy(monkeypatch: pytest.MonkeyPatch) -> Watched:
     return watched
 
 
-def run(folder: Path, host: str) -> None:
+def run(folder: Path, host: str, warnings: list[str] | None = None, **more: Any) -> None:
     server = {"name": host, "model_id": "m", "kind": "model", "listens": "0.0.0.0", "port": 8080, "slots": 1}
     given = {
         **{"state_dir": str(folder), "name": "gw1", "service_manager": "supervisor", "program": "/x", "user": None},
@@ -56,8 +56,9 @@ def run(folder: Path, host: str) -> None:
         "hosts": {host: {"address": f"192.0.2.{len(host)}", "servers": [server]}},
         "keys": json.dumps({host: []}),
         "inventory": ["a", "bb"],
+        **more,
     }
-    state.bring_to_state(given, None, warn=lambda _text: None, dry_run=False)
+    state.bring_to_state(given, None, warn=([] if warnings is None else warnings).append, dry_run=False)
 
 
 def test_hosts_of_both_runs_are_in_the_gateway(tmp_path: Path, haproxy: Watched) -> None:
@@ -72,6 +73,25 @@ def test_hosts_of_both_runs_are_in_the_gateway(tmp_path: Path, haproxy: Watched)
     # The second one has begun with what the first one left.
     assert ("server a_8080" in first) != ("server bb_8080" in first)
     assert set(files.read_fleet(files.Places(str(tmp_path / "g")))) == {"a", "bb"}
+
+
+def test_host_that_was_removed_is_not_brought_back(tmp_path: Path, haproxy: Watched) -> None:
+    """gateway.yml has listed it without its lock, and a teardown was faster."""
+    folder = tmp_path / "g"
+    folder.mkdir()
+    places = files.Places(str(folder))
+    files.prepare(places, None)
+    for host in ("a", "bb"):
+        run(folder, host)
+    run(folder, "bb", hosts={"bb": None})
+    run(folder, "a")
+    warnings: list[str] = []
+    run(folder, "bb", warnings, ages={"bb": 30.0})
+    assert set(files.read_fleet(places)) == {"a"}
+    assert warnings == ["bb: another run has changed it meanwhile, and what the gateway knows of it is kept."]
+    # An hour later nothing is known of it.
+    files.write_documents(places, files.read_fleet(places), {}, {"a": 1.0, "bb": 1.0})
+    assert files.read_changed(places) == {"a": 1.0}
 
 
 def test_run_that_waits_for_too_long_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
