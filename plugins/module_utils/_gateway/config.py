@@ -19,7 +19,7 @@ from .backends import NAMES, backend_lines, known_models
 from .client_metrics import METRICS, METRICS_PATH, STORES, TABLE
 from .clients import client_maps
 from .frontend import BUFFER_BYTES, frontend_lines
-from .operators import MODELS, idle_by_server, listed_text
+from .operators import idle_by_server, listed_text, models_text
 from .settings import Route, Settings
 from .sticky import PEER, handed_on, number_of, table_lines
 from .tokens import TOKENS, is_counted
@@ -62,7 +62,7 @@ def files_of(settings: Settings, route: Route) -> dict[str, str]:
         "names.txt": "".join(f"{name}\n" for name in sorted(route.names)),
         "watch.lua": watch_text(),
         "clients.lua": METRICS,
-        "models.lua": MODELS,
+        "models.lua": models_text(),
         "listed.txt": listed_text(route.backends),
         "demand.map": map_text(idle_by_server(route)),
         **({"tokens.lua": TOKENS} if is_counted(route.clients, settings.count_tokens) else {}),

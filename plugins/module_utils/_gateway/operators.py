@@ -45,11 +45,22 @@ local function is_loaded(name, row)
   return row.last >= 0 and (seconds == 0 or row.last < seconds)
 end
 
+local function answer(applet, status, text)
+  applet:set_status(status)
+  applet:add_header("content-length", #text)
+  applet:add_header("content-type", "application/json")
+  if status == 503 then applet:add_header("retry-after", "@RETRY@") end
+  applet:start_response()
+  applet:send(text)
+end
+
 core.register_service("magi_models", "http", function(applet)
-  local loaded, ready, parts = {}, {}, {}
+  local rows, loaded, ready, parts = magi_servers(), {}, {}, {}
+  -- Each model has a server, so the admin socket is silent: an empty list would say that there are no models.
+  if #models > 0 and not next(rows) then return answer(applet, 503, [[@BUSY@]]) end
   -- Only the router's own list has models without a server that is ready.
   local has_all = applet.path == "/models"
-  for name, row in pairs(magi_servers()) do
+  for name, row in pairs(rows) do
     if row.status:find("^UP") then ready[row.backend] = true end
     if is_loaded(name, row) then loaded[row.backend] = true end
   end
@@ -59,14 +70,16 @@ core.register_service("magi_models", "http", function(applet)
       parts[#parts + 1] = model.about .. ', "status": {"value": "' .. value .. '"}}'
     end
   end
-  local text = '{"object": "list", "data": [' .. table.concat(parts, ", ") .. "]}"
-  applet:set_status(200)
-  applet:add_header("content-length", #text)
-  applet:add_header("content-type", "application/json")
-  applet:start_response()
-  applet:send(text)
+  answer(applet, 200, '{"object": "list", "data": [' .. table.concat(parts, ", ") .. "]}")
 end)
 """
+BUSY_RETRY_SECONDS = 5
+
+
+def models_text() -> str:
+    """The script that HAProxy runs."""
+    busy = error_json("The gateway is too busy to say which models are loaded.", "server_error", "gateway_busy")
+    return MODELS.replace("@RETRY@", str(BUSY_RETRY_SECONDS)).replace("@BUSY@", busy)
 
 
 def about_model(backend: Backend) -> dict[str, Any]:

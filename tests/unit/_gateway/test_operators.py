@@ -100,6 +100,29 @@ def test_model_without_a_server_is_in_the_list_of_the_router_alone(tmp_path: Pat
 
 
 @needs_haproxy
+def test_list_without_statistics_is_an_error(served: tuple[Running, FakeServer]) -> None:
+    """A console that got an empty list would take all models for removed."""
+    gateway, _asleep = served
+    socket = gateway.folder / "admin.sock"
+    socket.rename(gateway.folder / "away.sock")
+    try:
+        with gateway.client(KEYS["op"]) as asking:
+            found = [asking.get(path) for path in ("/models", "/v1/models")]
+    finally:
+        (gateway.folder / "away.sock").rename(socket)
+    for answer in found:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "gateway_busy")
+        assert int(answer.headers["retry-after"]) > 0
+    assert statuses(gateway)["on"] == "loaded"
+
+
+@needs_haproxy
+def test_gateway_without_models_has_an_empty_list(tmp_path: Path) -> None:
+    with running(tmp_path, [], [client("op", operator=True)]) as gateway:
+        assert statuses(gateway) == {}
+
+
+@needs_haproxy
 def test_unloading_names_what_does_it(served: tuple[Running, FakeServer]) -> None:
     gateway, _asleep = served
     with gateway.client(KEYS["op"]) as asking:
