@@ -39,10 +39,10 @@ ask() {{
     return "$1"
   fi
 }}
-# The first key of the file, behind a text; nothing without one.
+# The first key of the file, behind a text; nothing without one. Lines with # are comments, as for the servers.
 key() {{
   if [ -r {KEY_FILE} ]; then
-    sed -n "s/^[[:space:]]*\\([^[:space:]].*\\)\\$/$1\\1/p" {KEY_FILE} | head -n 1
+    sed -n "/^#/d;s/^[[:space:]]*\\([^[:space:]].*\\)\\$/$1\\1/p" {KEY_FILE} | head -n 1
   fi
 }}
 

@@ -35,7 +35,7 @@ mkdir -p {PLACE}/config {PLACE}/run
 cp {SOURCE}/* {PLACE}/config/
 cd {PLACE}/config
 if [ -e keys.needed ]; then
-  key=$(sed -n 's/^[[:space:]]*\\([^[:space:]].*\\)$/\\1/p' {KEY_FILE} | head -n 1)
+  key=$(sed -n '/^#/d;s/^[[:space:]]*\\([^[:space:]].*\\)$/\\1/p' {KEY_FILE} | head -n 1)
   [ -n "$key" ] || {{ echo "{KEY_FILE} has no API key" >&2; exit 1; }}
   digest=$(printf %s "$key" | sha256sum | cut -c 1-64 | tr a-f A-F)
   echo "$digest servers" > keys.map

@@ -17,6 +17,7 @@ from typing import ClassVar
 import pytest
 from ansible_collections.magi.llama.plugins.module_utils._export.probes import PLACE, SCRIPT, alive_command
 from ansible_collections.magi.llama.plugins.module_utils._export.workloads import KEY_FILE, workloads_of
+from ansible_collections.magi.llama.plugins.module_utils._launch.api_keys import first_key, generate_key_file
 
 from .conftest import SETTINGS, host_plan, server
 
@@ -100,6 +101,13 @@ def test_key_is_sent_and_a_wrong_one_is_not_ready(tmp_path: Path, port: int) -> 
     (tmp_path / "key").write_text(f"\n {Fake.key}\nsecond\n")
     assert code(tmp_path, "ready", str(port), "a.b") == 0 and alive(tmp_path, port) == 0
     assert Fake.asked[-1] == ("/completion", f"Bearer {Fake.key}")
+
+
+def test_key_of_a_generated_file_is_sent_and_not_its_comment(tmp_path: Path, port: int) -> None:
+    generate_key_file(str(tmp_path / "key"))
+    Fake.key = str(first_key(str(tmp_path / "key")))
+    assert code(tmp_path, "ready", str(port), "a.b") == 0
+    assert Fake.asked[-1][1] == f"Bearer {Fake.key}"
 
 
 def test_alive_where_it_answers_or_decodes_and_not_where_it_hangs(tmp_path: Path, port: int) -> None:

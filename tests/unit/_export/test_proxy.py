@@ -17,6 +17,7 @@ import httpx
 import pytest
 from ansible_collections.magi.llama.plugins.module_utils._export import proxy
 from ansible_collections.magi.llama.plugins.module_utils._export.workloads import KEY_FILE, HostPlan, workloads_of
+from ansible_collections.magi.llama.plugins.module_utils._launch.api_keys import generate_key_file
 from support.fake_server import FakeServer
 from support.running_gateway import free_port
 
@@ -30,7 +31,9 @@ def placed(folder: Path, files: dict[str, str]) -> str:
     source, place, key = folder / "source", folder / "place", folder / "key"
     source.mkdir()
     place.mkdir()
-    key.write_text(f"\n  {KEY}\nanother-key\n")
+    generate_key_file(str(key))
+    comment, _generated = key.read_text().splitlines()
+    key.write_text(f"{comment}\n\n  {KEY}\nanother-key\n")
     for name, text in files.items():
         (source / name).write_text(text)
     script = files[proxy.START].replace(proxy.SOURCE, str(source)).replace(proxy.PLACE, str(place))
