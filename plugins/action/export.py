@@ -47,7 +47,7 @@ class ActionModule(HostAction):
             raise AnsibleActionFail(as_called(visible_text(str(error)))) from error
         except OSError as error:
             raise AnsibleActionFail(f"export_dir {folder} cannot be written: {error.strerror}.") from error
-        show(task_vars, [f"{WARNING}{visible_text(text)}" for text in [*warnings, *form.notes(workloads)]])
+        show(task_vars, [f"{WARNING}{visible_text(text)}" for text in [*warnings, *form.notes(workloads, settings)]])
         show(task_vars, _summary(folder, len(workloads), len(change.write), len(change.remove), form.use))
         return {
             **result,

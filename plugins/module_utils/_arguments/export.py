@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from .._core.arguments import Arguments
 from .._export.formats import FORMATS
+from .._export.workloads import DEFAULT_IMAGE
 
 ARGUMENTS = Arguments(
     {
         "format": {"type": "str", "choices": list(FORMATS), "required": True},
         "folder": {"type": "path", "required": True},
-        "image": {"type": "str", "default": "magi-llama/llama-server:latest"},
+        "image": {"type": "str", "default": DEFAULT_IMAGE},
         "binary": {"type": "str", "default": "llama-server"},
         "gateway_image": {"type": "str", "default": "haproxy:3.2"},
         "claim": {"type": "str", "default": "models"},

@@ -12,6 +12,7 @@ from typing import Any
 from .._core.exchange import authority
 from .._gateway.fleet import proxy_name
 from . import probes, proxy
+from .checks import check_containers
 from .workloads import KEY_FILE, USER_ID, Settings, Workload
 
 FILE = "compose.yaml"
@@ -30,6 +31,7 @@ _HARDENED: dict[str, Any] = {
 
 def compose_files(workloads: Sequence[Workload], settings: Settings) -> dict[str, Any]:
     """Return each file by its path: text, or the content of a YAML file. A folder for each host."""
+    check_containers(workloads, settings, share_gpus=True)
     by_host: dict[str, list[Workload]] = {}
     for one in workloads:
         by_host.setdefault(one.host, []).append(one)
@@ -72,7 +74,8 @@ def _texts(values: Sequence[str]) -> list[str]:
 
 
 def _server(one: Workload, settings: Settings) -> dict[str, Any]:
-    devices = [{"driver": "nvidia", "count": one.gpus, "capabilities": ["gpu"]}] if one.gpus else []
+    ids = [str(number) for number in one.gpu_numbers]
+    devices = [{"driver": "nvidia", "device_ids": ids, "capabilities": ["gpu"]}] if ids else []
     return {
         "image": settings.image,
         "entrypoint": _texts(one.argv[:1]),

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .checks import compose_notes
 from .compose import compose_files
 from .kubernetes import kubernetes_files
 from .lists import (
@@ -27,10 +28,10 @@ from .workloads import ExportError, Settings, Workload
 Render = Callable[[Sequence[Workload], Settings], Mapping[str, Any]]
 
 
-Notes = Callable[[Sequence[Workload]], list[str]]
+Notes = Callable[[Sequence[Workload], Settings], list[str]]
 
 
-def _no_notes(_workloads: Sequence[Workload]) -> list[str]:
+def _no_notes(_workloads: Sequence[Workload], _settings: Settings) -> list[str]:
     return []
 
 
@@ -47,7 +48,7 @@ class Format:
 
 
 FORMATS: dict[str, Format] = {
-    "compose": Format(compose_files, "cd FOLDER/HOST && docker compose up --detach"),
+    "compose": Format(compose_files, "cd FOLDER/HOST && docker compose up --detach", compose_notes),
     "kubernetes": Format(kubernetes_files, "kubectl apply --kustomize FOLDER/overlays/claim"),
     "endpoints": Format(endpoints_files, "read FOLDER/endpoints.json", reach_notes),
     "file_sd": Format(file_sd_files, "name FOLDER/*.json in file_sd_configs of prometheus.yml", file_sd_notes),

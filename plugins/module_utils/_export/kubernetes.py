@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import probes, proxy
+from .checks import check_containers
 from .workloads import KEY_FILE, USER_ID, Settings, Workload, merged
 
 GATEWAY = "llama-gateway"
@@ -42,6 +43,7 @@ _CONTAINER_SECURITY = {
 
 def kubernetes_files(workloads: Sequence[Workload], settings: Settings) -> dict[str, Any]:
     """Return each file by its path: text, the content of a YAML file, or a list of the documents in one."""
+    check_containers(workloads, settings, share_gpus=False)
     servers = merged(workloads)
     roots = sorted({folder for one in servers for folder in one.folders})
     claims = {root: settings.claim + (f"-{number}" if number > 1 else "") for number, root in enumerate(roots, 1)}

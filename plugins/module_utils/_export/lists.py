@@ -29,7 +29,7 @@ def address_of(one: Workload) -> str:
     return authority(host, one.port)
 
 
-def reach_notes(workloads: Sequence[Workload]) -> list[str]:
+def reach_notes(workloads: Sequence[Workload], _settings: Settings) -> list[str]:
     """A warning about servers that only their own host reaches."""
     hosts = sorted({one.host for one in workloads if is_loopback(one.listens)})
     if not hosts:
@@ -78,10 +78,10 @@ def file_sd_files(workloads: Sequence[Workload], _settings: Settings) -> dict[st
     return {"llama-servers.json": groups}
 
 
-def file_sd_notes(workloads: Sequence[Workload]) -> list[str]:
+def file_sd_notes(workloads: Sequence[Workload], settings: Settings) -> list[str]:
     silent = [f"{one.host}: {one.name}" for one in workloads if "--metrics" not in one.argv]
     texts = [f"{', '.join(silent)}: left out, as the profile has metrics off."] if silent else []
-    return [*texts, *reach_notes(workloads)]
+    return [*texts, *reach_notes(workloads, settings)]
 
 
 def litellm_files(workloads: Sequence[Workload], _settings: Settings) -> dict[str, Any]:
@@ -104,10 +104,10 @@ def litellm_files(workloads: Sequence[Workload], _settings: Settings) -> dict[st
     return {"litellm.yaml": {"model_list": models, "router_settings": {"routing_strategy": "least-busy"}}}
 
 
-def litellm_notes(workloads: Sequence[Workload]) -> list[str]:
+def litellm_notes(workloads: Sequence[Workload], settings: Settings) -> list[str]:
     others = [f"{one.host}: {one.name}" for one in workloads if one.kind not in MODES]
     texts = [f"{', '.join(others)}: left out, as LiteLLM has no such model behind llama-server."] if others else []
-    return [*texts, *reach_notes(workloads)]
+    return [*texts, *reach_notes(workloads, settings)]
 
 
 def llama_swap_files(workloads: Sequence[Workload], _settings: Settings) -> dict[str, Any]:

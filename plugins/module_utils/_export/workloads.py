@@ -17,10 +17,13 @@ from .._core.errors import MagiError
 from .._core.links import is_below
 from .._gateway.fleet import proxy_name, slots_of
 from .._gateway.watch import patience_of
+from .gpus import gpus_of
 
 # In the containers: where the API key is, if there is one, and the user who runs everything.
 KEY_FILE = "/run/secrets/llama/api-key"
 USER_ID = 10001
+# What `make images` builds, for the CPU.
+DEFAULT_IMAGE = "magi-llama/llama-server:latest"
 # The plan's own environment marks a process as one of the host's deployment, which a container is not.
 MARK = "MAGI_LLAMA_"
 _IMAGE = re.compile(r"[a-z0-9][\w.:/@-]{0,254}")
@@ -60,7 +63,8 @@ class HostPlan:
 class Workload:
     """A server as a container. argv is the plan's with the program, address and key file of the container.
 
-    folders are read-only and at the same path as on the host; memory in bytes, time in seconds.
+    folders are read-only and at the same path as on the host; memory in bytes, time in seconds. gpus is their number,
+    gpu_numbers are the host's; gpu_fault says why a container cannot have them.
     """
 
     host: str
@@ -82,6 +86,9 @@ class Workload:
     limit_bytes: int
     cpu_millis: int
     gpus: int
+    gpu_numbers: tuple[int, ...]
+    gpu_names: tuple[str, ...]
+    gpu_fault: str
     slots: int
     patience_seconds: int
     start_seconds: int
@@ -99,7 +106,7 @@ def check_settings(settings: Settings) -> None:
     wrong = [
         f'{variable} is "{value}": set it to the name of an image, such as {example}.'
         for variable, value, example in (
-            ("export_image", settings.image, "magi-llama/llama-server:latest"),
+            ("export_image", settings.image, DEFAULT_IMAGE),
             ("export_gateway_image", settings.gateway_image, "haproxy:3.2"),
         )
         if not _IMAGE.fullmatch(value)
@@ -149,6 +156,7 @@ def _workload(host: HostPlan, server: Mapping[str, Any], settings: Settings) -> 
             f"{host.name}: {server['name']} needs {request} bytes and may have {limit}, all that the host has. Nothing "
             "was written. Lower ctx_size or parallel in the profile, or set servers_memory_overcommit to false."
         )
+    gpus = gpus_of(argv, server["env"], memory.get("gpu_bytes") or ())
     threads = int(flag_value(argv, "--threads") or 1)
     count = len(_wanted(host.plan))
     share = min(1.0, host.busy / count) if host.busy else 1.0
@@ -162,7 +170,7 @@ def _workload(host: HostPlan, server: Mapping[str, Any], settings: Settings) -> 
         kind=str(server.get("kind") or "model"),
         listens=str(server.get("host") or "127.0.0.1"),
         port=int(server["port"]),
-        argv=tuple(container_argv(argv, int(server["port"]), settings)),
+        argv=tuple(container_argv(gpus.argv, int(server["port"]), settings)),
         planned_argv=tuple(argv),
         env=tuple(sorted((name, value) for name, value in server["env"].items() if not name.startswith(MARK))),
         folders=tuple(_folders(argv, host.roots)),
@@ -172,7 +180,10 @@ def _workload(host: HostPlan, server: Mapping[str, Any], settings: Settings) -> 
         limit_bytes=limit,
         # Half of it: the rest comes by weight while others are idle, and a node's own services need some.
         cpu_millis=max(50, int(threads * share * 500)),
-        gpus=sum(1 for size in memory.get("gpu_bytes") or () if size),
+        gpus=len(gpus.numbers),
+        gpu_numbers=gpus.numbers,
+        gpu_names=gpus.names,
+        gpu_fault=gpus.fault,
         slots=slots_of(argv),
         patience_seconds=patience_of(server),
         start_seconds=int(server["max_startup_time"]),
@@ -186,7 +197,7 @@ def _workload(host: HostPlan, server: Mapping[str, Any], settings: Settings) -> 
 
 
 def container_argv(argv: Sequence[str], port: int, settings: Settings) -> list[str]:
-    """The command line in the container: only program, address, port of a server on demand and key file differ."""
+    """The command line with the container's program, address, port of a server on demand, and key file."""
     if "--api-key" in argv:
         raise ExportError(
             "A command line has an API key in it, which would be in the exported files. Nothing was written. Use "
@@ -223,7 +234,7 @@ def merged(workloads: Sequence[Workload]) -> list[Workload]:
     by_name: dict[str, list[Workload]] = {}
     of_host: dict[str, Any] = {
         **{"host": "", "address": "", "listens": "", "profile": ""},
-        **{"generation": 0, "check_seconds": 0, "planned_argv": (), "key_file": ""},
+        **{"generation": 0, "check_seconds": 0, "planned_argv": (), "key_file": "", "gpu_numbers": ()},
     }
     for one in workloads:
         by_name.setdefault(one.name, []).append(one)

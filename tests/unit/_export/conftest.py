@@ -60,11 +60,12 @@ def host_plan(*servers: dict[str, Any], name: str = "gpu-1", **plan: Any) -> Hos
 @pytest.fixture
 def plan() -> HostPlan:
     gpu = {"weights_bytes": 300 * MIB, "ram_bytes": 200 * MIB, "vram_bytes": 900 * MIB, "gpu_bytes": [500, 400]}
+    devices = {"env": {"MAGI_LLAMA_DEVICES": "CUDA0 (NVIDIA L4), CUDA1 (NVIDIA L4)"}}
     key = {"api_key_file": "/etc/magi/$keys"}
     return host_plan(
         server("qwen3-8b-q4_k_m", 8080, **key),
         server("qwen3-8b-q4_k_m-2", 8081, model="qwen3-8b-q4_k_m", **key),
-        server("bge-m3", 8082, kind="embedding", tier=None, memory=gpu, **key),
+        server("bge-m3", 8082, kind="embedding", tier=None, memory=gpu, **devices, **key),
         server("gone", 8083, action="stop"),
         server("bge-m3-surge", 8084, stands_in_for="bge-m3"),
     )

@@ -50,7 +50,7 @@ def test_every_planned_server_is_a_service_with_the_plans_figures(tmp_path: Path
         assert f"'ready' '{planned['port']}' '{planned['model_id']}'" in made["healthcheck"]["test"][1]
         assert made["stop_grace_period"] == "30s"
     devices = project["services"]["bge-m3"]["deploy"]["resources"]["reservations"]["devices"]
-    assert devices[0]["count"] == 2
+    assert devices[0]["device_ids"] == ["0", "1"]
 
 
 def test_key_is_a_secret_from_the_plans_file(tmp_path: Path, plan: HostPlan) -> None:

@@ -28,7 +28,7 @@ def fleet(plan: HostPlan) -> list[HostPlan]:
 
 
 def notes(form: str, fleet: list[HostPlan]) -> list[str]:
-    return FORMATS[form].notes(workloads_of(fleet, SETTINGS)[0])
+    return FORMATS[form].notes(workloads_of(fleet, SETTINGS)[0], SETTINGS)
 
 
 def test_endpoints_are_where_clients_reach_the_planned_servers(tmp_path: Path, fleet: list[HostPlan]) -> None:
