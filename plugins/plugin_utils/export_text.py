@@ -7,11 +7,18 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import yaml
 
 MANAGED = "# Ansible managed (magi.llama): changes made here are lost in the next run\n"
+
+# Texts that some reader takes for a number, a bool, null or a time: by YAML 1.1, which PyYAML writes for, by YAML 1.2, and
+# by Go's strconv. Quotes around others do no harm.
+_OTHER = re.compile(
+    r"[-+]?\.?[0-9][0-9a-z_.:+-]*|[-+]?\.(inf|nan)|y|n|yes|no|on|off|true|false|null|~|=|<<|", re.IGNORECASE
+)
 
 
 def to_text(path: str, content: Any) -> str:
@@ -28,3 +35,10 @@ def to_text(path: str, content: Any) -> str:
 class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+
+def _text(dumper: _Dumper, value: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="'" if _OTHER.fullmatch(value) else None)
+
+
+_Dumper.add_representer(str, _text)

@@ -78,3 +78,11 @@ def test_server_that_others_reach_is_published_as_planned(tmp_path: Path) -> Non
     folder = written(tmp_path, "compose", host_plan(server("a", 8080, host="::1"), server("b", 8081, host="0.0.0.0")))
     services = yaml.safe_load((folder / "gpu-1/compose.yaml").read_text())["services"]
     assert services["a"]["ports"] == ["[::1]:8080:8080"] and services["b"]["ports"] == ["0.0.0.0:8081:8081"]
+
+
+def test_words_that_are_numbers_in_other_versions_of_yaml_stay_as_planned(tmp_path: Path) -> None:
+    numbers = ["1e6", "1e-05", "0123456789", "0o10", "1_000", "y"]
+    one = server("a", 8080, env={f"N{place}": word for place, word in enumerate(numbers)})
+    one["argv"] += numbers
+    made = read(written(tmp_path, "compose", host_plan(one)))["services"]["a"]
+    assert made["command"][-len(numbers) :] == numbers and list(made["environment"].values()) == numbers
