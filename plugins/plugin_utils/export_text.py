@@ -14,8 +14,8 @@ import yaml
 
 MANAGED = "# Ansible managed (magi.llama): changes made here are lost in the next run\n"
 
-# Texts that some reader takes for a number, a bool, null or a time: by YAML 1.1, which PyYAML writes for, by YAML 1.2, and
-# by Go's strconv. Quotes around others do no harm.
+# Texts that some reader takes for a number, a bool, null or a time: by YAML 1.1, which PyYAML writes for, by YAML 1.2,
+# and by Go's strconv. Quotes around others do no harm.
 _OTHER = re.compile(
     r"[-+]?\.?[0-9][0-9a-z_.:+-]*|[-+]?\.(inf|nan)|y|n|yes|no|on|off|true|false|null|~|=|<<|", re.IGNORECASE
 )

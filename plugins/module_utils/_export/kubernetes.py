@@ -93,7 +93,7 @@ def _server_objects(name: str, one: Workload, settings: Settings, claims: Mappin
     labels = {**selector, "magi.llama/model": _label_value(one.model_id), **_PART_OF}
     notes = {"magi.llama/server": one.name, "magi.llama/revision": one.revision}
     pod = {
-        **_pod(one.stop_seconds + 5),
+        **_pod(probes.DRAIN_SECONDS + probes.DRAIN_EXTRA_SECONDS + one.stop_seconds),
         "topologySpreadConstraints": [_spread({"magi.llama/model": _label_value(one.model_id)})],
         "containers": [_server_container(one, settings, claims)],
         "volumes": [
@@ -133,6 +133,8 @@ def _server_container(one: Workload, settings: Settings, claims: Mapping[str, st
             "timeoutSeconds": one.patience_seconds + probes.ALIVE_EXTRA_SECONDS,
             "failureThreshold": 3,
         },
+        # A TERM ends streams at once.
+        "lifecycle": {"preStop": _exec(probes.drain_command(one))},
         "resources": {
             "requests": {"memory": str(one.request_bytes), "cpu": f"{one.cpu_millis}m", **gpus},
             # Without a limit of CPU: threads that wait for a quota hold up all others.
@@ -163,6 +165,7 @@ def _gateway_objects(settings: Settings, needs_key: bool) -> list[dict[str, Any]
         "startupProbe": {**health, "periodSeconds": 1, "failureThreshold": 120},
         "readinessProbe": {**health, "periodSeconds": 5, "timeoutSeconds": 2},
         "livenessProbe": {**health, "periodSeconds": 10, "timeoutSeconds": 5},
+        "lifecycle": {"preStop": _exec(["sleep", str(probes.LEAVE_SECONDS)])},
         "resources": {
             "requests": {"memory": str(GIB // 4), "cpu": "100m"},
             "limits": {"memory": str(proxy.MEMORY_BYTES)},
@@ -175,7 +178,8 @@ def _gateway_objects(settings: Settings, needs_key: bool) -> list[dict[str, Any]
         ],
     }
     pod = {
-        **_pod(35),
+        # Its streams are those that servers finish.
+        **_pod(probes.DRAIN_SECONDS + probes.DRAIN_EXTRA_SECONDS),
         "topologySpreadConstraints": [_spread({"app.kubernetes.io/instance": GATEWAY})],
         "containers": [container],
         "volumes": [

@@ -16,10 +16,17 @@ PLACE = "/run/magi-probe"
 READY_SECONDS = 4
 # What alive takes on top of the server's patience: two looks at its counters.
 ALIVE_EXTRA_SECONDS = 15
+# How long a server that is to stop may finish its requests, as gateways on hosts give one.
+DRAIN_SECONDS = 300
+# Until gateways and proxies know that a container takes no more requests.
+LEAVE_SECONDS = 5
+# The last look of a drain may begin at its end.
+DRAIN_EXTRA_SECONDS = 15
 SCRIPT = f"""#!/bin/sh
 # Ansible managed (magi.llama): changes made here are lost in the next run
 # probe.sh ready PORT MODEL                     the server on this port names this model
 # probe.sh alive PORT MODEL PATH BODY SECONDS   it answers with a token, or computes meanwhile
+# probe.sh drain PORT MODEL SECONDS             returns when it is idle, at the latest after so long
 set -u
 what=$1 url=http://127.0.0.1:$2 model=$3
 
@@ -49,6 +56,14 @@ key() {{
 ready() {{ ask 3 "$url/v1/models" | grep -qF "\\"id\\":\\"$model\\""; }}
 # A server whose slots are all taken answers late: it is alive as long as it decodes.
 decoded() {{ ask 5 "$url/metrics" | grep '^llamacpp:n_decode_total '; }}
+# Whether a slot computes. Without /slots the counters say it; without both nothing does, as where no server runs.
+busy() {{
+  if slots=$(ask 5 "$url/slots"); then
+    echo "$slots" | grep -q '"is_processing": *true'
+  else
+    ask 5 "$url/metrics" | grep -q '^llamacpp:requests_[a-z]* 0*[1-9]'
+  fi
+}}
 
 case $what in
 ready) ready ;;
@@ -59,7 +74,16 @@ alive)
   after=$(decoded) || exit 1
   [ "$before" != "$after" ]
   ;;
-*) echo "probe.sh: $what is neither ready nor alive" >&2; exit 2 ;;
+drain)
+  end=$(($(date +%s) + $4)) idle=0
+  # Requests come until all know that this server leaves; a queued one begins just after another has ended.
+  sleep {LEAVE_SECONDS}
+  while [ "$idle" -lt 2 ] && [ "$(date +%s)" -lt "$end" ]; do
+    if busy; then idle=0; else idle=$((idle + 1)); fi
+    sleep 1
+  done
+  ;;
+*) echo "probe.sh: $what is none of ready, alive and drain" >&2; exit 2 ;;
 esac
 """
 
@@ -75,3 +99,8 @@ def alive_command(workload: Workload) -> list[str]:
     body = {**body, "n_predict": 1} if "n_predict" in body else body
     arguments = [str(workload.port), workload.model_id, path, json.dumps(body), str(workload.patience_seconds)]
     return ["sh", f"{PLACE}/{FILE}", "alive", *arguments]
+
+
+def drain_command(workload: Workload) -> list[str]:
+    """Waits until the server is idle: at a TERM it ends streams at once."""
+    return ["sh", f"{PLACE}/{FILE}", "drain", str(workload.port), workload.model_id, str(DRAIN_SECONDS)]

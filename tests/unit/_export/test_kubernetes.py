@@ -74,6 +74,18 @@ def test_probes_know_the_server_by_its_model_and_ask_it_for_a_token(tmp_path: Pa
     assert "/v1/embeddings" in container(objects, "llama-bge-m3")["livenessProbe"]["exec"]["command"]
 
 
+def test_servers_finish_their_requests_before_they_are_told_to_stop(tmp_path: Path, plan: HostPlan) -> None:
+    objects = built(written(tmp_path, "kubernetes", plan))
+    pod = objects["Deployment", "llama-qwen3-8b-q4-k-m-2"]["spec"]["template"]["spec"]
+    command = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    assert command[1:-1] == ["/run/magi-probe/probe.sh", "drain", "8081", "qwen3-8b-q4_k_m"]
+    # After it the server has its stop_timeout.
+    assert pod["terminationGracePeriodSeconds"] > int(command[-1]) + 30
+    gateway = objects["Deployment", GATEWAY]["spec"]["template"]["spec"]
+    assert gateway["containers"][0]["lifecycle"]["preStop"]["exec"]["command"] == ["sleep", "5"]
+    assert gateway["terminationGracePeriodSeconds"] > int(command[-1])
+
+
 def test_pods_are_confined_and_spread_and_only_the_gateway_reaches_servers(tmp_path: Path, plan: HostPlan) -> None:
     objects = built(written(tmp_path, "kubernetes", plan))
     for (kind, name), made in objects.items():

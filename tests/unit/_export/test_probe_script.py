@@ -24,6 +24,8 @@ from .conftest import SETTINGS, host_plan, server
 
 class Fake(BaseHTTPRequestHandler):
     answers_tokens = True
+    busy_looks = 0
+    has_slots = True
     decodes = True
     key = ""
     asked: ClassVar[list[tuple[str, str]]] = []
@@ -38,9 +40,19 @@ class Fake(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         Fake.count += Fake.decodes
+        if self.path == "/slots" and not Fake.has_slots:
+            self.send_error(501)
+            return
+        is_busy = self.path in ("/slots", "/metrics") and Fake.busy_looks > 0
+        Fake.busy_looks -= is_busy
+        if self.path == "/slots":
+            self._answer(f'[{{"id":0,"is_processing":{str(is_busy).lower()}}},{{"id":1,"is_processing":false}}]')
+            return
         is_metrics = self.path == "/metrics"
         self._answer(
-            f"llamacpp:n_decode_total {Fake.count}\n" if is_metrics else '{"data":[{"id":"a.b","object":"model"}]}'
+            f"llamacpp:requests_processing {int(is_busy)}\nllamacpp:n_decode_total {Fake.count}\n"
+            if is_metrics
+            else '{"data":[{"id":"a.b","object":"model"}]}'
         )
 
     def do_POST(self) -> None:
@@ -57,6 +69,7 @@ class Fake(BaseHTTPRequestHandler):
 @pytest.fixture
 def port() -> Iterator[int]:
     Fake.answers_tokens, Fake.decodes, Fake.key, Fake.asked = True, True, "", []
+    Fake.busy_looks, Fake.has_slots = 0, True
     http = ThreadingHTTPServer(("127.0.0.1", 0), Fake)
     thread = threading.Thread(target=http.serve_forever)
     thread.start()
@@ -78,6 +91,7 @@ HIDDEN = False
 
 def code(folder: Path, *arguments: str) -> int:
     script = SCRIPT.replace(KEY_FILE, str(folder / "key"))
+    script = script.replace("sleep 5\n", "\n")
     script = script.replace("command -v curl", "false") if HIDDEN else script
     (folder / "probe.sh").write_text(script)
     done = subprocess.run(["sh", str(folder / "probe.sh"), *arguments], capture_output=True, timeout=60)
@@ -116,6 +130,28 @@ def test_alive_where_it_answers_or_decodes_and_not_where_it_hangs(tmp_path: Path
     assert alive(tmp_path, port) == 0
     Fake.decodes = False
     assert alive(tmp_path, port) != 0
+
+
+@pytest.mark.parametrize("has_slots", [True, False])
+def test_drain_ends_when_the_server_is_idle_and_not_before(tmp_path: Path, port: int, has_slots: bool) -> None:
+    Fake.busy_looks, Fake.has_slots = 3, has_slots
+    assert drain(tmp_path, port, "60") == 0
+    assert Fake.busy_looks == 0 and len(looks()) == 5
+
+
+def test_drain_ends_after_its_time_and_without_a_server(tmp_path: Path, port: int) -> None:
+    Fake.busy_looks = 1000
+    assert drain(tmp_path, port, "2") == 0
+    assert 1 <= len(looks()) <= 3
+    assert drain(tmp_path, 1, "60") == 0
+
+
+def looks() -> list[str]:
+    return [path for path, _key in Fake.asked if path in ("/slots", "/metrics")]
+
+
+def drain(folder: Path, port: int, seconds: str) -> int:
+    return code(folder, "drain", str(port), "a.b", seconds)
 
 
 def test_alive_asks_each_kind_of_model_for_what_it_does() -> None:
