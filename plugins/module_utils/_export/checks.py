@@ -57,3 +57,18 @@ def compose_notes(workloads: Sequence[Workload], _settings: Settings) -> list[st
         for host, kinds in sorted(names.items())
         if len(kinds) > 1
     ]
+
+
+def server_image(settings: Settings) -> str:
+    """The image of a cluster's servers: a name that no node asks a public registry for unless one is given."""
+    return f"localhost/{DEFAULT_IMAGE}" if settings.image == DEFAULT_IMAGE else settings.image
+
+
+def kubernetes_notes(_workloads: Sequence[Workload], settings: Settings) -> list[str]:
+    """A warning about an image that only the machine has that built it."""
+    if settings.image != DEFAULT_IMAGE:
+        return []
+    return [
+        f"The servers' image is {server_image(settings)}, which no registry has: load what make images builds into "
+        "every node under this name, or push it to a registry of yours and set export_image to its name there."
+    ]

@@ -13,7 +13,7 @@ from .._core.exchange import authority
 from .._gateway.fleet import proxy_name
 from . import probes, proxy
 from .checks import check_containers
-from .workloads import KEY_FILE, USER_ID, Settings, Workload
+from .workloads import DEFAULT_IMAGE, KEY_FILE, USER_ID, Settings, Workload
 
 FILE = "compose.yaml"
 GATEWAY = "gateway"
@@ -78,6 +78,8 @@ def _server(one: Workload, settings: Settings) -> dict[str, Any]:
     devices = [{"driver": "nvidia", "device_ids": ids, "capabilities": ["gpu"]}] if ids else []
     return {
         "image": settings.image,
+        # It is in no registry, where others could take its name.
+        **({"pull_policy": "never"} if settings.image == DEFAULT_IMAGE else {}),
         "entrypoint": _texts(one.argv[:1]),
         "command": _texts(one.argv[1:]),
         **({"environment": {name: _text(value) for name, value in one.env}} if one.env else {}),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .checks import compose_notes
+from .checks import compose_notes, kubernetes_notes
 from .compose import compose_files
 from .kubernetes import kubernetes_files
 from .lists import (
@@ -49,7 +49,7 @@ class Format:
 
 FORMATS: dict[str, Format] = {
     "compose": Format(compose_files, "cd FOLDER/HOST && docker compose up --detach", compose_notes),
-    "kubernetes": Format(kubernetes_files, "kubectl apply --kustomize FOLDER/overlays/claim"),
+    "kubernetes": Format(kubernetes_files, "kubectl apply --kustomize FOLDER/overlays/claim", kubernetes_notes),
     "endpoints": Format(endpoints_files, "read FOLDER/endpoints.json", reach_notes),
     "file_sd": Format(file_sd_files, "name FOLDER/*.json in file_sd_configs of prometheus.yml", file_sd_notes),
     "litellm": Format(litellm_files, "litellm --config FOLDER/litellm.yaml", litellm_notes),

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import probes, proxy
-from .checks import check_containers
+from .checks import check_containers, server_image
 from .workloads import KEY_FILE, USER_ID, Settings, Workload, merged
 
 GATEWAY = "llama-gateway"
@@ -115,7 +115,8 @@ def _server_container(one: Workload, settings: Settings, claims: Mapping[str, st
     gpus = {GPU: str(one.gpus)} if one.gpus else {}
     return {
         "name": "llama-server",
-        "image": settings.image,
+        "image": server_image(settings),
+        "imagePullPolicy": "IfNotPresent",
         "command": _words(one.argv[:1]),
         "args": _words(one.argv[1:]),
         **({"env": [{"name": name, "value": _word(value)} for name, value in one.env]} if one.env else {}),
@@ -157,6 +158,7 @@ def _gateway_objects(settings: Settings, needs_key: bool) -> list[dict[str, Any]
     container = {
         "name": "haproxy",
         "image": settings.gateway_image,
+        "imagePullPolicy": "IfNotPresent",
         "command": ["sh", f"{proxy.SOURCE}/{proxy.START}"],
         "ports": [
             {"name": "http", "containerPort": proxy.PORT},

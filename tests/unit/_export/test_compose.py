@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
-from ansible_collections.magi.llama.plugins.module_utils._export.workloads import HostPlan
+from ansible_collections.magi.llama.plugins.module_utils._export.workloads import DEFAULT_IMAGE, HostPlan
 
 from .conftest import SETTINGS, host_plan, program, run, server, written
 
@@ -51,6 +52,13 @@ def test_every_planned_server_is_a_service_with_the_plans_figures(tmp_path: Path
         assert made["stop_grace_period"] == "30s"
     devices = project["services"]["bge-m3"]["deploy"]["resources"]["reservations"]["devices"]
     assert devices[0]["device_ids"] == ["0", "1"]
+
+
+def test_image_that_no_registry_has_is_never_pulled(tmp_path: Path) -> None:
+    for image, policy in ((DEFAULT_IMAGE, "never"), ("x:1", None)):
+        settings = replace(SETTINGS, image=image)
+        project = read(written(tmp_path / str(policy), "compose", host_plan(server("a", 8080)), settings=settings))
+        assert project["services"]["a"].get("pull_policy") == policy
 
 
 def test_key_is_a_secret_from_the_plans_file(tmp_path: Path, plan: HostPlan) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
+from ansible_collections.magi.llama.plugins.module_utils._export.formats import FORMATS
 from ansible_collections.magi.llama.plugins.module_utils._export.kubernetes import GATEWAY, object_names
-from ansible_collections.magi.llama.plugins.module_utils._export.workloads import HostPlan, workloads_of
+from ansible_collections.magi.llama.plugins.module_utils._export.workloads import DEFAULT_IMAGE, HostPlan, workloads_of
 
 from .conftest import SETTINGS, documents, host_plan, program, run, server, written
 
@@ -108,6 +109,17 @@ def test_servers_on_gpus_ask_for_as_many_as_the_plan_gives_them(tmp_path: Path, 
     objects = built(written(tmp_path, "kubernetes", plan))
     assert container(objects, "llama-bge-m3")["resources"]["limits"]["nvidia.com/gpu"] == "2"
     assert "nvidia.com/gpu" not in container(objects, "llama-qwen3-8b-q4-k-m")["resources"]["limits"]
+
+
+def test_image_that_no_registry_has_is_not_asked_of_one(tmp_path: Path, plan: HostPlan) -> None:
+    one = host_plan(server("a", 8080))
+    for image, wanted, warned in ((DEFAULT_IMAGE, f"localhost/{DEFAULT_IMAGE}", 1), ("reg/x:1", "reg/x:1", 0)):
+        settings = replace(SETTINGS, image=image)
+        objects = built(written(tmp_path / str(warned), "kubernetes", one, settings=settings))
+        made, gateway = container(objects, "llama-a"), container(objects, GATEWAY)
+        assert (made["image"], made["imagePullPolicy"], gateway["imagePullPolicy"]) == (wanted, *["IfNotPresent"] * 2)
+        notes = FORMATS["kubernetes"].notes(workloads_of([one], settings)[0], settings)
+        assert len(notes) == warned and all("export_image" in note and wanted in note for note in notes)
 
 
 def test_key_is_a_reference_to_the_secret(tmp_path: Path, plan: HostPlan) -> None:
