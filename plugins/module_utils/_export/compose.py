@@ -18,6 +18,10 @@ from .workloads import DEFAULT_IMAGE, KEY_FILE, USER_ID, Settings, Workload
 FILE = "compose.yaml"
 GATEWAY = "gateway"
 PIDS = 4096
+# Not the host's own file, which only root can read: Compose mounts it with the owner and mode that it has.
+_KEY_VARIABLE = (
+    f"${{LLAMA_API_KEY_FILE:?set it to a copy of the key file that user {USER_ID} can read, see docs/export.md}}"
+)
 _HARDENED: dict[str, Any] = {
     "user": f"{USER_ID}:{USER_ID}",
     "read_only": True,
@@ -51,7 +55,7 @@ def service_name(workload: Workload) -> str:
 
 
 def _project(name: str, workloads: Sequence[Workload], settings: Settings) -> dict[str, Any]:
-    key_file = next((one.key_file for one in workloads if one.key_file), "")
+    has_key = any(one.key_file for one in workloads)
     # The names of projects have no dots and capitals.
     project = "".join(letter if letter.isalnum() or letter in "_-" else "-" for letter in f"llama-{name}".lower())
     return {
@@ -60,7 +64,7 @@ def _project(name: str, workloads: Sequence[Workload], settings: Settings) -> di
             **{service_name(one): _server(one, settings) for one in workloads},
             GATEWAY: _gateway(workloads, settings),
         },
-        **({"secrets": {"api-key": {"file": f"${{LLAMA_API_KEY_FILE:-{_text(key_file)}}}"}}} if key_file else {}),
+        **({"secrets": {"api-key": {"file": _KEY_VARIABLE}}} if has_key else {}),
     }
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from ansible_collections.magi.llama.plugins.module_utils._export.workloads impor
 
 from .conftest import SETTINGS, host_plan, program, run, server, written
 
+ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent"}
+KEY_COPY = "/run/user/$keys"
+
 
 def read(folder: Path, host: str = "gpu-1") -> dict[str, Any]:
-    """The project as docker-compose reads it, without any variable in its environment."""
+    """The project as docker-compose reads it, with the one variable that a user has to set."""
     command = [program("docker-compose"), "--file", f"{folder}/{host}/compose.yaml", "config", "--format", "json"]
-    return dict(json.loads(run(*command, env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent"})))
+    return dict(json.loads(run(*command, env={**ENVIRONMENT, "LLAMA_API_KEY_FILE": KEY_COPY})))
 
 
 def as_run(words: list[str]) -> list[str]:
@@ -61,10 +65,14 @@ def test_image_that_no_registry_has_is_never_pulled(tmp_path: Path) -> None:
         assert project["services"]["a"].get("pull_policy") == policy
 
 
-def test_key_is_a_secret_from_the_plans_file(tmp_path: Path, plan: HostPlan) -> None:
+def test_key_is_a_secret_from_a_file_that_the_user_names(tmp_path: Path, plan: HostPlan) -> None:
     project = read(written(tmp_path, "compose", plan))
     # What it prints is a Compose file again.
-    assert project["secrets"]["api-key"]["file"] == "/etc/magi/$$keys"
+    assert project["secrets"]["api-key"]["file"] == KEY_COPY.replace("$", "$$")
+    assert "/etc/magi/" not in (tmp_path / "gpu-1/compose.yaml").read_text()
+    command = [program("docker-compose"), "--file", f"{tmp_path}/gpu-1/compose.yaml", "config"]
+    unset = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert unset.returncode and "LLAMA_API_KEY_FILE" in unset.stderr and "10001" in unset.stderr
     assert all(made["secrets"][0]["source"] == "api-key" for made in project["services"].values())
     without = read(written(tmp_path / "open", "compose", host_plan(server("a", 8080))))
     assert "secrets" not in without and "secrets" not in without["services"]["gateway"]
