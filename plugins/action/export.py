@@ -35,7 +35,8 @@ class ActionModule(HostAction):
         given = check_arguments(self, ARGUMENTS, paths_of_host=False)
         # Of a link the folder that it leads to, as the user names it.
         folder = plain_path(os.path.abspath(os.path.expanduser(given["folder"])))
-        settings = Settings(given["image"], given["gateway_image"], given["binary"], given["claim"], given["secret"])
+        names = ("image", "gateway_image", "binary", "claim", "secret", "access_mode")
+        settings = Settings(**{name: given[name] for name in names})
         try:
             workloads, warnings = workloads_of(_plans(task_vars), settings)
             form = find_format(given["format"])

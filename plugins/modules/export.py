@@ -40,9 +40,16 @@ options:
     type: str
     default: haproxy:3.2
   claim:
-    description: Name of the PersistentVolumeClaim with the models, with O(format=kubernetes).
+    description:
+      - Beginning of the names of the PersistentVolumeClaims with the models, with O(format=kubernetes). Each folder of
+        models has one, and its path is the rest of the name.
     type: str
     default: models
+  access_mode:
+    description: Access mode of the claims, with O(format=kubernetes).
+    type: str
+    choices: [ReadWriteMany, ReadOnlyMany, ReadWriteOnce]
+    default: ReadWriteMany
   secret:
     description: Name of the Secret whose key C(api-key) has the servers' API key, with O(format=kubernetes).
     type: str

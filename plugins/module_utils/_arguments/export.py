@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from .._core.arguments import Arguments
 from .._export.formats import FORMATS
-from .._export.workloads import DEFAULT_IMAGE
+from .._export.workloads import ACCESS_MODES, DEFAULT_IMAGE
 
 ARGUMENTS = Arguments(
     {
@@ -18,6 +18,7 @@ ARGUMENTS = Arguments(
         "binary": {"type": "str", "default": "llama-server"},
         "gateway_image": {"type": "str", "default": "haproxy:3.2"},
         "claim": {"type": "str", "default": "models"},
+        "access_mode": {"type": "str", "choices": list(ACCESS_MODES), "default": ACCESS_MODES[0]},
         "secret": {"type": "str", "default": "llama-api-key"},
     }
 )

@@ -46,7 +46,7 @@ def kubernetes_files(workloads: Sequence[Workload], settings: Settings) -> dict[
     check_containers(workloads, settings, share_gpus=False)
     servers = merged(workloads)
     roots = sorted({folder for one in servers for folder in one.folders})
-    claims = {root: settings.claim + (f"-{number}" if number > 1 else "") for number, root in enumerate(roots, 1)}
+    claims = {root: f"{settings.claim}-{_slug(root)}" for root in roots}
     needs_key = any(one.key_file for one in servers)
     names = object_names(servers)
     files = proxy.proxy_files(servers, lambda one: names[one.name], resolves=False)
@@ -64,7 +64,7 @@ def kubernetes_files(workloads: Sequence[Workload], settings: Settings) -> dict[
             {"name": GATEWAY, "files": [f"gateway/{name}" for name in sorted(files)]},
         ],
     )
-    return {**found, **_claim_overlay(servers, claims), **_host_folder_overlay(servers, names, claims)}
+    return {**found, **_claim_overlay(servers, settings, claims), **_host_folder_overlay(servers, names)}
 
 
 def object_names(servers: Sequence[Workload]) -> dict[str, str]:
@@ -77,6 +77,19 @@ def object_names(servers: Sequence[Workload]) -> dict[str, str]:
             short = f"{short[: NAME_CHARACTERS - 7].strip('-')}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
         found[name] = short
     return found
+
+
+def _slug(path: str) -> str:
+    """A folder as part of a name, by its path alone: a further folder of models renames no other."""
+    plain = re.sub(r"[^a-z0-9]+", "-", path.lower()).strip("-")
+    if f"/{plain.replace('-', '/')}" == path and len(plain) <= NAME_CHARACTERS:
+        return plain
+    return f"{plain[: NAME_CHARACTERS - 7]}-{hashlib.sha256(path.encode()).hexdigest()[:6]}".strip("-")
+
+
+def _volume_name(root: str) -> str:
+    """A volume's name, which has no dots and is none of the other volumes'."""
+    return f"models-{_slug(root)}"
 
 
 def _label_value(text: str) -> str:
@@ -95,9 +108,9 @@ def _server_objects(name: str, one: Workload, settings: Settings, claims: Mappin
     pod = {
         **_pod(probes.DRAIN_SECONDS + probes.DRAIN_EXTRA_SECONDS + one.stop_seconds),
         "topologySpreadConstraints": [_spread({"magi.llama/model": _label_value(one.model_id)})],
-        "containers": [_server_container(one, settings, claims)],
+        "containers": [_server_container(one, settings)],
         "volumes": [
-            *({"name": claims[root], "persistentVolumeClaim": _claim(claims[root])} for root in one.folders),
+            *({"name": _volume_name(root), "persistentVolumeClaim": _claim(claims[root])} for root in one.folders),
             *_volumes(one.writable),
             {"name": "probe", "configMap": {"name": PROBE_MAP}},
             *_key_volume(settings, bool(one.key_file)),
@@ -110,7 +123,7 @@ def _server_objects(name: str, one: Workload, settings: Settings, claims: Mappin
     ]
 
 
-def _server_container(one: Workload, settings: Settings, claims: Mapping[str, str]) -> dict[str, Any]:
+def _server_container(one: Workload, settings: Settings) -> dict[str, Any]:
     ready, alive = (_exec(command) for command in (probes.ready_command(one), probes.alive_command(one)))
     gpus = {GPU: str(one.gpus)} if one.gpus else {}
     return {
@@ -143,7 +156,7 @@ def _server_container(one: Workload, settings: Settings, claims: Mapping[str, st
         },
         "securityContext": _CONTAINER_SECURITY,
         "volumeMounts": [
-            *({"name": claims[root], "mountPath": root, "readOnly": True} for root in one.folders),
+            *({"name": _volume_name(root), "mountPath": root, "readOnly": True} for root in one.folders),
             *_mounts(one.writable),
             {"name": "probe", "mountPath": probes.PLACE, "readOnly": True},
             *_key_mount(bool(one.key_file)),
@@ -307,7 +320,7 @@ def _key_mount(needed: bool) -> list[dict[str, Any]]:
     return [{"name": "api-key", "mountPath": KEY_FILE.rpartition("/")[0], "readOnly": True}] if needed else []
 
 
-def _claim_overlay(servers: Sequence[Workload], claims: Mapping[str, str]) -> dict[str, Any]:
+def _claim_overlay(servers: Sequence[Workload], settings: Settings, claims: Mapping[str, str]) -> dict[str, Any]:
     """The base with the claims for the models, large enough for those of the plan."""
     objects = []
     for root, name in claims.items():
@@ -318,7 +331,7 @@ def _claim_overlay(servers: Sequence[Workload], claims: Mapping[str, str]) -> di
                 "kind": "PersistentVolumeClaim",
                 "metadata": {"name": name, "labels": dict(_PART_OF)},
                 "spec": {
-                    "accessModes": ["ReadOnlyMany"],
+                    "accessModes": [settings.access_mode],
                     "resources": {"requests": {"storage": f"{math.ceil(sum(sizes.values()) * 1.1 / GIB) or 1}Gi"}},
                 },
             }
@@ -327,9 +340,7 @@ def _claim_overlay(servers: Sequence[Workload], claims: Mapping[str, str]) -> di
     return {"overlays/claim/kustomization.yaml": content, "overlays/claim/models.yaml": objects}
 
 
-def _host_folder_overlay(
-    servers: Sequence[Workload], names: Mapping[str, str], claims: Mapping[str, str]
-) -> dict[str, Any]:
+def _host_folder_overlay(servers: Sequence[Workload], names: Mapping[str, str]) -> dict[str, Any]:
     """The base with the models in the same folders of every node, as the hosts of the inventory have them."""
     patches = []
     for one in servers:
@@ -337,7 +348,7 @@ def _host_folder_overlay(
             {
                 "op": "replace",
                 "path": f"/spec/template/spec/volumes/{number}",
-                "value": {"name": claims[root], "hostPath": {"path": root, "type": "Directory"}},
+                "value": {"name": _volume_name(root), "hostPath": {"path": root, "type": "Directory"}},
             }
             for number, root in enumerate(one.folders)
         ]

@@ -22,6 +22,7 @@ from .gpus import gpus_of
 # In the containers: where the API key is, if there is one, and the user who runs everything.
 KEY_FILE = "/run/secrets/llama/api-key"
 USER_ID = 10001
+ACCESS_MODES = ("ReadWriteMany", "ReadOnlyMany", "ReadWriteOnce")
 # What `make images` builds, for the CPU.
 DEFAULT_IMAGE = "magi-llama/llama-server:latest"
 # The plan's own environment marks a process as one of the host's deployment, which a container is not.
@@ -36,13 +37,17 @@ class ExportError(MagiError):
 
 @dataclass(frozen=True)
 class Settings:
-    """What the plan does not say: images, the program in the first one, names of the claim and of the secret."""
+    """What the plan does not say: images, the program in the first one, names of the claims and of the secret.
+
+    access_mode is the claims': one that they can be filled with, on all nodes by default.
+    """
 
     image: str
     gateway_image: str
     binary: str
     claim: str
     secret: str
+    access_mode: str = ACCESS_MODES[0]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -148,15 +149,38 @@ def test_claims_hold_the_models(tmp_path: Path) -> None:
     big = server("a", 8080)
     big["memory"]["weights_bytes"] = 40 * 1024**3
     objects = built(written(tmp_path, "kubernetes", host_plan(big, server("b", 8081))), "overlays/claim")
-    spec = objects["PersistentVolumeClaim", "models"]["spec"]
-    assert spec["accessModes"] == ["ReadOnlyMany"] and spec["resources"]["requests"]["storage"] == "45Gi"
+    spec = objects["PersistentVolumeClaim", "models-models"]["spec"]
+    assert spec["accessModes"] == ["ReadWriteMany"] and spec["resources"]["requests"]["storage"] == "45Gi"
     (volume,) = built(tmp_path, "overlays/host-folders")["Deployment", "llama-a"]["spec"]["template"]["spec"][
         "volumes"
     ][:1]
-    assert volume == {"name": "models", "hostPath": {"path": "/models", "type": "Directory"}}
+    assert volume == {"name": "models-models", "hostPath": {"path": "/models", "type": "Directory"}}
 
 
 def test_model_outside_of_the_scanned_folders_is_mounted_too(tmp_path: Path) -> None:
     one = replace(host_plan(server("a", 8080)), roots=["/elsewhere"])
     mounts = container(built(written(tmp_path, "kubernetes", one)), "llama-a")["volumeMounts"]
-    assert {"name": "models", "mountPath": "/models", "readOnly": True} in mounts
+    assert {"name": "models-models", "mountPath": "/models", "readOnly": True} in mounts
+
+
+def test_claims_are_named_by_their_folder_alone(tmp_path: Path) -> None:
+    paths = ["/models", "/a/b", "/a-b", "/A/b", "/srv/" + "x" * 80]
+    servers = [server(f"s{number}", 8080 + number) for number in range(len(paths))]
+    for path, one in zip(paths, servers, strict=True):
+        one["argv"][2] = f"{path}/m.gguf"
+    settings = replace(SETTINGS, claim="probe.api-key", access_mode="ReadWriteOnce")
+    all_of_them = replace(host_plan(*servers), roots=paths)
+    objects = built(written(tmp_path / "all", "kubernetes", all_of_them, settings=settings), "overlays/claim")
+    first = replace(host_plan(servers[0]), roots=paths)
+    alone = built(written(tmp_path / "one", "kubernetes", first, settings=settings), "overlays/claim")
+    claims = {name for kind, name in objects if kind == "PersistentVolumeClaim"}
+    assert len(claims) == len(paths) and {"probe.api-key-models", "probe.api-key-a-b"} < claims
+    assert ("PersistentVolumeClaim", "probe.api-key-models") in alone
+    assert all(objects["PersistentVolumeClaim", name]["spec"]["accessModes"] == ["ReadWriteOnce"] for name in claims)
+    for number in range(len(paths)):
+        names = [
+            one["name"] for one in objects["Deployment", f"llama-s{number}"]["spec"]["template"]["spec"]["volumes"]
+        ]
+        assert len({*names}) == len(names) and all(
+            re.fullmatch("[a-z0-9]([a-z0-9-]{,61}[a-z0-9])?", one) for one in names
+        )
