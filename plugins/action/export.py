@@ -24,6 +24,9 @@ from ansible_collections.magi.llama.plugins.plugin_utils.host_results import fai
 from ansible_collections.magi.llama.plugins.plugin_utils.playbooks import as_called
 from ansible_collections.magi.llama.plugins.plugin_utils.show import WARNING, show
 
+# Registered by export.yml.
+LINKS = "__export_links"
+
 
 class ActionModule(HostAction):
     _requires_connection = False
@@ -80,9 +83,16 @@ def _plans(task_vars: Mapping[str, Any]) -> list[HostPlan]:
                 visible_value(plan),
                 list(registry.get("scan_paths") or ()),
                 int(busy) if str(busy or "").isdecimal() else None,
+                _real_paths(host_vars.get(LINKS) or {}),
             )
         )
     return found
+
+
+def _real_paths(answer: Mapping[str, Any]) -> dict[str, str]:
+    """Paths without links by path, of an answer with each path in a line, and without links in the next."""
+    lines = visible_value(list(answer.get("stdout_lines") or ()))
+    return {path: real for path, real in zip(lines[::2], lines[1::2]) if real}
 
 
 def _summary(folder: str, servers: int, written: int, removed: int, use: str) -> list[str]:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from .workloads import DEFAULT_IMAGE, ExportError, Settings, Workload
@@ -18,6 +19,12 @@ def check_containers(workloads: Sequence[Workload], settings: Settings, *, share
         "with target."
         for one in workloads
         if one.gpu_fault
+    ]
+    wrong += [
+        f"{one.host}: {one.name} has {path}, a link to {target}, which its container would lack: add "
+        f"{os.path.dirname(target)} to registry_scan_paths, so that it is found there, or move it to the link's place."
+        for one in workloads
+        for path, target in one.strays
     ]
     if settings.image == DEFAULT_IMAGE:
         wrong += [

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .._core.argv import PATH_FLAGS, WRITE_FLAGS, flag_value, flag_values
@@ -54,7 +54,8 @@ class Settings:
 class HostPlan:
     """A host's plan as planned; address as other hosts reach it, roots are the folders that its models are in.
 
-    busy is how many of its servers are expected to compute at once, None for all.
+    busy is how many of its servers are expected to compute at once, None for all; real has the paths without links of
+    the files in its command lines and of the roots, by the path that they have there.
     """
 
     name: str
@@ -62,6 +63,7 @@ class HostPlan:
     plan: Mapping[str, Any]
     roots: Sequence[str]
     busy: int | None = None
+    real: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ class Workload:
     """A server as a container. argv is the plan's with the program, address and key file of the container.
 
     folders are read-only and at the same path as on the host; memory in bytes, time in seconds. gpus is their number,
-    gpu_numbers are the host's; gpu_fault says why a container cannot have them.
+    gpu_numbers are the host's; gpu_fault says why a container cannot have them. strays are files
+    that links lead to, outside of the folders, each behind its link.
     """
 
     host: str
@@ -85,6 +88,7 @@ class Workload:
     planned_argv: tuple[str, ...]
     env: tuple[tuple[str, str], ...]
     folders: tuple[str, ...]
+    strays: tuple[tuple[str, str], ...]
     writable: tuple[str, ...]
     weights_bytes: int
     request_bytes: int
@@ -162,6 +166,7 @@ def _workload(host: HostPlan, server: Mapping[str, Any], settings: Settings) -> 
             "was written. Lower ctx_size or parallel in the profile, or set servers_memory_overcommit to false."
         )
     gpus = gpus_of(argv, server["env"], memory.get("gpu_bytes") or ())
+    folders = _folders(argv, host.roots)
     threads = int(flag_value(argv, "--threads") or 1)
     count = len(_wanted(host.plan))
     share = min(1.0, host.busy / count) if host.busy else 1.0
@@ -178,7 +183,8 @@ def _workload(host: HostPlan, server: Mapping[str, Any], settings: Settings) -> 
         argv=tuple(container_argv(gpus.argv, int(server["port"]), settings)),
         planned_argv=tuple(argv),
         env=tuple(sorted((name, value) for name, value in server["env"].items() if not name.startswith(MARK))),
-        folders=tuple(_folders(argv, host.roots)),
+        folders=tuple(folders),
+        strays=tuple(_strays(argv, folders, host.real)),
         writable=tuple(sorted(set(flag_values(argv, WRITE_FLAGS)))),
         weights_bytes=int(memory.get("weights_bytes") or 0),
         request_bytes=request,
@@ -219,6 +225,13 @@ def _folders(argv: Sequence[str], roots: Iterable[str]) -> list[str]:
     plain = sorted((os.path.normpath(root) for root in roots), key=len)
     found = {next((root for root in plain if is_below(path, [root])), os.path.dirname(path)) for path in paths}
     return sorted(found)
+
+
+def _strays(argv: Sequence[str], folders: Sequence[str], real: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The links among the files whose targets are in none of the folders, with the targets."""
+    shown = [*folders, *(real.get(folder) or folder for folder in folders)]
+    found = {(path, real.get(path) or path) for path in flag_values(argv, PATH_FLAGS) if path.startswith("/")}
+    return sorted((path, target) for path, target in found if not is_below(target, shown))
 
 
 def _differences(server: Mapping[str, Any]) -> list[str]:

@@ -73,3 +73,23 @@ def test_unknown_format_lists_those_that_there_are() -> None:
     with pytest.raises(ExportError) as error:
         find_format("kubernets")
     assert all(name in str(error.value) for name in FORMATS) and "did you mean kubernetes?" in str(error.value)
+
+
+def test_link_to_a_file_that_the_container_lacks_is_refused() -> None:
+    model = "/models/a.gguf"
+    host = replace(host_plan(server("a", 8080)), roots=["/models"])
+    for target, root, is_refused in (
+        ("/data/a.gguf", "/models", True),
+        ("/models/blobs/a", "/models", False),
+        ("/data/blobs/a", "/data", False),
+    ):
+        found, _warnings = workloads_of([replace(host, real={model: target, "/models": root})], SETTINGS)
+        for form in ("compose", "kubernetes"):
+            if is_refused:
+                with pytest.raises(
+                    ExportError, match=f"gpu-1: a has {model}, a link to {target}.*add /data to registry"
+                ):
+                    FORMATS[form].render(found, SETTINGS)
+            else:
+                assert FORMATS[form].render(found, SETTINGS)
+        assert FORMATS["endpoints"].render(found, SETTINGS)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ansible.errors import AnsibleActionFail
 from ansible_collections.magi.llama.plugins.module_utils._export.formats import FORMATS
 from ansible_collections.magi.llama.plugins.plugin_utils.extra_vars import load_spec
 
+ROOT = Path(__file__).resolve().parents[3]
 PLANNED = {
     **{"name": "a", "model_id": "a", "port": 8080, "host": "127.0.0.1", "action": "keep", "reason": ""},
     "argv": ["/bin/llama-server", "--model", "/models/a.gguf", "--host", "127.0.0.1", "--port", "8080"],
@@ -64,6 +66,23 @@ def test_host_without_a_plan_keeps_all_from_being_written(
     with pytest.raises(AnsibleActionFail, match=r"^two could not be planned.*target\.$"):
         export(run_action, tmp_path / "out", host("one"), host("two", **broken))
     assert not (tmp_path / "out").exists()
+
+
+def test_links_are_those_that_the_host_has_followed(run_action: Any, tmp_path: Path) -> None:
+    linked = host("h", __export_links={"stdout_lines": ["/models/a.gguf", "/data/a.gguf", "/models", ""]})
+    with pytest.raises(AnsibleActionFail, match=r"a link to /data/a\.gguf"):
+        export(run_action, tmp_path / "out", linked)
+
+
+def test_playbook_follows_links_and_says_nothing_of_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "real $x").write_text("")
+    (tmp_path / "link").symlink_to("real $x")
+    (play,) = yaml.safe_load((ROOT / "playbooks/export.yml").read_text())
+    block = next(task["block"] for task in play["tasks"] if "block" in task)
+    command = next(task for task in block if task.get("register") == "__export_links")["ansible.builtin.command"]
+    paths = [f"{tmp_path}/link", f"{tmp_path}/none/x", f"{tmp_path}/real $x"]
+    done = subprocess.run(command["argv"], input="\n".join(paths) + "\n", capture_output=True, text=True, timeout=60)
+    assert done.stdout.split("\n")[:-1] == [paths[0], paths[2], paths[1], "", paths[2], paths[2]]
 
 
 def test_folder_of_something_else_is_named(run_action: Any, tmp_path: Path) -> None:
