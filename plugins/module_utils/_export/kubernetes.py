@@ -317,7 +317,9 @@ def _key_volume(settings: Settings, needed: bool) -> list[dict[str, Any]]:
 
 
 def _key_mount(needed: bool) -> list[dict[str, Any]]:
-    return [{"name": "api-key", "mountPath": KEY_FILE.rpartition("/")[0], "readOnly": True}] if needed else []
+    # A single file stays as it is when the Secret changes: servers read it once, and probes would send another key.
+    file = {"mountPath": KEY_FILE, "subPath": KEY_FILE.rpartition("/")[2], "readOnly": True}
+    return [{"name": "api-key", **file}] if needed else []
 
 
 def _claim_overlay(servers: Sequence[Workload], settings: Settings, claims: Mapping[str, str]) -> dict[str, Any]:

@@ -125,7 +125,11 @@ def test_image_that_no_registry_has_is_not_asked_of_one(tmp_path: Path, plan: Ho
 
 def test_key_is_a_reference_to_the_secret(tmp_path: Path, plan: HostPlan) -> None:
     pod = built(written(tmp_path, "kubernetes", plan))["Deployment", "llama-bge-m3"]["spec"]["template"]["spec"]
-    assert {one["secret"]["secretName"] for one in pod["volumes"] if "secret" in one} == {"llama-key"}
+    (secret,) = (one["secret"] for one in pod["volumes"] if "secret" in one)
+    assert secret["secretName"] == "llama-key"
+    # Without subPath a changed Secret would reach the probes of servers that still have the key before.
+    (mount,) = (one for one in pod["containers"][0]["volumeMounts"] if one["name"] == "api-key")
+    assert (mount["mountPath"], mount["subPath"]) == (KEY, secret["items"][0]["path"])
     without = built(written(tmp_path / "open", "kubernetes", host_plan(server("a", 8080))))
     assert "api-key" not in str(without["Deployment", "llama-a"]) and "Secret" not in {kind for kind, _name in without}
 
