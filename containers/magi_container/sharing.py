@@ -28,10 +28,11 @@ def make_keys(folder: Path) -> None:
     write(folder / "known_hosts", f"gateway {kind} {key}\n")
 
 
-def daemon_configuration(folder: Path, port: int = SSH_PORT, user: str = USER) -> str:
-    """The configuration of sshd: commands of one user, by key, and nothing else."""
+def daemon_configuration(folder: Path, address: str = "", port: int = SSH_PORT, user: str = USER) -> str:
+    """The configuration of sshd: commands of one user, by key, and nothing else, at one address or all ("")."""
+    listen = f"ListenAddress {address}\n" if address else ""
     return (
-        f"Port {port}\nHostKey {folder}/host_key\nAuthorizedKeysFile {folder}/authorized_keys\n"
+        f"Port {port}\n{listen}HostKey {folder}/host_key\nAuthorizedKeysFile {folder}/authorized_keys\n"
         f"AllowUsers {user}\nAuthenticationMethods publickey\nPasswordAuthentication no\n"
         "KbdInteractiveAuthentication no\nUsePAM no\nStrictModes no\nPidFile none\nDisableForwarding yes\n"
         "PermitTTY no\nPermitUserRC no\nUseDNS no\nMaxStartups 20\nLogLevel ERROR\nSubsystem sftp internal-sftp\n"

@@ -58,6 +58,15 @@ def test_redis_is_asked_with_its_password(answer: bytes, problem: str) -> None:
     assert b"$9\r\np\xc3\xa4ssword\r\n" in received[0]
 
 
+def test_a_gateway_is_healthy_while_its_haproxy_has_the_port_of_the_last_run() -> None:
+    # The playbooks that give it the new one wait for this container to be healthy.
+    with socket.create_server(("127.0.0.1", 0)) as sshd:
+        port = sshd.getsockname()[1]
+        changed = read_settings({"MAGI_GATEWAY_PORT": "1", "MAGI_GATEWAY": "localhost"})
+        assert health.gateway_problem(changed, port) == ""
+    assert health.gateway_problem(changed, port) == "sshd does not accept connections"
+
+
 def test_a_program_that_ends_again_and_again_is_started_ever_later() -> None:
     assert next_delay(FIRST_DELAY, 0.1) == 2 * FIRST_DELAY
     assert next_delay(LONGEST_DELAY, 0.1) == LONGEST_DELAY
@@ -68,3 +77,8 @@ def test_sshd_takes_one_user_by_key_alone() -> None:
     lines = daemon_configuration(Path("/control")).splitlines()
     assert {"AllowUsers magi", "AuthenticationMethods publickey", "PasswordAuthentication no"} <= set(lines)
     assert {"DisableForwarding yes", "PermitTTY no", "KbdInteractiveAuthentication no"} <= set(lines)
+    assert not [line for line in lines if line.startswith("ListenAddress")]
+
+
+def test_sshd_listens_in_the_network_of_magi_alone() -> None:
+    assert "ListenAddress 172.18.0.2" in daemon_configuration(Path("/control"), "172.18.0.2").splitlines()
