@@ -20,8 +20,9 @@ from .files import ensure_secret, write
 from .health import DEPLOYED
 from .logs import LogFollower, show
 from .network import accepts, own_address
-from .settings import Settings, inventory, redis_configuration
+from .settings import Settings, SettingsError, inventory, redis_configuration
 from .sharing import daemon_configuration, make_keys
+from .stopping import end_gateway, end_servers
 
 GATEWAY_SECONDS = 60.0
 DEVELOPMENT_SECONDS = 0.5
@@ -39,7 +40,9 @@ def run_magi(settings: Settings, environment: Mapping[str, str]) -> int:
     logs = LogFollower(places.STATE / "log")
     logs.start()
     own = without_secrets(environment)
-    address = own_address(settings.gateway) if settings.gateway else "127.0.0.1"
+    address = reachable_address(settings.gateway, GATEWAY_SECONDS, stop) if settings.gateway else "127.0.0.1"
+    if stop.is_set():
+        return 0
     write(places.INVENTORY, json.dumps(inventory(settings, address), indent=2) + "\n")
     console = Child("console", console_command(settings, own), own)
     if settings.redis_url:
@@ -56,9 +59,29 @@ def run_magi(settings: Settings, environment: Mapping[str, str]) -> int:
             console.start()
         wait_for_stop(settings, console, stop)
     console.end()
-    end_services(places.STATE, settings.stop_seconds)
+    end_servers(places.STATE, settings.stop_seconds)
     logs.end()
     return 0
+
+
+def reachable_address(gateway: str, seconds: float, stop: threading.Event) -> str:
+    """This container's address for the gateway's container, which may have no name yet; "" if it is stopped meanwhile.
+
+    Raises SettingsError: with any other address the gateway would send requests elsewhere, such as to itself.
+    """
+    found: list[str] = []
+
+    def is_known() -> bool:
+        with contextlib.suppress(OSError):
+            found.append(own_address(gateway))
+        return bool(found)
+
+    if not wait_for(is_known, seconds, stop) and not stop.is_set():
+        raise SettingsError(
+            f"MAGI_GATEWAY={gateway}: after {seconds:g} s there is no such name. Start the container of the gateway, in "
+            "a network of both."
+        )
+    return found[0] if found else ""
 
 
 def wait_for_stop(settings: Settings, console: Child, stop: threading.Event) -> None:
@@ -132,13 +155,16 @@ def run_gateway(settings: Settings, environment: Mapping[str, str]) -> int:
     logs.start()
     make_keys(places.CONTROL)
     configuration = places.RUN / "sshd.conf"
-    write(configuration, daemon_configuration(places.CONTROL))
+    address = reachable_address(settings.gateway, GATEWAY_SECONDS, stop) if settings.gateway else ""
+    if stop.is_set():
+        return 0
+    write(configuration, daemon_configuration(places.CONTROL, address))
     resume_gateway(places.GATEWAY_STATE)
     daemon = Child("sshd", ["/usr/sbin/sshd", "-D", "-e", "-f", str(configuration)], without_secrets(environment))
     daemon.start()
     stop.wait()
     daemon.end()
-    end_services(places.GATEWAY_STATE, settings.stop_seconds)
+    end_gateway(places.GATEWAY_STATE, settings.stop_seconds)
     logs.end()
     return 0
 
@@ -151,15 +177,6 @@ def resume_gateway(state: Path) -> None:
 
     for fault in SupervisorDriver(str(state), SUPERVISORD).start(["gateway"]).values():
         show(f"HAProxy does not start: {fault}")
-
-
-def end_services(state: Path, seconds: int) -> None:
-    """End a supervisord and its programs as a stop by the playbooks does: TERM, TERM again, KILL."""
-    from ansible_collections.magi.llama.plugins.module_utils._services.supervisor_driver import SupervisorDriver
-
-    for stopped in SupervisorDriver(str(state)).end(seconds).values():
-        if stopped.pid:
-            show(f"{stopped.name} has ended by {stopped.signal} after {stopped.seconds:g} s")
 
 
 def run_redis(settings: Settings, environment: Mapping[str, str]) -> int:

@@ -127,6 +127,15 @@ def test_compose_passes_on_every_variable_that_the_entry_point_reads() -> None:
         assert f"{name}=" in example, name
 
 
+def test_both_containers_with_requests_have_the_time_for_them() -> None:
+    services = yaml.safe_load((ROOT / "compose.yml").read_text())["services"]
+    for name in ("magi", "gateway"):
+        assert services[name]["environment"]["MAGI_STOP_SECONDS"] == "${MAGI_STOP_SECONDS:-30}", name
+        # The console's 10 s, and the 30 s of a stop besides.
+        assert services[name]["stop_grace_period"] == "${MAGI_STOP_GRACE:-90s}", name
+        assert services[name]["environment"]["MAGI_GATEWAY"] == "gateway.back", name
+
+
 def test_everything_is_published_on_one_address_and_without_rights() -> None:
     composed = yaml.safe_load((ROOT / "compose.yml").read_text())
     for name, service in composed["services"].items():
