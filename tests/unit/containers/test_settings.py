@@ -127,6 +127,15 @@ def test_compose_passes_on_every_variable_that_the_entry_point_reads() -> None:
         assert f"{name}=" in example, name
 
 
+def test_limits_are_those_of_the_example_and_above_what_is_needed() -> None:
+    services = yaml.safe_load((ROOT / "compose.yml").read_text())["services"]
+    example = (ROOT / ".env.example").read_text().splitlines()
+    # HAProxy's buffers for large requests have 16 MiB each.
+    assert services["gateway"]["mem_limit"] == "${MAGI_GATEWAY_MEMORY:-2g}" and "MAGI_GATEWAY_MEMORY=2g" in example
+    # A server has threads for each processor and each connection.
+    assert services["magi"]["pids_limit"] == "${MAGI_PIDS:-32768}" and "MAGI_PIDS=32768" in example
+
+
 def test_both_containers_with_requests_have_the_time_for_them() -> None:
     services = yaml.safe_load((ROOT / "compose.yml").read_text())["services"]
     for name in ("magi", "gateway"):
@@ -143,5 +152,7 @@ def test_everything_is_published_on_one_address_and_without_rights() -> None:
         assert (service["read_only"], service["cap_drop"], service["user"]) == (True, ["ALL"], "10001:10001")
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert "mem_limit" in service and "pids_limit" in service and "healthcheck" in service
+        # Only magi has a build: a registry's image of that name would be somebody else's.
+        assert service["pull_policy"] == "never", name
     assert composed["networks"]["back"] == {"internal": True}
     assert composed["services"]["redis"]["networks"] == ["back"]
