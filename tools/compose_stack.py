@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -21,6 +22,10 @@ ROOT = Path(__file__).resolve().parents[1]
 # Each with the engine that it drives, best first. podman-compose does not wait for a container to be healthy.
 WAYS = (("docker", ("docker", "compose")), ("docker", ("docker-compose",)), ("podman", ("podman-compose",)))
 SERVICES = ("redis", "gateway", "magi")
+IMAGE = "magi-llama/magi:latest"
+VARIABLE = re.compile(r"\s*(?:export\s+)?(?P<name>[A-Za-z_]\w*)\s*=(?P<value>.*)")
+QUOTED = re.compile(r"""(?P<quote>["'])(?P<value>.*?)(?P=quote)\s*(#.*)?""")
+NAMED = re.compile(r"\$(?:\{(?P<braced>\w+)(?::?-(?P<default>[^}]*))?\}|(?P<plain>[A-Za-z_]\w*))")
 
 
 class StackError(Exception):
@@ -46,12 +51,28 @@ def answers(command: Sequence[str]) -> bool:
 
 
 def read_env(path: Path) -> dict[str, str]:
-    """The variables of a .env file; {} without one."""
-    if not path.exists():
-        return {}
-    lines = [line.strip() for line in path.read_text().splitlines()]
-    pairs = [line.partition("=") for line in lines if line and not line.startswith("#")]
-    return {name.strip(): value.strip().strip("\"'") for name, _, value in pairs}
+    """The variables of a .env file, as Compose reads them; {} without one."""
+    found: dict[str, str] = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        if match := VARIABLE.fullmatch(line):
+            found[match["name"]] = value_of(match["value"].strip(), found)
+    return found
+
+
+def value_of(text: str, known: Mapping[str, str]) -> str:
+    """A value without quotes and comment, and with the variables that it names: those of before, and this shell's."""
+    if quoted := QUOTED.fullmatch(text):
+        text = quoted["value"]
+        if quoted["quote"] == "'":
+            return text
+    else:
+        text = re.sub(r"(^|\s)#.*", "", text).strip()
+
+    def named(match: re.Match[str]) -> str:
+        name = match["braced"] or match["plain"]
+        return os.environ.get(name) or known.get(name) or match["default"] or ""
+
+    return NAMED.sub(named, text)
 
 
 @dataclass
@@ -65,17 +86,21 @@ class Answer:
 
 @dataclass
 class Stack:
-    """The containers of compose.yml with the variables of one .env."""
+    """The containers of compose.yml: those that Compose finds in the checkout, where nothing else is given.
+
+    Then .env, compose.override.yml, COMPOSE_FILE and COMPOSE_PROJECT_NAME count as for the user's own calls.
+    """
 
     compose: Sequence[str]
     engine: str
-    env: Path = ROOT / ".env"
-    project: str = "magi-llama"
-    files: Sequence[Path] = (ROOT / "compose.yml",)
+    env: Path | None = None
+    project: str = ""
+    files: Sequence[Path] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
 
     def setting(self, name: str, default: str) -> str:
-        return self.variables.get(name) or read_env(self.env).get(name) or default
+        given = {**read_env(self.env or ROOT / ".env"), **os.environ, **self.variables}
+        return given.get(name) or default
 
     @property
     def gateway_port(self) -> int:
@@ -87,15 +112,40 @@ class Stack:
 
     def call(self, *arguments: str, timeout: float = 300) -> str:
         """Call Compose and return what it printed. Raises StackError with its last lines."""
-        env = ["--env-file", str(self.env)] if self.env.exists() else []
-        files = [word for path in self.files for word in ("-f", str(path))]
-        command = [*self.compose, "-p", self.project, *env, *files, *arguments]
+        command = [*self.compose, *(["-p", self.project] if self.project else [])]
+        command += ["--env-file", str(self.env)] if self.env else []
+        command += [word for path in self.files for word in ("-f", str(path))]
         environment = {**os.environ, **self.variables}
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout, env=environment)
+        try:
+            done = subprocess.run(
+                [*command, *arguments],
+                cwd=ROOT,
+                env=environment,
+                timeout=timeout,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            said = f"{' '.join(self.compose)} {' '.join(arguments)} has not ended after {timeout:g} s"
+            raise StackError(said) from error
         if done.returncode:
             lines = (done.stdout + done.stderr).strip().splitlines()[-12:]
             raise StackError(f"{' '.join(self.compose)} {' '.join(arguments)} has failed:\n" + "\n".join(lines))
         return done.stdout
+
+    def up(self) -> bool:
+        """Start what does not run, and change nothing of what does. Return whether a container ran before."""
+        if self.call("ps", "-q").split():
+            self.call("up", "-d", "--no-build", "--no-recreate", timeout=1800)
+            return True
+        image = self.setting("MAGI_IMAGE", IMAGE)
+        known = subprocess.run([self.engine, "image", "inspect", image], capture_output=True, check=False)
+        if known.returncode:
+            # The other services have no build of their own, and wait for none.
+            self.call("build", "magi", timeout=1800)
+        self.call("up", "-d", "--no-build", timeout=1800)
+        return False
 
     def run_in(self, service: str, *command: str) -> str:
         return self.call("exec", "-T", service, *command, timeout=60).strip()
@@ -108,6 +158,10 @@ class Stack:
         done = subprocess.run([self.engine, "inspect", found[0]], capture_output=True, text=True, check=True)
         [inspected] = json.loads(done.stdout)
         return dict(inspected)
+
+    def started(self, service: str) -> str:
+        """When a container was started last; empty without one."""
+        return str(self.container(service).get("State", {}).get("StartedAt", ""))
 
     def health(self, service: str) -> str:
         """healthy, or what the last check of its health has found."""

@@ -132,11 +132,12 @@ for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
 
 def kill_redis(stack: Stack) -> None:
     """A Redis that is killed is started again, with the events it had."""
-    count = (
-        'EVENTS=$(redis-cli --no-auth-warning -a "$(cat /run/secrets/redis_password)" xlen magi:events); echo $EVENTS'
-    )
+    count = 'REDISCLI_AUTH="$(cat /run/secrets/redis_password)" redis-cli xlen magi:events'
     before = int(stack.run_in("redis", "sh", "-c", count))
+    started = stack.started("redis")
     stack.kill("redis", ("redis-server",))
+    # What was healthy before says nothing of this start.
+    stack.wait(lambda: stack.started("redis") != started, AGAIN_SECONDS)
     stack.wait_until_healthy(AGAIN_SECONDS, ("redis",))
     after = int(stack.run_in("redis", "sh", "-c", count))
     expect(after >= before > 0, f"{before} events before, {after} after")
@@ -159,15 +160,14 @@ STEPS: tuple[Callable[[Stack], None], ...] = (
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description="Start the containers and test them.")
-    parser.add_argument("--env", type=Path, default=ROOT / ".env")
-    parser.add_argument("--project", default="magi-llama")
+    parser.add_argument("--env", type=Path, help="another file of variables than .env")
+    parser.add_argument("--project", default="", help="another name of the project than Compose finds")
     given = parser.parse_args(arguments)
     try:
         engine, compose = compose_stack.find_compose()
         stack = Stack(compose, engine, given.env, given.project)
-        was_running = bool(stack.call("ps", "-q").split())
         print(f"{' '.join(compose)} up")
-        stack.call("up", "-d", timeout=1800)
+        was_running = stack.up()
     except StackError as error:
         print(f"{RED}✗{PLAIN} {error}")
         return 1
@@ -175,8 +175,12 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{RED}{failed} of {len(STEPS)} have failed.{PLAIN} Everything is left running: {' '.join(compose)} logs")
         return 1
     print(f"{GREEN}All of it works.{PLAIN}")
-    if not was_running:
-        stack.call("down")
+    try:
+        if not was_running:
+            stack.call("down")
+    except StackError as error:
+        print(f"{RED}✗{PLAIN} {error}")
+        return 1
     return 0
 
 
