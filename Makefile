@@ -222,7 +222,7 @@ docker-test: $(VENV)/.ready ## Start the containers and test them from outside; 
 
 # Docker Engine for the tests in tests/containers, unpacked from Debian's packages; it is started with files of its own.
 .cache/docker/.ready: $(VENV)/.ready tests/containers/docker_engine.py
-	@if $(BIN)/python tests/containers/docker_engine.py; then touch $@; else echo "tests/containers are skipped"; fi
+	@if $(BIN)/python tests/containers/docker_engine.py; then mkdir -p $(@D) && touch $@; else echo "tests/containers are skipped"; fi
 
 .PHONY: fuzz
 fuzz: $(VENV)/.ready ## Mutate GGUF headers for ten minutes (FUZZ_SECONDS=600)
