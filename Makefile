@@ -206,15 +206,16 @@ console-bundle: $(VENV)/.ready ## Put the console and all its packages in one fi
 	@$(BIN)/python tools/console_bundle.py $(PYTHONS)
 
 # With Docker or podman. IMAGE_BASE is a Debian image, or packages: then mmdebstrap makes it, as root and without a registry.
+# UPDATE=1 takes the newest base and packages; without it what the engine has cached is used again.
 IMAGES ?= llama-server magi
-IMAGE_BASE ?= debian:forky-slim
+IMAGE_BASE ?=
 .PHONY: images
-images: $(VENV)/.ready ## Build the images (IMAGES="llama-server llama-server-vulkan magi" IMAGE_BASE=packages)
-	@$(BIN)/python tools/images.py --base $(IMAGE_BASE) $(IMAGES)
+images: $(VENV)/.ready ## Build the images (IMAGES="llama-server llama-server-vulkan magi" IMAGE_BASE=packages UPDATE=1)
+	@$(BIN)/python tools/images.py $(if $(IMAGE_BASE),--base $(IMAGE_BASE)) $(if $(UPDATE),--update) $(IMAGES)
 
 .PHONY: docker-setup
-docker-setup: $(VENV)/.ready ## Check what the containers need, write .env, build their image (IMAGE_BASE=packages)
-	@$(BIN)/python tools/docker_setup.py --base $(IMAGE_BASE)
+docker-setup: $(VENV)/.ready ## Check what the containers need, write .env, build their image (IMAGE_BASE=packages UPDATE=1)
+	@$(BIN)/python tools/docker_setup.py $(if $(IMAGE_BASE),--base $(IMAGE_BASE)) $(if $(UPDATE),--update)
 
 .PHONY: docker-test
 docker-test: $(VENV)/.ready ## Start the containers and test them from outside; they are left running where one fails

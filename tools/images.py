@@ -45,14 +45,19 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--base", default=DEFAULT_BASE, help="a Debian image, or packages (default: %(default)s)")
     parser.add_argument("--engine", help="docker or podman; by default the first that works")
     parser.add_argument("--tag", default="latest")
+    parser.add_argument("--name", default="", help="another name for the image, where it is one")
+    parser.add_argument("--update", action="store_true", help="with the newest base and packages, not those of before")
     given = parser.parse_args(arguments)
     try:
+        if given.name and len(given.images) != 1:
+            raise ImageError("--name is for one image: name that.")
         if unknown := sorted(set(given.images) - set(IMAGES)):
             raise ImageError(f"{', '.join(unknown)}: use {', '.join(IMAGES)}.")
         engine = given.engine or find_engine()
         for image in given.images:
             began = time.monotonic()
-            name = build(engine, image, given.base, given.tag)
+            name = given.name or f"{PREFIX}/{image}:{given.tag}"
+            build(engine, image, given.base, name, update=given.update)
             size = image_size(engine, name)
             print(f"{name}: {size / 1e6:.0f} MB, {time.monotonic() - began:.0f} s, {write_sbom(engine, image, name)}")
     except ImageError as error:
@@ -69,13 +74,13 @@ def find_engine() -> str:
     raise ImageError("neither `docker info` nor `podman info` works: install one of them, or start Docker's daemon.")
 
 
-def build(engine: str, image: str, base: str, tag: str) -> str:
-    """Build an image and return its name."""
-    name = f"{PREFIX}/{image}:{tag}"
+def build(engine: str, image: str, base: str, name: str, *, update: bool = False) -> str:
+    """Build an image and return its name. An update takes nothing that was fetched before."""
     version = yaml.safe_load((ROOT / "galaxy.yml").read_text())["version"]
-    options = []
+    options, fresh = [], ["--pull", "--no-cache"] if update else []
     if base == FROM_PACKAGES:
-        base = base_from_packages(engine, image)
+        # Another base has nothing in the engine's cache, and is in no registry.
+        base, fresh = base_from_packages(engine, image, update=update), []
         # Nothing is fetched any more.
         options = ["--network", "none"]
     file = "magi" if image == "magi" else "llama-server"
@@ -86,7 +91,7 @@ def build(engine: str, image: str, base: str, tag: str) -> str:
         # The OCI format has no health checks.
         command += ["--format", "docker"]
     # Once more with the build of llama-server that is in it: everything else is in the engine's cache.
-    run(*command, "--tag", name, str(ROOT))
+    run(*command, *fresh, "--tag", name, str(ROOT))
     labels = labels_of(image, version, base, server_build(engine, name))
     run(*command, *(word for key in labels for word in ("--label", f"{key}={labels[key]}")), "--tag", name, str(ROOT))
     return name
@@ -147,17 +152,17 @@ def write_sbom(engine: str, image: str, name: str) -> Path:
 # --- a base from packages alone ---------------------------------------------------------------------------------
 
 
-def base_from_packages(engine: str, image: str) -> str:
-    """The name of an image with the packages of a list, made by mmdebstrap and kept in .cache/images."""
+def base_from_packages(engine: str, image: str, *, update: bool = False) -> str:
+    """The name of an image with the packages of a list, made by mmdebstrap and kept until an update."""
     listed = f"llama-server-{variant_of(image)}" if image != "magi" else "magi"
     packages = (ROOT / f"containers/packages/{listed}.txt").read_text().split()
     arguments = recipe(packages)
     key = hashlib.sha256("\0".join(arguments).encode()).hexdigest()[:12]
     name, tarball = f"{PREFIX}/base-{listed}:{key}", CACHE / f"base-{listed}-{key}.tar"
     known = subprocess.run([engine, "image", "inspect", name], capture_output=True, check=False)
-    if known.returncode == 0:
+    if known.returncode == 0 and not update:
         return name
-    if not tarball.exists():
+    if update or not tarball.exists():
         if not shutil.which("mmdebstrap") or os.geteuid() != 0:
             raise ImageError("--base packages needs mmdebstrap and root: apt-get install mmdebstrap, and use sudo.")
         CACHE.mkdir(parents=True, exist_ok=True)

@@ -37,12 +37,12 @@ def engine() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def magi_image(engine: str) -> str:
-    return images.build(engine, "magi", images.FROM_PACKAGES, TAG)
+    return images.build("docker", "magi", images.FROM_PACKAGES, f"{images.PREFIX}/magi:{TAG}")
 
 
 @pytest.fixture(scope="session")
 def server_image(engine: str) -> str:
-    return images.build(engine, "llama-server", images.FROM_PACKAGES, TAG)
+    return images.build("docker", "llama-server", images.FROM_PACKAGES, f"{images.PREFIX}/llama-server:{TAG}")
 
 
 @pytest.fixture(scope="session")

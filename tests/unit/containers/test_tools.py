@@ -69,10 +69,65 @@ def test_without_an_engine_the_status_is_1(tmp_path: Path) -> None:
     assert done.returncode == 1 and "install docker.io and docker-compose" in done.stdout
 
 
+def test_make_goes_on_where_nothing_is_unpacked(tmp_path: Path) -> None:
+    (tmp_path / "tests/containers").mkdir(parents=True)
+    (tmp_path / "tests/containers/docker_engine.py").write_text("")
+    command = ["make", "-s", "-f", str(ROOT / "Makefile"), "-o", ".venv/.ready", "VENV=.venv"]
+    (tmp_path / "python").symlink_to(sys.executable)
+    subprocess.run([*command, f"BIN={tmp_path}", ".cache/docker/.ready"], cwd=tmp_path, check=True)
+    assert (tmp_path / ".cache/docker/.ready").exists()
+
+
 def test_labels_name_the_build_of_llama_server() -> None:
     found = images.labels_of("magi", "0.1.0", "debian:forky-slim", "version: 0.7.0")
     assert found["magi.llama-server"] == "version: 0.7.0"
     assert found["org.opencontainers.image.base.name"] == "debian:forky-slim"
+
+
+class Engine:
+    """An engine whose commands succeed: what was called, without options of builds that do not change."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+        self.calls: list[list[str]] = []
+        monkeypatch.setattr(images, "CACHE", cache)
+        monkeypatch.setattr(images.os, "geteuid", lambda: 0)
+        monkeypatch.setattr(images.shutil, "which", lambda name: name)
+        monkeypatch.setattr(images, "recipe", lambda packages: ["{target}", *packages])
+        monkeypatch.setattr(images, "server_build", lambda *_: "version: 1")
+        monkeypatch.setattr(images, "run", self._run)
+        monkeypatch.setattr(
+            images.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0, "", "")
+        )
+
+    def _run(self, *command: str) -> str:
+        self.calls.append([*command])
+        if command[0] == "mmdebstrap":
+            Path(command[1]).write_text("packages of today")
+        return ""
+
+    def builds(self) -> list[set[str]]:
+        return [{"--pull", "--no-cache"} & set(call) for call in self.calls if "build" in call]
+
+
+def test_an_update_takes_the_newest_base_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    engine = Engine(monkeypatch, tmp_path)
+    images.build("docker", "magi", "debian:forky-slim", "mine:1", update=True)
+    # The second build only adds labels to the first.
+    assert engine.builds() == [{"--pull", "--no-cache"}, set()]
+    engine.calls.clear()
+    images.build("docker", "magi", "debian:forky-slim", "mine:1")
+    assert engine.builds() == [set(), set()]
+
+
+def test_an_update_installs_the_packages_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    engine = Engine(monkeypatch, tmp_path)
+    images.build("docker", "magi", images.FROM_PACKAGES, "mine:1")
+    assert [call[0] for call in engine.calls] == ["docker", "docker"]
+    engine.calls.clear()
+    images.build("docker", "magi", images.FROM_PACKAGES, "mine:1", update=True)
+    assert [call[0] for call in engine.calls] == ["mmdebstrap", "docker", "docker", "docker"]
+    assert engine.calls[1][1] == "import" and engine.builds() == [set(), set()]
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["packages of today"]
 
 
 def test_each_image_has_a_list_of_packages_in_order() -> None:
