@@ -164,6 +164,25 @@ def test_archive_is_loaded_once(podman: Podman, provided: Callable[..., Provisio
     assert "load" not in podman.calls
 
 
+def test_other_name_in_the_same_archive_is_another_image(
+    podman: Podman, provided: Callable[..., Provision], tmp_path: Path
+) -> None:
+    archive = tmp_path / "image.tar"
+    archive.write_bytes(b"images")
+    names = {"localhost/llama-server:cpu": ONE, "localhost/llama-server:vulkan": TWO, "localhost/same:1": TWO}
+
+    def ensured(name: str) -> tuple[Any, bool]:
+        podman.archives[str(archive)] = (name, names[name])
+        podman.calls.clear()
+        return provided(image=name, image_archive=str(archive)).fact["image"]["id"], "load" in podman.calls
+
+    assert ensured("localhost/llama-server:cpu") == (ONE, True)
+    assert ensured("localhost/llama-server:vulkan") == (TWO, True)
+    assert ensured("localhost/llama-server:vulkan") == (TWO, False)
+    # The same image by another name is loaded once, too.
+    assert [ensured("localhost/same:1")[1] for _ in range(2)] == [True, False]
+
+
 def test_archive_without_the_named_image_names_what_it_has(
     podman: Podman, provided: Callable[..., Provision], tmp_path: Path
 ) -> None:

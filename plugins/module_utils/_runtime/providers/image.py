@@ -28,7 +28,7 @@ from ..._core.podman import FETCH_SECONDS, LINK_FOLDER, image_of, last_line, pod
 from ..._core.processes import STRAY_VARIABLE
 from ..._core.text import quoted, redact
 from ..prefix import PREFIX_LAYOUT, provide
-from ..prefix_manifest import previous_prefix, read_manifest, staged_prefix
+from ..prefix_manifest import note_in_manifest, previous_prefix, read_manifest, staged_prefix
 from ..requests import Provided, ProviderError, Request
 
 NVIDIA_DEVICES = "nvidia.com/gpu=all"
@@ -78,6 +78,9 @@ def image(request: Request, run: Run) -> Provided:
 
     text = f"{_named(request)} ({found['Id'][:12]})"
     provided = provide(request, wanted, fill, (f"{request.prefix} is for the image {text}", f"the image {text}"))
+    if archive and not request.check and read_manifest(request.prefix).get("image") == found["Id"]:
+        # The same image by another name or from another archive: it need not be loaded again.
+        note_in_manifest(request.prefix, reference=fact["reference"], archive_sha256=archive)
     return replace(provided, image=fact, warnings=warnings)
 
 
@@ -122,12 +125,19 @@ def _present(
     """The image that is wanted, if it is in the host's storage."""
     if request.image_archive:
         # An archive names its images, and a tag may be another image's by now: what was loaded from it counts.
-        loaded = next((one["image"] for one in known if archive and one.get("archive_sha256") == archive), None)
+        loaded = next((one["image"] for one in known if archive and _is_from(one, archive, request)), None)
         return image_of(str(loaded), run) if loaded else None
     reference = str(request.image)
     if request.upgrade and not request.check and "@" not in reference and not reference.startswith("localhost/"):
         return None
     return image_of(reference, run)
+
+
+def _is_from(manifest: Mapping[str, Any], archive: str, request: Request) -> bool:
+    """Whether a prefix is for the image of this archive that is asked for: it may have several."""
+    # Without a name the reference is the archive's path, which may be another by now.
+    named, reference = _named(request) if request.image else None, str(manifest.get("reference"))
+    return manifest.get("archive_sha256") == archive and (None if reference.startswith("/") else reference) == named
 
 
 def _load(request: Request, run: Run) -> dict[str, Any]:
