@@ -59,8 +59,53 @@ def test_missing_and_unreadable_models_are_named(folder: Path) -> None:
 def test_a_wrong_or_unknown_variable_of_env_is_named(folder: Path) -> None:
     (folder / ".env").write_text("MODEL_PORT_RANGE_START=many\n")
     assert fixes(folder) == ["MODEL_PORT_RANGE_START=many: set it to a whole number from 1 to 65535."]
-    (folder / ".env").write_text("MODEL_PORT_RANGE_STRAT=8080\n")
-    assert fixes(folder) == ["MODEL_PORT_RANGE_STRAT: not known, see .env.example"]
+    # It may be one of a Compose file of the user's own.
+    (folder / ".env").write_text("MODEL_PORT_RANGE_STRAT=8080\nCOMPOSE_PROJECT_NAME=mine\n")
+    [note] = [check.note for check in docker_setup.prepare(folder) if check.note or check.fix]
+    assert note.startswith("compose.yml has no MODEL_PORT_RANGE_STRAT; see .env.example")
+
+
+def test_a_link_that_the_container_cannot_follow_is_named(folder: Path) -> None:
+    link = folder / "models/other.gguf"
+    for target in ("nowhere.gguf", "../outside.gguf", str(folder / "models/tiny.gguf")):
+        (folder / "outside.gguf").write_bytes(b"GGUF")
+        link.symlink_to(target)
+        assert fixes(folder) == [
+            f"{link} is a link to {target}, which the container does not have: put the file there, or make it a relative "
+            "link within the folder"
+        ]
+        link.unlink()
+    link.symlink_to("tiny.gguf")
+    assert fixes(folder) == []
+
+
+def test_models_are_found_where_compose_finds_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    for value in ("~/models", "${HOME}/models", "./models"):
+        (folder / ".env").write_text(f"MODELS={value}\n")
+        assert f"models: {folder}/models, 1 files" in [check.text for check in docker_setup.prepare(folder)]
+    assert not (folder / "~").exists()
+
+
+def test_docker_waits_longer_than_requests_have(folder: Path) -> None:
+    (folder / ".env").write_text("MAGI_STOP_SECONDS=120\nMAGI_STOP_GRACE=2m59s\n")
+    assert fixes(folder) == ["MAGI_STOP_GRACE=2m59s is too short for MAGI_STOP_SECONDS=120: 180s."]
+    (folder / ".env").write_text("MAGI_STOP_SECONDS=120\nMAGI_STOP_GRACE=3m\n")
+    assert fixes(folder) == []
+    (folder / ".env").write_text("MAGI_STOP_GRACE=90\n")
+    assert fixes(folder) == ["MAGI_STOP_GRACE=90: set it to a duration such as 90s or 2m30s."]
+
+
+def test_the_image_is_built_as_env_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[list[str]] = []
+    done = subprocess.CompletedProcess([], 0, "", "")
+    monkeypatch.setattr(docker_setup.subprocess, "run", lambda command, **_: made.append(command[2:]) or done)
+    docker_setup.build({"MAGI_IMAGE": "mine/magi:2", "MAGI_BASE": "debian:sid-slim"}, "", update=False)
+    docker_setup.build({"MAGI_BASE": "debian:sid-slim"}, "packages", update=True)
+    assert made == [
+        ["--base", "debian:sid-slim", "--name", "mine/magi:2", "magi"],
+        ["--base", "packages", "--name", "magi-llama/magi:latest", "--update", "magi"],
+    ]
 
 
 def test_without_an_engine_the_status_is_1(tmp_path: Path) -> None:
