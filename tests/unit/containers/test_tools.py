@@ -181,6 +181,22 @@ def test_each_image_has_a_list_of_packages_in_order() -> None:
         assert names == sorted(names) and "tini" in names and "llama.cpp-tools" in names, path.name
 
 
+def test_images_have_the_programs_of_their_checks() -> None:
+    for path in (ROOT / "containers/packages").glob("llama-server-*.txt"):
+        assert "wget" in path.read_text().split(), path.name
+    assert "exec wget" in (ROOT / "containers/llama-server.Containerfile").read_text()
+
+
+def test_a_change_of_our_files_keeps_the_layer_of_packages_and_makes_no_volumes() -> None:
+    lines = (ROOT / "containers/magi.Containerfile").read_text().splitlines()
+    final = lines[lines.index("FROM scratch") :]
+    assert final[1] == "COPY --from=system / /"
+    assert not [line for line in lines[: lines.index("FROM scratch")] if line.startswith("COPY plugins")]
+    assert [line for line in final if line.startswith("COPY plugins")]
+    # One without a name would be left behind by each container that does not mount something there.
+    assert not [line for line in lines if line.startswith("VOLUME")]
+
+
 def test_what_docker_setup_makes_is_in_no_repository_artifact_or_image(folder: Path) -> None:
     docker_setup.prepare(folder)
     made = {path.name for path in folder.iterdir()}
