@@ -15,4 +15,4 @@ mkdir -p /data /config/profiles /control /run/magi
 chmod 1777 /run/magi
 chown -R 10001:10001 /data /config /control
 chmod 700 /data /control
-rm -f /tmp/install.sh /tmp/system.sh
+rm -f /tmp/install.sh

@@ -14,7 +14,7 @@ if [ -n "$missing" ]; then
   DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $missing >/dev/null
   rm -f /usr/sbin/policy-rc.d
 fi
-rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/* /var/log/* /tmp/packages.txt /usr/share/man \
+rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/* /var/log/* /tmp/packages.txt /tmp/system.sh /usr/share/man \
   /usr/share/locale /usr/share/ieee-data /var/lib/ieee-data
 find /usr/share/doc -type f ! -name copyright -delete
 # Keys of a host are not part of an image.

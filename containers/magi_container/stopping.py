@@ -24,7 +24,7 @@ from ansible_collections.magi.llama.plugins.module_utils._services.supervisor_dr
 from .logs import show
 
 GATEWAY = "gateway"
-# The stop time-out where none is recorded, and HAProxy's stopwaitsecs.
+# The stop time-out if none is recorded, and HAProxy's stopwaitsecs.
 STOP_TIMEOUT = 30
 
 

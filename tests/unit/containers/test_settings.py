@@ -152,7 +152,7 @@ def test_everything_is_published_on_one_address_and_without_rights() -> None:
         assert (service["read_only"], service["cap_drop"], service["user"]) == (True, ["ALL"], "10001:10001")
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert "mem_limit" in service and "pids_limit" in service and "healthcheck" in service
-        # Only magi has a build: a registry's image of that name would be somebody else's.
+        # Only magi has a build: a registry's image of that name would be another's.
         assert service["pull_policy"] == "never", name
     assert composed["networks"]["back"] == {"internal": True}
     assert composed["services"]["redis"]["networks"] == ["back"]
