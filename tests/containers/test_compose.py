@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -17,8 +18,8 @@ from typing import Any
 
 import docker_test
 import pytest
-from compose_stack import ROOT, Stack
-from support import reaper
+from compose_stack import ROOT, Stack, StackError
+from support import checkout, reaper
 from support.bed import Bed
 
 SECONDS = 300.0
@@ -113,27 +114,52 @@ def test_a_change_of_the_sources_starts_the_api_again(stack: Stack) -> None:
     stack.wait(lambda: stack.ask(stack.console_port, "/health").status == 200, 60)
 
 
-def test_down_ends_a_stream_that_is_open(stack: Stack) -> None:
+def test_another_port_of_the_gateway_is_taken_over(stack: Stack) -> None:
+    # The gateway's container comes up with the HAProxy of the last run, which has the other port.
+    stack.variables = {"MAGI_GATEWAY_PORT": str(checkout.ports("containers").start + 10)}
+    stack.call("up", "-d", "--no-build")
+    stack.wait_until_healthy(SECONDS)
+    docker_test.completion(stack)
+
+
+def test_ssh_is_not_in_the_network_of_the_published_ports(stack: Stack) -> None:
+    networks = stack.container("gateway")["NetworkSettings"]["Networks"]
+    ask = "import socket, sys; socket.create_connection((sys.argv[1], 2222), 3)"
+    found = {}
+    for name, network in networks.items():
+        with contextlib.suppress(StackError):
+            stack.run_in("magi", "python3", "-c", ask, network["IPAddress"])
+            found[name] = True
+    assert len(networks) == 2 and [name.rpartition("_")[2] for name in found] == ["back"]
+
+
+def test_stop_answers_a_stream_that_is_open(stack: Stack) -> None:
     key = stack.run_in("magi", "cat", "/data/gateway.key")
     model = stack.gateway("/v1/models").json()["data"][0]["id"]
-    body = {"model": model, "stream": True, "prompt": "a", "max_tokens": 100000, "ignore_eos": True}
+    body = {"model": model, "stream": True, "prompt": "a", "max_tokens": 1000, "ignore_eos": True}
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
     url = f"http://127.0.0.1:{stack.gateway_port}/v1/completions"
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+    received: list[bytes] = []
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=120) as answer:
-        answer.readline()
+        received.append(answer.readline())
         ended = threading.Event()
 
         def read() -> None:
             try:
-                while answer.read(4096):
-                    pass
+                while part := answer.read1(65536):
+                    received.append(part)
             except (OSError, http.client.HTTPException):
                 # It was cut in the middle.
                 pass
             ended.set()
 
         threading.Thread(target=read, daemon=True).start()
-        stack.call("down")
+        stack.call("stop", timeout=600)
         assert ended.wait(10)
+    assert b"".join(received).rstrip().endswith(b"data: [DONE]")
+    # Not by KILL.
+    codes = {service: stack.container(service)["State"]["ExitCode"] for service in ("magi", "gateway", "redis")}
+    assert codes == {"magi": 0, "gateway": 0, "redis": 0}
+    stack.call("down")
     assert stack.call("ps", "-a", "-q").split() == []
