@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import tempfile
@@ -16,6 +17,8 @@ import pytest
 import redis
 import yaml
 from ansible_collections.magi.llama.plugins.plugin_utils.event_sinks import STREAM, RedisSink
+from magi_llama_console.store.base import CachedStatus, Job
+from magi_llama_console.store.redis import RedisStore
 from support.bed import free_ports
 from support.running_redis import RunningRedis, needs_redis
 from support.runs import BIN, CHECKOUT, ROOT, execute
@@ -102,12 +105,49 @@ def test_users_have_what_they_need_and_nothing_else(server: Server, folder: Path
 
 
 @needs_redis
-def test_data_is_there_after_a_restart(server: Server) -> None:
-    server.user("console").xadd(STREAM, {"event": "{}"})
+def test_nobody_is_the_default_user(server: Server) -> None:
+    for password in ("", "x", PASSWORDS["console"]):
+        with pytest.raises(redis.AuthenticationError):
+            server.client(username="default", password=password).execute_command("AUTH", "default", password)
+    anonymous = [("GET", "magi:a"), ("EVAL", "return 1", 0), ("PUBLISH", "magi:a", 1), ("ACL", "WHOAMI"), ("MULTI",)]
+    for command in [*anonymous, ("SUBSCRIBE", "magi:a"), ("PING",)]:
+        with pytest.raises(redis.AuthenticationError):
+            server.client().execute_command(*command)
+
+
+@needs_redis
+def test_data_is_there_after_a_restart(server: Server, folder: Path) -> None:
+    """Also what the scripts of consoles write, which is in the file as transactions."""
+    (folder / "password").write_text(PASSWORDS["console"])
+    url = server.url.replace("unix://", "unix://console@")
+    event = {"run": "j", "type": "line", "at": "t", "seq": 1, "host": "a", "data": {"text": "x"}}
+    job = Job(id="j", verb="site", variables={}, hosts=("a",), by="me", created_at="t")
+
+    def store() -> RedisStore:
+        return RedisStore(folder / "console.db", url, folder / "password")
+
+    async def write() -> None:
+        writing = store()
+        await writing.add_job(job, key="k", fingerprint="f")
+        await writing.add_events("j", [event, {**event, "seq": 2}], 20)
+        await writing.put_status([CachedStatus(host, "status", "t", "events", {"of": host}) for host in "ab"])
+        await writing.close()
+
+    async def read() -> list[object]:
+        reading = store()
+        of_job, of_all = await reading.events(job="j"), await reading.events()
+        kept = [await reading.offset("j"), [one.event["seq"] for one in of_job], of_all == of_job]
+        kept += [await reading.job_of_key("k", "f") == job, [one.document for one in await reading.statuses()]]
+        await reading.close()
+        return kept
+
+    server.user("console").set("magi:plain", "1")
+    asyncio.run(write())
     # KILL: what it had written is in the file.
     server.stop()
     server.start()
-    assert server.user("console").xlen(STREAM) == 1
+    assert asyncio.run(read()) == [20, [1, 2], True, True, [{"of": "a"}, {"of": "b"}]]
+    assert server.user("console").get("magi:plain") == b"1"
 
 
 @needs_redis
