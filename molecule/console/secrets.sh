@@ -5,7 +5,7 @@
 # Fails where a secret is in what the console writes, or where others may look into its folders.
 state=/var/lib/magi-llama-console
 test -s "$state/console.db" || exit 1
-if grep -rlE 'PRIVATE KEY|password-of-the-vault|text-of-the-vault|token-of-the' "$state" /etc/systemd/system/magi-llama-console*; then
+if grep -rlE 'PRIVATE KEY|password-of-the|text-of-the-vault|token-of-the' "$state" /etc/systemd/system/magi-llama-console*; then
   exit 1
 fi
 for folder in "$state" /etc/magi-llama-console; do
