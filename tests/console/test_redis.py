@@ -125,13 +125,30 @@ def test_run_ends_while_there_is_no_redis_and_its_events_come_later(
     assert console.operate.post("/api/v1/jobs", json={"verb": "status"}, headers={"Idempotency-Key": "k"}).is_error
     queued = console.submit("status")["id"]
     (tmp_path / "go").touch()
-    until((console.data / "jobs" / job / "rc").exists)
-    server.start()
     assert console.wait(job)["rc"] == 0
+    assert (console.data / "jobs" / job / "behind").exists()
     assert console.wait(queued)["rc"] == 0
+    server.start()
+    until(lambda: live(console).status_code == 200)
     assert [event["seq"] for event in console.events(job)] == list(range(1, 8))
     assert browser.get("/api/v1/session").status_code == 200
     assert console.submit("status", key="k")["id"] not in (job, queued)
+
+
+def test_job_ends_while_the_memory_of_redis_is_used_up_and_its_events_come_later(
+    console: RunningConsole, server: RunningRedis, fake: Callable[..., None]
+) -> None:
+    client = server.client(password=PASSWORD)
+    client.config_set("maxmemory", "100kb")
+    fake(events=5)
+    job = console.submit("rollout", profile="mine")["id"]
+    assert console.wait(job)["rc"] == 0
+    # The hosts of the job that has ended are free for the next one.
+    assert console.wait(console.submit("site")["id"])["rc"] == 0
+    assert console.events_so_far(job) == []
+    threading.Timer(1, client.config_set, ("maxmemory", "0")).start()
+    # Its stream ends when they have come.
+    assert [event["seq"] for event in console.events(job)] == list(range(1, 8))
 
 
 def test_password_is_nowhere_below_the_data_folder(console: RunningConsole) -> None:

@@ -19,7 +19,7 @@ from magi_llama_console.jobs import launcher, runner, service
 from magi_llama_console.jobs.requests import Request
 from magi_llama_console.jobs.service import Jobs
 from magi_llama_console.settings import Settings
-from magi_llama_console.store.base import Job
+from magi_llama_console.store.base import Event, Job, StoreUnavailable
 from magi_llama_console.store.sqlite import SqliteStore
 
 
@@ -139,3 +139,62 @@ def test_job_whose_files_cannot_be_written_ends(bed: Bed, monkeypatch: pytest.Mo
         return await bed.now(first), await bed.now(second)
 
     assert [(one.state, one.rc) for one in asyncio.run(act())] == [("failed", runner.CANNOT_START)] * 2
+
+
+async def takes_nothing(*_: object) -> None:
+    raise StoreUnavailable("OOM command not allowed when used memory > 'maxmemory'.")
+
+
+def run_of(job: Job, folder: Path, *, is_killed: bool = False) -> None:
+    """What a run that has ended leaves in its folder."""
+    (folder / "pid").write_text(json.dumps({"pid": 1 << 23, "started": 1, "boot_id": "of an earlier boot"}))
+    if not is_killed:
+        (folder / "rc").write_text(json.dumps({"rc": 0, "cancelled": False, "ended_at": "2026-11-27T18:00:00.000Z"}))
+    kinds = ["run_started", "line"] if is_killed else ["run_started", "run_ended"]
+    events = [{"run": job.id, "seq": seq, "type": kind, "data": {}} for seq, kind in enumerate(kinds, 1)]
+    (folder / "events.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in events))
+
+
+def types(events: list[Event]) -> list[str]:
+    return [str(one.event["type"]) for one in events]
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_job_ends_while_the_store_takes_no_events_and_they_come_later(
+    bed: Bed, is_killed: bool, is_restarted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, jobs = bed.store, bed.jobs
+    # As a Redis whose memory is used up.
+    monkeypatch.setattr(store, "add_events", takes_nothing)
+
+    async def act() -> tuple[Job, Job, list[list[str]]]:
+        job, next_one = await bed.submit("a"), await bed.submit("a")
+        await jobs._step()
+        run_of(job, jobs.folder(job.id), is_killed=is_killed)
+        await jobs._step()
+        ended, begun = await bed.now(job), await bed.now(next_one)
+        assert ended.ended_at, ended
+        later = Jobs(bed.settings, store, bed.launcher) if is_restarted else jobs
+        if is_restarted:
+            running = asyncio.create_task(later.run())
+            while not later._behind:
+                await asyncio.sleep(0)
+            running.cancel()
+        assert later.is_behind(job.id)
+        found = [types(await store.events(job=job.id))]
+        monkeypatch.undo()
+        for _ in range(2):
+            await later._step()
+            found.append(types(await store.events(job=job.id)))
+        assert not later.is_behind(job.id)
+        assert await bed.now(job) == ended
+        assert not (later.folder(job.id) / service.BEHIND).exists()
+        return ended, begun, found
+
+    job, next_one, found = asyncio.run(act())
+    assert (job.state, job.rc) == (("lost", None) if is_killed else ("finished", 0))
+    # Its host is free again.
+    assert next_one.state == "running"
+    all_of_it = ["run_started", "line", "run_ended"] if is_killed else ["run_started", "run_ended"]
+    assert found == [[], all_of_it, all_of_it]

@@ -20,7 +20,7 @@ from typing import Any
 
 from .. import ansible
 from ..settings import Settings
-from ..store.base import Job, Store, StoreUnavailable, now
+from ..store.base import ENDED, Job, Store, StoreUnavailable, now
 from . import launcher as processes
 from .follow import follow, follow_to_end, missing_end, reported_rc
 from .launcher import Ended, Launcher, LaunchError
@@ -31,6 +31,10 @@ from .runner import CANNOT_START
 LOG = logging.getLogger(__name__)
 # How often running jobs are looked at. Nothing is, while there are none.
 STEP_SECONDS = 0.1
+# How often the events of ended jobs are tried again that the store could not take, while nothing runs.
+BEHIND_SECONDS = 1.0
+# The file in a job's folder that says so, for the next console.
+BEHIND = "behind"
 # A killed run has no exit status of its own.
 KILLED = 137
 
@@ -42,6 +46,8 @@ class Jobs:
         self._settings, self._store, self._launcher = settings, store, launcher
         self._running: dict[str, Job] = {}
         self._queued: dict[str, Job] = {}
+        # Ended, but not all of their events are in the store.
+        self._behind: set[str] = set()
         self._wake = asyncio.Event()
         # One change of a job at a time: each begins with the job as it is by then.
         self._changing = asyncio.Lock()
@@ -50,6 +56,10 @@ class Jobs:
 
     def folder(self, job_id: str) -> Path:
         return self._settings.jobs / job_id
+
+    def is_behind(self, job_id: str) -> bool:
+        """Whether events of an ended job are still to come, as its store could not take them."""
+        return job_id in self._behind
 
     async def submit(self, request: Request, *, by: str, key: str = "", fingerprint: str = "") -> tuple[Job, bool]:
         """Queue a request; the job, and whether it is new (a key that was used before names the job of that time).
@@ -91,9 +101,12 @@ class Jobs:
 
     async def run(self) -> None:
         """Take up the jobs of the previous console, then carry out jobs until cancelled."""
-        self._running, self._queued = {}, {}
+        self._running, self._queued, self._behind = {}, {}, set()
         for job in reversed(await self._store.jobs(("queued", "running"), limit=1 << 20)):
             (self._running if job.state == "running" else self._queued)[job.id] = job
+        for name in sorted(path.parent.name for path in self._settings.jobs.glob(f"*/{BEHIND}")):
+            if (ended := await self._store.job(name)) is not None and ended.state in ENDED:
+                self._behind.add(name)
         for job in list(self._running.values()):
             # Harmless if its process has started: the runner's file pid is there once.
             if not (self.folder(job.id) / "pid").exists():
@@ -106,7 +119,8 @@ class Jobs:
                 LOG.exception("a step of the jobs failed")
                 await asyncio.sleep(1)
             self._wake.clear()
-            timeout = STEP_SECONDS if self._running or self._startable() else None
+            waiting = BEHIND_SECONDS if self._behind else None
+            timeout = STEP_SECONDS if self._running or self._startable() else waiting
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), timeout)
 
@@ -124,6 +138,7 @@ class Jobs:
                 # Files of this job that cannot be read: the others are carried out all the same.
                 LOG.exception("job %s cannot be followed", job.id)
                 await asyncio.sleep(STEP_SECONDS)
+        await self._catch_up()
         starting, waits = schedule([*self._running.values()], [*self._queued.values()], self._settings.jobs_at_once)
         for job in starting:
             # One that was cancelled while another was launched is not queued any more.
@@ -142,9 +157,35 @@ class Jobs:
         # As it is by now: it may have been cancelled since the step began.
         if ended is None and self._running.get(job.id, job).cancelled_at is not None:
             processes.cancel(folder)
-        await follow(self._store, job.id, folder / "events.jsonl")
         if ended is not None:
             await self._end(job, ended)
+            return
+        await follow(self._store, job.id, folder / "events.jsonl")
+
+    async def _catch_up(self) -> None:
+        """Bring the events of ended jobs into the store that it could not take before."""
+        for name in sorted(self._behind):
+            job = await self._store.job(name)
+            if job is not None:
+                try:
+                    await self._add_rest(job, KILLED if job.rc is None else job.rc)
+                except StoreUnavailable:
+                    return
+                except (OSError, ValueError, KeyError, TypeError):
+                    LOG.exception("the last events of job %s cannot be read", name)
+            self._behind.discard(name)
+            if job is not None:
+                # Those who wait for them look again.
+                await self._save(job)
+
+    async def _add_rest(self, job: Job, rc: int) -> None:
+        """Bring all that an ended run has sent into the store, with its end. Raises StoreUnavailable."""
+        folder = self.folder(job.id)
+        events = folder / "events.jsonl"
+        await follow_to_end(self._store, job.id, events)
+        if event := missing_end(job, events, rc):
+            await self._store.add_events(job.id, [event])
+        (folder / BEHIND).unlink(missing_ok=True)
 
     async def _launch(self, job: Job) -> None:
         folder = self.folder(job.id)
@@ -190,19 +231,30 @@ class Jobs:
             _write_private(folder / name, content)
 
     async def _end(self, job: Job, ended: Ended) -> None:
+        """End a job whose process has ended, with its events in the store; where it cannot take them they come later.
+
+        Its hosts are free again: a store that is full or away holds up no other job.
+        """
         events = self.folder(job.id) / "events.jsonl"
-        await follow_to_end(self._store, job.id, events)
+        with contextlib.suppress(StoreUnavailable):
+            await follow_to_end(self._store, job.id, events)
+        # As it is by now: it may have been cancelled meanwhile.
         job = self._running.get(job.id, job)
         is_cancelled = ended.is_cancelled or (ended.rc in (None, CANNOT_START) and job.cancelled_at is not None)
         rc = ended.rc
         if rc is None:
             # The process that waits for the command was killed: the command may have reported its end nevertheless.
             rc = KILLED if is_cancelled else reported_rc(job.id, events)
+        try:
+            await self._add_rest(job, KILLED if rc is None else rc)
+        except StoreUnavailable:
+            if events.exists():
+                (events.parent / BEHIND).touch(mode=0o600)
+                self._behind.add(job.id)
         state = "lost" if rc is None else "cancelled" if is_cancelled else "failed" if rc else "finished"
-        if event := missing_end(job, events, KILLED if rc is None else rc):
-            await self._store.add_events(job.id, [event])
         await self._change(job, "running", state=state, rc=rc, ended_at=ended.ended_at or now())
         for old in await self._store.prune(self._settings.jobs_kept):
+            self._behind.discard(old)
             shutil.rmtree(self.folder(old), ignore_errors=True)
 
     async def _change(self, job: Job, was: str, /, **fields: Any) -> Job | None:

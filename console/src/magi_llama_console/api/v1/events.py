@@ -117,7 +117,8 @@ class Stream:
             newest = await store.last_sequence()
             # Looked at before its events: what it has sent until its end is in the store by then.
             job = await store.job(job_id) if job_id else None
-            has_ended = job_id is not None and (job is None or job.state in ENDED)
+            is_behind = job_id is not None and self.console.jobs.is_behind(job_id)
+            has_ended = job_id is not None and (job is None or job.state in ENDED) and not is_behind
             found = await store.events(self._place, job_id, BATCH)
             for event in found:
                 yield event
