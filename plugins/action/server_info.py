@@ -16,5 +16,11 @@ class ActionModule(ModuleAction):
         answer = super().run(tmp, task_vars)
         # Of some servers only it would be taken for all that the host has.
         if "status" in answer and not self._task.args.get("servers"):
-            event(task_vars or {}, "status", {"status": answer["status"]})
+            event(task_vars or {}, "status", {"status": without_logs(answer["status"])})
         return answer
+
+
+def without_logs(status: dict[str, Any]) -> dict[str, Any]:
+    """A status without the logs of servers: an event goes to more readers, who keep many of them."""
+    servers = [{key: value for key, value in one.items() if key != "log"} for one in status["servers"]]
+    return {**status, "servers": servers}

@@ -124,6 +124,19 @@ def test_status_of_all_servers_is_reported_and_of_some_is_not(run_action: Any, s
     assert sink.of("status") == [{"status": status}]
 
 
+def test_log_of_a_server_is_in_the_answer_of_a_status_and_not_in_its_event(run_action: Any, sink: Any) -> None:
+    numbers = dict.fromkeys(("pid", "uptime_seconds", "rss_bytes"), 7)
+    server = {**numbers, "name": "a", "model_id": "a", "display_name": "A", "port": 8080, "is_ready": True}
+    server |= {"tier": "Q4", "state": "ready", "restarts": 0}
+    counts = {"schema_version": 1, "collection_version": "0.1.0", "total_servers": 1, "ready_servers": 1}
+    start = {"concurrent": True, "max_startup_time": 120, "readiness_check_interval": 2}
+    status = {**counts, "servers": [{**server, "log": ["secret"]}]}
+    answer = {"changed": False, "status": status, "drift": {}, "start": start}
+    run = run_action("server_info", {**STATE, "log_of": ["a"]}, answers=[answer])
+    assert run.result["status"]["servers"][0]["log"] == ["secret"]
+    assert sink.of("status") == [{"status": {**counts, "servers": [server]}}]
+
+
 def test_report_is_lines_and_warnings_also_where_a_document_is_printed(run_action: Any, sink: Any) -> None:
     printed = {"__llama_playbook": "status", "__llama_begun": {"output": "json"}}
     run = run_action("report", {"step": ["text"], "text": "a\nb\x07"}, **printed)

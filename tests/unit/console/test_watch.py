@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import http.server
+import json
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -270,6 +271,28 @@ def test_host_does_not_choose_the_profile_that_it_is_compared_with(watched: Watc
     hosts = {name: replace(one, profile="own") for name, one in inventory.inventory.hosts.items()}
     inventory.inventory = replace(inventory.inventory, hosts=hosts)
     assert planned() == {"a": "own", "b": "own"}
+
+
+def test_logs_that_a_status_has_read_are_those_of_its_document(watched: Watched, tmp_path: Path) -> None:
+    job = Job(id="r", verb="status", variables={}, hosts=("a",), by="me", created_at="t")
+    server = {"name": "x", "model_id": "x", "port": 8080, "state": "ready", "is_ready": True}
+    document = {"kind": "status", "hosts": {"a": {"servers": [{**server, "log": ["one", 7]}]}, "b": {"task": None}}}
+    (tmp_path / "result.json").write_text(json.dumps(document))
+    events = [
+        event("run_started", playbook="status.yml"),
+        event("status", "a", status={"servers": [server]}),
+        event("run_ended", rc=4, hosts={"a": {"ok": 1}, "b": {"unreachable": 1}}),
+    ]
+
+    async def act() -> None:
+        await watched.store.add_job(job)
+        await watched.store.add_events(job.id, events)
+        await watched.watch.catch_up()
+
+    watched.jobs.folder = lambda _: tmp_path  # type: ignore[attr-defined]
+    asyncio.run(act())
+    found = watched.watch.fleet.hosts["a"].servers["x"]
+    assert (found.log, found.log_as_of, found.is_ready) == (("one",), events[-1]["at"], True)
 
 
 def test_deployed_host_is_compared_again(watched: Watched) -> None:

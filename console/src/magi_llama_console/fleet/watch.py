@@ -32,6 +32,7 @@ from .inventory import Inventory, InventoryError, InventoryHost, InventoryReader
 from .live import with_liveness
 from .profiles import ProfileFileError, builtin_folder, list_profiles
 from .received import Unusable, mapping
+from .server_logs import with_logs
 from .sweep import PATIENT_SECONDS, Key, gateway_states, read_metrics, sweep, target
 from .view import DEPLOYING, LOOKING, fold, fold_document
 
@@ -48,6 +49,8 @@ SAVE_SECONDS = 5.0
 BATCH = 500
 # So long after the store was away it is tried again.
 AWAY_SECONDS = 1.0
+# What reads the result document of a job, by its verb.
+FROM_DOCUMENTS = {"scan": fold_document, "verify": fold_document, "status": with_logs}
 # What is kept in the store: the runs, each host, and each host's models.
 KINDS = ("fleet", "fleet_host", "fleet_models")
 # After a run that may have changed a host its status is wanted: pids, memory. Not at once, as another run may follow.
@@ -169,13 +172,14 @@ class FleetWatch:
                 await asyncio.sleep(AWAY_SECONDS)
 
     async def _read_result(self, job_id: str | None, event: Mapping[str, Any]) -> None:
-        """What only the result document of a job has: the whole registry of a scan, the speeds of a verify."""
+        """What only the result document of a job has: a scan's whole registry, a verify's speeds, a status' logs."""
         job = await self._store.job(job_id) if job_id else None
-        if job is None or job.verb not in ("scan", "verify"):
+        fold_in = FROM_DOCUMENTS.get(job.verb) if job else None
+        if job is None or fold_in is None:
             return
         document = read_document(self._jobs.folder(job.id) / "result.json")
         if document is not None:
-            self.fleet = fold_document(self.fleet, document, event["at"])
+            self.fleet = fold_in(self.fleet, document, event["at"])
 
     async def _look(self) -> None:
         while True:
