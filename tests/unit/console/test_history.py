@@ -37,6 +37,17 @@ def test_rates_are_those_that_runs_have_measured_in_order() -> None:
     assert server.tokens_per_second == 25.5
 
 
+def test_speed_that_a_status_repeats_is_one_point_of_each_process() -> None:
+    measured = {"pid": 7, "tokens_per_second": 20.0}
+    stopped = document(state="stopped", is_ready=False)
+    assert after(document(**measured), document(**measured), stopped, document(**measured)).rates == ((at(0), 20.0),)
+    verified = {"kind": "verify", "hosts": {"a": {"servers": [{"name": "x", "ok": True, "tokens_per_second": 25.5}]}}}
+    later = document(pid=7, tokens_per_second=25.5)
+    server = after(document(**measured), verified, later, document(pid=8, tokens_per_second=25.5))
+    assert server.rates == ((at(0), 20.0), (at(1), 25.5), (at(3), 25.5))
+    assert server.tokens_per_second == 25.5
+
+
 def test_rates_are_kept_up_to_a_limit_and_not_of_another_server() -> None:
     many = [document(tokens_per_second=float(n + 1)) for n in range(MAX_RATES + 3)]
     assert [rate for _, rate in after(*many).rates] == [float(n) for n in range(4, MAX_RATES + 4)]

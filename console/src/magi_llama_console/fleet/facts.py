@@ -13,7 +13,7 @@ from typing import Any, Literal
 Source = Literal["events", "sweep", "gateway", "status", "none"]
 HostState = Literal["ok", "degraded", "failed", "unreachable", "unknown"]
 LAYOUT = 2
-# With a status every ten minutes, those of a day.
+# With a measurement every ten minutes, those of a day.
 MAX_RATES = 144
 # The keys of a host that are kept apart.
 MODELS = ("models", "rejected")
@@ -75,6 +75,8 @@ class Server:
     context_size: int | None = None
     # Tokens per second as runs have measured them: time and value, oldest first.
     rates: tuple[tuple[str, float], ...] = ()
+    # The process whose speed the last of them is.
+    rate_pid: int | None = None
     # The last lines of its log, and when they were read.
     log: tuple[str, ...] | None = None
     log_as_of: str | None = None
@@ -94,11 +96,18 @@ class Server:
         return None if found is None else int(found)
 
     def at_rate(self, at: str, rate: float | None) -> Server:
-        """The server after a run has measured its tokens per second."""
+        """The server after a run has said its tokens per second.
+
+        A run that has not measured them says again what was measured of the same process before: that is no new point.
+        """
         if not rate:
             return self
-        rates = self.rates if self.rates and self.rates[-1][0] >= at else (*self.rates, (at, rate))[-MAX_RATES:]
-        return dataclasses.replace(self, tokens_per_second=rate, rates=rates)
+        found = dataclasses.replace(self, tokens_per_second=rate)
+        last_at, last_rate = self.rates[-1] if self.rates else ("", None)
+        is_same = rate == last_rate and self.pid is not None and self.pid == self.rate_pid
+        if last_at >= at or is_same:
+            return found
+        return dataclasses.replace(found, rates=(*self.rates, (at, rate))[-MAX_RATES:], rate_pid=self.pid)
 
 
 @dataclass(frozen=True, slots=True)

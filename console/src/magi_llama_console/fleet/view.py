@@ -216,6 +216,7 @@ def _from_status(host: Host, one: Mapping[str, Any], at: str) -> Server:
         slots=base.slots if base else None,
         context_size=one.get("context_size"),
         rates=base.rates if base else (),
+        rate_pid=base.rate_pid if base else None,
         log=one.get("log", base.log if base else None),
         log_as_of=at if "log" in one else base.log_as_of if base else None,
     ).at_rate(at, one.get("tokens_per_second"))
