@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import pytest
@@ -36,6 +40,27 @@ def test_role_read_changes_nothing(console: RunningConsole) -> None:
     for method, path, body in CHANGING:
         assert console.read.request(method, path, json=body).status_code == 403, path
     assert console.read.get("/api/v1/jobs").json() == {"jobs": []}
+
+
+def test_log_of_a_server_is_for_operators_only(console: RunningConsole, fake: Callable[..., None], tmp_path: Path) -> None:
+    server = {"name": "x", "model_id": "x", "port": 8080, "state": "ready", "is_ready": True}
+    status = {"host": "node1", "type": "status", "data": {"status": {"servers": [server]}}}
+    fake(send=[status], wait=str(tmp_path / "go"))
+    job = console.submit("status", limit=["node1"])["id"]
+    document = {"kind": "status", "hosts": {"node1": {"servers": [{**server, "log": ["a prompt"]}]}}}
+    folder = console.data / "jobs" / job
+    while not (folder / "request.json").exists():
+        time.sleep(0.01)
+    (folder / "result.json").write_text(json.dumps(document))
+    (tmp_path / "go").touch()
+    console.wait(job)
+    seen = {}
+    for client in (console.operate, console.read):
+        of_server = client.get("/api/v1/servers/node1/x").json()
+        (of_job,) = client.get(f"/api/v1/jobs/{job}").json()["job"]["result"]["hosts"]["node1"]["servers"]
+        assert of_server["log_tail_as_of"] and of_job["name"] == "x"
+        seen[client] = (of_server["log_tail"], of_job.get("log"))
+    assert seen == {console.operate: (["a prompt"], ["a prompt"]), console.read: (None, None)}
 
 
 def test_every_path_of_the_api_wants_a_token(console: RunningConsole) -> None:

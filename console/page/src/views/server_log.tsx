@@ -41,7 +41,7 @@ export function LogCard({ host, name, lines, asOf, onRead }: {
     }>
       <Failure error={error} />
       {job && !isActive(job) && job.state !== 'finished' && <p class="notice bad"><a href={link(['job', id])}>The job that reads it</a> has {job.state}.</p>}
-      {lines === null ? <Empty>It has not been read yet.</Empty> : <Log lines={lines} label={`Log of ${name}`} follow />}
+      {lines === null ? <Empty>{mayOperate.value ? 'It has not been read yet.' : 'Only operators see it.'}</Empty> : <Log lines={lines} label={`Log of ${name}`} follow />}
     </Card>
   );
 }

@@ -33,6 +33,10 @@ class Principal:
     role: str
     session: Session | None = None
 
+    @property
+    def is_operator(self) -> bool:
+        return self.role == "operate"
+
 
 def cookie_name(console: Console) -> str:
     """It has the port, as browsers send a cookie to all ports of a host: consoles would sign each other's users out."""
@@ -61,7 +65,7 @@ def require(role: str) -> Callable[..., Awaitable[Principal]]:
                 fix="Send the header Authorization: Bearer TOKEN, or sign in on the page.",
                 headers={"WWW-Authenticate": "Bearer"},
             )
-        if role == "operate" and found.role != "operate":
+        if role == "operate" and not found.is_operator:
             raise Problem(403, f"The token {found.name} has the role read.", fix="Use one with the role operate.")
         if found.session and request.method not in SAFE_METHODS:
             check_origin(request, console)

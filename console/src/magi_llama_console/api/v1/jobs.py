@@ -69,6 +69,7 @@ class WaitsForLock(BaseModel):
 class JobDocument(BaseModel):
     """A job. result is the result document of its playbook, once it has ended and if the playbook has one.
 
+    For the role read it has no logs of servers (log).
     waits_for_locks are the locks of other runs that it waits for now; it is empty in lists.
     """
 
@@ -205,9 +206,22 @@ async def list_jobs(
 
 
 @router.get("/{job_id}")
-async def get(job_id: str, console: ConsoleDep, _: Reader) -> JobAnswer:
+async def get(job_id: str, console: ConsoleDep, who: Reader) -> JobAnswer:
     job = await find(console, job_id)
-    return JobAnswer(job=document(job, read_result(console.jobs.folder(job.id)), await locks_waited_for(console, job)))
+    result = read_result(console.jobs.folder(job.id))
+    shown = result if who.is_operator else without_logs(result)
+    return JobAnswer(job=document(job, shown, await locks_waited_for(console, job)))
+
+
+def without_logs(found: Any) -> Any:
+    """A result document without the logs of servers, whatever it has; prompts can be in them."""
+    if isinstance(found, list):
+        return [without_logs(one) for one in found]
+    if not isinstance(found, dict):
+        return found
+    # Not a host of that name.
+    is_log = "name" in found
+    return {key: without_logs(one) for key, one in found.items() if not (is_log and key == "log")}
 
 
 async def locks_waited_for(console: Console, job: Job) -> list[WaitsForLock]:

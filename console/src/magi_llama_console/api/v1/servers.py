@@ -58,7 +58,7 @@ def described(server: facts.Server) -> dict[str, Any]:
 
 
 @router.get("/servers/{host}/{name}", responses=errors(404, 503))
-async def get_server(host: str, name: str, console: ConsoleDep, _: Reader) -> shapes.ServerDetail:
+async def get_server(host: str, name: str, console: ConsoleDep, who: Reader) -> shapes.ServerDetail:
     """One server, with its command line, the names of its environment, and its memory as planned and as it is."""
     (found,) = await hosts_of(console, host)
     if name not in found.servers:
@@ -73,7 +73,8 @@ async def get_server(host: str, name: str, console: ConsoleDep, _: Reader) -> sh
         slots=await slots_now(console, server),
         context_size=server.context_size,
         log=await lines_about(console, server),
-        log_tail=None if server.log is None else list(server.log),
+        # Prompts can be in it.
+        log_tail=list(server.log) if server.log is not None and who.is_operator else None,
         log_tail_as_of=server.log_as_of,
         rates=[shapes.Rate(at=at, tokens_per_second=rate) for at, rate in server.rates],
         estimate=None if server.estimate is None else shapes.Footprint(**{**NEEDS, **server.estimate}),

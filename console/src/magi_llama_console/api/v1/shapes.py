@@ -146,7 +146,10 @@ class ServerDetail(Answer, Server):
     log: Annotated[list[str], Field(description="The last lines that runs have reported of it, oldest first.")]
     log_tail: Annotated[
         list[str] | None,
-        Field(description="The last lines of its own log, of the newest status job that was asked for them."),
+        Field(
+            description="The last lines of its own log, of the newest status job that was asked for them; null for the"
+            " role read."
+        ),
     ]
     log_tail_as_of: Annotated[str | None, Field(description="When they were read.")]
     rates: Annotated[list[Rate], Field(description="Its speed in the runs that the console has seen, oldest first.")]
