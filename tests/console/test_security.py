@@ -42,7 +42,9 @@ def test_role_read_changes_nothing(console: RunningConsole) -> None:
     assert console.read.get("/api/v1/jobs").json() == {"jobs": []}
 
 
-def test_log_of_a_server_is_for_operators_only(console: RunningConsole, fake: Callable[..., None], tmp_path: Path) -> None:
+def test_log_of_a_server_is_for_operators_only(
+    console: RunningConsole, fake: Callable[..., None], tmp_path: Path
+) -> None:
     server = {"name": "x", "model_id": "x", "port": 8080, "state": "ready", "is_ready": True}
     status = {"host": "node1", "type": "status", "data": {"status": {"servers": [server]}}}
     fake(send=[status], wait=str(tmp_path / "go"))

@@ -98,7 +98,7 @@ class Server:
     def at_rate(self, at: str, rate: float | None) -> Server:
         """The server after a run has said its tokens per second.
 
-        A run that has not measured them says again what was measured of the same process before: that is not a new point.
+        A run that has not measured them repeats what was measured of the same process: that is not a new point.
         """
         if not rate:
             return self

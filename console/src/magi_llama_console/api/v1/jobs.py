@@ -214,7 +214,7 @@ async def get(job_id: str, console: ConsoleDep, who: Reader) -> JobAnswer:
 
 
 def without_logs(found: Any) -> Any:
-    """A result document without the logs of servers, whatever it has; prompts can be in them."""
+    """A result document without the logs of servers; prompts can be in them."""
     if isinstance(found, list):
         return [without_logs(one) for one in found]
     if not isinstance(found, dict):
