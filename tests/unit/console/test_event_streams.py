@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from magi_llama_console.api.problems import Problem
 from magi_llama_console.api.security import Principal
 from magi_llama_console.api.v1 import events
-from magi_llama_console.store.base import Event, Job
+from magi_llama_console.store.base import Event, Job, StoreUnavailable
 from magi_llama_console.store.sqlite import SqliteStore
 from magi_llama_console.streams import STREAMS, STREAMS_EACH, Streams
 
@@ -39,10 +40,10 @@ def store(tmp_path: Path) -> Iterator[SqliteStore]:
     asyncio.run(store.close())
 
 
-def stream(store: SqliteStore) -> events.Stream:
-    console: Any = SimpleNamespace(store=store, jobs=SimpleNamespace(version=1))
-    request: Any = None
-    return events.Stream(console, request, 0, JOB, True)
+def stream(store: SqliteStore, follow: bool = True) -> events.Stream:
+    console: Any = SimpleNamespace(store=store, jobs=SimpleNamespace(version=1, is_behind=lambda _: False))
+    request: Any = SimpleNamespace(headers={"accept": events.LINES}, url=SimpleNamespace(path="/api/v1/events"))
+    return events.Stream(console, request, 0, JOB, follow)
 
 
 def test_stream_of_a_job_waits_although_other_runs_send_events(store: SqliteStore) -> None:
@@ -73,6 +74,46 @@ def test_end_of_a_job_while_its_events_are_sent_ends_the_stream(store: SqliteSto
 
     found = asyncio.run(listen())
     assert found.count(Event.__name__) == 2
+
+
+async def away(*_: object) -> None:
+    raise StoreUnavailable
+
+
+def test_store_that_is_away_after_the_first_look_is_a_problem_of_the_request(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The newest place, which the request has asked for before, is still known.
+    monkeypatch.setattr(store, "events", away)
+    asyncio.run(store.add_job(JOB))
+    with pytest.raises(StoreUnavailable):
+        asyncio.run(events._answer(Principal("me", "read"), stream(store, follow=False)))
+
+
+@pytest.mark.parametrize("form", ["lines", "sse"])
+def test_answer_with_what_there_is_says_that_it_is_cut_off(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    monkeypatch.setattr(events, "BATCH", 2)
+
+    async def listen(is_cut_off: bool) -> list[str]:
+        reading = stream(store, follow=False)
+        await reading.begin()
+        if is_cut_off:
+            monkeypatch.setattr(store, "events", away)
+        return [text async for text in (reading.as_lines() if form == "lines" else reading.as_sse())]
+
+    async def both() -> tuple[list[str], list[str]]:
+        await store.add_job(JOB)
+        await store.add_events("run", [{"n": number} for number in range(3)])
+        return await listen(is_cut_off=False), await listen(is_cut_off=True)
+
+    whole, cut = asyncio.run(both())
+    last = cut[-1].removeprefix("event: problem\ndata: ")
+    assert (json.loads(last)["status"], last == cut[-1]) == (503, form == "lines")
+    # The first events had been read by then.
+    assert [text for text in whole if '"n":' in text][:2] == [text for text in cut if '"n":' in text]
+    assert sum('"n":' in text for text in whole) == 3 and "503" not in whole[-1]
 
 
 def test_place_above_the_newest_event_is_the_newest() -> None:

@@ -76,9 +76,18 @@ def unknown(what: str, name: str, names: Iterable[str], *, status: int = 404) ->
     return Problem(status, f"There is no {what} {name!r}.", fix=fix, nearest=near)
 
 
-def answer(problem: Problem, request: Request) -> JSONResponse:
-    """The answer to a request that met with this problem."""
-    body = ProblemDocument(
+def no_live_view() -> Problem:
+    """The problem of a store that is away. Its text is in the log: who sent the request may not be known yet."""
+    return Problem(
+        503,
+        "There is no live view: the console's Redis does not answer.",
+        fix="Start it again; the console then continues by itself. Its log says what is wrong.",
+    )
+
+
+def document_of(problem: Problem, request: Request) -> ProblemDocument:
+    """What a request is answered that met with this problem."""
+    return ProblemDocument(
         type=problem.kind,
         title=HTTPStatus(problem.status).phrase,
         status=problem.status,
@@ -87,7 +96,12 @@ def answer(problem: Problem, request: Request) -> JSONResponse:
         nearest=problem.nearest,
         instance=request.url.path,
     )
-    return JSONResponse(body.model_dump(), problem.status, headers=problem.headers, media_type=MEDIA_TYPE)
+
+
+def answer(problem: Problem, request: Request) -> JSONResponse:
+    """The answer to a request that met with this problem."""
+    body = document_of(problem, request).model_dump()
+    return JSONResponse(body, problem.status, headers=problem.headers, media_type=MEDIA_TYPE)
 
 
 def install(app: FastAPI) -> None:
@@ -99,13 +113,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(StoreUnavailable)
     async def _unavailable(request: Request, error: StoreUnavailable) -> JSONResponse:
-        # Its text is in the log: who sent the request may not be known yet.
-        problem = Problem(
-            503,
-            "There is no live view: the console's Redis does not answer.",
-            fix="Start it again; the console then continues by itself. Its log says what is wrong.",
-        )
-        return answer(problem, request)
+        return answer(no_live_view(), request)
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:

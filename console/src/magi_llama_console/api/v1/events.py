@@ -7,6 +7,9 @@ JSON lines have the place of each event in the store as sequence. With server-se
 an event of a run, and its id that place. Messages without an id say what is now: job is a job that has changed, host
 and server are one that has changed, in the shapes of /hosts and /servers, and end says that the job of the stream has
 ended.
+
+A stream that only has what there is (follow=false) is whole unless its last line or message is a problem: the store then
+went away meanwhile. Another one just ends: the client comes again and resumes.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from ...streams import TooManyStreams
 from ..deps import ConsoleDep
 from ..errors import errors
 from ..fleet_changes import Change, FleetChanges
-from ..problems import Problem
+from ..problems import Problem, document_of, no_live_view
 from ..security import Principal, Reader, still_valid
 from .jobs import document, find
 
@@ -47,6 +50,7 @@ RESPONSES = {
 }
 # What a store can have as a place: 64 bits.
 LAST = 1 << 62
+Read = tuple[int, Job | None, bool, list[Event]]
 
 
 @router.get("/jobs/{job_id}/events", response_class=StreamingResponse, responses=RESPONSES)  # type: ignore[arg-type]
@@ -62,7 +66,7 @@ async def of_job(
     """A job's events from the beginning, or after Last-Event-ID, until it has ended."""
     job = await find(console, job_id)
     place = _place(last_event_id, after, await console.store.last_sequence())
-    return _answer(who, Stream(console, request, place, job, follow))
+    return await _answer(who, Stream(console, request, place, job, follow))
 
 
 @router.get("/events", response_class=StreamingResponse, responses=RESPONSES)  # type: ignore[arg-type]
@@ -77,7 +81,7 @@ async def of_all(
     """All runs' events: from now on, or after Last-Event-ID or after."""
     newest = await console.store.last_sequence()
     place = _place(last_event_id, newest if after is None else after, newest)
-    return _answer(who, Stream(console, request, place, None, follow))
+    return await _answer(who, Stream(console, request, place, None, follow))
 
 
 def _place(last_event_id: str, start: int, newest: int) -> int:
@@ -99,7 +103,24 @@ class Stream:
         self._job, self._follow = job, follow
         self._seen: dict[str, Job] | None = None
         self._is_live = True
+        self._first: Read | None = None
         self._changes = None if job else FleetChanges(console)
+
+    async def begin(self) -> None:
+        """Read the first events, so that a store that is away is a problem of the request. Raises StoreUnavailable."""
+        self._first = await self._read()
+
+    async def _read(self) -> Read:
+        """The newest place in the store, the job, whether it has ended, and the next events."""
+        store, job_id = self.console.store, self._job.id if self._job else None
+        # Events of other runs do not end the wait for those of this one at once, and those that come while these
+        # are sent do.
+        newest = await store.last_sequence()
+        # Looked at before its events: what it has sent until its end is in the store by then.
+        job = await store.job(job_id) if job_id else None
+        is_behind = job_id is not None and self.console.jobs.is_behind(job_id)
+        has_ended = job_id is not None and (job is None or job.state in ENDED) and not is_behind
+        return newest, job, has_ended, await store.events(self._place, job_id, BATCH)
 
     async def messages(self) -> AsyncIterator[Event | Job | Change | None]:
         """Events, jobs, hosts and servers that have changed, and None for a heartbeat.
@@ -112,14 +133,8 @@ class Stream:
         # So that the client knows at once that it is connected.
         yield None
         while True:
-            # Events of other runs do not end the wait for those of this one at once, and those that come while these
-            # are sent do.
-            newest = await store.last_sequence()
-            # Looked at before its events: what it has sent until its end is in the store by then.
-            job = await store.job(job_id) if job_id else None
-            is_behind = job_id is not None and self.console.jobs.is_behind(job_id)
-            has_ended = job_id is not None and (job is None or job.state in ENDED) and not is_behind
-            found = await store.events(self._place, job_id, BATCH)
+            newest, job, has_ended, found = self._first or await self._read()
+            self._first = None
             for event in found:
                 yield event
                 self._place = event.sequence
@@ -144,7 +159,7 @@ class Stream:
             await asyncio.sleep(GATHER_SECONDS)
 
     async def _while_live(self) -> AsyncIterator[Event | Job | Change | None]:
-        """The messages, until the store is away: the client then comes again and resumes."""
+        """The messages, until the store is away."""
         try:
             async for message in self.messages():
                 yield message
@@ -171,6 +186,8 @@ class Stream:
                 yield f"id: {message.sequence}\ndata: {_as_text(message.event)}\n\n"
         if self._job and self._follow and self._is_live:
             yield "event: end\ndata: {}\n\n"
+        if self._is_cut_off:
+            yield f"event: problem\ndata: {self._problem()}\n\n"
 
     async def as_lines(self) -> AsyncIterator[str]:
         async for message in self._while_live():
@@ -179,6 +196,15 @@ class Stream:
                 yield "\n"
             elif isinstance(message, Event):
                 yield f"{_as_text({'sequence': message.sequence, **message.event})}\n"
+        if self._is_cut_off:
+            yield f"{self._problem()}\n"
+
+    @property
+    def _is_cut_off(self) -> bool:
+        return not self._follow and not self._is_live
+
+    def _problem(self) -> str:
+        return document_of(no_live_view(), self.request).model_dump_json()
 
 
 def _as_text(event: Mapping[str, Any]) -> str:
@@ -203,7 +229,8 @@ class CountedResponse(StreamingResponse):
             ) from error
 
 
-def _answer(who: Principal, stream: Stream) -> StreamingResponse:
+async def _answer(who: Principal, stream: Stream) -> StreamingResponse:
+    await stream.begin()
     if LINES in stream.request.headers.get("accept", ""):
         return CountedResponse(who, stream.console, stream.as_lines(), media_type=LINES)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
