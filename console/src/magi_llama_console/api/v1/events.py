@@ -8,8 +8,8 @@ an event of a run, and its id that place. Messages without an id say what is now
 and server are one that has changed, in the shapes of /hosts and /servers, and end says that the job of the stream has
 ended.
 
-A stream that only has what there is (follow=false) is whole unless its last line or message is a problem: the store then
-went away meanwhile. Another one just ends: the client comes again and resumes.
+A stream that only has what there is (follow=false) is whole unless its last line or message is a problem: the store
+then went away meanwhile. Another one just ends: the client comes again and resumes.
 """
 
 from __future__ import annotations
