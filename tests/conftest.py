@@ -17,7 +17,7 @@ __all__ = ["pytest_configure", "pytest_terminal_summary", "stop_servers_in_tmp_p
 TESTS = Path(__file__).parent
 
 
-# Before xdist reads the groups: its own hook runs in the order of registration, which depends on how conftest.py is found.
+# Before xdist reads the groups: its hook may be registered after this file, and then runs first.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:

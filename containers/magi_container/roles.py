@@ -78,7 +78,7 @@ def reachable_address(gateway: str, seconds: float, stop: threading.Event) -> st
 
     if not wait_for(is_known, seconds, stop) and not stop.is_set():
         raise SettingsError(
-            f"MAGI_GATEWAY={gateway}: there is no such name after {seconds:g} s. Start the container of the gateway, in "
+            f"MAGI_GATEWAY={gateway}: there is no such name after {seconds:g} s. Start the gateway's container, in "
             "a network of both."
         )
     return found[0] if found else ""
