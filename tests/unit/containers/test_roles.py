@@ -52,7 +52,7 @@ def test_inventory_is_written_when_the_gateways_name_is_known(places: Path, monk
 def test_a_gateway_without_a_name_is_never_taken_for_this_container() -> None:
     with pytest.raises(OSError):
         own_address("gateway.invalid")
-    with pytest.raises(SettingsError, match=r"^MAGI_GATEWAY=gateway\.invalid: .* Start the container of the gateway"):
+    with pytest.raises(SettingsError, match=r"^MAGI_GATEWAY=gateway\.invalid: .* Start the gateway"):
         roles.reachable_address("gateway.invalid", 0.1, threading.Event())
 
 
