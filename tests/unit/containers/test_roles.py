@@ -20,6 +20,9 @@ from magi_container import roles, stopping
 from magi_container.network import own_address
 from magi_container.settings import SettingsError, read_settings
 
+# Nothing is read of it; a temporary folder's path may be too long for sockets.
+STATE = Path("/none")
+
 
 @pytest.fixture
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -81,21 +84,21 @@ class Ends:
         return {}
 
 
-def test_servers_are_ended_when_their_requests_are_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_servers_are_ended_when_their_requests_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     ends = Ends(monkeypatch, [2, 0])
-    stopping.end_servers(tmp_path, 60)
+    stopping.end_servers(STATE, 60)
     assert ends.done == ["2 requests", "0 requests", "0 requests", "end 45"]
 
 
-def test_requests_that_are_not_over_in_time_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_that_are_not_over_in_time_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     ends = Ends(monkeypatch, [1])
-    stopping.end_servers(tmp_path, 0)
+    stopping.end_servers(STATE, 0)
     assert ends.done[1:] == [f"{name}: 1 request is not over after 0 s; it is ended" for name in ("one", "two")] + [
         "end 45"
     ]
 
 
-def test_a_server_that_cannot_be_ended_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_cannot_be_ended_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
 
     def stuck(_driver: Any, _timeout: int) -> None:
@@ -107,7 +110,7 @@ def test_a_server_that_cannot_be_ended_is_a_sentence(tmp_path: Path, monkeypatch
     monkeypatch.setattr(stopping.SupervisorDriver, "end", stuck)
     monkeypatch.setattr(stopping, "read_record", damaged)
     monkeypatch.setattr(stopping, "show", said.append)
-    stopping.end_servers(tmp_path, 1)
+    stopping.end_servers(STATE, 1)
     assert said == [
         "requests are not waited for: deployment.json makes no sense.",
         "one: not even SIGKILL ends the process; check the host's kernel log.",
