@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import holder
 from support.gateway import KEY, PROFILES, Q2, Q3, Q4, Gateway
 from support.load import under_load
 
@@ -168,15 +170,21 @@ def test_two_runs_at_once_take_turns_and_lose_no_request(three: Gateway, tmp_pat
     sizes = {"first": "1792", "second": "1920"}
     for name, size in sizes.items():
         profile(three, name, "three", ctx_size=int(size))
-    with requests(three, tmp_path) as outcomes:
-        runs = [three.bed.start("site", "-e", f"profile={name}", "-e", "servers_lock_wait=200") for name in sizes]
-        with ThreadPoolExecutor(2) as pool:
-            texts = list(pool.map(lambda run: run.communicate(timeout=three.bed.run_seconds)[0], runs))
+    with requests(three, tmp_path) as outcomes, ThreadPoolExecutor(2) as pool:
+        runs, outputs = [], []
+        for name in sizes:
+            run = three.bed.start("site", "-e", f"profile={name}", "-e", "servers_lock_wait=200")
+            runs.append(run)
+            outputs.append(pool.submit(run.communicate, timeout=three.bed.run_seconds))
+            # The second one begins once the first one has the lock, which it then waits for.
+            while holder(str(three.bed.state)) is None and run.poll() is None:
+                time.sleep(0.05)
+        texts = [output.result()[0] for output in outputs]
     assert [run.returncode for run in runs] == [0, 0], "".join(texts)
-    [last] = [name for name, text in zip(sizes, texts, strict=True) if "waiting for another run on this host" in text]
+    assert ["waiting for another run on this host" in text for text in texts] == [False, True], "".join(texts)
     assert outcomes.keys() == {"ok"}, outcomes
-    assert contexts(three) == dict.fromkeys(MODELS, sizes[last])
-    assert three.bed.run("site", "-e", f"profile={last}").changed == 0
+    assert contexts(three) == dict.fromkeys(MODELS, sizes["second"])
+    assert three.bed.run("site", "-e", "profile=second").changed == 0
     assert {name: three.served_by(name) for name in MODELS} == {name: name for name in MODELS}
 
 
@@ -193,18 +201,18 @@ KILLED_AT = {
 
 @pytest.mark.parametrize("size", KILLED_AT, ids=lambda size: "-".join(map(str, KILLED_AT[size])))
 def test_killed_run_leaves_all_models_served_and_is_completed(three: Gateway, tmp_path: Path, size: int) -> None:
-    task, time = KILLED_AT[size]
+    task, count = KILLED_AT[size]
     profile(three, f"size-{size}", "three", ctx_size=size)
     with requests(three, tmp_path) as outcomes:
         run = three.bed.start("site", env={"ANSIBLE_DISPLAY_OK_HOSTS": "true"})
         seen = 0
         for line in run.stdout or ():
             seen += f"{task}]" in line
-            if seen == time:
+            if seen == count:
                 break
         os.killpg(run.pid, signal.SIGKILL)
         run.communicate()
-        assert seen == time, "the run ended before"
+        assert seen == count, "the run ended before"
         three.bed.run("site", "-e", "servers_lock_take_over=true").expect("3 ready")
     assert outcomes.keys() == {"ok"}, outcomes
     assert contexts(three) == dict.fromkeys(MODELS, str(size))

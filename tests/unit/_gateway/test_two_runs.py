@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,17 @@ from ansible_collections.magi.llama.plugins.module_utils._gateway import files, 
 from ansible_collections.magi.llama.plugins.module_utils._gateway.apply import Applied
 from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import GatewayError
 
+FLOCK = fcntl.flock
+
 
 class Watched:
     """HAProxy's side of a gateway, which notes how many runs are at it at once."""
 
     def __init__(self) -> None:
         self.at_once = self.most = 0
+        # A run is at it; and the other one has come, to the lock that this one holds, or without it to HAProxy.
+        self.is_busy, self.other_came = threading.Event(), threading.Event()
+        self.read_meanwhile = False
         self.configurations: list[str] = []
         self._guard = threading.Lock()
 
@@ -30,18 +36,33 @@ class Watched:
         with self._guard:
             self.at_once += 1
             self.most = max(self.most, self.at_once)
-        # The other run has begun by now.
-        time.sleep(0.3)
+            if self.at_once == 2:
+                self.other_came.set()
+        self.is_busy.set()
+        assert self.other_came.wait(60)
         with self._guard:
             self.at_once -= 1
             self.configurations.append(arguments[4]["haproxy.cfg"])
         return Applied("servers")
+
+    def read_fleet(self, places: files.Places) -> dict[str, Any]:
+        self.read_meanwhile |= self.at_once > 0
+        return files.read_fleet(places)
+
+    def flock(self, descriptor: int, operation: int) -> None:
+        try:
+            FLOCK(descriptor, operation)
+        except BlockingIOError:
+            self.other_came.set()
+            raise
 
 
 @pytest.fixture
 def haproxy(monkeypatch: pytest.MonkeyPatch) -> Watched:
     watched = Watched()
     monkeypatch.setattr(state, "apply", watched.apply)
+    monkeypatch.setattr(state, "read_fleet", watched.read_fleet)
+    monkeypatch.setattr(fcntl, "flock", watched.flock)
     monkeypatch.setattr(state, "haproxy_version", lambda *_: (3, 0))
     monkeypatch.setattr(state, "check_config", lambda *_: None)
     monkeypatch.setattr(state, "serving_servers", lambda *_: [])
@@ -65,18 +86,29 @@ def test_hosts_of_both_runs_are_in_the_gateway(tmp_path: Path, haproxy: Watched)
     (tmp_path / "g").mkdir()
     files.prepare(files.Places(str(tmp_path / "g")), None)
     with ThreadPoolExecutor(2) as pool:
-        for done in [pool.submit(run, tmp_path / "g", host) for host in ("a", "bb")]:
-            done.result()
-    assert haproxy.most == 1
-    first, last = haproxy.configurations
-    assert "server a_8080" in last and "server bb_8080" in last
+        first = pool.submit(run, tmp_path / "g", "a")
+        assert haproxy.is_busy.wait(60)
+        second = pool.submit(run, tmp_path / "g", "bb")
+        first.result()
+        second.result()
+    assert haproxy.most == 1 and not haproxy.read_meanwhile
     # The second one has begun with what the first one left.
-    assert ("server a_8080" in first) != ("server bb_8080" in first)
+    found = [[host for host in ("a", "bb") if f"server {host}_8080" in one] for one in haproxy.configurations]
+    assert found == [["a"], ["a", "bb"]]
     assert set(files.read_fleet(files.Places(str(tmp_path / "g")))) == {"a", "bb"}
+
+
+def test_runs_without_the_lock_are_noticed(tmp_path: Path, haproxy: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test above fails without it, on a machine of any speed."""
+    monkeypatch.setattr(state, "locked", lambda *_, **_more: contextlib.nullcontext())
+    with pytest.raises(AssertionError):
+        test_hosts_of_both_runs_are_in_the_gateway(tmp_path, haproxy)
+    assert haproxy.most == 2
 
 
 def test_host_that_was_removed_is_not_brought_back(tmp_path: Path, haproxy: Watched) -> None:
     """gateway.yml has listed it without its lock, and a teardown was faster."""
+    haproxy.other_came.set()
     folder = tmp_path / "g"
     folder.mkdir()
     places = files.Places(str(folder))
