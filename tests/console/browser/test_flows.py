@@ -264,7 +264,21 @@ def test_whole_rollout_is_rolled_back_after_the_difference_of_each_host(page: Pa
     # Once more: it would not lead back to what was before the rollout.
     page.goto(f"{api.url}#/rollouts/{rollout['id']}")
     page.get_by_role("button", name="Roll back all…").click()
-    expect(back.locator(".notice.warn")).to_contain_text("came after this rollout")
+    expect(back.locator(".notice.warn")).to_have_count(len(changed))
+
+
+def test_rollback_warns_of_a_host_that_another_controller_has_deployed_since(page: Page, api: FakeApi) -> None:
+    rollout = next(job for job in api.fleet.jobs.values() if job["verb"] == "rollout")
+    first, *_ = [host for host, one in rollout["result"]["hosts"].items() if one["state"] == "updated"]
+    page.goto(f"{api.url}#/rollouts/{rollout['id']}")
+    page.get_by_role("button", name="Roll back all…").click()
+    warning = page.locator(".card", has_text="Roll back all 3 hosts").locator(".notice.warn")
+    page.get_by_role("button", name="Show the difference").wait_for()
+    expect(warning).to_have_count(0)
+    # There is no job of it. The rollout has ended in this second.
+    api.fleet.deploy(first, before(-2))
+    expect(warning).to_have_count(1)
+    expect(warning).to_contain_text(f"{first} was deployed again after this rollout, just now")
 
 
 def test_reader_sees_who_may_do_what_and_who_did_what(page: Page, api: FakeApi) -> None:

@@ -116,6 +116,7 @@ class Fleet:
             "drift": ["qwen3-8b-q4_k_m: ctx_size 4096 → 8192"] if number == 7 else None,
             "drift_since": before(5400) if number == 7 else None,
             "profile": "production",
+            "deployed_at": None,
             "job": None,
         }
 
@@ -188,6 +189,12 @@ class Fleet:
             self.say("server", {"host": host, "name": name, **changes})
             if (old["state"], old["servers_ready"]) != (entry["state"], entry["servers_ready"]):
                 self.say("host", {"name": host, "state": entry["state"], "servers_ready": entry["servers_ready"]})
+
+    def deploy(self, host: str, at: str) -> None:
+        """Say that a run, of any controller, has deployed a host."""
+        with self.lock:
+            self.hosts[host]["deployed_at"] = at
+            self.say("host", {"name": host, "deployed_at": at})
 
     def change_something(self) -> None:
         """One of the changes of a fleet at work: a rate, now and then a state."""

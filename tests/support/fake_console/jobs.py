@@ -32,6 +32,9 @@ def play(fleet: Fleet, job: Job, pace: float) -> None:
     if job["state"] == "cancelled":
         return
     fleet.publish("run_ended", {"rc": rc, "hosts": dict.fromkeys(job["hosts"], COUNTS)}, run=run)
+    if job["verb"] in {"site", "rollout", "rollback"} and not job["check"]:
+        for host in job["hosts"]:
+            fleet.deploy(host, before(0))
     fleet.change_job(run, state="failed" if rc else "finished", rc=rc, ended_at=before(0))
 
 

@@ -360,6 +360,34 @@ def test_run_of_several_playbooks_is_that_which_deploys() -> None:
     assert list(folded(both).hosts["a"].servers) == ["x"]
 
 
+@pytest.mark.parametrize(
+    ("playbook", "counts", "rc", "check", "is_later"),
+    [
+        ("rollback.yml", {"changed": 2}, 0, False, True),
+        ("rollout.yml", {"changed": 1, "failed": 1}, 2, False, True),
+        ("site.yml", {}, 0, False, False),
+        ("site.yml", {"failed": 1}, 2, False, False),
+        # Interrupted, by a signal.
+        ("site.yml", {"failed": 1}, 137, False, True),
+        ("site.yml", {"changed": 2}, 0, True, False),
+        # Neither has another deployment.
+        ("restart.yml", {"changed": 1}, 0, False, False),
+        ("status.yml", {}, 0, False, False),
+    ],
+)
+def test_run_that_deploys_and_has_changed_a_host_is_its_latest_deployment(
+    playbook: str, counts: dict[str, int], rc: int, check: bool, is_later: bool
+) -> None:
+    later = run(playbook, check=check, recap={"a": {"ok": 3, **counts}}, name="r2")
+    later[-1]["data"]["rc"] = rc
+    first, last = "2026-11-27T18:00:59.000Z", "2026-11-27T18:01:00.000Z"
+    later[-1]["at"] = last
+    before = run("site.yml", on_a("plan", {"plan": plan(planned("x"))}), recap={"a": {"ok": 3, "changed": 1}})
+    fleet = folded(before, later)
+    assert fleet.hosts["a"].deployed_at == (last if is_later else first)
+    assert saved(fleet).hosts["a"].deployed_at == fleet.hosts["a"].deployed_at
+
+
 def saved(fleet: Fleet) -> Fleet:
     parts = [{name: write(host) for name, host in fleet.hosts.items()} for write in (host_to_plain, models_to_plain)]
     return from_plain(*json.loads(json.dumps([to_plain(fleet), *parts])))

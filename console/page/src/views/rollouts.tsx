@@ -4,14 +4,15 @@
 
 import { useState } from 'preact/hooks';
 import { api } from '../api/client';
-import type { Job, Rollout, RolloutHost } from '../api/types';
+import type { Host, Job, Rollout, RolloutHost } from '../api/types';
 import { clock, count, DASH, duration } from '../format';
 import { go, link, names } from '../router';
+import { hostNames, hostSignal } from '../state/fleet';
 import { isActive, jobIds, jobSignal, jobsLoaded } from '../state/jobs';
 import { mayOperate } from '../state/session';
 import { useShortcuts } from '../state/shortcuts';
 import { describeJob } from '../ui/job_words';
-import { Card, Confirm, Diff, Empty, Failure, useLoad, type Question } from '../ui/parts';
+import { Card, Confirm, Diff, Empty, Failure, Time, useLoad, type Question } from '../ui/parts';
 import { Icon, State } from '../ui/state';
 import { useJobSteps } from './job_follow';
 import type { Play, Steps } from './job_steps';
@@ -121,14 +122,11 @@ function HostRow({ name, host, steps, onBack }: {
   );
 }
 
-// Playbooks after which a host's previous deployment is not that before the rollout.
-const DEPLOYS: ReadonlySet<string> = new Set(['site', 'rollout', 'rollback']);
-
-/** Jobs that have deployed something on these hosts since a rollout. */
-function laterThan(rollout: Job, hosts: readonly string[]): Job[] {
-  return jobIds.value.map((id) => jobSignal(id)?.value).filter((job) => job !== undefined).filter((job) =>
-    DEPLOYS.has(job.verb) && !job.check && job.id !== rollout.id && (job.started_at ?? '') > (rollout.ended_at ?? rollout.created_at)
-    && job.hosts.some((host) => hosts.includes(host)));
+/** Those of these hosts that a later run, of any controller, has deployed: their previous deployment is not that before the rollout. */
+function deployedSince(rollout: Job, hosts: readonly string[]): Host[] {
+  const since = rollout.ended_at ?? rollout.created_at;
+  void hostNames.value; // A host that is not known yet is there once the fleet has been read.
+  return hosts.map((name) => hostSignal(name)?.value).filter((host) => host !== undefined).filter((host) => (host.deployed_at ?? '') > since);
 }
 
 /** Look at what a rollback would change first; then do it. */
@@ -141,9 +139,9 @@ function RollBack({ hosts, rollout, onClose }: { hosts: readonly string[]; rollo
   return (
     <Card title={`Roll back ${hosts.length === 1 ? hosts[0] : `all ${hosts.length} hosts`}`} extra={<button type="button" class="quiet" onClick={onClose}>Close</button>}>
       <Failure error={error} />
-      {laterThan(rollout, hosts).map((job) => (
-        <p class="notice warn" key={job.id}>
-          <a href={link(['job', job.id])}>{describeJob(job)}</a> came after this rollout: its hosts return to what was before that job.
+      {deployedSince(rollout, hosts).map((host) => (
+        <p class="notice warn" key={host.name}>
+          {host.name} was deployed again after this rollout, <Time at={host.deployed_at} />: it returns to what was before that.
         </p>
       ))}
       {id === '' ? (

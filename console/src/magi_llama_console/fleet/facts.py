@@ -125,6 +125,8 @@ class Host:
     source: Source = "none"
     # When a run last said that it has changed a server: what was seen before then is not how they are.
     changed_at: str | None = None
+    # When a run that deploys last ended that has changed it: a rollback returns to what was before that run.
+    deployed_at: str | None = None
     profile: str | None = None
     ram: Memory = Memory()
     gpus: tuple[Gpu, ...] = ()

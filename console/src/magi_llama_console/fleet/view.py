@@ -97,7 +97,11 @@ def _end(fleet: Fleet, event: Mapping[str, Any], run: Run | None) -> Fleet:
         said = (other for other in run.events if other["host"] == name and other["type"] in STATES)
         begun = {other["data"]["server"] for other in said} if is_whole else set()
         fleet = _with_host(fleet, _apply(host, run, one, None if is_done else begun))
+    has_deployed = run.playbook in DEPLOYING and not run.is_check
     for name, numbers in recap.items():
+        # Of a run that was interrupted nothing says that it has changed nothing.
+        if has_deployed and (numbers.get("changed") or not is_whole):
+            fleet = _with_host(fleet, replace(_host(fleet, name), deployed_at=event["at"]))
         if numbers.get("unreachable"):
             fleet = _with_host(fleet, _unreachable(_host(fleet, name)))
         elif numbers.get("ok"):

@@ -84,7 +84,7 @@ def missing_end(job: Job, path: Path, rc: int) -> Mapping[str, Any] | None:
     failed = {"ok": 0, "changed": 0, "failed": 1, "unreachable": 0}
     return {
         **kept,
-        "at": now(),
+        "at": job.ended_at or now(),
         "run": job.id,
         "seq": seq + 1 if isinstance(seq := last.get("seq"), int) else 1,
         "type": "run_ended",

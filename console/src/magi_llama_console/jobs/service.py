@@ -245,14 +245,15 @@ class Jobs:
         if rc is None:
             # The process that waits for the command was killed: the command may have reported its end nevertheless.
             rc = KILLED if is_cancelled else reported_rc(job.id, events)
+        ended_at = ended.ended_at or now()
         try:
-            await self._add_rest(job, KILLED if rc is None else rc)
+            await self._add_rest(replace(job, ended_at=ended_at), KILLED if rc is None else rc)
         except StoreUnavailable:
             if events.exists():
                 (events.parent / BEHIND).touch(mode=0o600)
                 self._behind.add(job.id)
         state = "lost" if rc is None else "cancelled" if is_cancelled else "failed" if rc else "finished"
-        await self._change(job, "running", state=state, rc=rc, ended_at=ended.ended_at or now())
+        await self._change(job, "running", state=state, rc=rc, ended_at=ended_at)
         for old in await self._store.prune(self._settings.jobs_kept):
             self._behind.discard(old)
             shutil.rmtree(self.folder(old), ignore_errors=True)

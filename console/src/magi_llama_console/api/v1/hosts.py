@@ -47,6 +47,7 @@ def described(console: Console, host: facts.Host, running: Mapping[str, str]) ->
         drift=None if host.drift is None else [f"{name}: {reason}" for name, reason in host.drift.items()],
         drift_since=host.drift_since,
         profile=host.profile,
+        deployed_at=host.deployed_at,
         job=running.get(host.name),
     )
 

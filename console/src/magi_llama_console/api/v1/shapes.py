@@ -74,6 +74,10 @@ class Host(BaseModel):
     ]
     drift_since: str | None
     profile: str | None
+    deployed_at: Annotated[
+        str | None,
+        Field(description="When the last site, rollout or rollback ended that has changed it, of any controller."),
+    ]
     job: Annotated[str | None, Field(description="The id of the job that runs there.")]
 
 
