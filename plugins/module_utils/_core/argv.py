@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator, Sequence
 # Files that llama-server reads.
 PATH_FLAGS = ("--model", "--mmproj", "--lora", "--model-draft", "--spec-draft-model", "--chat-template-file")
 
-# Flags whose path a server writes below.
-WRITE_FLAGS = ("--slot-save-path", "--log-prompts-dir", "--lookup-cache-dynamic")
+# Flags whose path a server writes below, and the one whose path is a file that it writes.
+WRITE_FILE_FLAG = "--lookup-cache-dynamic"
+WRITE_FLAGS = ("--slot-save-path", "--log-prompts-dir", WRITE_FILE_FLAG)
 
 _SHARD = re.compile(r"(.*)-[0-9]{5}-of-([0-9]{5})\.gguf")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from .._core.links import is_below
 from .workloads import DEFAULT_IMAGE, ExportError, Settings, Workload
 
 
@@ -25,6 +26,14 @@ def check_containers(workloads: Sequence[Workload], settings: Settings, *, share
         f"{os.path.dirname(target)} to registry_scan_paths, so that it is found there, or move it to the link's place."
         for one in workloads
         for path, target in one.strays
+    ]
+    wrong += [
+        f"{one.host}: {one.name} writes in {path}, and its container has the model folder {folder} read-only: set "
+        "slot_save_path, log_prompts_dir or lookup_cache_dynamic to a path outside of it."
+        for one in workloads
+        for path in one.writable
+        for folder in one.folders
+        if is_below(path, [folder]) or is_below(folder, [path])
     ]
     if settings.image == DEFAULT_IMAGE:
         wrong += [

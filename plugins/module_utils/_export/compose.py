@@ -13,10 +13,11 @@ from .._core.exchange import authority
 from .._gateway.fleet import proxy_name
 from . import probes, proxy
 from .checks import check_containers
-from .workloads import DEFAULT_IMAGE, KEY_FILE, USER_ID, Settings, Workload
+from .workloads import DEFAULT_IMAGE, KEY_FILE, USER_ID, Settings, Workload, path_slug
 
 FILE = "compose.yaml"
 GATEWAY = "gateway"
+PREPARE = "prepare"
 PIDS = 4096
 # Not the host's own file, which only root can read: Compose mounts it with the owner and mode that it has.
 _KEY_VARIABLE = (
@@ -50,12 +51,13 @@ def compose_files(workloads: Sequence[Workload], settings: Settings) -> dict[str
 
 
 def service_name(workload: Workload) -> str:
-    """The service of a server. A server may have the gateway's name."""
-    return f"{workload.name}-server" if workload.name == GATEWAY else workload.name
+    """The service of a server. A server may have the name of one of ours."""
+    return f"{workload.name}-server" if workload.name in (GATEWAY, PREPARE) else workload.name
 
 
 def _project(name: str, workloads: Sequence[Workload], settings: Settings) -> dict[str, Any]:
     has_key = any(one.key_file for one in workloads)
+    written = {volume: path for one in workloads for volume, path in _written(one).items()}
     # The names of projects have no dots and capitals.
     project = "".join(letter if letter.isalnum() or letter in "_-" else "-" for letter in f"llama-{name}".lower())
     return {
@@ -63,7 +65,9 @@ def _project(name: str, workloads: Sequence[Workload], settings: Settings) -> di
         "services": {
             **{service_name(one): _server(one, settings) for one in workloads},
             GATEWAY: _gateway(workloads, settings),
+            **({PREPARE: _prepare(written, settings)} if written else {}),
         },
+        **({"volumes": {volume: {} for volume in written}} if written else {}),
         **({"secrets": {"api-key": {"file": _KEY_VARIABLE}}} if has_key else {}),
     }
 
@@ -78,12 +82,11 @@ def _texts(values: Sequence[str]) -> list[str]:
 
 
 def _server(one: Workload, settings: Settings) -> dict[str, Any]:
+    written = _written(one)
     ids = [str(number) for number in one.gpu_numbers]
     devices = [{"driver": "nvidia", "device_ids": ids, "capabilities": ["gpu"]}] if ids else []
     return {
-        "image": settings.image,
-        # It is in no registry, where others could take its name.
-        **({"pull_policy": "never"} if settings.image == DEFAULT_IMAGE else {}),
+        **_image(settings),
         "entrypoint": _texts(one.argv[:1]),
         "command": _texts(one.argv[1:]),
         **({"environment": {name: _text(value) for name, value in one.env}} if one.env else {}),
@@ -93,8 +96,10 @@ def _server(one: Workload, settings: Settings) -> dict[str, Any]:
         "volumes": [
             *({**_mount(folder, folder), "read_only": True} for folder in one.folders),
             {**_mount(f"./{probes.FILE}", f"{probes.PLACE}/{probes.FILE}"), "read_only": True},
+            *(_volume(volume, path) for volume, path in written.items()),
         ],
-        "tmpfs": ["/tmp", *_texts(one.writable)],
+        "tmpfs": ["/tmp"],
+        **({"depends_on": {PREPARE: {"condition": "service_completed_successfully"}}} if written else {}),
         **_secrets(one.key_file),
         "deploy": {
             "resources": {
@@ -113,6 +118,36 @@ def _server(one: Workload, settings: Settings) -> dict[str, Any]:
         },
         "stop_grace_period": f"{one.stop_seconds}s",
     }
+
+
+def _written(one: Workload) -> dict[str, str]:
+    """The folders that a server writes in by their volumes: in memory they would count as the server's."""
+    return {f"{service_name(one)}-{path_slug(path)}": path for path in one.writable}
+
+
+def _volume(name: str, target: str) -> dict[str, Any]:
+    return {"type": "volume", "source": name, "target": _text(target)}
+
+
+def _prepare(written: Mapping[str, str], settings: Settings) -> dict[str, Any]:
+    """Gives the volumes, which are root's when they are new, to the servers' user, and ends."""
+    places = {volume: f"/volumes/{volume}" for volume in written}
+    return {
+        **_image(settings),
+        "entrypoint": ["chown", f"{USER_ID}:{USER_ID}"],
+        "command": list(places.values()),
+        **_HARDENED,
+        "user": "0:0",
+        "cap_add": ["CHOWN"],
+        "restart": "no",
+        "network_mode": "none",
+        "volumes": [_volume(volume, place) for volume, place in places.items()],
+    }
+
+
+def _image(settings: Settings) -> dict[str, Any]:
+    # The default one is in no registry, where others could take its name.
+    return {"image": settings.image, **({"pull_policy": "never"} if settings.image == DEFAULT_IMAGE else {})}
 
 
 def _gateway(workloads: Sequence[Workload], settings: Settings) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from . import probes, proxy
 from .checks import check_containers, server_image
-from .workloads import KEY_FILE, USER_ID, Settings, Workload, merged
+from .workloads import KEY_FILE, USER_ID, Settings, Workload, merged, path_slug
 
 GATEWAY = "llama-gateway"
 PROBE_MAP = "llama-probe"
@@ -46,7 +46,7 @@ def kubernetes_files(workloads: Sequence[Workload], settings: Settings) -> dict[
     check_containers(workloads, settings, share_gpus=False)
     servers = merged(workloads)
     roots = sorted({folder for one in servers for folder in one.folders})
-    claims = {root: f"{settings.claim}-{_slug(root)}" for root in roots}
+    claims = {root: f"{settings.claim}-{path_slug(root)}" for root in roots}
     needs_key = any(one.key_file for one in servers)
     names = object_names(servers)
     files = proxy.proxy_files(servers, lambda one: names[one.name], resolves=False)
@@ -79,17 +79,9 @@ def object_names(servers: Sequence[Workload]) -> dict[str, str]:
     return found
 
 
-def _slug(path: str) -> str:
-    """A folder as part of a name, by its path alone: a further folder of models renames no other."""
-    plain = re.sub(r"[^a-z0-9]+", "-", path.lower()).strip("-")
-    if f"/{plain.replace('-', '/')}" == path and len(plain) <= NAME_CHARACTERS:
-        return plain
-    return f"{plain[: NAME_CHARACTERS - 7]}-{hashlib.sha256(path.encode()).hexdigest()[:6]}".strip("-")
-
-
 def _volume_name(root: str) -> str:
     """A volume's name, which has no dots and is none of the other volumes'."""
-    return f"models-{_slug(root)}"
+    return f"models-{path_slug(root)}"
 
 
 def _label_value(text: str) -> str:

@@ -6,13 +6,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .._core.argv import PATH_FLAGS, WRITE_FLAGS, flag_value, flag_values
+from .._core.argv import PATH_FLAGS, WRITE_FILE_FLAG, WRITE_FLAGS, flag_value, flag_values
 from .._core.errors import MagiError
 from .._core.links import is_below
 from .._gateway.fleet import proxy_name, slots_of
@@ -70,9 +71,9 @@ class HostPlan:
 class Workload:
     """A server as a container. argv is the plan's with the program, address and key file of the container.
 
-    folders are read-only and at the same path as on the host; memory in bytes, time in seconds. gpus is their number,
-    gpu_numbers are the host's; gpu_fault says why a container cannot have them. strays are files
-    that links lead to, outside of the folders, each behind its link.
+    folders are read-only and at the same path as on the host, writable are folders that it writes in; memory in bytes,
+    time in seconds. gpus is their number, gpu_numbers are the host's; gpu_fault says why a container cannot have them.
+    strays are files that links lead to, outside of the folders, each behind its link.
     """
 
     host: str
@@ -185,7 +186,7 @@ def _workload(host: HostPlan, server: Mapping[str, Any], settings: Settings) -> 
         env=tuple(sorted((name, value) for name, value in server["env"].items() if not name.startswith(MARK))),
         folders=tuple(folders),
         strays=tuple(_strays(argv, folders, host.real)),
-        writable=tuple(sorted(set(flag_values(argv, WRITE_FLAGS)))),
+        writable=tuple(_writable(argv)),
         weights_bytes=int(memory.get("weights_bytes") or 0),
         request_bytes=request,
         limit_bytes=limit,
@@ -225,6 +226,21 @@ def _folders(argv: Sequence[str], roots: Iterable[str]) -> list[str]:
     plain = sorted((os.path.normpath(root) for root in roots), key=len)
     found = {next((root for root in plain if is_below(path, [root])), os.path.dirname(path)) for path in paths}
     return sorted(found)
+
+
+def _writable(argv: Sequence[str]) -> list[str]:
+    """The folders that the server writes in: those that it names, and that of a file."""
+    named = set(flag_values(argv, set(WRITE_FLAGS) - {WRITE_FILE_FLAG}))
+    files = {os.path.dirname(path) for path in flag_values(argv, [WRITE_FILE_FLAG])}
+    return sorted({os.path.normpath(path) for path in named | files if path.startswith("/")})
+
+
+def path_slug(path: str, most: int = 40) -> str:
+    """A folder as part of a name, by its path alone: a further folder of models renames no other."""
+    plain = re.sub(r"[^a-z0-9]+", "-", path.lower()).strip("-")
+    if f"/{plain.replace('-', '/')}" == path and len(plain) <= most:
+        return plain
+    return f"{plain[: most - 7]}-{hashlib.sha256(path.encode()).hexdigest()[:6]}".strip("-")
 
 
 def _strays(argv: Sequence[str], folders: Sequence[str], real: Mapping[str, str]) -> list[tuple[str, str]]:

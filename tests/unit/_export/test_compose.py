@@ -102,3 +102,18 @@ def test_words_that_are_numbers_in_other_versions_of_yaml_stay_as_planned(tmp_pa
     one["argv"] += numbers
     made = read(written(tmp_path, "compose", host_plan(one)))["services"]["a"]
     assert made["command"][-len(numbers) :] == numbers and list(made["environment"].values()) == numbers
+
+
+def test_folders_that_servers_write_in_are_volumes_of_their_user(tmp_path: Path) -> None:
+    one, two = server("a", 8080), server("prepare", 8081)
+    one["argv"] += ["--slot-save-path", "/var/slots/", "--lookup-cache-dynamic", "/var/cache/lookup.bin"]
+    project = read(written(tmp_path, "compose", host_plan(one, two)))
+    made, prepare = project["services"]["a"], project["services"]["prepare"]
+    volumes = {volume["target"]: volume["source"] for volume in made["volumes"] if volume["type"] == "volume"}
+    assert volumes == {"/var/cache": "a-var-cache", "/var/slots": "a-var-slots"} and made["tmpfs"] == ["/tmp"]
+    assert project["volumes"].keys() == {*volumes.values()} == {volume["source"] for volume in prepare["volumes"]}
+    assert made["depends_on"]["prepare"]["condition"] == "service_completed_successfully"
+    targets = [volume["target"] for volume in prepare["volumes"]]
+    assert [*prepare["entrypoint"], *prepare["command"]] == ["chown", "10001:10001", *targets]
+    assert prepare["cap_drop"] == ["ALL"] and prepare["cap_add"] == ["CHOWN"] and prepare["restart"] == "no"
+    assert "depends_on" not in project["services"]["prepare-server"]

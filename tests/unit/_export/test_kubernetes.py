@@ -188,3 +188,10 @@ def test_claims_are_named_by_their_folder_alone(tmp_path: Path) -> None:
         assert len({*names}) == len(names) and all(
             re.fullmatch("[a-z0-9]([a-z0-9-]{,61}[a-z0-9])?", one) for one in names
         )
+
+
+def test_file_that_a_server_writes_has_its_folder_mounted(tmp_path: Path) -> None:
+    one = server("a", 8080)
+    one["argv"] += ["--slot-save-path", "/var/slots", "--lookup-cache-dynamic", "/var/cache/lookup.bin"]
+    mounts = container(built(written(tmp_path, "kubernetes", host_plan(one))), "llama-a")["volumeMounts"]
+    assert [one["mountPath"] for one in mounts if not one.get("readOnly")] == ["/tmp", "/var/cache", "/var/slots"]

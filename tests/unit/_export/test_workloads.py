@@ -93,3 +93,12 @@ def test_link_to_a_file_that_the_container_lacks_is_refused() -> None:
             else:
                 assert FORMATS[form].render(found, SETTINGS)
         assert FORMATS["endpoints"].render(found, SETTINGS)
+
+
+@pytest.mark.parametrize("path", ["/models", "/models/slots", "/"])
+def test_folder_to_write_in_among_the_models_is_refused(path: str) -> None:
+    one = server("a", 8080)
+    one["argv"] += ["--slot-save-path", path]
+    found, _warnings = workloads_of([host_plan(one)], SETTINGS)
+    with pytest.raises(ExportError, match=f"gpu-1: a writes in {path}, .*model folder /models read-only: set slot"):
+        FORMATS["compose"].render(found, SETTINGS)
