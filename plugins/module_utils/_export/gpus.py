@@ -52,29 +52,37 @@ def gpus_of(argv: Sequence[str], env: Mapping[str, str], gpu_bytes: Sequence[int
     used = {int(number) for _backend, number, _name in labels}
     draft = [flag_value(argv, flag) or "" for flag in _DEVICE_FLAGS[1:]]
     numbers = sorted(used | {int(number) for text in draft for number in _CUDA.findall(text)})
-    given = flag_value(argv, "--device") or ""
-    visible = [int(number) for number in _CUDA.findall(given)] or list(range(max(len(gpu_bytes), numbers[-1] + 1)))
+    count = max(len(gpu_bytes), numbers[-1] + 1)
+    visible = _names(flag_value(argv, "--device") or "") or [f"CUDA{number}" for number in range(count)]
     return Gpus(tuple(_renumbered(argv, visible, numbers)), tuple(numbers), names)
 
 
-def _renumbered(argv: Sequence[str], visible: Sequence[int], numbers: Sequence[int]) -> list[str]:
-    """The command line with the GPUs' places among `numbers`; visible are those that it has now, in its order."""
+def _names(value: str) -> list[str]:
+    """The devices of --device, an empty list if it leaves out all."""
+    return [name.strip() for name in value.split(",") if name.strip() not in ("", NONE)]
+
+
+def _renumbered(argv: Sequence[str], visible: Sequence[str], numbers: Sequence[int]) -> list[str]:
+    """The command line with the GPUs' places among `numbers`; visible are the devices that it has now, in its order."""
     found = list(argv)
-    kept = [number for number in visible if number in numbers]
+    kept = [name for name in visible if _placed(name, numbers)]
     for place, (flag, value) in enumerate(zip(argv, argv[1:]), 1):
         if flag in _DEVICE_FLAGS and value != NONE:
-            left = [number for number in map(int, _CUDA.findall(value)) if number in numbers]
-            found[place] = ",".join(f"CUDA{numbers.index(number)}" for number in left) or NONE
+            found[place] = ",".join(filter(None, (_placed(name, numbers) for name in _names(value)))) or NONE
         elif flag in _BUFFER_FLAGS:
-            found[place] = _CUDA.sub(lambda match: _buffer(int(match[1]), numbers), value)
+            found[place] = _CUDA.sub(lambda match: _placed(match[0], numbers) or "CPU", value)
         elif flag == "--tensor-split" and kept:
             shares = dict(zip(visible, [*re.split(r"[,/]", value), *["0"] * len(visible)]))
-            found[place] = ",".join(shares[number].strip() for number in kept)
-        elif flag == "--main-gpu" and value.isdecimal():
-            main = visible[int(value)] if int(value) < len(visible) else None
+            found[place] = ",".join(shares[name].strip() for name in kept)
+        elif flag == "--main-gpu" and value.isdecimal() and visible:
+            main = visible[int(value) if int(value) < len(visible) else 0]
             found[place] = str(kept.index(main)) if main in kept else "0"
     return found
 
 
-def _buffer(number: int, numbers: Sequence[int]) -> str:
-    return f"CUDA{numbers.index(number)}" if number in numbers else "CPU"
+def _placed(name: str, numbers: Sequence[int]) -> str:
+    """A device's name in the container; empty for a GPU that it does not see. Others, such as RPC0, stay."""
+    match = _CUDA.fullmatch(name)
+    if not match:
+        return name
+    return f"CUDA{numbers.index(int(match[1]))}" if int(match[1]) in numbers else ""

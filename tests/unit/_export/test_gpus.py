@@ -42,6 +42,8 @@ def on_gpus(name: str, port: int, label: str, sizes: list[int], *words: str) -> 
         ("--override-tensor a=CUDA1,b=CPU", [0, 5], (1,), "--override-tensor a=CUDA0,b=CPU"),
         ("--spec-draft-device CUDA2 --device CUDA1", [0, 5, 0], (1, 2), "--spec-draft-device CUDA1 --device CUDA0"),
         ("--device CUDA1 --n-gpu-layers 0", [0, 0], (), "--device none --n-gpu-layers 0"),
+        ("--device RPC0,CUDA2 --tensor-split 3,1", [0, 0, 5], (2,), "--device RPC0,CUDA0 --tensor-split 3,1"),
+        ("--device RPC0 --main-gpu 0", [], (), "--device RPC0 --main-gpu 0"),
         ("--device none", [0, 0], (), "--device none"),
     ],
 )
