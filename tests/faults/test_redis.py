@@ -107,16 +107,16 @@ def test_redis_of_the_role_serves_a_console_and_keeps_what_it_has(node: Node, tm
         # Away during a job: that ends, and there is no live view. Its own data is there when it comes back.
         node.ansible("ansible.builtin.systemd_service", "name=magi-llama-redis state=stopped")
         later = console.submit("status")["id"]
-        rc = console.data / "jobs" / later / "rc"
-        deadline = time.monotonic() + 120
-        while not rc.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        assert console.wait(later, seconds=120)["state"] == "finished"
         away = console.read.get("/api/v1/events", params={"after": 0, "follow": False})
         assert (away.status_code, away.json()["detail"][:21]) == (503, "There is no live view")
         node.ansible("ansible.builtin.systemd_service", "name=magi-llama-redis state=started")
-        assert console.wait(later)["state"] == "finished"
+        deadline = time.monotonic() + 120
+        while console.read.get("/api/v1/events", params={"after": 0, "follow": False}).status_code != 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
         assert [event["seq"] for event in console.events(job)] == kept
+        assert console.events(later)[-1]["type"] == "run_ended"
 
     node.play("-e", "redis_remove=true")
     node.ansible(
