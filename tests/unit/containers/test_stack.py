@@ -75,8 +75,13 @@ def test_a_password_is_on_no_command_line(monkeypatch: pytest.MonkeyPatch) -> No
     said: list[str] = []
     stack = Stack(["docker", "compose"], "docker")
     starts = iter(["first", "first", "second"])
+
+    def kill(*_: Any) -> None:
+        said.append("kill")
+        raise StackError("the container has ended, and this call with it")
+
     monkeypatch.setattr(Stack, "run_in", lambda _self, _service, *command: said.append(" ".join(command)) or "3")
-    monkeypatch.setattr(Stack, "kill", lambda *_: said.append("kill"))
+    monkeypatch.setattr(Stack, "kill", kill)
     monkeypatch.setattr(Stack, "started", lambda *_: next(starts))
     monkeypatch.setattr(Stack, "wait_until_healthy", lambda *_: said.append("healthy"))
     monkeypatch.setattr(Stack, "console", lambda *_: docker_test.compose_stack.Answer(200, b""))
