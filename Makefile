@@ -187,12 +187,12 @@ check: .cache/bin/.ready .cache/bin/.redis .cache/bin/.export ## Run the fast ch
 	@mypy --config-file console/pyproject.toml | grep --invert-match Success || test "$${PIPESTATUS[0]}" = 0
 	@yamllint --strict .
 	@$(BIN)/python docs/generate.py --check
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup tests/unit -m "not slow"
+	@$(BIN)/python -m pytest -n 2 --dist loadscope tests/unit -m "not slow"
 
 # Everything except lint and sanity in one run with one summary; two at a time, since most tests wait for servers.
 .PHONY: pytest
 pytest: .cache/models/.ready .cache/bin/.haproxy .cache/bin/.redis .cache/bin/.export .cache/docker/.ready console/page/node_modules/.ready ## Run scenarios, faults, unit tests, the artifact, every ansible-core and Python
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report=
+	@$(BIN)/python -m pytest -n 2 --dist loadscope --cov --cov-report=
 
 # The URLs in the artifact derive from REPOSITORY, for example https://example.org/magi/llama.
 .PHONY: release

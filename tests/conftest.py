@@ -1,29 +1,18 @@
 # Copyright (c) the magi.llama contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Groups of tests that may run in parallel: each scenario, each unit test file, each other folder (it has one bed)."""
+"""What all tests have in common."""
 
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 import pytest
 from support.pytest_coverage import pytest_terminal_summary
+from support.pytest_groups import pytest_xdist_make_scheduler
 from support.pytest_reaper import pytest_configure, stop_servers_in_tmp_path
 
-__all__ = ["pytest_configure", "pytest_terminal_summary", "stop_servers_in_tmp_path"]
-
-TESTS = Path(__file__).parent
-
-
-# Before xdist reads the groups: its hook may be registered after this file, and then runs first.
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        folder = item.path.relative_to(TESTS).parts[0]
-        group = {"scenarios": item.nodeid, "unit": str(item.path)}.get(folder, folder)
-        item.add_marker(pytest.mark.xdist_group(group))
+__all__ = ["pytest_configure", "pytest_terminal_summary", "pytest_xdist_make_scheduler", "stop_servers_in_tmp_path"]
 
 
 @pytest.hookimpl(trylast=True)
