@@ -16,9 +16,7 @@ from ansible_collections.magi.llama.plugins.module_utils._launch.config_files im
 from ansible_collections.magi.llama.plugins.modules import server_state as module
 
 
-def test_time_that_the_slowest_of_the_servers_may_take_is_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_slowest_start_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     servers = [
         {"name": name, "model_id": name, "port": port, "argv": ["/x"], "stop_timeout": 1, "max_startup_time": seconds}
         | {"memory": {"ram_bytes": 0, "vram_bytes": 0}}

@@ -28,7 +28,7 @@ def calls(folder: Path, user: str, exists: bool, root: bool, groups: list[str]) 
         (programs / name).write_text(FAKE)
         (programs / name).chmod(0o755)
     (folder / "calls").touch()
-    host = {"user": user, "user_exists": exists, "root": root, "service_manager_missing": False}
+    host = {"user": user, "user_exists": exists, "root": root, "service_manager_missing": False, "sets_groups": True}
     play: dict[str, Any] = {
         "hosts": "localhost",
         "connection": "local",
