@@ -127,13 +127,11 @@ def test_stopped_server_answers_what_it_has_begun(three: Gateway) -> None:
 
 
 def test_requests_that_exceed_the_drain_are_counted(three: Gateway) -> None:
-    """A server that hangs with a request in it is stopped all the same, and the run says what it cost."""
+    """A server with a request that goes on is stopped all the same, and the run says what it cost."""
     three.set(gateway_drain_timeout=1)
-    os.kill(three.bed.pids()[Q4], signal.SIGSTOP)
-    with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(three.complete, Q4)
+    # Not one that hangs: the gateway may end its request before the run looks.
+    with three.stream(Q4):
         stopped = three.bed.run("stop", "-e", f"servers={Q4}")
-        assert asked.result().status_code >= 500
     # A busy machine notices a little later.
     stopped.expect("1 request is not over after 1")
     three.set(gateway_drain_timeout=20)
