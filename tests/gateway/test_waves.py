@@ -127,7 +127,7 @@ def test_stopped_server_answers_what_it_has_begun(three: Gateway) -> None:
 
 
 def test_requests_that_exceed_the_drain_are_counted(three: Gateway) -> None:
-    """A server with a request that goes on is stopped all the same, and the run says what it cost."""
+    """A server with a request that continues is stopped all the same, and the run says what it cost."""
     three.set(gateway_drain_timeout=1)
     # Not one that hangs: the gateway may end its request before the run looks.
     with three.stream(Q4):
