@@ -258,7 +258,7 @@ def _differences(server: Mapping[str, Any]) -> list[str]:
         found.append("starts on demand on its host, and runs all the time in a container.")
     if "--mlock" in argv:
         found.append("has --mlock, which a container may not do without a limit of locked memory: raise it there.")
-    if any(word in argv for word in ("--rpc",)):
+    if "--rpc" in argv:
         found.append("has --rpc: other machines have to be reached from the container.")
     return found
 
