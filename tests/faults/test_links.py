@@ -6,16 +6,14 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import reaper
 from support.bed import ALL, MODELS, PARAMETERS, PROJECT, Outcome
+from support.nodes import one_node
 
 BED = "links"
-COMMAND = (sys.executable, str(PROJECT / "tests/nodes/nodes.py"))
 PROFILE = f"description: d\nenabled_models: [{{tier: Q4}}, {{tier: Q3}}, {{tier: Q2}}]\nparameters: {PARAMETERS}\n"
 # As left by a user who built llama.cpp and downloaded models, and who keeps other things in that home.
 PREPARE = f"""
@@ -46,24 +44,13 @@ ARGUMENTS = (
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[Path]:
     """The inventory of a prepared node."""
-
-    def nodes(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False)
-
-    if nodes("check").returncode != 0:
-        pytest.skip("this machine cannot run nodes")
     inventory = tmp_path / "nodes.yml"
-    with reaper.cleanup_if_killed(*COMMAND, "down", "--name", BED):
-        try:
-            up = nodes("up", "--name", BED, "--inventory", str(inventory), "forky")
-            assert up.returncode == 0, up.stderr
-            (tmp_path / "profiles").mkdir()
-            (tmp_path / "profiles/linked.yml").write_text(PROFILE)
-            (tmp_path / "prepare.yml").write_text(PREPARE)
-            assert play(inventory, str(tmp_path / "prepare.yml")).code == 0
-            yield inventory
-        finally:
-            nodes("down", "--name", BED)
+    with one_node(BED, inventory):
+        (tmp_path / "profiles").mkdir()
+        (tmp_path / "profiles/linked.yml").write_text(PROFILE)
+        (tmp_path / "prepare.yml").write_text(PREPARE)
+        assert play(inventory, str(tmp_path / "prepare.yml")).code == 0
+        yield inventory
 
 
 def play(inventory: Path, playbook: str, *arguments: str) -> Outcome:

@@ -7,20 +7,15 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support import checkout, reaper
 from support.bed import PROJECT
+from support.nodes import COMMAND, nodes
 
 BED = "selftest"
-COMMAND = (sys.executable, str(PROJECT / "tests/nodes/nodes.py"))
-
-
-def nodes(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False)
 
 
 @pytest.fixture

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import reaper
 from support.bed import ALL, MODELS, PROJECT, Outcome
+from support.nodes import one_node
 from support.runs import CHECKOUT
 
 BED = "ondemand-test"
-COMMAND = (sys.executable, str(PROJECT / "tests/nodes/nodes.py"))
 RESIDENT, FIRST, SECOND = "tiny-llama-q4_k_m", "tiny-llama-q3_k_m", "tiny-llama-q2_k"
 PARAMETERS = {"ctx_size": 1024, "parallel": 2, "threads": 1}
 # Each needs 32 MiB: two fit.
@@ -81,23 +80,16 @@ class Host:
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    if subprocess.run([*COMMAND, "check"], capture_output=True, check=False).returncode != 0:
-        pytest.skip("this machine cannot run nodes")
     folder = tmp_path_factory.mktemp("ondemand")
     inventory = folder / "hosts.yml"
-    with reaper.cleanup_if_killed(*COMMAND, "down", "--name", BED):
-        try:
-            up = ["up", "--name", BED, "--inventory", str(inventory), "--models", str(MODELS), "forky"]
-            subprocess.run([*COMMAND, *up], check=True, capture_output=True)
-            (folder / "profiles").mkdir()
-            resident = {"enabled_models": [RESIDENT, FIRST], "parameters": PARAMETERS}
-            for name, content in (("lazy", LAZY), ("resident", resident)):
-                (folder / "profiles" / f"{name}.yml").write_text(json.dumps(content))
-            listing = ["podman", "ps", f"--filter=label=magi.llama.bed={BED}", "--format", "{{.Names}}"]
-            container = subprocess.run(listing, check=True, capture_output=True, text=True).stdout.strip()
-            yield Host(inventory, container)
-        finally:
-            subprocess.run([*COMMAND, "down", "--name", BED], check=False, capture_output=True)
+    with one_node(BED, inventory, "--models", str(MODELS)):
+        (folder / "profiles").mkdir()
+        resident = {"enabled_models": [RESIDENT, FIRST], "parameters": PARAMETERS}
+        for name, content in (("lazy", LAZY), ("resident", resident)):
+            (folder / "profiles" / f"{name}.yml").write_text(json.dumps(content))
+        listing = ["podman", "ps", f"--filter=label=magi.llama.bed={BED}", "--format", "{{.Names}}"]
+        container = subprocess.run(listing, check=True, capture_output=True, text=True).stdout.strip()
+        yield Host(inventory, container)
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 60) -> bool:

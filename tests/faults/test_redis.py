@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +13,11 @@ from pathlib import Path
 import pytest
 import redis
 import yaml
-from support import reaper
 from support.bed import PROJECT, Outcome
 from support.console import RunningConsole
+from support.nodes import one_node
 
 BED = "redis"
-COMMAND = (sys.executable, str(PROJECT / "tests/nodes/nodes.py"))
 PASSWORDS = {"console": "c" * 24, "ci": "i" * 24}
 
 
@@ -75,18 +73,8 @@ def _hosts(group: dict[str, object]) -> dict[str, dict[str, object]]:
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Node]:
-    def nodes(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False)
-
-    if nodes("check").returncode != 0:
-        pytest.skip("this machine cannot run nodes")
-    with reaper.cleanup_if_killed(*COMMAND, "down", "--name", BED):
-        try:
-            up = nodes("up", "--name", BED, "--inventory", str(tmp_path / "nodes.yml"), "forky")
-            assert up.returncode == 0, up.stderr
-            yield Node(tmp_path)
-        finally:
-            nodes("down", "--name", BED)
+    with one_node(BED, tmp_path / "nodes.yml"):
+        yield Node(tmp_path)
 
 
 def test_redis_of_the_role_serves_a_console_and_keeps_what_it_has(node: Node, tmp_path: Path) -> None:
