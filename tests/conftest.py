@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from pathlib import Path
 
 import pytest
 from support.pytest_coverage import pytest_terminal_summary
@@ -20,3 +22,12 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     """A file that leaves an event loop running (as playwright does while it is open) would fail the files after it."""
     if nextitem is None or nextitem.path != item.path:
         assert asyncio._get_running_loop() is None, f"{item.path.name} left an event loop running"
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this test whose path is short: state folders with sockets in it have a limit of 72 bytes.
+
+    With pytest's own, which has 30 characters of the test's name, it depends on how often pytest has been run.
+    """
+    return tmp_path_factory.mktemp(re.sub(r"\W", "_", request.node.name.removeprefix("test_"))[:12])
