@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 CHROMIUM = os.environ.get("MAGI_CHROMIUM") or shutil.which("chromium") or ""
 # The browser's own requests (updates, metrics, component lists) would be in a network log next to the page's.
@@ -35,3 +36,10 @@ def chromium() -> Iterator[Browser]:
             yield browser
         finally:
             browser.close()
+
+
+def open_view(page: Page, name: str) -> None:
+    """Open one of the page's views by its link and wait for it: another may have fields of the same name."""
+    link = page.get_by_role("navigation").get_by_role("link", name=re.compile(f"^{name}"))
+    link.click()
+    expect(link).to_have_attribute("aria-current", "page")

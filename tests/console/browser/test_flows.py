@@ -9,6 +9,7 @@ import re
 from urllib.parse import urlsplit
 
 from playwright.sync_api import Page, expect
+from support.browser import open_view
 from support.fake_console.api import OPERATOR, TOKEN, FakeApi
 from support.fake_console.fleet import before
 from support.fake_console.views import views
@@ -67,11 +68,12 @@ def test_row_has_ram_and_vram_apart(page: Page) -> None:
 
 
 def test_running_job_is_cancelled(page: Page, api: FakeApi) -> None:
-    page.get_by_role("link", name=re.compile("^Jobs")).click()
+    open_view(page, "Jobs")
     expect(page.get_by_role("table", name="Jobs").get_by_role("row", name=re.compile("verify"))).to_contain_text(
         "waits for"
     )
     page.get_by_role("link", name=re.compile("^restart")).click()
+    page.get_by_role("button", name="Cancel", exact=True).wait_for()
     page.keyboard.press("x")
     page.get_by_role("dialog").get_by_role("button", name="Cancel the job").click()
     expect(page.locator(".facts")).to_contain_text("cancelled")
@@ -182,12 +184,13 @@ def test_plan_is_made_looked_at_and_applied_once(page: Page, api: FakeApi) -> No
     expect(page.locator(".facts")).to_contain_text("finished")
     page.goto(plan)
     page.get_by_role("button", name="Apply").click()
+    page.get_by_role("dialog").wait_for()
     page.keyboard.press("Enter")
     expect(page.get_by_role("alert")).to_contain_text("Make a new plan, and apply that")
 
 
 def test_plan_of_an_unknown_host_says_which_are_near(page: Page) -> None:
-    page.get_by_role("link", name="Plan", exact=True).click()
+    open_view(page, "Plan")
     page.get_by_label("Limit").fill("gpu99")
     page.get_by_role("button", name="Make the plan").click()
     expect(page.get_by_role("alert")).to_contain_text("there is no host gpu99")
@@ -195,7 +198,7 @@ def test_plan_of_an_unknown_host_says_which_are_near(page: Page) -> None:
 
 
 def test_profile_is_checked_while_it_is_typed_and_saved_with_its_diff(page: Page, api: FakeApi) -> None:
-    page.get_by_role("link", name="Profiles").click()
+    open_view(page, "Profiles")
     page.get_by_role("link", name="edge").click()
     editor = page.get_by_label("Text of edge")
     editor.fill("descripton: x\n")
@@ -218,7 +221,7 @@ def test_reader_reads_a_profile_and_asks_for_nothing_that_is_refused(page: Page)
     page.on("request", lambda request: asked.append(request.url) if request.method == "PUT" else None)
     page.route("**/api/v1/session", lambda route: route.fulfill(json={**OPERATOR, "role": "read"}))
     page.reload()
-    page.get_by_role("link", name="Profiles").click()
+    open_view(page, "Profiles")
     page.get_by_role("link", name="edge").click()
     expect(page.get_by_label("Text of edge")).to_have_js_property("readOnly", True)
     expect(page.get_by_text("read only")).to_be_visible()
@@ -301,25 +304,25 @@ def test_reader_sees_who_may_do_what_and_who_did_what(page: Page, api: FakeApi) 
 
 
 def test_models_and_capacity_say_what_is_where(page: Page) -> None:
-    page.get_by_role("link", name="Models").click()
+    open_view(page, "Models")
     expect(page.locator("#rejected")).to_contain_text("truncated")
     page.get_by_role("searchbox", name="Model").fill("bge")
     expect(page.locator("tbody tr")).to_have_count(1)
     page.get_by_text("where it is from").click()
     expect(page.locator("details")).to_contain_text("apache-2.0")
-    page.get_by_role("link", name="Capacity").click()
+    open_view(page, "Capacity")
     expect(page.get_by_role("row", name=re.compile("gpu1.rack1"))).to_contain_text("no file")
 
 
 def test_what_is_typed_and_chosen_survives_updates(page: Page, api: FakeApi) -> None:
-    page.get_by_role("link", name="Rollouts").click()
+    open_view(page, "Rollouts")
     page.get_by_label("Limit").fill("gpu1")
     page.get_by_label("Only preview").uncheck()
     api.fleet.add_job("rollout", [HOST], "queued")
     expect(page.get_by_role("table", name="Rollouts").get_by_role("row")).to_have_count(3)
     expect(page.get_by_label("Only preview")).not_to_be_checked()
     expect(page.get_by_label("Limit")).to_have_value("gpu1")
-    page.get_by_role("link", name="Plan", exact=True).click()
+    open_view(page, "Plan")
     page.get_by_label("Limit").fill("gpu2")
     api.fleet.change_server(HOST, FAILED, state="ready", is_ready=True, reason=None)
     api.fleet.add_job("status", [HOST], "queued")

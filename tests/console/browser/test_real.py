@@ -18,6 +18,7 @@ import yaml
 from playwright.sync_api import Browser, Locator, Page, expect
 from support import reaper
 from support.bed import Bed
+from support.browser import open_view
 from support.console import RunningConsole
 from support.running_redis import needs_redis, running_redis
 
@@ -79,10 +80,6 @@ def shot(page: Page, name: str) -> None:
         page.screenshot(path=Path(folder, f"real-{name}.png"))
 
 
-def open_view(page: Page, name: str) -> None:
-    page.get_by_role("navigation").get_by_role("link", name=re.compile(name)).click()
-
-
 def ended(page: Page) -> None:
     expect(page.locator(".facts .state").first).to_have_text(
         re.compile("finished|failed|lost|cancelled"), timeout=RUN_MS
@@ -104,6 +101,7 @@ def test_servers_are_planned_started_restarted_and_rolled_back(page: Page) -> No
     expect(page.locator(".card", has_text="one").filter(has_text="2 to start")).to_be_visible()
     shot(page, "plan")
     page.keyboard.press("a")
+    page.get_by_role("dialog").wait_for()
     page.keyboard.press("Enter")
     ended(page)
     expect(page.locator(".host-steps", has_text="one")).to_contain_text(f"{Q4} is ready")
@@ -119,6 +117,7 @@ def test_servers_are_planned_started_restarted_and_rolled_back(page: Page) -> No
     expect(page.get_by_label(f"Log of {Q4}")).to_contain_text("listening", timeout=RUN_MS)
     shot(page, "server")
     page.keyboard.press("r")
+    page.get_by_role("dialog").wait_for()
     page.keyboard.press("Enter")
     ended(page)
     expect(page.get_by_role("heading", level=1)).to_have_text(f"restart · {Q4} · on one")
