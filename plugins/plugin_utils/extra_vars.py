@@ -62,6 +62,8 @@ def _error(option: Mapping[str, Any], value: Any) -> str | None:
         return None if _converts(check_type_bool, value) else "it is true or false"
     if kind in ("str", "path") and not isinstance(value, (str, int, float)):
         return "it is a text"
+    if "pattern" in option and not re.fullmatch(option["pattern"], str(value)):
+        return f"it is such as {option['example']}"
     if "choices" in option and value not in option["choices"]:
         return f"it is one of {', '.join(option['choices'])}{_suggestion([str(value)], option['choices'])}"
     return None
@@ -74,6 +76,8 @@ def _number_error(option: Mapping[str, Any], value: Any) -> str | None:
         return f"it is {what}"
     if "minimum" in option and not convert(value) >= option["minimum"]:
         return f"it is {what}, {option['minimum']} or more"
+    if "maximum" in option and not convert(value) <= option["maximum"]:
+        return f"it is {what}, {option['maximum']} or less"
     return None
 
 

@@ -24,14 +24,14 @@ WARNING = "      warning  "
 OF_PROGRAMS = re.compile(r"(.*[._])?jsonl?")
 
 
-def show(task_vars: dict[str, Any], lines: list[str], *, prefixed: bool | None = None) -> None:
+def show(task_vars: dict[str, Any], lines: list[str], *, prefixed: bool | None = None, as_events: bool = True) -> None:
     """Print lines, with the host's name in front if the run has several hosts; nothing if a document is all.
 
     prefixed says whether the name is in front, for any number of hosts; lines without it are about the run. In
-    any case each line is an event.
+    any case each line is an event, unless as_events is false.
     """
     about = None if prefixed is False else task_vars
-    for text in lines:
+    for text in lines if as_events else ():
         kind, shown = ("warning", text.removeprefix(WARNING)) if text.startswith(WARNING) else ("line", text)
         event(about, kind, {"text": "\n".join(visible_lines(shown))})
     if prints_document(task_vars):

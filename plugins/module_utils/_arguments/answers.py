@@ -146,6 +146,7 @@ ANSWERS: dict[str, Fields] = {
     ),
     "wait_until_idle": Fields({"servers": [_IDLENESS], "complete": bool}),
     "server_info": Fields({"status": STATUS.shape, "drift": Map(str), "start": _START}),
+    "server_log": Fields({"logs": [Fields({"name": NAME, "lines": [Fields({"text": str, "at": _TEXT})]})]}),
     "verify": Fields({"deployed": RECORD.required["servers"], "refused": [str]}),
     "gateway_members": Fields(
         {"members": HOST, "api_keys": [str], "left_out": [str], "running": [str]},

@@ -232,6 +232,15 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def log_lines(log: Mapping[str, Any]) -> list[str]:
+    """A server's log under its name, each line with its time where that is known."""
+    count = len(log["lines"])
+    return [
+        f"{log['name']}: {count} line{'s' * (count != 1)}",
+        *(f"  {line['at']} {line['text']}" if line.get("at") else f"  {line['text']}" for line in log["lines"]),
+    ]
+
+
 def _gpu_columns(server: Mapping[str, Any]) -> list[str]:
     sizes = (server.get(key) for key in ("vram_bytes", "planned_vram_bytes"))
     loaded = _planned_and_loaded(gpu_part(server["memory"]) if "memory" in server else None)[1]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from .._core.errors import MagiError
+from .._core.moments import iso_time
 from .._core.processes import Process, all_processes
 from .._core.stopping import first_wait_seconds
 from .._core.text import visible_line
@@ -71,6 +72,19 @@ class Stopped:
     seconds: float
 
 
+@dataclass(frozen=True)
+class LogLine:
+    """A line of a server's log, visible and cut; at is when it was logged (ISO 8601, UTC), None if that is unknown."""
+
+    text: str
+    at: str | None = None
+
+
+def logged_line(text: str, moment: float | None = None) -> LogLine:
+    """Return a line as people may see it; moment is in seconds since the epoch."""
+    return LogLine(visible_line(text), None if moment is None else iso_time(moment))
+
+
 def at_once(_name: str) -> None:
     """An on_started callback that does not wait between starts."""
 
@@ -101,6 +115,12 @@ class ServiceDriver(Protocol):
 
     def log_tail(self, name: str, lines: int) -> list[str]:
         """Return the last messages of a server since its last deliberate start, also of processes that crashed."""
+
+    def logs(self, names: Sequence[str], lines: int, since: float | None = None) -> dict[str, list[LogLine]]:
+        """Return the last lines of servers' logs, of any of their processes, by name.
+
+        since, in seconds since the epoch, leaves out what was logged before. A log without times may have more.
+        """
 
     def start_logs(self, pids: Mapping[str, int]) -> dict[str, list[str]]:
         """Return the lines that servers have logged since the start of these processes, as they are, by name.

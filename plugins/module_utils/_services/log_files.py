@@ -13,8 +13,13 @@ from collections.abc import Sequence
 
 from .._core.files import write_atomic
 from .._core.ownership import open_trusted
+from .server_log import lines_since, plain_lines
 
 TAIL_BYTES = 65536
+# For more than the last start.
+MAX_READ_BYTES = 4 << 20
+# stdout_logfile_backups of the programs.
+BACKUPS = 3
 
 
 class LogFiles:
@@ -47,6 +52,25 @@ class LogFiles:
                 return stream.read().decode("utf-8", "replace")
         except OSError:
             return ""
+
+    def last(self, name: str, lines: int, since: float | None) -> list[str]:
+        """Return the last lines of a server's log, of any of its processes, also from the files before a rotation."""
+        text, written = "", None
+        for path in (self._path(name), *(f"{self._path(name)}.{number}" for number in range(1, BACKUPS + 1))):
+            try:
+                with open(path, "rb") as stream:
+                    state = os.fstat(stream.fileno())
+                    stream.seek(max(0, state.st_size - MAX_READ_BYTES + len(text)))
+                    text = stream.read().decode("utf-8", "replace") + text
+            except OSError:
+                break
+            written = written if written is not None or not state.st_size else state.st_mtime
+            if text.count("\n") > lines or len(text) >= MAX_READ_BYTES:
+                break
+        found = text.split("\n")
+        if since is not None:
+            found = lines_since(found, since, written or 0.0)
+        return [line for line in plain_lines(found) if line.strip()][-lines:]
 
     def _path(self, name: str) -> str:
         return os.path.join(self._state_dir, "log", f"{name}.log")

@@ -29,12 +29,14 @@ from .._core.stopping import first_wait_seconds
 from .base import (
     SECOND_SIGTERM,
     STOP_MARGIN,
+    LogLine,
     ServiceError,
     ServiceStatus,
     Stopped,
     at_once,
     exit_text,
     log_lines,
+    logged_line,
     terminate,
 )
 from .log_files import LogFiles
@@ -179,6 +181,9 @@ class SupervisorDriver:
 
     def log_tail(self, name: str, lines: int) -> list[str]:
         return log_lines(self._logs.since_start(name), lines)
+
+    def logs(self, names: Sequence[str], lines: int, since: float | None = None) -> dict[str, list[LogLine]]:
+        return {name: [logged_line(line) for line in self._logs.last(name, lines, since)] for name in names}
 
     def start_logs(self, pids: Mapping[str, int]) -> dict[str, list[str]]:
         return {name: self._logs.since_start(name).splitlines() for name in pids}

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from .._core.commands import SECONDS, CommandTimeoutError, Completed, run_command
 from .._core.processes import STRAY_VARIABLE
@@ -21,6 +20,7 @@ from .._launch.units import STILL_RUNS, TARGET, UNIT_FOLDER, UNIT_PREFIX, unit_n
 from .base import (
     SECOND_SIGTERM,
     STOP_MARGIN,
+    LogLine,
     ServiceError,
     ServiceStatus,
     Stopped,
@@ -29,6 +29,7 @@ from .base import (
     log_lines,
     signal_name,
 )
+from .journal import journal_lines, parse_journal, since_start
 from .systemd_sockets import all_units, boot_unit, is_on_demand, stale_links, with_socket
 
 PROPERTIES = (
@@ -254,6 +255,20 @@ class SystemdDriver:
             return {}
         return parse_journal(output, pids)
 
+    def logs(self, names: Sequence[str], lines: int, since: float | None = None) -> dict[str, list[LogLine]]:
+        command = ["journalctl", "--quiet", "--no-pager", "--all", "-o", "json"]
+        command += ["--output-fields=MESSAGE,SYSLOG_IDENTIFIER", "-n", str(lines)]
+        command += [] if since is None else [f"--since=@{since:.0f}"]
+        found = {}
+        with contextlib.suppress(CommandTimeoutError):
+            self._run(["journalctl", "--sync"], LOG_SECONDS)
+        for name in names:
+            code, output, complaint = self._run([*command, "-u", unit_name(name)], LOG_SECONDS)
+            if code != 0:
+                raise ServiceError(f"The log of {name} cannot be read: {complaint.strip()}. Run with --become.")
+            found[name] = journal_lines(output, name, lines)
+        return found
+
     def _show(self, units: Sequence[str]) -> dict[str, dict[str, str]]:
         code, output, complaint = self._run(["systemctl", "show", "-p", ",".join(PROPERTIES), "--", *units])
         if code != 0 and not output:
@@ -264,50 +279,6 @@ class SystemdDriver:
         code, _output, complaint = self._run(command, seconds)
         if code != 0:
             raise ServiceError(f"{' '.join(command)} failed: {complaint.strip()}")
-
-
-def since_start(output: str, shown: Mapping[str, str]) -> list[str]:
-    """Return the messages in the output of `journalctl -o json` since a unit's last deliberate start.
-
-    shown are its properties. systemd gives each process of a unit another InvocationID, also after a crash; without one
-    all messages are returned.
-    """
-    entries = _journal_entries(output)
-    current = shown.get("InvocationID")
-    if not current:
-        return [message for _entry, message in entries]
-    logged = dict.fromkeys(entry.get("_SYSTEMD_INVOCATION_ID") for entry, _message in entries)
-    earlier = [invocation for invocation in logged if invocation != current]
-    restarts = int(shown.get("NRestarts") or 0)
-    wanted = {current, *(earlier[-restarts:] if restarts else ())}
-    return [message for entry, message in entries if entry.get("_SYSTEMD_INVOCATION_ID") in wanted]
-
-
-def parse_journal(output: str, pids: Mapping[str, int]) -> dict[str, list[str]]:
-    """Return the messages of these processes in the output of `journalctl -o json`, by the names of their servers."""
-    logs: dict[str, list[str]] = {name: [] for name in pids}
-    for entry, message in _journal_entries(output):
-        name = str(entry.get("SYSLOG_IDENTIFIER"))
-        if name in pids and entry.get("_PID") == str(pids[name]):
-            logs[name].append(message)
-    return logs
-
-
-def _journal_entries(output: str) -> list[tuple[dict[str, Any], str]]:
-    """Return the entries in the output of `journalctl -o json`, each with its message."""
-    found = []
-    for line in output.splitlines():
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        message = entry.get("MESSAGE") if isinstance(entry, dict) else None
-        if isinstance(message, list):
-            # The bytes of a message that is not UTF-8 or has control characters.
-            message = bytes(byte for byte in message if byte in range(256)).decode("utf-8", "replace")
-        if isinstance(message, str):
-            found.append((entry, message))
-    return found
 
 
 def parse_show(output: str) -> dict[str, dict[str, str]]:

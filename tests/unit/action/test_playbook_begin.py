@@ -100,7 +100,7 @@ def test_misspelled_extra_variable_is_refused(begin: Begin, playbook: str, extra
             '{"profile": "p"}',
             "profile is not a variable of status; it is for site, rollout, plan, scan, export.",
         ),
-        ("site", "servers=a", "servers is not a variable of site; it is for start, stop, restart."),
+        ("site", "servers=a", "servers is not a variable of site; it is for logs, start, stop, restart."),
     ],
 )
 def test_extra_variable_of_other_playbooks_is_refused(begin: Begin, playbook: str, extra: str, says: str) -> None:
