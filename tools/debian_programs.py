@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Unpack programs of a Debian release without installing them, and without root: apt checks the signatures.
 
-debian_programs.py SUITE FOLDER PACKAGE...    writes FOLDER/root, and a link in FOLDER/bin for each program
+debian_programs.py SUITE FOLDER PACKAGE...    writes FOLDER/root, and FOLDER/bin with what starts each program
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from ansible_collections.magi.llama.plugins.module_utils._runtime.providers.port
 )
 from ansible_collections.magi.llama.plugins.module_utils._runtime.requests import CLEAN_ENVIRONMENT, KEYRINGS
 
-PROGRAMS = "usr/bin"
+# Where the programs are that the tests start, and the libraries that are unpacked with them.
+PROGRAMS = ("usr/bin/*", "usr/libexec/podman/quadlet")
+LIBRARIES = "usr/lib/*-linux-gnu"
 
 
 def main(suite: str, folder: Path, packages: list[str]) -> int:
@@ -37,12 +39,15 @@ def main(suite: str, folder: Path, packages: list[str]) -> int:
     (apt / "sources.list").write_text(f"deb [signed-by={keyring}] {mirror} {suite} main\n")
     environment = {**CLEAN_ENVIRONMENT, "APT_CONFIG": str((apt / "apt.conf").absolute())}
     run(["apt-get", "-q", "update"], environment)
-    # Not what they depend on: these programs are static but for the C library.
+    # Not what they depend on, unless it is named: most of these programs are static but for the C library.
     run(["apt-get", "-q", "download", *packages], environment, cwd=apt)
     for archive in sorted(apt.glob("*.deb")):
         run(["dpkg-deb", "-x", str(archive.absolute()), str((folder / "root").absolute())], environment)
-    for program in sorted((folder / "root" / PROGRAMS).glob("*")):
-        (folder / "bin" / program.name).symlink_to(program.absolute())
+    libraries = [str(path.absolute()) for path in (folder / "root").glob(LIBRARIES)]
+    for program in sorted(path for pattern in PROGRAMS for path in (folder / "root").glob(pattern)):
+        start = folder / "bin" / program.name
+        start.write_text(f"#!/bin/sh\nLD_LIBRARY_PATH={':'.join(libraries)} exec '{program.absolute()}' \"$@\"\n")
+        start.chmod(0o755)
     shutil.rmtree(apt)
     return 0
 

@@ -35,7 +35,7 @@ def test_export_has_the_command_lines_that_run_and_changes_nothing(bed: Bed, tmp
 
 
 def test_wrong_format_and_foreign_folder_are_named_before_anything_is_written(bed: Bed, tmp_path: Path) -> None:
-    bed.run("export", "-e", "format=kubernets", code=2).expect("it is one of compose, kubernetes", "did you mean")
+    bed.run("export", "-e", "format=kubernets", code=2).expect("one of compose, quadlet, kubernetes", "did you mean")
     bed.run("export", code=2).expect("export needs the variable format")
     (tmp_path / "mine").write_text("mine")
     refused = bed.run("export", "-e", "format=compose", "-e", f"export_dir={tmp_path}", code=2)

@@ -57,7 +57,7 @@ def service_name(workload: Workload) -> str:
 
 def _project(name: str, workloads: Sequence[Workload], settings: Settings) -> dict[str, Any]:
     has_key = any(one.key_file for one in workloads)
-    written = {volume: path for one in workloads for volume, path in _written(one).items()}
+    written = {volume: path for one in workloads for volume, path in written_volumes(one).items()}
     # The names of projects have no dots and capitals.
     project = "".join(letter if letter.isalnum() or letter in "_-" else "-" for letter in f"llama-{name}".lower())
     return {
@@ -82,7 +82,7 @@ def _texts(values: Sequence[str]) -> list[str]:
 
 
 def _server(one: Workload, settings: Settings) -> dict[str, Any]:
-    written = _written(one)
+    written = written_volumes(one)
     ids = [str(number) for number in one.gpu_numbers]
     devices = [{"driver": "nvidia", "device_ids": ids, "capabilities": ["gpu"]}] if ids else []
     return {
@@ -91,8 +91,8 @@ def _server(one: Workload, settings: Settings) -> dict[str, Any]:
         "command": _texts(one.argv[1:]),
         **({"environment": {name: _text(value) for name, value in one.env}} if one.env else {}),
         **_HARDENED,
-        "labels": _labels(one),
-        "ports": [f"{authority(_published(one.listens), one.port)}:{one.port}"],
+        "labels": container_labels(one),
+        "ports": [f"{authority(published_address(one.listens), one.port)}:{one.port}"],
         "volumes": [
             *({**_mount(folder, folder), "read_only": True} for folder in one.folders),
             {**_mount(f"./{probes.FILE}", f"{probes.PLACE}/{probes.FILE}"), "read_only": True},
@@ -120,7 +120,7 @@ def _server(one: Workload, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _written(one: Workload) -> dict[str, str]:
+def written_volumes(one: Workload) -> dict[str, str]:
     """The folders that a server writes in by their volumes: in memory they would count as the server's."""
     return {f"{service_name(one)}-{path_slug(path)}": path for path in one.writable}
 
@@ -167,7 +167,7 @@ def _gateway(workloads: Sequence[Workload], settings: Settings) -> dict[str, Any
     }
 
 
-def _published(listens: str) -> str:
+def published_address(listens: str) -> str:
     return "127.0.0.1" if listens == "localhost" else listens or "0.0.0.0"
 
 
@@ -179,7 +179,7 @@ def _secrets(key_file: str) -> dict[str, Any]:
     return {"secrets": [{"source": "api-key", "target": KEY_FILE}]} if key_file else {}
 
 
-def _labels(one: Workload) -> Mapping[str, str]:
+def container_labels(one: Workload) -> Mapping[str, str]:
     return {"magi.llama.server": one.name, "magi.llama.model": one.model_id, "magi.llama.revision": one.revision}
 
 

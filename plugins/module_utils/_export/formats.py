@@ -23,6 +23,7 @@ from .lists import (
     llama_swap_files,
     reach_notes,
 )
+from .quadlet import quadlet_files, quadlet_notes
 from .workloads import ExportError, Settings, Workload
 
 Render = Callable[[Sequence[Workload], Settings], Mapping[str, Any]]
@@ -49,6 +50,7 @@ class Format:
 
 FORMATS: dict[str, Format] = {
     "compose": Format(compose_files, "cd FOLDER/HOST && docker compose up --detach", compose_notes),
+    "quadlet": Format(quadlet_files, "on HOST: cp -r FOLDER/HOST /etc/containers/systemd/llama", quadlet_notes),
     "kubernetes": Format(kubernetes_files, "kubectl apply --kustomize FOLDER/overlays/claim", kubernetes_notes),
     "endpoints": Format(endpoints_files, "read FOLDER/endpoints.json", reach_notes),
     "file_sd": Format(file_sd_files, "name FOLDER/*.json in file_sd_configs of prometheus.yml", file_sd_notes),

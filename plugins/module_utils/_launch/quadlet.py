@@ -98,10 +98,11 @@ def _mounts(server: Mapping[str, Any]) -> list[str]:
     folder = os.path.dirname(program)
     shows = (server.get("sandbox") or {}).get("shows", [])
     own = {"source": os.path.join(os.path.dirname(folder), LINK_FOLDER), "path": folder, "writable": False}
-    return [_mount(show) for show in [own, *shows]]
+    return [podman_mount(show) for show in [own, *shows]]
 
 
-def _mount(show: Mapping[str, Any]) -> str:
+def podman_mount(show: Mapping[str, Any]) -> str:
+    """Return an option --mount of podman: a folder of the host at a path of the container. Raises QuoteError."""
     for path in (show["source"], show["path"]):
         if re.search(r"[\x00-\x1f\x7f\udc80-\udcff,\"]", path):
             raise QuoteError(

@@ -45,6 +45,13 @@ def systemd_argv(argv: Sequence[str], program: str | None = None) -> str:
 
 def systemd_arguments(words: Sequence[str]) -> str:
     """Return words for a setting that becomes part of a command line, one flag per line, as a quadlet's Exec=."""
+    for before, word in zip(["", *words], words):
+        # What follows it would be lost, such as the port.
+        if not word:
+            raise QuoteError(
+                f"{before or 'The command line'} has an empty value, at which podman's generator ends the command "
+                "line. Remove it from the profile's parameters."
+            )
     return _one_flag_a_line([_systemd_word(word.replace("$", "$$"), word) for word in words], " \\\n    ")
 
 

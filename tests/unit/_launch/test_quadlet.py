@@ -32,7 +32,6 @@ NASTY = [
     "#no comment",
     "tab\there",
     "ä→🙂",
-    "",
     "\\",
     "ends with \\",
     "--flag-like",
@@ -79,6 +78,12 @@ def section(text: str) -> dict[str, list[str]]:
 
 def options_of(text: str) -> list[str]:
     return [word for value in section(text)["PodmanArgs"] for word in words_of(value)]
+
+
+def test_empty_word_at_which_podmans_generator_ends_a_command_line_is_refused() -> None:
+    argv = [*server()["argv"], "--alias", "", "--metrics"]
+    with pytest.raises(QuoteError, match="--alias has an empty value"):
+        quadlet.quadlet_container(server(argv=argv), IMAGE, [1, 2])
 
 
 @pytest.mark.parametrize("value", NASTY)

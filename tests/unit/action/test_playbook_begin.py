@@ -221,6 +221,6 @@ def test_part_of_a_plan_is_not_applied() -> None:
 
 def test_export_needs_one_of_its_formats(begin: Begin) -> None:
     assert begin.error("export", "a=1").startswith("export needs the variable format: What the files are for: compose")
-    says = 'format is "kubernets": it is one of compose, kubernetes, '
+    says = 'format is "kubernets": it is one of compose, quadlet, kubernetes, '
     error = begin.error("export", "format=kubernets", "export_dri=x")
     assert says in error and 'did you mean "kubernetes"?' in error and "did you mean export_dir?" in error
