@@ -26,6 +26,8 @@ from ansible_collections.magi.llama.plugins.plugin_utils.show import WARNING, sh
 
 # Registered by export.yml.
 LINKS = "__export_links"
+# Registered by the role runtime.
+RUNTIME = "__runtime_provided"
 
 
 class ActionModule(HostAction):
@@ -84,9 +86,16 @@ def _plans(task_vars: Mapping[str, Any]) -> list[HostPlan]:
                 list(registry.get("scan_paths") or ()),
                 int(busy) if str(busy or "").isdecimal() else None,
                 _real_paths(host_vars.get(LINKS) or {}),
+                visible_value(dict(registry)),
+                visible_value(_runtime(host_vars)),
             )
         )
     return found
+
+
+def _runtime(host_vars: Mapping[str, Any]) -> dict[str, Any]:
+    """The fact llama_runtime of this run; empty where the step was left out."""
+    return dict(((host_vars.get(RUNTIME) or {}).get("ansible_facts") or {}).get("llama_runtime") or {})
 
 
 def _real_paths(answer: Mapping[str, Any]) -> dict[str, str]:

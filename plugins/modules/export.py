@@ -21,7 +21,7 @@ options:
   format:
     description: Which program the files are for.
     type: str
-    choices: [compose, quadlet, kubernetes, endpoints, file_sd, litellm, llama-swap]
+    choices: [compose, quadlet, kubernetes, endpoints, file_sd, litellm, llama-swap, cyclonedx]
     required: true
   folder:
     description: Folder on the controller, which is created. It has one format.

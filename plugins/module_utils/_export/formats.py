@@ -13,6 +13,7 @@ from typing import Any
 
 from .checks import compose_notes, kubernetes_notes
 from .compose import compose_files
+from .cyclonedx import cyclonedx_files, cyclonedx_notes
 from .kubernetes import kubernetes_files
 from .lists import (
     endpoints_files,
@@ -56,6 +57,7 @@ FORMATS: dict[str, Format] = {
     "file_sd": Format(file_sd_files, "name FOLDER/*.json in file_sd_configs of prometheus.yml", file_sd_notes),
     "litellm": Format(litellm_files, "litellm --config FOLDER/litellm.yaml", litellm_notes),
     "llama-swap": Format(llama_swap_files, "on HOST: llama-swap --config FOLDER/HOST/llama-swap.yaml"),
+    "cyclonedx": Format(cyclonedx_files, "give FOLDER/bom.json to what reads bills of materials", cyclonedx_notes),
 }
 
 

@@ -19,6 +19,7 @@ from .._core.links import is_below
 from .._gateway.fleet import proxy_name, slots_of
 from .._gateway.watch import patience_of
 from .gpus import gpus_of
+from .parts import Build, Part, build_of, parts_of
 
 # In the containers: where the API key is, if there is one, and the user who runs everything.
 KEY_FILE = "/run/secrets/llama/api-key"
@@ -56,7 +57,8 @@ class HostPlan:
     """A host's plan as planned; address as other hosts reach it, roots are the folders that its models are in.
 
     busy is how many of its servers are expected to compute at once, None for all; real has the paths without links of
-    the files in its command lines and of the roots, by the path that they have there.
+    the files in its command lines and of the roots, by the path that they have there. registry and runtime are the
+    facts llama_registry and llama_runtime.
     """
 
     name: str
@@ -65,6 +67,8 @@ class HostPlan:
     roots: Sequence[str]
     busy: int | None = None
     real: Mapping[str, str] = field(default_factory=dict)
+    registry: Mapping[str, Any] = field(default_factory=dict)
+    runtime: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,8 @@ class Workload:
 
     folders are read-only and at the same path as on the host, writable are folders that it writes in; memory in bytes,
     time in seconds. gpus is their number, gpu_numbers are the host's; gpu_fault says why a container cannot have them.
-    strays are files that links lead to, outside of the folders, each behind its link.
+    strays are files that links lead to, outside of the folders, each behind its link. parts are the model and what goes
+    with it, the model first; build is None where the host's llama-server is not known.
     """
 
     host: str
@@ -108,6 +113,8 @@ class Workload:
     profile: str
     generation: int
     key_file: str
+    parts: tuple[Part, ...] = ()
+    build: Build | None = None
     replicas: int = 1
 
 
@@ -205,6 +212,8 @@ def _workload(host: HostPlan, server: Mapping[str, Any], settings: Settings) -> 
         profile=str(host.plan.get("profile") or ""),
         generation=int(server.get("generation") or 1),
         key_file=str(server.get("api_key_file") or ""),
+        parts=parts_of(argv, host.registry),
+        build=build_of(host.runtime) if host.runtime else None,
     )
 
 
@@ -268,7 +277,15 @@ def merged(workloads: Sequence[Workload]) -> list[Workload]:
     by_name: dict[str, list[Workload]] = {}
     of_host: dict[str, Any] = {
         **{"host": "", "address": "", "listens": "", "profile": ""},
-        **{"generation": 0, "check_seconds": 0, "planned_argv": (), "key_file": "", "gpu_numbers": ()},
+        **{
+            "generation": 0,
+            "check_seconds": 0,
+            "planned_argv": (),
+            "key_file": "",
+            "gpu_numbers": (),
+            "parts": (),
+            "build": None,
+        },
     }
     for one in workloads:
         by_name.setdefault(one.name, []).append(one)

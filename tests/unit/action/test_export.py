@@ -59,6 +59,20 @@ def test_folder_has_what_was_planned(run_action: Any, tmp_path: Path) -> None:
     assert service["volumes"][0]["source"] == "/models" and "&id" not in (tmp_path / "out/i/compose.yaml").read_text()
 
 
+def test_bill_of_materials_has_what_scan_and_runtime_have_found(run_action: Any, tmp_path: Path) -> None:
+    model = {"id": "a", "kind": "model", "path": "/models/a.gguf", "files": ["/models/a.gguf"], "sha256": ["01" * 32]}
+    scan = {"llama_registry": {"scan_paths": ["/models"], "models": [model], "companions": []}}
+    runtime = {"version": "0.7.0", "build": 11669, "sha256": "ab" * 32}
+    found = host(
+        "h",
+        __registry_scan={"ansible_facts": scan},
+        __runtime_provided={"ansible_facts": {"llama_runtime": runtime}},
+    )
+    export(run_action, tmp_path / "out", found, format="cyclonedx")
+    components = json.loads((tmp_path / "out/bom.json").read_text())["components"]
+    assert [one["hashes"][0]["content"] for one in components] == ["ab" * 32, "01" * 32]
+
+
 @pytest.mark.parametrize("broken", [{"__playbook_failure": {"task": "t", "error": "e"}}, {"__servers_planned": {}}])
 def test_host_without_a_plan_keeps_all_from_being_written(
     run_action: Any, tmp_path: Path, broken: dict[str, Any]
