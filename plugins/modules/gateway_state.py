@@ -140,6 +140,13 @@ options:
         description: Whether a model's id without its quantization means the best quantization that is ready.
         type: bool
         default: true
+      console_url:
+        description: Address of the console, which starts and stops servers for clients that are operators.
+        type: str
+        default: ""
+      console_token_file:
+        description: File on the gateway with a token of the console of the role C(operate).
+        type: path
   api_keys:
     description: The clients with their keys. If not set together with O(settings), as before.
     type: list

@@ -5,12 +5,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.magi.llama.plugins.module_utils._gateway.clients import Client
+from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import Backend
+from support.running_gateway import running, server
 
 Q2, Q3, Q4 = "tiny-llama-q2_k", "tiny-llama-q3_k_m", "tiny-llama-q4_k_m"
 STATUS_KEYS = {"total_servers", "ready_servers", "servers"}
@@ -135,3 +140,24 @@ def test_wrong_name_is_a_problem_with_the_nearest(
     code, body, headers = curl(live, *arguments)
     assert (code, headers["content-type"]) == (status, "application/problem+json")
     assert nearest in body["nearest"] and nearest in body["fix"]
+
+
+def test_model_is_unloaded_and_loaded_through_a_gateway(live: Any, tmp_path: Path) -> None:
+    """As Open WebUI does it: the gateway asks the console, which runs the playbooks."""
+    key = "a-key-of-open-webui"
+    backends = [Backend(Q4, "Q4", "Q4", "model", (server(live.bed.port),))]
+    clients = [Client("webui", hashlib.sha256(key.encode()).hexdigest(), operator=True)]
+    token = live.console.operate.headers["Authorization"].removeprefix("Bearer ")
+    with running(tmp_path, backends, clients, console_url=live.console.url, console_token=token) as gateway:
+        with gateway.client(key) as asking:
+            asking.timeout = 120
+            assert asking.post("/models/unload", json={"model": Q4}).json() == {"success": True}
+            assert live.bed.status()[Q4]["state"] == "stopped"
+            gateway.wait_until({f"s_{live.bed.port}": "DOWN"})
+            assert asking.post("/models/load", json={"model": Q4}).json() == {"success": True}
+        assert live.bed.status()[Q4]["is_ready"]
+    answer = live.console.operate.post(f"/api/v1/models/{Q4}/load").json()
+    [one] = answer["servers"]
+    assert (answer["model_id"], one["name"], one["state"]) == (Q4, Q4, "ready")
+    unknown = live.console.operate.post("/api/v1/models/tiny-llama-q5/unload")
+    assert (unknown.status_code, unknown.json()["nearest"][0][:11]) == (404, "tiny-llama-")

@@ -115,6 +115,6 @@ def test_endpoints_answer_what_the_document_says(schema: Any, console: RunningCo
 def test_requests_that_change_something_are_refused_with_the_role_read(schema: Any, console: RunningConsole) -> None:
     for result in schema.exclude(method="GET").exclude(path_regex=NOT_CALLED).get_all_operations():
         operation = result.ok()
-        path = operation.path.format_map({"name": "x", "job_id": "x", "hash": "x", "host": "x"})
+        path = operation.path.format_map({"name": "x", "job_id": "x", "hash": "x", "host": "x", "model_id": "x"})
         assert console.read.request(operation.method, path, json={}).status_code in (403, 422), operation.label
         assert console.anonymous.request(operation.method, path, json={}).status_code in (401, 422), operation.label

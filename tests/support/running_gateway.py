@@ -24,6 +24,8 @@ from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import B
 from ansible_collections.magi.llama.plugins.module_utils._gateway.limits import Limits, limits_of
 from ansible_collections.magi.llama.plugins.module_utils._gateway.settings import Route, Settings
 
+# Of a console, where the settings have one.
+TOKEN = "the-gateway's-token-of-the-console"
 HAPROXY = os.environ.get("MAGI_HAPROXY", "/usr/sbin/haproxy")
 
 
@@ -37,13 +39,15 @@ def server(port: int, slots: int = 2) -> Server:
     return Server(f"s_{port}", "127.0.0.1", port, slots)
 
 
-def rendered(backends: Sequence[Backend], clients: Sequence[Client] = (), **settings: Any) -> dict[str, str]:
+def rendered(
+    backends: Sequence[Backend], clients: Sequence[Client] = (), *, console_token: str = TOKEN, **settings: Any
+) -> dict[str, str]:
     """The files of a configuration with these servers, clients and settings."""
     chosen = Settings(**settings)
     names = names_of(backends, chosen.aliases, chosen.families)
     splits = split_names(backends, chosen.aliases, chosen.families)
     limits = limits_of(Limits.common(chosen), chosen.models, names, backends)
-    return files_of(chosen, Route(backends, names, splits, clients, limits))
+    return files_of(chosen, Route(backends, names, splits, clients, limits, console_token))
 
 
 class Running:

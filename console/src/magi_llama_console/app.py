@@ -17,7 +17,7 @@ from . import openapi
 from .ansible import full_environment
 from .api import docs, health, legacy, page, problems, status_page
 from .api.headers import SecureHeaders
-from .api.v1 import events, hosts, jobs, keys, locks, models, plans, profiles, servers, session
+from .api.v1 import events, hosts, jobs, keys, loading, locks, models, plans, profiles, servers, session
 from .console import Console
 from .fleet.inventory import InventoryError, InventoryReader
 from .fleet.watch import FleetWatch
@@ -36,6 +36,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     hosts.router,
     servers.router,
     models.router,
+    loading.router,
     profiles.router,
     plans.router,
     jobs.router,

@@ -30,6 +30,8 @@ SETTINGS = {
     "max_connections": {"type": "int", "default": 2000},
     "aliases": {"type": "dict", "default": {}},
     "families": {"type": "bool", "default": True},
+    "console_url": {"type": "str", "default": ""},
+    "console_token_file": {"type": "path", "no_log": False},
 }
 
 ARGUMENTS = Arguments(

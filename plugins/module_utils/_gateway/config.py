@@ -18,6 +18,8 @@ from .aliases import names_in_full
 from .backends import NAMES, backend_lines, known_models
 from .client_metrics import METRICS, METRICS_PATH, STORES, TABLE
 from .clients import client_maps
+from .console import BACKEND as CONSOLE
+from .console import console_lines
 from .frontend import BUFFER_BYTES, frontend_lines
 from .operators import idle_by_server, listed_text, models_text
 from .settings import Route, Settings
@@ -48,8 +50,10 @@ def files_of(settings: Settings, route: Route) -> dict[str, str]:
         *table_lines(settings.stickiness),
         *frontend_lines(settings, route),
         *_metrics(settings, route),
+        *(console_lines(settings) if settings.console_url else []),
         *backend_lines(settings, route),
     ]
+    secrets = {backend.model_id: backend.key for backend in route.backends if backend.key}
     granted = names_in_full(route.backends, settings.aliases, settings.families)
     return {
         "haproxy.cfg": "\n".join(lines) + "\n",
@@ -67,7 +71,7 @@ def files_of(settings: Settings, route: Route) -> dict[str, str]:
         "demand.map": map_text(idle_by_server(route)),
         **({"tokens.lua": TOKENS} if is_counted(route.clients, settings.count_tokens) else {}),
         "patience.map": map_text(patience_by_server(route)),
-        "secrets.map": map_text({backend.model_id: backend.key for backend in route.backends if backend.key}),
+        "secrets.map": map_text({**secrets, **({CONSOLE: route.console_token} if settings.console_url else {})}),
         **{name: map_text(content) for name, content in client_maps(route.clients, granted).items()},
         "unknown_model.json": unknown_model_text(sorted(route.names)),
     }

@@ -56,7 +56,7 @@ def frontend_lines(settings: Settings, route: Route) -> list[str]:
         *conversation_lines(bool(route.clients)),
         *_model(),
         *_choice(route),
-        *load_lines(),
+        *load_lines(settings),
         *key_lines(settings.stickiness),
         "  use_backend %[var(txn.backend)]",
     ]

@@ -5,7 +5,8 @@
 """What clients that are operators may do besides: see which models are loaded, and load one, as llama-server's router.
 
 A model is loaded by a request that costs its server nothing, as any request starts a server on demand. The gateway has
-no rights on hosts, so it cannot stop a server: unloading is refused, with what does it instead.
+no rights on hosts, so it cannot start or stop other servers: the console does. Without one unloading is refused, with
+what does it instead.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from .console import operate_lines
 from .fleet import Backend
-from .settings import Route
+from .settings import Route, Settings
 from .words import FOLDER, error_json, refuse
 
 LOAD_PATH, UNLOAD_PATH = "/models/load", "/models/unload"
 # Without a text it answers that there are no tokens, at once, in a server of any kind of model.
 CHEAPEST_PATH = "/tokenize"
 UNLOAD_HINT = (
-    "A gateway cannot stop a server. Start the model on demand in the profile, with idle_stop, or run stop.yml -e "
-    "servers=NAME, with the server's name in status.yml."
+    "A gateway without gateway_console_url cannot stop a server. Start the model on demand in the profile, with "
+    "idle_stop, or run stop.yml -e servers=NAME, with the server's name in status.yml."
 )
 
 # Everything goes through the admin socket, as for the metrics. A file has the models, in the order of the list.
@@ -124,10 +126,11 @@ def list_lines() -> list[str]:
     return ["  http-request use-service lua.magi_models if is_operator is_list"]
 
 
-def load_lines() -> list[str]:
+def load_lines(settings: Settings) -> list[str]:
     """What becomes of a request to load or unload a model, once it is known which, and that the client may use it."""
+    refused = refuse(501, error_json(UNLOAD_HINT, "invalid_request_error", "unload_not_supported"), "is_unload")
     return [
-        refuse(501, error_json(UNLOAD_HINT, "invalid_request_error", "unload_not_supported"), "is_unload"),
+        *(operate_lines() if settings.console_url else [refused]),
         "  http-request set-var(txn.loads) bool(true) if is_load",
         f"  http-request set-path {CHEAPEST_PATH} if is_load",
         "  http-response return status 200 content-type application/json string '{\"success\": true}' "

@@ -40,6 +40,9 @@ class Settings:
     # Whether servers have names that get other addresses while HAProxy runs, as containers have.
     resolves: bool = False
     models: Mapping[str, Any] = field(default_factory=dict)
+    # Where the console is that starts and stops servers for operators, and its token.
+    console_url: str = ""
+    console_token_file: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,3 +54,5 @@ class Route:
     splits: Mapping[str, Sequence[tuple[str, int]]]
     clients: Sequence[Client]
     limits: Mapping[str, Limits]
+    # Of the console, where there is one.
+    console_token: str = ""

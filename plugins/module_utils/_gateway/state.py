@@ -25,6 +25,7 @@ from .aliases import check_aliases, missing_targets, names_of, split_names
 from .apply import SERVICE, Applied, apply
 from .clients import Client, missing_grants, parse_clients
 from .config import files_of
+from .console import console_address, read_token
 from .files import (
     Places,
     activate,
@@ -122,6 +123,8 @@ def bring_to_state(
         check_aliases(settings.aliases)
         check_models(settings.models)
         check_stickiness(settings.stickiness)
+        if settings.console_url:
+            console_address(settings)
         hosts, keys, changed = _hosts(places, given, warn)
         backends, warnings = backends_of(hosts, keys_of(keys), [given["name"]])
         warnings += missing_targets(backends, settings.aliases, settings.families)
@@ -131,7 +134,9 @@ def bring_to_state(
         warnings += missing_grants(clients, names)
         limits = limits_of(Limits.common(settings), settings.models, names, backends)
         splits = split_names(backends, settings.aliases, settings.families)
-        before, after = current_files(places), files_of(settings, Route(backends, names, splits, clients, limits))
+        before = current_files(places)
+        token = read_token(settings, before, warnings) if settings.console_url else ""
+        after = files_of(settings, Route(backends, names, splits, clients, limits, token))
         if settings.certificate:
             if settings.certificate == AUTO:
                 prepare(places, kept["user"], dry_run=dry_run)
@@ -244,7 +249,8 @@ def _kept(places: Places, given: Mapping[str, Any], found: str | None) -> dict[s
 
 
 def _settings(content: Mapping[str, Any]) -> Settings:
-    return Settings(**{**content, "certificate": content.get("certificate") or ""})
+    paths = {name: content.get(name) or "" for name in ("certificate", "console_token_file")}
+    return Settings(**{**content, **paths})
 
 
 def _refuse_open(settings: Settings, clients: Sequence[Client], backends: Sequence[Backend]) -> None:

@@ -10,35 +10,26 @@ the bodies are fixed: X-Magi-As-Of and X-Magi-Source; X-Magi-Job has the job.
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..console import Console
 from ..fleet.facts import Host, Server
-from ..store.base import ENDED, Job
 from .deps import ConsoleDep
 from .errors import errors
 from .fleet_answers import age, hosts_of, models_age, servers_of
 from .problems import Problem, unknown
-from .security import Operator, Principal, Reader, address_of
+from .security import Reader
 from .v1 import models as v1_models
 from .v1 import profiles as v1_profiles
-from .v1.jobs import submit
 from .v1.shapes import Bytes, Model
+from .waiting import CHANGES, Change, ChangeDep, say_age
 
 router = APIRouter(prefix="/api/models", tags=["old endpoints"])
-# The start-up time of a server: the environment's, as for the playbooks, or their default.
-START_UP_SECONDS = 120
-MAX_WAIT_SECONDS = 3600
-CHANGES = errors(404, 409, 422, 502, 503)
 HostName = Annotated[str | None, Query(max_length=253, description="One host, where the inventory has several.")]
-Wait = Annotated[float | None, Query(ge=0, le=MAX_WAIT_SECONDS, description="Seconds; by default the start-up time.")]
 
 
 class Registry(BaseModel):
@@ -115,7 +106,7 @@ class Activated(BaseModel):
 @router.get("/registry", responses=errors(404, 503))
 async def registry(response: Response, console: ConsoleDep, who: Reader, host: HostName = None) -> Registry:
     found = await v1_models.list_models(console, who, host)
-    _say_age(response, models_age(await hosts_of(console, host)))
+    say_age(response, models_age(await hosts_of(console, host)))
     return Registry(models=found.models, total=len(found.models), updated_at=found.as_of)
 
 
@@ -136,33 +127,9 @@ async def status(response: Response, console: ConsoleDep, _: Reader, host: HostN
 async def profiles(response: Response, console: ConsoleDep, _: Reader) -> ProfileNames:
     known = await v1_profiles.read_all(console)
     hosts = await hosts_of(console, None)
-    _say_age(response, age(hosts))
+    say_age(response, age(hosts))
     active = {host.profile for host in hosts}
     return ProfileNames(profiles=list(known), active_profile=active.pop() if len(active) == 1 else None)
-
-
-@dataclass(frozen=True)
-class Change:
-    """What all requests that change something have."""
-
-    request: Request
-    response: Response
-    console: Console
-    who: Principal
-    wait: float | None
-
-    async def run(self, verb: str, variables: dict[str, Any]) -> Run:
-        """Queue a job and wait for it. Raises Problem where it is refused."""
-        run = await Run.make(self.console, self.who, self.request, verb, variables)
-        await run.wait_for(self.response, self.wait)
-        return run
-
-
-async def change(request: Request, response: Response, console: ConsoleDep, who: Operator, wait: Wait = None) -> Change:
-    return Change(request, response, console, who, wait)
-
-
-ChangeDep = Annotated[Change, Depends(change)]
 
 
 @router.post("/start", responses=CHANGES)
@@ -186,7 +153,7 @@ async def stop_all(change: ChangeDep, host: HostName = None) -> Stopped:
     """Stop all servers."""
     hosts = await hosts_of(change.console, host)
     if not servers_of(hosts):
-        _say_age(change.response, age(hosts))
+        say_age(change.response, age(hosts))
         return Stopped(stopped=[])
     run = await change.run("stop", {"servers": ["all"], "limit": [host] if host else []})
     if run.has_failed:
@@ -240,65 +207,8 @@ def _one(hosts: Sequence[Host], name: str) -> Server:
 
 async def _servers(response: Response, console: Console, host: str | None) -> list[OldServer]:
     hosts = await hosts_of(console, host)
-    _say_age(response, age(hosts))
+    say_age(response, age(hosts))
     return [
         OldServer.model_construct(**{key: getattr(one, key) for key in OldServer.model_fields})
         for one in servers_of(hosts)
     ]
-
-
-def _say_age(response: Response, found: dict[str, Any]) -> None:
-    response.headers["X-Magi-As-Of"] = found["as_of"] or ""
-    response.headers["X-Magi-Source"] = found["source"]
-
-
-class Run:
-    """A job that an old endpoint has queued."""
-
-    def __init__(self, console: Console, job: Job) -> None:
-        self._console, self.job = console, job
-
-    @classmethod
-    async def make(
-        cls, console: Console, who: Principal, request: Request, verb: str, variables: dict[str, Any]
-    ) -> Run:
-        key = request.headers.get("idempotency-key", "")[:255]
-        return cls(console, await submit(console, verb, variables, by=who.name, key=key, address=address_of(request)))
-
-    @property
-    def has_failed(self) -> bool:
-        return self.job.state in ENDED and self.job.state != "finished"
-
-    async def wait_for(self, response: Response, seconds: float | None) -> None:
-        """Wait for its end; 202 where it has not ended by then."""
-        store = self._console.store
-        deadline = time.monotonic() + (start_up_seconds() if seconds is None else seconds)
-        while self.job.state not in ENDED and (left := deadline - time.monotonic()) > 0:
-            await store.wait(await store.last_sequence(), min(left, 1))
-            self.job = await store.job(self.job.id) or self.job
-        await self._console.fleet.catch_up()
-        response.headers["X-Magi-Job"] = self.job.id
-        hosts = [self._console.fleet.host(name) for name in self.job.hosts]
-        _say_age(response, age(hosts))
-        if self.job.state not in ENDED:
-            response.status_code = 202
-            response.headers["Location"] = f"/api/v1/jobs/{self.job.id}"
-
-    async def problem(self) -> Problem:
-        """Why it failed, by the first error that the run has reported."""
-        first: dict[str, Any] = {}
-        place = 0
-        while not first and (events := await self._console.store.events(place, self.job.id)):
-            place = events[-1].sequence
-            kinds = ("task_failed", "unreachable")
-            first = next((dict(one.event["data"]) for one in events if one.event["type"] in kinds), {})
-        text = first.get("msg") or f"The run ended with the status {self.job.rc}."
-        fix = first.get("fix") or f"Look at /api/v1/jobs/{self.job.id}/output."
-        return Problem(
-            502, f"Job {self.job.id} ({self.job.verb}): {text}", fix=fix, headers={"X-Magi-Job": self.job.id}
-        )
-
-
-def start_up_seconds() -> float:
-    given = os.environ.get("MODEL_MAX_STARTUP_TIME", "")
-    return min(float(given), MAX_WAIT_SECONDS) if given.isdecimal() else START_UP_SECONDS
