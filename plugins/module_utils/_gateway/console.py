@@ -18,7 +18,7 @@ from .words import FOLDER, SHOWN, error_json, http_error, literal
 
 # No id of a model begins like this: it is a backend's name, and the token's in the map of secrets.
 BACKEND = "MAGI_console"
-# The console waits so long for a run, and answers then that it goes on.
+# The console waits so long for a run, and answers then that it continues.
 WAIT_SECONDS = 300
 MAX_TOKEN_BYTES = 4096
 _TOKEN = re.compile(r"[\x21-\x7e]{8,512}")
