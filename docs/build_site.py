@@ -33,6 +33,7 @@ CONTENTS = {
         "console-api",
         "redis",
         "export",
+        "supply-chain",
         "containers-quadlet",
         "upgrade",
         "security",

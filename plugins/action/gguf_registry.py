@@ -37,8 +37,9 @@ class ActionModule(HostAction):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         super().run(tmp, task_vars)
         arguments = dict(self._task.args)
+        public_key = str(arguments.pop("manifest_public_key", None) or "")
         if arguments.get("manifest_file") and not arguments.get("manifest"):
-            arguments["manifest"] = self._manifest(arguments.pop("manifest_file"), task_vars or {})
+            arguments["manifest"] = self._manifest(arguments.pop("manifest_file"), public_key, task_vars or {})
         if arguments.get("state_dir"):
             arguments = fill_in(arguments, run_id=this_run((task_vars or {}).get("inventory_hostname", ""))["id"])
         # In check mode nothing may be saved between calls, and an async task is a single call.
@@ -67,10 +68,12 @@ class ActionModule(HostAction):
         result["_ansible_verbose_override"] = True
         return result
 
-    def _manifest(self, name: str, task_vars: dict[str, Any]) -> dict[str, Any]:
+    def _manifest(self, name: str, public_key: str, task_vars: dict[str, Any]) -> dict[str, Any]:
         sibling = os.path.join(task_vars.get("inventory_dir") or "", name)
-        path = os.path.abspath(sibling) if os.path.isfile(sibling) else self._find_needle("files", name)
-        return load_manifest(path, self._loader)
+        # One that has to be signed is only where it is named, and its absence is an error of its own.
+        is_plain = os.path.isfile(sibling) or bool(public_key)
+        path = os.path.abspath(sibling) if is_plain else self._find_needle("files", name)
+        return load_manifest(path, self._loader, public_key)
 
 
 class Advance:

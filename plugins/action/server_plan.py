@@ -60,7 +60,8 @@ class ActionModule(HostAction):
             path = existing_manifest(next_to_inventory(MANIFEST, folder=folder)) if folder else ""
         path = os.path.join(task_vars.get("inventory_dir") or "", path) if path else ""
         # One that is damaged is refused by the scan, which checks files against it.
-        files = load_manifest(path, self._loader).get("files") if os.path.isfile(path) else None
+        key = str(self._templar.template(task_vars.get("registry_manifest_public_key")) or "")
+        files = load_manifest(path, self._loader, key).get("files") if os.path.isfile(path) else None
         return {slug(str(name)) for name in files} if isinstance(files, Mapping) else set()
 
 

@@ -75,6 +75,12 @@ options:
         inventory, then in the usual folders for files.
       - Read by the action plugin of this name.
     type: path
+  manifest_public_key:
+    description:
+      - A public key of minisign, or the absolute path of its file on the controller. O(manifest_file) must then have a
+        valid signature next to it, with the same name and C(.minisig); otherwise nothing is scanned.
+      - Read by the action plugin of this name.
+    type: str
   manifest_strict:
     description: Treat files that are missing, or not in the manifest, as errors.
     type: bool

@@ -17,6 +17,7 @@ import yaml
 from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.parsing.dataloader import DataLoader
 from ansible_collections.magi.llama.plugins.plugin_utils.playbooks import as_called
+from ansible_collections.magi.llama.plugins.plugin_utils.signatures import verify
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # Numbers of YAML 1.1 that are not those of their digits: 010 is 8, and 1:30 is 90.
@@ -111,8 +112,13 @@ def _plain_numbers(root: yaml.Node | None) -> Iterator[tuple[str, yaml.ScalarNod
         todo += reversed(inner)
 
 
-def load_manifest(path: str, loader: DataLoader | None = None) -> dict[str, Any]:
-    """The manifest at path; empty for an empty path. Raises AnsibleActionFail where it is not one."""
+def load_manifest(path: str, loader: DataLoader | None = None, public_key: str = "") -> dict[str, Any]:
+    """The manifest at path; empty for an empty path. Raises AnsibleActionFail where it is not one.
+
+    With a public key of minisign, also where its signature is missing or not valid.
+    """
+    if path and public_key:
+        verify(path, public_key)
     manifest = load_yaml(loader or DataLoader(), path, "manifest") if path else {}
     if not isinstance(manifest, dict):
         advice = as_called("Write it with manifest.yml.")

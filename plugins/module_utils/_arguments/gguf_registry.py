@@ -18,6 +18,7 @@ ARGUMENTS = Arguments(
         "checksums": {"type": "bool", "default": False},
         "manifest": {"type": "dict"},
         "manifest_file": {"type": "path"},
+        "manifest_public_key": {"type": "str", "no_log": False},
         "manifest_strict": {"type": "bool", "default": False},
         "time_limit": {"type": "float"},
         "state_dir": {"type": "path"},

@@ -6,6 +6,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -105,6 +108,25 @@ def test_scan_with_changed_file_fails(fleet: Fleet) -> None:
     output = fleet.run("scan", "--limit", "one", code=2)
     assert f"{fleet.folder}/one/one.gguf has " in output and "the manifest says" in output
     fleet.run("scan", "--limit", "one", "-e", '{"registry_manifest_file": ""}')
+
+
+def test_signed_manifest_is_written_checked_and_refused_once_changed(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{ROOT}/.cache/debian/bin{os.pathsep}{os.environ['PATH']}")
+    if not shutil.which("minisign"):
+        pytest.skip("minisign is missing: make .cache/bin/.export")
+    secret, public = fleet.folder / "secret", fleet.folder / "public"
+    subprocess.run(["minisign", "-G", "-W", "-p", public, "-s", secret], check=True, capture_output=True)
+    wanted = ("-e", f"registry_manifest_public_key={public}")
+    assert "models.lock.yml does not exist" in fleet.run("scan", *wanted, code=2)
+    assert "so scans would refuse a manifest without a signature" in fleet.run("manifest", *wanted, code=2)
+    assert not fleet.manifest.exists()
+    assert "signed" in fleet.run("manifest", *wanted, "-e", f"sign_with={secret}")
+    fleet.run("scan", *wanted)
+    fleet.manifest.write_text(fleet.manifest.read_text().replace("schema_version: 1", "schema_version:  1"))
+    refused = fleet.run("scan", *wanted, code=2)
+    assert f"{fleet.manifest} was changed since it was signed" in refused
 
 
 def test_manifest_that_cannot_be_read_is_named(fleet: Fleet) -> None:
