@@ -19,6 +19,7 @@ from ansible_collections.magi.llama.plugins.module_utils._plan.profile import ne
 from ansible_collections.magi.llama.plugins.plugin_utils.approved import read_approved
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
 from ansible_collections.magi.llama.plugins.plugin_utils.extra_vars import errors, load_spec, words
+from ansible_collections.magi.llama.plugins.plugin_utils.golden_prompts import read_prompts
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.magi.llama.plugins.plugin_utils.inputs import decided, inputs_from_facts
 from ansible_collections.magi.llama.plugins.plugin_utils.inventory_places import misplaced
@@ -54,6 +55,7 @@ class ActionModule(HostAction):
                 *self._canary_errors(hosts, task_vars),
                 *_httpx_errors(options, hosts),
                 *(_apply_errors(hosts, task_vars) if "apply" in options else ()),
+                *(self._prompts_errors(hosts) if "rollout_prompts" in options else ()),
             ]
         )
         wrong.update(dict.fromkeys(_missing(arguments["playbook"], book.get("required", ()), options, hosts)))
@@ -92,6 +94,21 @@ class ActionModule(HostAction):
         if canary in names:
             return []
         return [f'rollout_canary is "{canary}", which is not a host of this run: {nearest(str(canary), names)}']
+
+    def _prompts_errors(self, hosts: dict[str, Any]) -> list[str]:
+        """Return an error for each file of golden prompts that cannot be used: hosts are changed before they are."""
+        given = [
+            one["rollout_prompts"]
+            for one in hosts.values()
+            if "rollout_prompts" not in inputs_from_facts(one) and "rollout_prompts" in one
+        ]
+        wrong = []
+        for path in dict.fromkeys(str(one) for one in given):
+            try:
+                read_prompts(self._loader, path)
+            except AnsibleActionFail as error:
+                wrong.append(str(error))
+        return wrong
 
 
 def _httpx_errors(options: dict[str, Any], hosts: dict[str, Any]) -> list[str]:

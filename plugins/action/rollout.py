@@ -88,6 +88,8 @@ class ActionModule(HostAction):
             return host
         if not _is_check() and "servers" not in arguments["verified"]:
             raise AnsibleActionFail("The connection to the host was lost before its servers answered.")
+        if arguments["prompts"].get("unreachable"):
+            raise AnsibleActionFail("The connection to the host was lost before its servers answered the prompts.")
         # Unreachable hosts are ignored, to be in the summary: a task that changes servers may not have reached one.
         others = rollout_summary.not_as_planned(plan, arguments["health"].get("running") or {})
         if others and not _is_check():

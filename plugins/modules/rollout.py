@@ -34,6 +34,11 @@ options:
     description: The result of M(magi.llama.verify). Required for V(updated).
     type: dict
     default: {}
+  prompts:
+    description: The result of M(magi.llama.golden_prompts), for V(updated), where it is part of the rollout.
+    type: dict
+    default: {}
+    version_added: 0.2.0
   task:
     description: The task that failed, for V(failed).
     type: str

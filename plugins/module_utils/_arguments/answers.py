@@ -111,6 +111,18 @@ _THROUGH_GATEWAY = Fields(
     }
 )
 
+_ASKED = Fields(
+    {
+        "name": NAME,
+        "model_id": NAME,
+        "port": int,
+        "prompts": int,
+        "tokens_per_second": _SECONDS,
+        "reference": _SECONDS,
+        "problems": [Fields({"prompt": str, "property": str, "detail": str})],
+    }
+)
+
 _HOW = re.compile("missing|nothing|maps|servers|reload|start|stop")
 
 # By module: what it answers unless it fails.
@@ -148,6 +160,7 @@ ANSWERS: dict[str, Fields] = {
     "server_info": Fields({"status": STATUS.shape, "drift": Map(str), "start": _START}),
     "server_log": Fields({"logs": [Fields({"name": NAME, "lines": [Fields({"text": str, "at": _TEXT})]})]}),
     "verify": Fields({"deployed": RECORD.required["servers"], "refused": [str]}),
+    "golden_prompts": Fields({"servers": [_ASKED]}),
     "gateway_members": Fields(
         {"members": HOST, "api_keys": [str], "left_out": [str], "running": [str]},
         {"holder": Maybe(_HOLDER), "is_locked": bool},

@@ -14,6 +14,7 @@ ARGUMENTS = Arguments(
         "step": {"type": "str", "choices": list(STEPS), "required": True},
         "health": {"type": "dict", "default": {}},
         "verified": {"type": "dict", "default": {}},
+        "prompts": {"type": "dict", "default": {}},
         "task": {"type": "str", "default": ""},
         "error": {"type": "str", "default": ""},
         "touched": {"type": "bool", "default": False},

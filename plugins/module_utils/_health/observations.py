@@ -5,8 +5,8 @@
 """Persisted readiness observations: observed.json in the state directory.
 
 For each server: its process, the seconds that it took to become ready and the time since when it is ready, its
-restarts, its memory as estimated and as loaded, its speed when it was probed, the last revision that was ready, the
-revision that was ready but did not answer, and a stuck stop.
+restarts, its memory as estimated and as loaded, its speed when it was probed, the best speed that a rollout's
+gate has accepted, the last revision that was ready, the revision that was ready but did not answer, and a stuck stop.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 _SECONDS = (*NUMBER, NULL)
 STUCK_STOP = Fields({"signal": str, "seconds": NUMBER})
 # What is known of a server besides its process.
-_LASTING = ("refused_revision", "stuck_stop", "started_config")
+_LASTING = ("refused_revision", "stuck_stop", "started_config", "accepted_speed")
 # What still holds after a reboot, when its PID may be that of another process.
-_LASTING_OVER_BOOTS = ("ready_revision", "refused_revision", "stuck_stop")
+_LASTING_OVER_BOOTS = ("ready_revision", "refused_revision", "stuck_stop", "accepted_speed")
 _SERVER = Fields(
     {},
     {
@@ -49,6 +49,7 @@ _SERVER = Fields(
         "stuck_stop": STUCK_STOP,
         "memory": MEMORY,
         "tokens_per_second": NUMBER,
+        "accepted_speed": NUMBER,
         "started_config": Fields({"pid": int, "digest": str}),
     },
 )
@@ -155,6 +156,19 @@ def note_speeds(state_dir: str, speeds: Mapping[str, float]) -> None:
         if "pid" in known.get(name, {}):
             known[name]["tokens_per_second"] = speed
     _write(state_dir, known)
+
+
+def note_accepted_speeds(state_dir: str, speeds: Mapping[str, float]) -> None:
+    """Note the tokens a second that later rollouts are compared with, by name."""
+    known = _read(state_dir)
+    for name, speed in speeds.items():
+        known.setdefault(name, {})["accepted_speed"] = speed
+    _write(state_dir, known)
+
+
+def accepted_speeds(state_dir: str) -> dict[str, float]:
+    """Return the tokens a second that a rollout's gate compares with, by name. Raises ObservedError."""
+    return {name: seen["accepted_speed"] for name, seen in _read(state_dir).items() if "accepted_speed" in seen}
 
 
 def note_started_configs(state_dir: str, pids: Mapping[str, int | None], digests: Mapping[str, str]) -> None:

@@ -206,11 +206,11 @@ def _ask_for_tokens(server: Server, timeout: float) -> Probe:
     return Probe("unhealthy", f"/health is 200, but {path} answered {code}: {clean_text(json.dumps(answer), 200)}")
 
 
-def tokens_per_second(answer: Mapping[str, Any]) -> float | None:
-    """Return the speed of generation in an answer of /completion; None where it does not say it."""
+def tokens_per_second(answer: Mapping[str, Any], requested: int = PROBE_TOKENS) -> float | None:
+    """Return the speed of generation in an answer of /completion of the requested tokens; None without one."""
     timings = answer.get("timings")
     count, milliseconds = (timings.get(key) if isinstance(timings, dict) else None for key in _TIMINGS)
-    if not isinstance(count, int) or not isinstance(milliseconds, (int, float)) or not 1 < count <= PROBE_TOKENS:
+    if not isinstance(count, int) or not isinstance(milliseconds, (int, float)) or not 1 < count <= requested:
         return None
     # llama-server's clock starts with the first token. Older builds count that one in their own quotient.
     speed = (count - 1) * 1000 / milliseconds if milliseconds > 0 else math.inf

@@ -224,3 +224,25 @@ def test_export_needs_one_of_its_formats(begin: Begin) -> None:
     says = 'format is "kubernets": it is one of compose, quadlet, kubernetes, '
     error = begin.error("export", "format=kubernets", "export_dri=x")
     assert says in error and 'did you mean "kubernetes"?' in error and "did you mean export_dir?" in error
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "there is no file"),
+        ("- {prompt: a, expect: {contain: b}}\n", 'prompts[0].expect: there is no key "contain"'),
+        ("- [", "rollout_prompts ("),
+    ],
+)
+def test_golden_prompts_that_cannot_be_used_are_an_error_before_any_host(
+    begin: Begin, tmp_path: Any, content: str | None, says: str
+) -> None:
+    path = tmp_path / "p.yml"
+    if content is not None:
+        path.write_text(content)
+    assert says in begin.error("rollout", f"rollout_prompts={path}")
+
+
+def test_slowdown_in_per_cent_is_an_error(begin: Begin) -> None:
+    says = 'rollout_max_slowdown is "20": it is a number, 1 or less.'
+    assert says in begin.error("rollout", "rollout_max_slowdown=20")
