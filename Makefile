@@ -112,6 +112,13 @@ page: console/page/node_modules/.ready ## Build the page of the console; the bui
 	else echo "kustomize, docker-compose, quadlet or minisign may be missing: tests of exported files and of signatures that need them are skipped"; fi
 	@mkdir -p $(@D) && touch $@
 
+# What the rules, alerts and dashboards are tested with: Debian 13's programs, unpacked.
+.cache/bin/.monitoring: tools/debian_programs.py $(VENV)/.ready
+	@if command -v apt-get >/dev/null && PYTHONPATH=collections $(BIN)/python tools/debian_programs.py trixie .cache/monitoring prometheus promtool prometheus-alertmanager; then \
+	  echo "unpacked prometheus and alertmanager of Debian 13"; \
+	else echo "Debian's prometheus is missing, so tests of rules, alerts and dashboards are skipped"; fi
+	@mkdir -p $(@D) && touch $@
+
 # Every view, at three widths and in both themes.
 .PHONY: screenshots
 screenshots: $(VENV)/.ready console/page/node_modules/.ready ## Screenshots of the console's page in .cache/docs/screenshots
@@ -175,12 +182,12 @@ sanity: $(VENV)/.ready ## Run ansible-test sanity on a real copy of the collecti
 	@$(BIN)/python tests/sanity
 
 .PHONY: unit
-unit: .cache/bin/.ready .cache/bin/.redis .cache/bin/.export ## Run the unit tests
+unit: .cache/bin/.ready .cache/bin/.redis .cache/bin/.export .cache/bin/.monitoring ## Run the unit tests
 	@$(BIN)/python -m pytest tests/unit
 
 # While you work: what finds most mistakes in about a minute on an idle machine with two cores. Tests that take seconds are marked slow.
 .PHONY: check
-check: .cache/bin/.ready .cache/bin/.redis .cache/bin/.export ## Run the fast checks: style, types, most unit tests
+check: .cache/bin/.ready .cache/bin/.redis .cache/bin/.export .cache/bin/.monitoring ## Run the fast checks: style, types, most unit tests
 	@ruff check --quiet . && ruff format --check --quiet .
 	@mypy | grep --invert-match Success || test "$${PIPESTATUS[0]}" = 0
 	@mypy --config-file console/pyproject.toml | grep --invert-match Success || test "$${PIPESTATUS[0]}" = 0
@@ -190,7 +197,7 @@ check: .cache/bin/.ready .cache/bin/.redis .cache/bin/.export ## Run the fast ch
 
 # Everything except lint and sanity in one run with one summary; two at a time, since most tests wait for servers.
 .PHONY: pytest
-pytest: .cache/models/.ready .cache/bin/.haproxy .cache/bin/.redis .cache/bin/.export .cache/docker/.ready console/page/node_modules/.ready ## Run scenarios, faults, unit tests, the artifact, every ansible-core and Python
+pytest: .cache/models/.ready .cache/bin/.haproxy .cache/bin/.redis .cache/bin/.export .cache/bin/.monitoring .cache/docker/.ready console/page/node_modules/.ready ## Run scenarios, faults, unit tests, the artifact, every ansible-core and Python
 	@$(BIN)/python -m pytest -n 2 --dist loadscope --cov --cov-report=
 
 # The URLs in the artifact derive from REPOSITORY, for example https://example.org/magi/llama.

@@ -31,6 +31,7 @@ CONTENTS = {
         "exit-codes",
         "events",
         "console-api",
+        "monitoring",
         "redis",
         "export",
         "supply-chain",
@@ -43,7 +44,7 @@ CONTENTS = {
     "Reference": ["playbooks", "variables"],
     "How it works": ["architecture"],
 }
-ROLES = ["runtime", "registry", "servers", "gateway", "console", "redis"]
+ROLES = ["runtime", "registry", "servers", "gateway", "console", "redis", "monitoring"]
 PROJECT = ["CONTRIBUTING", "SECURITY", "CHANGELOG"]
 COLLECTION = "magi.llama"
 

@@ -13,6 +13,8 @@ from ansible_collections.magi.llama.plugins.module_utils._core.errors import Mag
 from ansible_collections.magi.llama.plugins.module_utils._gateway import fleet
 from ansible_collections.magi.llama.plugins.module_utils._launch import on_demand, quadlet, quoting, units
 from ansible_collections.magi.llama.plugins.module_utils._models import checksums
+from ansible_collections.magi.llama.plugins.module_utils._monitoring import targets
+from ansible_collections.magi.llama.plugins.module_utils._monitoring.program import exporter_program
 from ansible_collections.magi.llama.plugins.module_utils._plan import turns
 from ansible_collections.magi.llama.plugins.plugin_utils.inventory_places import existing_manifest, next_to_inventory
 from ansible_collections.magi.llama.plugins.plugin_utils.playbooks import as_called
@@ -21,6 +23,7 @@ from ansible_collections.magi.llama.plugins.plugin_utils.yaml_files import load_
 FUNCTIONS = (
     as_called,
     existing_manifest,
+    exporter_program,
     load_manifest,
     next_to_inventory,
     checksums.merge_manifests,
@@ -33,6 +36,8 @@ FUNCTIONS = (
     on_demand.systemd_proxy,
     quadlet.quadlet_container,
     quadlet.quadlet_service,
+    targets.exporter_access,
+    targets.exporter_targets,
     turns.has_touched,
     turns.ready_models,
     turns.wave_at,

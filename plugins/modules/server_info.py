@@ -216,17 +216,9 @@ from ansible_collections.magi.llama.plugins.module_utils._arguments.server_info 
 from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
 from ansible_collections.magi.llama.plugins.module_utils._core.commands import output_of
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
-from ansible_collections.magi.llama.plugins.module_utils._core.gpu_processes import TOOL_FOLDERS, held_bytes
-from ansible_collections.magi.llama.plugins.module_utils._core.processes import processes
-from ansible_collections.magi.llama.plugins.module_utils._deployment.config_drift import config_drift
-from ansible_collections.magi.llama.plugins.module_utils._deployment.record import chosen, read_record
+from ansible_collections.magi.llama.plugins.module_utils._core.gpu_processes import TOOL_FOLDERS
+from ansible_collections.magi.llama.plugins.module_utils._deployment.host_status import host_status
 from ansible_collections.magi.llama.plugins.module_utils._deployment.rollback import Deployment, starting
-from ansible_collections.magi.llama.plugins.module_utils._health.drift import drift
-from ansible_collections.magi.llama.plugins.module_utils._health.observations import for_status, started_configs
-from ansible_collections.magi.llama.plugins.module_utils._health.pending import config_digests, restart_pending
-from ansible_collections.magi.llama.plugins.module_utils._health.probe import probe_all
-from ansible_collections.magi.llama.plugins.module_utils._health.status import status_json
-from ansible_collections.magi.llama.plugins.module_utils._services.table import driver_for
 
 LOG_LINES = 100
 
@@ -236,47 +228,22 @@ def main() -> None:
 
 
 def run(module: Module) -> dict:
-    state_dir = plain_path(module.params["state_dir"])
-    record = read_record(state_dir)
-    servers = chosen(record, module.params["servers"])
-    driver = driver_for(record, state_dir)
-    statuses = driver.status([server["name"] for server in servers])
-    running = [server for server in servers if statuses[server["name"]].state == "running"]
-    pids = {name: status.pid for name, status in statuses.items()}
-    probes = probe_all(running, pids, deep=module.params["deep"])
-    wanted, found = module.params["servers"], processes(state_dir)
-    configs = config_drift(state_dir, record)
-    digests = config_digests(state_dir, record["service_manager"], pids)
-    pending = restart_pending(started_configs(state_dir), pids, digests)
-    seen, held = for_status(state_dir), _held(module, servers)
-    sleeping = [name for name, status in statuses.items() if status.state == "sleeping"]
-    status = status_json(servers, statuses, probes, found, seen, pending, held, record["profile"])
-    for entry in status["servers"]:
-        if {entry["name"], "all"} & set(module.params["log_of"]):
-            entry["log"] = driver.log_tail(entry["name"], LOG_LINES)
-    return {
-        "changed": False,
-        "status": status,
-        "drift": drift(servers, pids, *(_only(wanted, part) for part in (found, configs)), sleeping),
-        "start": starting(Deployment(record, ())),
-    }
-
-
-def _held(module: Module, servers: list) -> dict | None:
-    """What processes hold of GPUs, by pid; no tool is asked where no server is planned there."""
-    if not any(server.get("memory", {}).get("vram_bytes") for server in servers):
-        return None
+    params = module.params
 
     def tool(command: list) -> str | None:
         path = module.get_bin_path(command[0], opt_dirs=list(TOOL_FOLDERS))
         return None if path is None else output_of(path, *command[1:])
 
-    return held_bytes(tool)
-
-
-def _only(names: list, by_name: dict) -> dict:
-    """The part of a mapping that is about the named servers, all of it where no name is given."""
-    return {name: value for name, value in by_name.items() if not names or name in names}
+    found = host_status(plain_path(params["state_dir"]), tool, names=params["servers"], deep=params["deep"])
+    for entry in found.status["servers"]:
+        if {entry["name"], "all"} & set(params["log_of"]):
+            entry["log"] = found.driver.log_tail(entry["name"], LOG_LINES)
+    return {
+        "changed": False,
+        "status": found.status,
+        "drift": found.drift,
+        "start": starting(Deployment(found.record, ())),
+    }
 
 
 if __name__ == "__main__":

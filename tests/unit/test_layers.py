@@ -23,6 +23,7 @@ LAYERS = (
     "_health",
     "_deployment",
     "_gateway",
+    "_monitoring",
     "_export",
     "_output",
     "_arguments",

@@ -105,7 +105,7 @@ class Backend:
 
 
 # Groups of hosts that run something else than servers.
-OTHER_GROUPS = ("gateways", "console", "redis")
+OTHER_GROUPS = ("gateways", "console", "redis", "monitoring")
 
 
 def model_hosts(groups: Mapping[str, Sequence[str]]) -> list[str]:

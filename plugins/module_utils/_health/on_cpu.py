@@ -24,6 +24,14 @@ def planned_vram(server: Mapping[str, Any]) -> int:
     return int((server.get("memory") or {}).get("vram_bytes", 0))
 
 
+def is_on_cpu(server: Mapping[str, Any], held_bytes: int) -> bool:
+    """Whether a server that is to be checked holds too little GPU memory for what was planned."""
+    planned = planned_vram(server)
+    # A flag may move weights off the GPU, and the plan not know how many.
+    is_known = "vram_bytes" not in (server.get("memory") or {}).get("estimates", ())
+    return planned > 0 and held_bytes < (LEAST_SHARE * planned if is_known else 1)
+
+
 def with_servers_on_cpu(
     outcomes: Sequence[Outcome],
     servers: Sequence[Mapping[str, Any]],
@@ -54,9 +62,7 @@ def _judged(
         detail = "no tool (nvidia-smi) says whether it runs on a GPU, and servers_require_gpu is true"
     else:
         has = sum(held.get(pid, 0) for pid in (outcome.pid, *children.get(outcome.pid, ())))
-        # A flag may move weights off the GPU, and the plan not know how many.
-        is_known = "vram_bytes" not in server["memory"].get("estimates", ())
-        if has >= (LEAST_SHARE * planned if is_known else 1):
+        if not is_on_cpu(server, has):
             return outcome
         detail = f"runs on the CPU: it holds {format_bytes(has)} of GPU memory, planned are {format_bytes(planned)}"
     fix = (

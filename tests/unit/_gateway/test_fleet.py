@@ -199,6 +199,7 @@ def test_family_is_id_without_quantization(model: str, family: str) -> None:
         ({"all": [], "ungrouped": []}, ["localhost"]),
         ({"all": ["a", "g"], "site1": ["a", "g"], "gateways": ["g"]}, ["a"]),
         ({"all": ["a", "g", "c", "r"], "gateways": ["g"], "console": ["c"], "redis": ["r"]}, ["a"]),
+        ({"all": ["a", "m"], "monitoring": ["m"]}, ["a"]),
         ({"all": ["g"], "gateways": ["g"]}, ["g"]),
         ({"all": ["a", "g", "x"], "models": ["a", "g"], "gateways": ["g"]}, ["a", "g"]),
         ({"all": ["a"], "models": []}, []),

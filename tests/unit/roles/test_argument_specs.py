@@ -18,7 +18,18 @@ from ansible_collections.magi.llama.plugins.module_utils._services.table import 
 ROOT = Path(__file__).parents[3]
 ROLES = sorted((ROOT / "roles").iterdir())
 PLAYBOOKS = sorted((ROOT / "playbooks").rglob("*.yml"))
-PREFIXES = ("runtime", "registry", "servers", "verify", "rollback", "rollout", "gateway", "console", "redis")
+PREFIXES = (
+    "runtime",
+    "registry",
+    "servers",
+    "verify",
+    "rollback",
+    "rollout",
+    "gateway",
+    "console",
+    "redis",
+    "monitoring",
+)
 VARIABLE = re.compile(
     rf"(?<![\w.'/-])({'|'.join(PREFIXES)})_[a-z_0-9]+\b(?!\s*[:=])|(?<![\w.'/-])(servers|output|output_file) \|"
 )

@@ -15,9 +15,9 @@ import yaml
 from support.runs import ROOT
 
 # The file by which a role knows that a folder is its own.
-MARKS = ("magi-llama-redis.conf", "__console_mark")
+MARKS = ("magi-llama-redis.conf", "magi-llama-prometheus.yml", "__console_mark")
 # Of names that are this collection's alone.
-OWN = re.compile(r"/etc/[\w./-]*magi-llama[\w./@-]*")
+OWN = re.compile(r"/(?:etc|usr/local/lib)/[\w./-]*magi-llama[\w./@-]*")
 # What is said after a folder's name is in it.
 BELOW = re.compile(r"\}\}/[\w.]|\}\}/\{\{")
 COMMANDS = ("ansible.builtin.command", "ansible.builtin.shell", "command", "shell")
@@ -83,10 +83,10 @@ def test_role_removes_what_is_its_own(path: Path, task: Mapping[str, Any]) -> No
 
 
 def test_all_roles_that_remove_folders_are_looked_at() -> None:
-    assert {path.parts[-3] for path, _task in (one.values for one in removals())} >= {"redis", "console"}
+    assert {path.parts[-3] for path, _task in (one.values for one in removals())} >= {"redis", "console", "monitoring"}
 
 
-@pytest.mark.parametrize("role", ["redis", "console"])
+@pytest.mark.parametrize("role", ["redis", "console", "monitoring"])
 def test_removal_of_a_folder_needs_its_mark(role: str) -> None:
     others = tasks_of(ROOT / f"roles/{role}/tasks/teardown.yml")
     guarded = [task for task in others if removed_by(task) and is_guarded(task, others)]

@@ -18,7 +18,7 @@ from typing import Any
 
 SECONDS = 60
 # Hosts of these groups run no servers, where no group models says which do.
-OTHER_GROUPS = ("gateways", "console", "redis")
+OTHER_GROUPS = ("gateways", "console", "redis", "monitoring")
 # So long an inventory that could not be read is not read again, unless one of its files has changed.
 ERROR_SECONDS = 5.0
 LOCAL = ("localhost", "127.0.0.1", "::1")

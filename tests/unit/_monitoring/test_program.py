@@ -1,0 +1,75 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The exporter as hosts have it: one program of the standard library."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ansible_collections.magi.llama.plugins.module_utils._monitoring.program import exporter_program
+
+
+@pytest.fixture(scope="module")
+def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("state")
+
+
+@pytest.fixture(scope="module")
+def port(state_dir: Path) -> Iterator[int]:
+    program = state_dir.parent / "exporter.py"
+    program.write_text(exporter_program("Managed\nby a run"))
+    assert program.read_text().startswith("#!/usr/bin/env python3\n# Managed\n# by a run\n")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        number = probe.getsockname()[1]
+    # Isolated, so that nothing of the collection is found but what the program has.
+    with subprocess.Popen([sys.executable, "-I", program, state_dir, "127.0.0.1", str(number)]) as process:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                assert get(number, "/health") == (200, "ok\n")
+                break
+            except OSError:
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.05)
+        yield number
+        process.terminate()
+
+
+def get(port: int, path: str, method: str = "GET") -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request(method, path)
+    answer = connection.getresponse()
+    return answer.status, answer.read().decode()
+
+
+def test_program_serves_metrics_of_a_host_without_servers(port: int) -> None:
+    code, text = get(port, "/metrics")
+    assert code == 200
+    assert "magi_llama_collection_ok 1\n" in text
+    assert "magi_llama_servers 0\n" in text
+
+
+def test_program_only_reads(port: int) -> None:
+    assert get(port, "/metrics", "POST")[0] == 501
+    assert get(port, "/props")[0] == 404
+
+
+def test_record_that_cannot_be_read_is_a_metric(port: int, state_dir: Path) -> None:
+    get(port, "/metrics")
+    (state_dir / "deployment.json").write_text("{")
+    deadline = time.monotonic() + 30
+    while "magi_llama_collection_ok 0\n" not in (found := get(port, "/metrics")[1]):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    # The time of the last look remains, so that an alert sees its age.
+    assert "magi_llama_collection_timestamp_seconds " in found
+    assert "magi_llama_servers" not in found
