@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 
 import yaml
+from bench.floor import above_floor, floor
 from bench.measure import (
     CACHE,
     ROOT,
@@ -121,10 +122,6 @@ def loop(host: str, *arguments: str) -> Run:
     return playbook("tests/bench/loop.yml", INVENTORY, "--limit", host, *arguments)
 
 
-def floor(hosts: list[str]) -> Run:
-    return playbook("tests/bench/floor.yml", INVENTORY, "--limit", ",".join(hosts))
-
-
 # --- one node --------------------------------------------------------------------------------------------------------
 
 
@@ -195,7 +192,6 @@ def bound_by(hosts: list[str], servers: int) -> tuple[Run, str]:
 def many_nodes(hosts: list[str], rounds: int = 2) -> list[Row]:
     rows: list[Row] = []
     alone: dict[str, float] = {}
-    floors: dict[int, float] = {}
     for count in [count for count in HOSTS if count <= len(hosts)]:
         chosen = hosts[:count]
         say(f"{count} hosts with {SERVERS_EACH} servers each")
@@ -207,7 +203,11 @@ def many_nodes(hosts: list[str], rounds: int = 2) -> list[Row]:
         runs = [bound_by(chosen, SERVERS_EACH) for _ in range(rounds)]
         for run, _ in runs:
             unchanged(run)
-        floors[count] = median(floor(chosen).seconds for _ in range(rounds))
+        unchanged_runs = [run for run, _ in runs]
+        calls = unchanged_runs[-1].module_calls // count
+        floors = [floor(calls, INVENTORY, "--limit", ",".join(chosen)) for _ in range(rounds)]
+        what = f"nothing to change, {count} hosts, above Ansible itself"
+        rows.append(above_floor(PART, what, unchanged_runs, floors, 1.3 if count == 10 else None))
         teardown(chosen)
         for kind, measured in (("first run", firsts), ("nothing to change", runs)):
             took, note = median(run.seconds for run, _ in measured), measured[-1][1]
@@ -217,9 +217,6 @@ def many_nodes(hosts: list[str], rounds: int = 2) -> list[Row]:
                 rows.append(figure(PART, what, took, "s", note=note))
             else:
                 rows.append(within(PART, what, took, alone[kind], "1 host", 3 if count == 10 else None, note=note))
-    for count, took in floors.items():
-        what = f"Ansible itself, five calls of a module that does nothing, {count} hosts"
-        rows.append(within(PART, what, took, floors[1], "1 host") if count > 1 else figure(PART, what, took, "s"))
     return rows
 
 

@@ -154,6 +154,8 @@ class Run:
     changed: dict[str, int]
     peak_bytes: int
     output: str
+    # Over all hosts.
+    module_calls: int = 0
 
     def seconds_of(self, *names: str) -> float:
         """Seconds from the start of the first to the end of the last of these tasks."""
@@ -168,7 +170,7 @@ class Run:
 def ansible(*argv: str, check: bool = True, **environment: str) -> Run:
     """Run an Ansible command with the controller's environment."""
     with tempfile.TemporaryDirectory(prefix="magi-bench-") as folder:
-        times = Path(folder) / "tasks.json"
+        times, calls = Path(folder) / "tasks.json", Path(folder) / "calls"
         with open(Path(folder) / "output", "w+", encoding="utf-8") as output:
             began = time.monotonic()
             process = subprocess.Popen(
@@ -178,6 +180,7 @@ def ansible(*argv: str, check: bool = True, **environment: str) -> Run:
                     ANSIBLE_CALLBACK_PLUGINS=str(ROOT / "tests" / "bench" / "callbacks"),
                     ANSIBLE_CALLBACKS_ENABLED="task_times",
                     BENCH_TASK_TIMES=str(times),
+                    BENCH_MODULE_CALLS=str(calls),
                     **environment,
                 ),
                 stdin=subprocess.DEVNULL,
@@ -193,9 +196,10 @@ def ansible(*argv: str, check: bool = True, **environment: str) -> Run:
             tail = "\n".join(text.strip().splitlines()[-40:])
             raise BenchError(f"`{' '.join(argv)}` exited with code {process.returncode}:\n{tail}")
         tasks = json.loads(times.read_text()) if times.exists() else []
+        count = calls.stat().st_size if calls.exists() else 0
     changed = {name: int(count) for name, count in re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", text, re.MULTILINE)}
     used = usage.ru_utime + usage.ru_stime
-    return Run(seconds, used, [tuple(task) for task in tasks], changed, usage.ru_maxrss * 1024, text)
+    return Run(seconds, used, [tuple(task) for task in tasks], changed, usage.ru_maxrss * 1024, text, count)
 
 
 def playbook(path: str, inventory: Path, *arguments: str, check: bool = True, **environment: str) -> Run:

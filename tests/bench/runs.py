@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
 
+from bench.floor import above_floor, floor
 from bench.measure import (
     BIN,
     CACHE,
@@ -259,6 +260,8 @@ class Compared:
         self.ours: list[Run] = []
         self.loop: list[Run] = []
         self.hand: list[float] = []
+        self.floor_first: list[Run] = []
+        self.floor: list[Run] = []
         self._servers: list[dict[str, Any]] = []
 
     def first_ours(self) -> float:
@@ -278,6 +281,12 @@ class Compared:
         self.hand.append(by_hand(self._servers))
         return self.hand[-1]
 
+    def first_floor(self) -> float:
+        return timed(self.floor_first, floor(self.ours_first[-1].module_calls, self.sides[0].inventory))
+
+    def again_floor(self) -> float:
+        return timed(self.floor, floor(self.ours[-1].module_calls, self.sides[0].inventory))
+
     def start(self) -> None:
         ours, loop = self.sides
         loop.start_manager()
@@ -296,12 +305,19 @@ def compare(first_rounds: int, rounds: int) -> tuple[Compared, Compared]:
     one, many = Compared(1), Compared(MANY)
     say("first runs")
     alternate(first_rounds, ours_1=one.first_ours, loop_1=one.first_loop)
-    alternate(first_rounds, ours=many.first_ours, hand=many.by_hand, loop=many.first_loop)
+    alternate(first_rounds, ours=many.first_ours, hand=many.by_hand, floor=many.first_floor, loop=many.first_loop)
     say("unchanged runs")
     with removed_afterwards(*one.sides, *many.sides):
         one.start()
         many.start()
-        alternate(rounds, ours_1=one.again_ours, ours=many.again_ours, loop_1=one.again_loop, loop=many.again_loop)
+        alternate(
+            rounds,
+            ours_1=one.again_ours,
+            ours=many.again_ours,
+            floor=many.again_floor,
+            loop_1=one.again_loop,
+            loop=many.again_loop,
+        )
     return one, many
 
 
@@ -337,6 +353,8 @@ def measure() -> list[Row]:
     both = f"ours {all_of(many.ours)}; loop role {all_of(many.loop)}"
     both_first = f"ours {all_of(many.ours_first)}; loop role {all_of(many.loop_first)}"
     hand = f"ours {spread(started)}; by hand {spread(many.hand)}"
+    nearer = f"nothing to change, {MANY} servers, above Ansible itself"
+    nearer_first = f"first run, {MANY} servers, above Ansible itself"
     from_start = f"start handler to the last healthy, {MANY} servers"
     return [
         within(PART, f"nothing to change, {MANY} servers", ours, alone, "1 server", 1.2, note=profiled(many.ours[-1])),
@@ -353,5 +371,7 @@ def measure() -> list[Row]:
             1.2,
             note=f"{hand}; {profiled(many.ours_first[-1])}",
         ),
+        above_floor(PART, nearer, many.ours, many.floor, 1.5),
+        above_floor(PART, nearer_first, many.ours_first, many.floor_first, 1.5, added=median(many.hand)),
         figure(PART, f"peak memory of ansible-playbook, {MANY} servers", many.ours[-1].peak_bytes / 1e6, "MB"),
     ]
