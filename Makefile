@@ -211,13 +211,6 @@ PYTHONS ?= 3.11 3.12 3.13 3.14
 console-bundle: $(VENV)/.ready ## Put the console and all its packages in one file (PYTHONS="3.13")
 	@$(BIN)/python tools/console_bundle.py $(PYTHONS)
 
-# The collection, ansible-core and what you name, for a controller without a network.
-LLAMA_ARCHIVE ?=
-MANIFEST ?=
-.PHONY: bundle
-bundle: $(VENV)/.ready ## Put all that a controller without a network needs in one file (LLAMA_ARCHIVE= MANIFEST= PYTHONS="3.13")
-	@$(BIN)/python tools/bundle.py $(PYTHONS) $(if $(LLAMA_ARCHIVE),--archive $(LLAMA_ARCHIVE)) $(if $(MANIFEST),--manifest $(MANIFEST))
-
 # With Docker or podman. IMAGE_BASE is a Debian image, or packages: then mmdebstrap makes it, as root and without a registry.
 # UPDATE=1 takes the newest base and packages; without it what the engine has cached is used again.
 IMAGES ?= llama-server magi

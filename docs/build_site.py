@@ -34,6 +34,7 @@ CONTENTS = {
         "monitoring",
         "redis",
         "export",
+        "backup",
         "supply-chain",
         "containers-quadlet",
         "upgrade",
@@ -44,7 +45,7 @@ CONTENTS = {
     "Reference": ["playbooks", "variables"],
     "How it works": ["architecture"],
 }
-ROLES = ["runtime", "registry", "servers", "gateway", "console", "redis", "monitoring"]
+ROLES = ["runtime", "registry", "servers", "gateway", "console", "redis", "monitoring", "backup"]
 PROJECT = ["CONTRIBUTING", "SECURITY", "CHANGELOG"]
 COLLECTION = "magi.llama"
 

@@ -5,12 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
-from ansible_collections.magi.llama.plugins.plugin_utils.show import show
 from ansible_collections.magi.llama.plugins.plugin_utils.this_run import this_run
 
 
@@ -20,15 +18,4 @@ class ActionModule(HostAction):
         task_vars = task_vars or {}
         arguments = fill_in(self._task.args, run_id=this_run(task_vars["inventory_hostname"])["id"])
         result.update(self.ask("rollback", arguments, task_vars))
-        if self._task.check_mode and not result.get("failed"):
-            show(task_vars, command_lines(result["ansible_facts"]["llama_plan"]["servers"]))
         return result
-
-
-def command_lines(servers: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What changes on the servers' command lines, a flag a line, below the name of each server that has any."""
-    lines = []
-    for server in servers:
-        if changes := [str(line) for line in server.get("argv_diff") or []]:
-            lines += [f"{server['name']}:", *changes]
-    return lines

@@ -57,6 +57,11 @@ options:
         warning.
     type: bool
     default: false
+  backup:
+    description:
+      - Options of M(magi.llama.backup) as a dictionary, but for O(state_dir). With them the host's state is kept on the
+        controller before anything is changed, in the same call.
+    type: dict
 attributes:
   check_mode:
     support: full
@@ -165,6 +170,7 @@ ansible_facts:
           sample: [LLAMA_ARG_CTX_SIZE]
 """
 
+from ansible_collections.magi.llama.plugins.module_utils._archive.state import places, read_state, to_answer
 from ansible_collections.magi.llama.plugins.module_utils._arguments.begin_run import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
 from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
@@ -212,7 +218,17 @@ def run(module: Module) -> dict:
         has_generated = generate_key_file(keys, dry_run=module.check_mode)
         if not (has_generated and module.check_mode):
             facts["api_key_stamp"] = check_key_file(keys, None).stamp
-    return {"changed": has_generated, "holder": other, "ansible_facts": {"llama_host": facts}}
+    answer = {"changed": has_generated, "holder": other, "ansible_facts": {"llama_host": facts}}
+    if given["backup"] is not None and other is None:
+        answer["state"] = _state(given["backup"], given["state_dir"], None if module.check_mode else given["known"])
+    return answer
+
+
+def _state(backup: dict, state_dir: str, known: str | None) -> dict:
+    """The state, without its files in check mode, which keeps nothing."""
+    keys = backup.get("api_key_file") if backup.get("keys") else None
+    answer = to_answer(read_state(places(state_dir, backup.get("registry_path"), keys)), known)
+    return answer if known is not None else {"digest": answer["digest"]}
 
 
 def _check_keys(module: Module, facts: dict, path: str) -> str:

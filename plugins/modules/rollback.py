@@ -85,8 +85,7 @@ ansible_facts:
   type: dict
   contains:
     llama_plan:
-      description: >-
-        The servers of the deployment, each with C(action), C(reason) and C(argv_diff) as in M(magi.llama.server_plan).
+      description: The servers of the deployment, each with C(action) and C(reason) as in M(magi.llama.server_plan).
       type: dict
     llama_profile:
       description: The name of the deployment's profile and how it starts its servers.
@@ -123,7 +122,6 @@ from ansible_collections.magi.llama.plugins.module_utils._launch.config_files im
     stale_files,
     write_all,
 )
-from ansible_collections.magi.llama.plugins.module_utils._plan.differences import argv_diff
 from ansible_collections.magi.llama.plugins.module_utils._plan.document import PLAN
 from ansible_collections.magi.llama.plugins.module_utils._runtime.prefix import restore_previous
 from ansible_collections.magi.llama.plugins.module_utils._runtime.probe import ProbeError, probe
@@ -148,9 +146,6 @@ def run(module: Module) -> dict:
     servers = planned(before, now, running, _sockets(state_dir, now))
     if not restored:
         refuse_current(state_dir, before, now, servers)
-    deployed = {server["name"]: server for server in now}
-    for server in servers:
-        server["argv_diff"] = argv_diff(server, deployed.get(server["name"]), running.get(server["name"]))
     servers, change = deployed_waves(servers, {**before.record, "servers": now}, running, given)
     refuse_foreign(before.files, managed_files(state_dir))
     launch = files_to_write(before.files)

@@ -27,8 +27,8 @@ ROLES = Path(__file__).parents[2] / "roles"
 # All names of variables that begin so are the collection's, also in an inventory.
 OURS = re.compile(r"(servers|registry|runtime|rollout|rollback|verify|gateway|console|export)_\w*")
 # With -e they are for this run, so these too.
-# In an inventory, names that begin with redis_ or monitoring_ may be those of another role.
-OURS_IN_EXTRA_VARS = re.compile(rf"{OURS.pattern}|(output|fail_on)\w*|(redis|monitoring)_\w*")
+# In an inventory, names that begin with redis_, monitoring_ or backup_ may be those of another role.
+OURS_IN_EXTRA_VARS = re.compile(rf"{OURS.pattern}|(output|fail_on)\w*|(redis|monitoring|backup)_\w*")
 
 
 @cache
@@ -47,9 +47,13 @@ def extra_var_errors(names: Iterable[str]) -> list[str]:
     return [
         f"{name} (given with -e) is not a variable of this collection{_suggestion(name)}"
         for name in names
-        if name not in known_names()
-        and (OURS_IN_EXTRA_VARS.fullmatch(name) or misspelled(name, load_spec()["variables"]))
+        if name not in known_names() and (OURS_IN_EXTRA_VARS.fullmatch(name) or misspelled(name, _long_names()))
     ]
+
+
+def _long_names() -> list[str]:
+    """Variables that a name can be a misspelling of: any name of two letters is like at."""
+    return [name for name in load_spec()["variables"] if len(name) > 3]
 
 
 def host_var_errors(hosts: Mapping[str, Mapping[str, Any]], extra_vars: Iterable[str]) -> list[str]:
@@ -107,5 +111,5 @@ def _given_directly() -> list[str]:
 
 def _suggestion(name: str) -> str:
     """The end of an error: the nearest names, or where all are."""
-    close = misspelled(name, known_names()) or near(name, known_names())
+    close = misspelled(name, [one for one in known_names() if len(one) > 3]) or near(name, known_names())
     return f"; did you mean {' or '.join(close[:2])}?" if close else "; docs/variables.md lists them."

@@ -25,6 +25,7 @@ LAYERS = (
     "_gateway",
     "_monitoring",
     "_export",
+    "_archive",
     "_output",
     "_arguments",
 )

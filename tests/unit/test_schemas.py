@@ -11,6 +11,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from ansible_collections.magi.llama.plugins.module_utils._archive.archive import BACKUP
 from ansible_collections.magi.llama.plugins.module_utils._core.documents import Document, Fields
 from ansible_collections.magi.llama.plugins.module_utils._deployment import state_files
 from ansible_collections.magi.llama.plugins.module_utils._deployment.record import (
@@ -32,7 +33,8 @@ from support.schemas import SCHEMAS, errors, schema
 from support.version_1 import recorded
 
 DOCUMENTS = {
-    document.name: document for document in (REGISTRY, DEPLOYMENT, OBSERVED, STATUS, PLAN, ROLLOUT, RESULT, EVENT)
+    document.name: document
+    for document in (REGISTRY, DEPLOYMENT, OBSERVED, STATUS, PLAN, ROLLOUT, RESULT, EVENT, BACKUP)
 }
 
 

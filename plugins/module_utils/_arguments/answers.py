@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from .._archive.state import STATE
 from .._core.documents import (
     ABSOLUTE_PATH,
     NAME,
@@ -127,7 +128,9 @@ _HOW = re.compile("missing|nothing|maps|servers|reload|start|stop")
 
 # By module: what it answers unless it fails.
 ANSWERS: dict[str, Fields] = {
-    "begin_run": _LOCKED,
+    "begin_run": Fields(_LOCKED.required, {"state": STATE}),
+    "backup": Fields({"state": STATE}),
+    "restore": Fields({"written": [str]}),
     "run_lock": _LOCKED,
     "host_facts": Fields({}),
     "runtime": Fields({"placed": bool, "method": str, "tried": [Fields({"method": str, "result": str})]}),

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from .._core.arguments import Arguments
-from . import host_facts
+from . import backup, host_facts
 from .run_lock import FILLED_IN, WAITING
 
 ARGUMENTS = Arguments(
@@ -18,6 +18,8 @@ ARGUMENTS = Arguments(
         "allow_root": {"type": "bool", "default": False},
         "validate_launch": {"type": "bool", "default": False},
         **WAITING,
+        # The options of the module backup, for its places on the host and its folder on the controller.
+        "backup": {"type": "dict"},
     },
-    filled_in=FILLED_IN,
+    filled_in={**FILLED_IN, **backup.FILLED_IN},
 )

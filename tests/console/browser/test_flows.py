@@ -241,7 +241,7 @@ def test_rollout_shows_its_gates_and_rolls_back_after_the_difference(page: Page,
     page.locator(".card", has_text="Canary").get_by_role("button", name="Roll back…").click()
     back = page.locator(".card", has_text="Roll back gpu1")
     back.get_by_role("button", name="Show the difference").click()
-    expect(back.locator(".diff")).to_contain_text("+ --ctx-size 4096")
+    expect(back.locator(".diff")).to_contain_text("+  --ctx-size 4096")
     back.get_by_role("button", name="Roll back", exact=True).click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("rollback")
     expect(page.locator(".facts")).to_contain_text("finished")
@@ -258,7 +258,7 @@ def test_whole_rollout_is_rolled_back_after_the_difference_of_each_host(page: Pa
     expect(back.locator(".notice")).to_have_count(0)
     back.get_by_role("button", name="Show the difference").click()
     for host in changed:
-        expect(back.get_by_label(f"What the rollback changes on {host}")).to_contain_text("+ --ctx-size 4096")
+        expect(back.get_by_label(f"What the rollback changes on {host}")).to_contain_text("+  --ctx-size 4096")
     preview = next(job for job in api.fleet.jobs.values() if job["verb"] == "rollback")
     assert (preview["check"], preview["hosts"]) == (True, changed)
     back.get_by_role("button", name="Roll back", exact=True).click()

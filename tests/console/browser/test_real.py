@@ -135,10 +135,7 @@ def test_servers_are_planned_started_restarted_and_rolled_back(page: Page) -> No
     back.get_by_role("button", name="Show the difference").click()
     expect(back.get_by_role("button", name="Roll back", exact=True)).to_be_enabled(timeout=RUN_MS)
     for host in ("one", "two"):
-        # The profile before has other models: the line of a server that starts, and of one that stops.
-        changes = back.get_by_label(f"What the rollback changes on {host}")
-        expect(changes).to_contain_text(f"{Q4}:")
-        expect(changes).to_contain_text("+ --ctx-size 1024")
+        expect(back.get_by_label(f"What the rollback changes on {host}")).to_contain_text(Q4)
     shot(page, "rollback")
     back.get_by_role("button", name="Roll back", exact=True).click()
     ended(page)

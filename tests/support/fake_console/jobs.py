@@ -83,7 +83,7 @@ def play_plan(fleet: Fleet, job: Job, pace: float) -> int:
 
 def play_rollback(fleet: Fleet, job: Job, pace: float) -> int:
     """The difference to the previous deployment, and with it done its server."""
-    lines = ["qwen3-8b-q4_k_m:", "- --ctx-size 8192", "+ --ctx-size 4096"]
+    lines = ["--- launch config now", "+++ launch config before", "-  --ctx-size 8192", "+  --ctx-size 4096"]
     for host in job["hosts"]:
         fleet.publish("line", {"text": "\n".join(lines)}, host=host, run=job["id"], check=job["check"])
     return 0 if job["check"] else play_servers(fleet, job, pace)

@@ -92,13 +92,13 @@ def test_misspelled_extra_variable_is_refused(begin: Begin, playbook: str, extra
         (
             "stop",
             "output=json",
-            "output is not a variable of stop; it is for site, rollout, plan, scan, status, verify.",
+            "output is not a variable of stop; it is for site, rollout, plan, scan, status, restore, verify.",
         ),
         ("restart", "output_file=x", "output_file is not a variable of restart; it is for"),
         (
             "status",
             '{"profile": "p"}',
-            "profile is not a variable of status; it is for site, rollout, plan, scan, export.",
+            "profile is not a variable of status; it is for site, rollout, plan, scan, export, restore.",
         ),
         ("site", "servers=a", "servers is not a variable of site; it is for logs, start, stop, restart."),
     ],
@@ -116,7 +116,7 @@ def test_all_errors_are_reported_at_once(begin: Begin) -> None:
     error = begin.error("verify", "targt=a", "output=yaml", "profile=p", hosts=hosts)
     assert error.splitlines() == [
         "targt (given with -e) is not a variable of this collection; did you mean target?",
-        "profile is not a variable of verify; it is for site, rollout, plan, scan, export.",
+        "profile is not a variable of verify; it is for site, rollout, plan, scan, export, restore.",
         "servers_prots (set for g1 and 1 more) is not a variable of this collection"
         + error.splitlines()[2].partition("collection")[2],
         "registry_pth (set for g2) is not a variable of this collection; did you mean registry_path?",

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.magi.llama.plugins.doc_fragments import downtime, lock
+from ansible_collections.magi.llama.plugins.doc_fragments import backup, downtime, lock
 from ansible_collections.magi.llama.plugins.module_utils._arguments.answers import ANSWERS, FACTS
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import Arguments, fill_in, on_controller
 from ansible_collections.magi.llama.plugins.modules import run_lock, server_state
@@ -39,7 +39,7 @@ def documentation_of(module: str, part: str = "DOCUMENTATION") -> dict[str, Any]
 def documented_options(module: str) -> dict[str, Any]:
     documentation = documentation_of(module)
     options = dict(documentation.get("options", {}))
-    for name, fragment in (("lock", lock), ("downtime", downtime)):
+    for name, fragment in (("lock", lock), ("downtime", downtime), ("backup", backup)):
         if f"magi.llama.{name}" in documentation["extends_documentation_fragment"]:
             options.update(yaml.safe_load(fragment.ModuleDocFragment.DOCUMENTATION)["options"])
     return options
@@ -62,6 +62,8 @@ def test_documented_answer_is_what_the_controller_takes(module: str) -> None:
     assert set(FACTS.get(module, {})) == set(facts)
     taken = {*ANSWERS[module].required, *ANSWERS[module].optional}
     own_to_the_action = {
+        "backup": {"path", "removed"},
+        "restore": {"taken_at"},
         "verify": {"servers"},
         "gateway_state": {"refused"},
         "gateway_verify": {"url", "models"},

@@ -29,6 +29,7 @@ PREFIXES = (
     "console",
     "redis",
     "monitoring",
+    "backup",
 )
 VARIABLE = re.compile(
     rf"(?<![\w.'/-])({'|'.join(PREFIXES)})_[a-z_0-9]+\b(?!\s*[:=])|(?<![\w.'/-])(servers|output|output_file) \|"
