@@ -15,10 +15,12 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
 
+from bench import mitogen
 from bench.floor import above_floor, floor
 from bench.measure import (
     BIN,
@@ -35,6 +37,7 @@ from bench.measure import (
     playbook,
     runtime_variables,
     say,
+    skipped,
     spread,
     unchanged,
     within,
@@ -107,8 +110,8 @@ class Ours:
             {"bench": enabled or profile(count)},
         )
 
-    def run(self, *arguments: str) -> Run:
-        return playbook("playbooks/site.yml", self.inventory, "-e", "profile=bench", *arguments)
+    def run(self, *arguments: str, **environment: str) -> Run:
+        return playbook("playbooks/site.yml", self.inventory, "-e", "profile=bench", *arguments, **environment)
 
     def record(self) -> list[dict[str, Any]]:
         return list(json.loads((self.state / "deployment.json").read_text())["deployed"]["servers"])
@@ -262,6 +265,7 @@ class Compared:
         self.hand: list[float] = []
         self.floor_first: list[Run] = []
         self.floor: list[Run] = []
+        self.mitogen: list[Run] = []
         self._servers: list[dict[str, Any]] = []
 
     def first_ours(self) -> float:
@@ -287,6 +291,9 @@ class Compared:
     def again_floor(self) -> float:
         return timed(self.floor, floor(self.ours[-1].module_calls, self.sides[0].inventory))
 
+    def again_mitogen(self, environment: dict[str, str]) -> float:
+        return timed(self.mitogen, unchanged(self.sides[0].run(**environment)))
+
     def start(self) -> None:
         ours, loop = self.sides
         loop.start_manager()
@@ -306,6 +313,8 @@ def compare(first_rounds: int, rounds: int) -> tuple[Compared, Compared]:
     say("first runs")
     alternate(first_rounds, ours_1=one.first_ours, loop_1=one.first_loop)
     alternate(first_rounds, ours=many.first_ours, hand=many.by_hand, floor=many.first_floor, loop=many.first_loop)
+    strategy = mitogen.environment()
+    with_mitogen = {"mitogen": partial(many.again_mitogen, strategy)} if strategy else {}
     say("unchanged runs")
     with removed_afterwards(*one.sides, *many.sides):
         one.start()
@@ -315,6 +324,7 @@ def compare(first_rounds: int, rounds: int) -> tuple[Compared, Compared]:
             ours_1=one.again_ours,
             ours=many.again_ours,
             floor=many.again_floor,
+            **with_mitogen,
             loop_1=one.again_loop,
             loop=many.again_loop,
         )
@@ -341,6 +351,13 @@ def need_binaries() -> None:
     for needed in (ROOT / ".cache" / "bin" / "llama-server", MODELS / MODEL):
         if not needed.exists():
             raise BenchError(f"{needed} is missing: make .cache/models/.ready provides it.")
+
+
+def _under_mitogen(many: Compared) -> Row:
+    what = f"nothing to change, {MANY} servers, under Mitogen"
+    if not many.mitogen:
+        return skipped(PART, what, "it cannot be installed")
+    return faster(PART, what, seconds(many.mitogen), seconds(many.ours), "without it", note=all_of(many.mitogen))
 
 
 def measure() -> list[Row]:
@@ -373,5 +390,6 @@ def measure() -> list[Row]:
         ),
         above_floor(PART, nearer, many.ours, many.floor, 1.5),
         above_floor(PART, nearer_first, many.ours_first, many.floor_first, 1.5, added=median(many.hand)),
+        _under_mitogen(many),
         figure(PART, f"peak memory of ansible-playbook, {MANY} servers", many.ours[-1].peak_bytes / 1e6, "MB"),
     ]
