@@ -25,6 +25,7 @@ CONTENTS = {
         "profiles",
         "sizing",
         "rollouts",
+        "distribution",
         "gateway",
         "console",
         "docker",
@@ -45,7 +46,7 @@ CONTENTS = {
     "Reference": ["playbooks", "variables"],
     "How it works": ["architecture"],
 }
-ROLES = ["runtime", "registry", "servers", "gateway", "console", "redis", "monitoring", "backup"]
+ROLES = ["runtime", "registry", "models", "servers", "gateway", "console", "redis", "monitoring", "backup"]
 PROJECT = ["CONTRIBUTING", "SECURITY", "CHANGELOG"]
 COLLECTION = "magi.llama"
 

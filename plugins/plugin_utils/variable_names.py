@@ -27,8 +27,8 @@ ROLES = Path(__file__).parents[2] / "roles"
 # All names of variables that begin so are the collection's, also in an inventory.
 OURS = re.compile(r"(servers|registry|runtime|rollout|rollback|verify|gateway|console|export)_\w*")
 # With -e they are for this run, so these too.
-# In an inventory, names that begin with redis_, monitoring_ or backup_ may be those of another role.
-OURS_IN_EXTRA_VARS = re.compile(rf"{OURS.pattern}|(output|fail_on)\w*|(redis|monitoring|backup)_\w*")
+# In an inventory, names that begin with redis_, models_, monitoring_ or backup_ may be those of another role.
+OURS_IN_EXTRA_VARS = re.compile(rf"{OURS.pattern}|(output|fail_on)\w*|(redis|models|monitoring|backup)_\w*")
 
 
 @cache

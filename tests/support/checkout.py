@@ -29,7 +29,7 @@ FIRST_PORT = 12000
 BLOCK_PORTS = 400
 BLOCKS = 50
 # Each part of a block as (offset, number of ports).
-PARTS = {"molecule": (0, 10), "bench": (20, 60), "containers": (80, 20), "beds": (100, 300)}
+PARTS = {"molecule": (0, 10), "distribution": (10, 10), "bench": (20, 60), "containers": (80, 20), "beds": (100, 300)}
 BED_PORTS = 10
 
 

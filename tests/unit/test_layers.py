@@ -24,6 +24,7 @@ LAYERS = (
     "_deployment",
     "_gateway",
     "_monitoring",
+    "_distribution",
     "_export",
     "_archive",
     "_output",

@@ -123,6 +123,19 @@ _ASKED = Fields(
         "problems": [Fields({"prompt": str, "property": str, "detail": str})],
     }
 )
+_FETCHING = Fields(
+    {"complete": bool, "error": str},
+    {
+        **dict.fromkeys(("wanted", "have", "resumed", "source", "hosts", "controller", "sent", "port"), int),
+        "hosts_reached": int,
+        "dropped": Map(str),
+        "unreached": Map(str),
+        "idle_seconds": NUMBER,
+        "pieces": Map(re.compile("[0-9a-f]*")),
+    },
+)
+_KNOWN_FILE = Fields({"name": str, "size": _COUNT, "sha256": _TEXT, "wanted": bool, "state": str})
+_PIECES = Fields({"schema_version": int, "size": int, "sha256": str, "piece_bytes": int, "pieces": [str]})
 
 _HOW = re.compile("missing|nothing|maps|servers|reload|start|stop")
 
@@ -143,6 +156,16 @@ ANSWERS: dict[str, Fields] = {
             "manifest": Fields({"schema_version": int, "files": Map(_MANIFEST_FILE)}),
             "without_checksum": [str],
             "differences": Map([str]),
+        },
+    ),
+    "model_fetch": Fields(
+        {},
+        {
+            "files": [_KNOWN_FILE],
+            "listed": Map(Fields({"pieces": _PIECES, "from": re.compile("host"), "mirror": re.compile("")})),
+            "started": bool,
+            "status": _FETCHING,
+            "stopped": bool,
         },
     ),
     "server_plan": Fields({"drift": Map(str), "deployed": Map(str)}),

@@ -1,0 +1,186 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Distributing models, on the controller: which files each host wants, who lists them, and what a host is believed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.errors import AnsibleActionFail
+from ansible_collections.magi.llama.plugins.module_utils._core.arguments import FILLED_IN
+from ansible_collections.magi.llama.plugins.module_utils._distribution.pieces import compute_pieces
+
+NAME = "model-Q4_K_M.gguf"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    (tmp_path / "models/.hidden").mkdir(parents=True)
+    (tmp_path / "models" / NAME).write_bytes(b"content" * 1000)
+    (tmp_path / "models/notes.txt").write_text("no model")
+    (tmp_path / "models/.hidden/other.gguf").write_bytes(b"hidden")
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def manifest(source: Path, tmp_path: Path) -> Path:
+    pieces = compute_pieces(str(source / NAME))
+    entry = {"sha256": pieces.sha256, "size": pieces.size, "source": None}
+    path = tmp_path / "models.lock.yml"
+    path.write_text(json.dumps({"schema_version": 1, "files": {NAME: entry, "/absolute/b.gguf": entry}}))
+    return path
+
+
+def inspected(run_action: Any, state: str = "missing", **options: Any) -> Any:
+    answer = {"files": [{"name": NAME, "size": 1, "sha256": None, "wanted": True, "state": state}]}
+    return run_action(
+        "model_fetch", {"state": "inspected", "dest": "/models", "address": "10.0.0.1", **options}, answers=[answer]
+    )
+
+
+def test_host_is_asked_for_the_files_of_folder_and_manifest(run_action: Any, source: Path, manifest: Path) -> None:
+    run = inspected(run_action, models="model-q4_k_m", source=str(source), manifest_file=str(manifest))
+    [(module, arguments)] = run.calls
+    [file] = arguments[FILLED_IN]["files"]
+    assert (module, file["name"], file["size"], file["wanted"]) == ("model_fetch", NAME, 7000, True)
+    assert run.lines == ["      models   0 of 1 files are there; to copy: 1, 6.8 KiB"]
+    # What the host says of size and checksum is not used.
+    assert run.result["files"] == [{**file, "state": "missing"}]
+
+
+def test_files_of_the_profile_are_the_default(run_action: Any, manifest: Path) -> None:
+    entries = [
+        {"model": None, "selector": {"tier": "Q4"}, "key": "enabled_models[0]"},
+        {"model": "gone", "selector": {}, "key": "enabled_models[1]"},
+    ]
+    run = inspected(run_action, "present", profile={"enabled_models": entries}, manifest_file=str(manifest))
+    assert run.lines == [
+        "      models   1 of 1 files are there",
+        "      warning  the manifest has no file for enabled_models[1] (gone)",
+    ]
+    assert not run.result["changed"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"models": ["modl-q4_k_m"]}, 'no file "modl-q4_k_m": did you mean "model-q4_k_m"'),
+        ({"models": [NAME], "rate_up": "10"}, "models_rate_up is '10': set it to a size such as 20MB"),
+        ({}, "models_files is empty and there is no profile"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(
+    run_action: Any, manifest: Path, options: dict[str, Any], error: str
+) -> None:
+    arguments = {"state": "inspected", "dest": "/models", "manifest_file": str(manifest), **options}
+    with pytest.raises(AnsibleActionFail, match=error):
+        run_action("model_fetch", arguments)
+
+
+def test_without_manifest_and_folder_no_file_is_known(run_action: Any) -> None:
+    with pytest.raises(AnsibleActionFail, match=r"write the manifest with manifest\.yml, or set models_source"):
+        run_action("model_fetch", {"state": "inspected", "dest": "/models", "models": ["a"]})
+
+
+def found(states: dict[str, str], sha256: str | None = None, size: int = 7000) -> dict[str, Any]:
+    hostvars = {}
+    for host, state in states.items():
+        file = {"name": NAME, "size": size, "sha256": sha256, "wanted": True, "state": state}
+        hostvars[host] = {"__models_found": {"files": [file], "address": host}}
+    return {"hostvars": hostvars, "ansible_play_hosts": list(states), "inventory_hostname": next(iter(states))}
+
+
+def listed(run_action: Any, task_vars: dict[str, Any], answers: list[Any], **options: Any) -> Any:
+    return run_action("model_fetch", {"state": "listed", "dest": "/models", **options}, answers=answers, **task_vars)
+
+
+def test_controller_lists_its_own_file_without_asking(run_action: Any, source: Path) -> None:
+    run = listed(run_action, found({"a": "missing", "b": "present"}), [], source=str(source))
+    assert run.result["listed"][NAME]["from"] == "controller"
+    assert len(run.result["token"]) == 64
+    assert (source / f"{NAME}.pieces").exists()
+
+
+def test_host_with_the_file_lists_it_and_has_to_have_that_of_the_manifest(run_action: Any, source: Path) -> None:
+    pieces = compute_pieces(str(source / NAME))
+    answer = {"listed": {NAME: {"pieces": pieces.as_dict(), "from": "host", "mirror": ""}}}
+    run = listed(run_action, found({"a": "present", "b": "missing"}, pieces.sha256), [answer])
+    assert run.result["listed"][NAME]["from"] == "host"
+    with pytest.raises(AnsibleActionFail, match="a has another model-Q4_K_M\\.gguf than the manifest"):
+        listed(run_action, found({"a": "present", "b": "missing"}, "0" * 64), [answer])
+
+
+@pytest.mark.parametrize(
+    ("states", "sha256", "error"),
+    [
+        ({"a": "missing", "b": "missing"}, "0" * 64, "No host of this run has"),
+        ({"a": "missing", "b": "present"}, None, "only handed on where the manifest has its SHA-256"),
+        ({"a": "differs", "b": "present"}, "0" * 64, "Another file has this name: a: model"),
+    ],
+)
+def test_file_without_a_source_is_refused(
+    run_action: Any, states: dict[str, str], sha256: str | None, error: str
+) -> None:
+    with pytest.raises(AnsibleActionFail, match=error):
+        listed(run_action, found(states, sha256), [])
+
+
+def status(**more: Any) -> dict[str, Any]:
+    counts = dict.fromkeys(("wanted", "have", "resumed", "source", "hosts", "controller", "sent", "port"), 0)
+    return {
+        **{"complete": False, "error": "", **counts, "hosts_reached": 1, "dropped": {}, "unreached": {}},
+        **{"idle_seconds": 0.0, "pieces": {}, **more},
+    }
+
+
+def started(source: Path, states: dict[str, str]) -> dict[str, Any]:
+    pieces = compute_pieces(str(source / NAME))
+    task_vars = found(states, pieces.sha256)
+    first = task_vars["inventory_hostname"]
+    entry = {"pieces": pieces.as_dict(), "from": "host", "mirror": ""}
+    task_vars["hostvars"][first]["__models_listed"] = {"listed": {NAME: entry}, "token": "t"}
+    return {**task_vars, "__models_started": {"started": True}}
+
+
+def fetched(run_action: Any, task_vars: dict[str, Any], *statuses: dict[str, Any]) -> Any:
+    answers = [{"status": one} for one in statuses]
+    return run_action("model_fetch", {"state": "fetched", "dest": "/models"}, answers=answers, **task_vars)
+
+
+def test_host_that_sent_garbage_and_one_not_reached_are_named(run_action: Any, source: Path) -> None:
+    ended = status(complete=True, source=7000, dropped={"c": "piece 0 is wrong"}, unreached={"d": "timed out"})
+    run = fetched(run_action, started(source, {"a": "missing", "b": "present"}), status(), ended)
+    assert run.lines[1:] == [
+        "      warning  c was dropped: piece 0 is wrong",
+        "      warning  not reached: d (timed out). Open models_port_range_start to models_port_range_end between the "
+        "hosts for the time of the run.",
+    ]
+    assert run.result["changed"]
+    assert "6.8 KiB from the source" in run.result["msg"]
+
+
+def test_stall_and_error_of_the_host_fail_it(run_action: Any, source: Path) -> None:
+    task_vars = started(source, {"a": "missing", "b": "present"})
+    with pytest.raises(AnsibleActionFail, match=r"No piece has come for 300 s .*Not reached: b \(refused\)"):
+        fetched(run_action, task_vars, status(idle_seconds=301.0, unreached={"b": "refused"}))
+    with pytest.raises(AnsibleActionFail, match="No space left on device"):
+        fetched(run_action, task_vars, status(error="[Errno 28] No space left on device."))
+
+
+def test_host_without_a_part_is_left_alone(run_action: Any, source: Path) -> None:
+    assert fetched(run_action, started(source, {"a": "present", "b": "missing"})).calls == []
+    task_vars = {**started(source, {"a": "missing", "b": "present"}), "__models_started": {"started": False}}
+    assert run_action("model_fetch", {"state": "stopped", "dest": "/models"}, **task_vars).calls == []
+
+
+def test_check_mode_only_looks(run_action: Any, source: Path) -> None:
+    task_vars = found({"a": "missing", "b": "missing"})
+    for state in ("listed", "started", "fetched"):
+        run = run_action(
+            "model_fetch", {"state": state, "dest": "/models", "source": str(source)}, check=True, **task_vars
+        )
+        assert (run.calls, run.result["changed"]) == ([], False)
