@@ -23,6 +23,7 @@ from ansible_collections.magi.llama.plugins.plugin_utils.golden_prompts import r
 from ansible_collections.magi.llama.plugins.plugin_utils.host_action import HostAction
 from ansible_collections.magi.llama.plugins.plugin_utils.inputs import decided, inputs_from_facts
 from ansible_collections.magi.llama.plugins.plugin_utils.inventory_places import misplaced
+from ansible_collections.magi.llama.plugins.plugin_utils.rollout_file import hosts_to_return
 from ansible_collections.magi.llama.plugins.plugin_utils.show import WARNING, show
 from ansible_collections.magi.llama.plugins.plugin_utils.silent_hosts import advice, without_keep_alive
 from ansible_collections.magi.llama.plugins.plugin_utils.variable_names import (
@@ -55,6 +56,7 @@ class ActionModule(HostAction):
                 *self._canary_errors(hosts, task_vars),
                 *_httpx_errors(options, hosts),
                 *(_apply_errors(hosts, task_vars) if "apply" in options else ()),
+                *(_rollout_errors(hosts) if "rollout" in options else ()),
                 *(self._prompts_errors(hosts) if "rollout_prompts" in options else ()),
             ]
         )
@@ -77,6 +79,7 @@ class ActionModule(HostAction):
             "started": time.time(),
             # For the run as a whole: what a host reports later changes neither.
             "output": decided("output", hosts, "table") if "output" in options else "table",
+            "rollout_hosts": _hosts_of_rollout(hosts) if "rollout" in options else [],
             "output_file": decided("output_file", hosts) if "output_file" in options else None,
         }
 
@@ -115,6 +118,21 @@ def _httpx_errors(options: dict[str, Any], hosts: dict[str, Any]) -> list[str]:
     """Return an error if only the controller is to send probes and it cannot: hosts are changed before that."""
     asks = "verify_from" in options and any(one.get("verify_from") == "controller" for one in hosts.values())
     return [NO_HTTPX] if asks and find_spec("httpx") is None else []
+
+
+def _rollout_errors(hosts: dict[str, Any]) -> list[str]:
+    """Return an error if the rollout that is to be undone cannot be read, or has changed no host of the run."""
+    try:
+        _hosts_of_rollout(hosts)
+    except AnsibleActionFail as error:
+        return [str(error)]
+    return []
+
+
+def _hosts_of_rollout(hosts: dict[str, Any]) -> list[str]:
+    """Return the hosts of the run that the rollout to be undone has changed; empty if none is named."""
+    given = decided("rollout", hosts)
+    return [] if given is None else hosts_to_return(given, hosts)
 
 
 def _apply_errors(hosts: dict[str, Any], task_vars: dict[str, Any]) -> list[str]:

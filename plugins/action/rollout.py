@@ -60,8 +60,8 @@ class ActionModule(HostAction):
         arguments = check_arguments(self, ARGUMENTS, paths_of_host=False)
         result["changed"] = False
         if arguments["step"] == "gate":
-            states = [host["state"] for host in _hosts(task_vars).values()]
-            return {**result, "is_closed": bool({"failed", "updating"}.intersection(states))}
+            is_closed = rollout_summary.is_closed(_hosts(task_vars).values(), arguments["max_unreachable"])
+            return {**result, "is_closed": is_closed}
         if arguments["step"] == "summary":
             return {**result, **self._summary(arguments, task_vars)}
         host = self._host(arguments, task_vars)
@@ -85,7 +85,7 @@ class ActionModule(HostAction):
             host = rollout_summary.failed(
                 host, plan, arguments["health"], arguments["task"], arguments["error"], command
             )
-            return host
+            return {**host, "is_unreachable": arguments["unreachable"] and not arguments["touched"]}
         if not _is_check() and "servers" not in arguments["verified"]:
             raise AnsibleActionFail("The connection to the host was lost before its servers answered.")
         if arguments["prompts"].get("unreachable"):

@@ -21,7 +21,8 @@ options:
     description:
       - V(begin) records that the host is part of the rollout, V(update) that its update has started, V(updated) and
         V(failed) the result, all in the fact C(llama_rollout).
-      - V(gate) looks whether a host of the play has failed, so that no other is touched.
+      - V(gate) looks whether a host of the play has failed, or more than O(max_unreachable) were out of reach, so that
+        no other is touched.
       - V(summary) shows every host of the play.
     type: str
     choices: [begin, gate, update, updated, failed, summary]
@@ -47,6 +48,16 @@ options:
     description: Its message, for V(failed).
     type: str
     default: ''
+  unreachable:
+    description: Whether it failed because the host could not be reached, before it was changed, for V(failed).
+    type: bool
+    default: false
+    version_added: 0.2.0
+  max_unreachable:
+    description: How many hosts may be out of reach until V(gate) is closed.
+    type: int
+    default: 0
+    version_added: 0.2.0
   touched:
     description: Whether llama-server, launch configs or servers were changed before the failure, for V(failed).
     type: bool
@@ -151,7 +162,7 @@ failures:
   type: dict
   sample: {}
 is_closed:
-  description: Whether a host has failed or was lost during its update.
+  description: Whether a host has failed or was lost during its update, or too many were out of reach.
   returned: O(step=gate)
   type: bool
   sample: false

@@ -17,6 +17,8 @@ ARGUMENTS = Arguments(
         "prompts": {"type": "dict", "default": {}},
         "task": {"type": "str", "default": ""},
         "error": {"type": "str", "default": ""},
+        "unreachable": {"type": "bool", "default": False},
+        "max_unreachable": {"type": "int", "default": 0},
         "touched": {"type": "bool", "default": False},
         "format": {"type": "str", "choices": ["table", "json"], "default": "table"},
         "path": {"type": "path"},

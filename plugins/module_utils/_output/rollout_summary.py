@@ -10,7 +10,7 @@ import json
 import re
 import shlex
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from .._core.documents import NULL, NUMBER, Document, DocumentError, Fields, Map, check
@@ -46,7 +46,10 @@ _HOST = Fields(
     }
 )
 # As a fact, while the rollout runs.
-_RECORDED = Fields({**_HOST.required, "state": re.compile("|".join((*STATES, "updating")))}, {"began": NUMBER})
+_RECORDED = Fields(
+    {**_HOST.required, "state": re.compile("|".join((*STATES, "updating")))},
+    {"began": NUMBER, "is_unreachable": bool},
+)
 ROLLOUT = Document(
     "rollout",
     1,
@@ -102,6 +105,22 @@ def failed(
     """The entry of a host at which the rollout stops; rollback is the command that undoes the changes, if any."""
     found = {"actions": actions_of(plan), **readiness(health)} if rollback else {}
     return {**host, **found, "state": "failed", "task": task, "error": error, "rollback": rollback}
+
+
+def is_closed(hosts: Iterable[Host], max_unreachable: int) -> bool:
+    """Whether no further host is to be touched: one has failed, or more than some were out of reach, and unchanged."""
+    bad = [host for host in hosts if host["state"] in ("failed", "updating")]
+    unreachable = [host for host in bad if host.get("is_unreachable") and host["state"] == "failed"]
+    return len(unreachable) < len(bad) or len(unreachable) > max_unreachable
+
+
+def changed_hosts(result: Mapping[str, Any]) -> list[str]:
+    """Return the hosts that a rollout has changed, of its document: those that a rollback returns."""
+    return [
+        name
+        for name, host in result["hosts"].items()
+        if host["state"] == "updated" or (host["state"] == "failed" and host["rollback"] is not None)
+    ]
 
 
 def not_as_planned(plan: Mapping[str, Any], running: Mapping[str, str]) -> list[str]:

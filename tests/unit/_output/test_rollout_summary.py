@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from ansible.cli.playbook import PlaybookCLI
 from ansible_collections.magi.llama.plugins.action import rollout as action
@@ -164,3 +166,39 @@ def test_stand_in_of_a_change_is_over_when_the_host_is_updated() -> None:
     stand_in = {"name": "a-surge", "action": "start", "revision": "s", "stands_in_for": "a"}
     assert rollout_summary.not_as_planned({"servers": [own, stand_in]}, {"a": "r"}) == []
     assert rollout_summary.not_as_planned({"servers": [own, stand_in]}, {}) == ["a"]
+
+
+FAILED = {**INITIAL, "state": "failed"}
+LOST = {**FAILED, "is_unreachable": True}
+
+
+@pytest.mark.parametrize(
+    ("hosts", "max_unreachable", "expected"),
+    [
+        ([INITIAL, {**INITIAL, "state": "updated"}], 0, False),
+        ([INITIAL, FAILED], 5, True),
+        # Its connection was lost while it was changed.
+        ([{**INITIAL, "state": "updating"}], 5, True),
+        ([INITIAL, LOST], 0, True),
+        ([INITIAL, LOST], 1, False),
+        ([LOST, LOST], 1, True),
+        ([LOST, FAILED], 5, True),
+    ],
+)
+def test_gate_is_closed_by_a_failure_or_too_many_hosts_out_of_reach(
+    hosts: list[dict[str, Any]], max_unreachable: int, expected: bool
+) -> None:
+    assert rollout_summary.is_closed(hosts, max_unreachable) is expected
+
+
+def test_unreachable_is_not_part_of_the_document() -> None:
+    result = rollout_summary.summary({"a": LOST}, 1.0)
+    assert "is_unreachable" not in result["hosts"]["a"]
+    assert rollout_summary.recorded(LOST) == LOST
+
+
+def test_changed_hosts_are_those_that_a_rollback_returns() -> None:
+    states = {"a": "updated", "b": "unchanged", "c": "untouched", "d": "failed", "e": "failed"}
+    hosts = {name: {**INITIAL, "state": state} for name, state in states.items()}
+    hosts["e"]["rollback"] = "ansible-playbook rollback.yml --limit e"
+    assert rollout_summary.changed_hosts(rollout_summary.summary(hosts, 1.0)) == ["a", "e"]

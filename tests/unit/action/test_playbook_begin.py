@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from ansible.module_utils.common.collections import ImmutableDict
 from ansible.parsing.dataloader import DataLoader
 from ansible.utils import vars as ansible_vars
 from ansible_collections.magi.llama.plugins.action.playbook_begin import _apply_errors
+from ansible_collections.magi.llama.plugins.module_utils._output import rollout_summary
 from ansible_collections.magi.llama.plugins.plugin_utils.variable_names import OURS, known_names
 
 
@@ -246,3 +248,40 @@ def test_golden_prompts_that_cannot_be_used_are_an_error_before_any_host(
 def test_slowdown_in_per_cent_is_an_error(begin: Begin) -> None:
     says = 'rollout_max_slowdown is "20": it is a number, 1 or less.'
     assert says in begin.error("rollout", "rollout_max_slowdown=20")
+
+
+def rollout_file(tmp_path: Any, **states: str) -> str:
+    hosts = {name: {**rollout_summary.begin(), "state": state} for name, state in states.items()}
+    path = tmp_path / "rollout.json"
+    path.write_text(json.dumps(rollout_summary.summary(hosts, 1.0)))
+    return str(path)
+
+
+def test_rollback_of_a_rollout_takes_the_hosts_that_it_changed(begin: Begin, tmp_path: Any) -> None:
+    path = rollout_file(tmp_path, g1="updated", g2="untouched", c1="updated")
+    # c1 is left out with --limit.
+    result = begin("rollback", f"rollout={path}", hosts={"g1": {}, "g2": {}, "c1": {}}, play=["g1", "g2"])
+    assert result["rollout_hosts"] == ["g1"]
+
+
+@pytest.mark.parametrize(
+    ("states", "says"),
+    [
+        ({"g1": "untouched"}, "it changed no host"),
+        ({"c1": "updated"}, "none of those that it changed (c1) is in this run"),
+    ],
+)
+def test_rollback_of_a_rollout_without_a_host_is_an_error(
+    begin: Begin, tmp_path: Any, states: dict[str, str], says: str
+) -> None:
+    path = rollout_file(tmp_path, **states)
+    assert says in begin.error("rollback", f"rollout={path}", hosts={"g1": {}})
+
+
+def test_rollback_of_what_is_no_rollout_is_an_error(begin: Begin, tmp_path: Any) -> None:
+    assert 'rollout is "4711": there is no such file' in begin.error("rollback", "rollout=4711")
+    (tmp_path / "plan.json").write_text(
+        '{"schema_version": 1, "collection_version": "0.1.0", "kind": "plan", "hosts": {}}'
+    )
+    says = "cannot be read as the document of rollout.yml"
+    assert says in begin.error("rollback", f"rollout={tmp_path / 'plan.json'}")
