@@ -40,6 +40,13 @@ options:
       - File with the servers' API keys, checked with O(validate_launch).
       - V(auto) is the file C(api-keys) in O(state_dir). If it is missing, it is generated with one random key.
     type: path
+  api_keys:
+    description:
+      - Keys to write to O(api_key_file), which has no others then. A file that was written otherwise is an error.
+      - Without them the file is used as it is.
+    type: list
+    elements: str
+    default: []
   user_groups:
     description: Further groups of the servers' user, existing or planned.
     type: list
@@ -181,6 +188,7 @@ from ansible_collections.magi.llama.plugins.module_utils._launch.api_keys import
     check_key_file,
     generate_key_file,
     key_file,
+    write_key_file,
 )
 from ansible_collections.magi.llama.plugins.module_utils._services.host_facts import host_facts, refuse_user
 from ansible_collections.magi.llama.plugins.module_utils._services.table import find_manager
@@ -197,10 +205,13 @@ def run(module: Module) -> dict:
     if keys:
         # The servers' user need not read a file that the service manager reads for it.
         facts["hands_over_keys"] = find_manager(facts["service_manager"]).key_path("a", keys) != keys
-    is_generated = given["api_key_file"] == AUTO
+    has_own_keys = bool(keys) and (given["api_key_file"] == AUTO or bool(given["api_keys"]))
     if given["validate_launch"]:
         refuse_user(facts, given["allow_root"])
-        if keys and not is_generated:
+        if given["api_keys"]:
+            # A first look, for errors before the lock is taken.
+            write_key_file(keys or "empty", given["api_keys"], dry_run=True)
+        if keys and not has_own_keys:
             try:
                 facts["api_key_stamp"] = _check_keys(module, facts, keys)
             except MagiError as error:
@@ -213,15 +224,19 @@ def run(module: Module) -> dict:
     if not module.check_mode:
         this = Run(**given["run"])
         other = describe_holder(acquire(given["state_dir"], this, dead=given["dead"]), this.id)
-    has_generated = False
-    if keys and is_generated and other is None:
-        has_generated = generate_key_file(keys, dry_run=module.check_mode)
-        if not (has_generated and module.check_mode):
-            facts["api_key_stamp"] = check_key_file(keys, None).stamp
-    answer = {"changed": has_generated, "holder": other, "ansible_facts": {"llama_host": facts}}
+    answer = {"changed": False, "holder": other, "ansible_facts": {"llama_host": facts}}
+    # With the keys as they are.
     if given["backup"] is not None and other is None:
         answer["state"] = _state(given["backup"], given["state_dir"], None if module.check_mode else given["known"])
+    if has_own_keys and other is None:
+        answer["changed"], facts["api_key_stamp"] = _own_keys(keys, given["api_keys"], module.check_mode)
     return answer
+
+
+def _own_keys(path: str, keys: list[str], is_check: bool) -> tuple[bool, str]:
+    """Write or generate the keys; whether the file changes, and its stamp, which a check that changes it has not."""
+    changed = write_key_file(path, keys, dry_run=is_check) if keys else generate_key_file(path, dry_run=is_check)
+    return changed, "" if changed and is_check else check_key_file(path, None).stamp
 
 
 def _state(backup: dict, state_dir: str, known: str | None) -> dict:

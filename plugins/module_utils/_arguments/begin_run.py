@@ -14,6 +14,7 @@ ARGUMENTS = Arguments(
     {
         **host_facts.ARGUMENTS.options,
         "api_key_file": {"type": "path", "no_log": False},
+        "api_keys": {"type": "list", "elements": "str", "default": [], "no_log": True},
         "user_groups": {"type": "list", "elements": "str", "default": []},
         "allow_root": {"type": "bool", "default": False},
         "validate_launch": {"type": "bool", "default": False},

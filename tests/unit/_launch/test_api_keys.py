@@ -21,7 +21,10 @@ from ansible_collections.magi.llama.plugins.module_utils._launch.api_keys import
     check_key_file,
     first_key,
     generate_key_file,
+    is_generated,
     parse_keys,
+    usable_keys,
+    write_key_file,
 )
 from ansible_collections.magi.llama.plugins.module_utils._launch.api_keys import (
     key_file as key_file_of,
@@ -160,3 +163,44 @@ def test_generated_key_is_kept_and_for_its_owner_only(tmp_path: Path) -> None:
     assert not generate_key_file(path) and first_key(path) == key
     assert check_key_file(path, None).warnings == ()
     assert [key_file_of(given, "/s") for given in (None, "", "/etc/keys")] == [None, None, "/etc/keys"]
+
+
+KEY, NEXT = "k" * 16, "next-key-of-the-servers"
+
+
+def test_keys_of_a_variable_are_written_once_and_rotated(tmp_path: Path) -> None:
+    path = tmp_path / "new/keys"
+    assert write_key_file(str(path), [KEY], dry_run=True) and not path.exists()
+    assert write_key_file(str(path), [KEY]) and not write_key_file(str(path), [KEY])
+    assert path.stat().st_mode & 0o777 == 0o600 and is_generated(str(path))
+    path.chmod(0o644)
+    # Both are valid until the clients have the new one.
+    assert write_key_file(str(path), [KEY, NEXT, KEY]) and usable_keys(str(path)) == [KEY, NEXT]
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert write_key_file(str(path), [NEXT]) and usable_keys(str(path)) == [NEXT]
+
+
+def test_keys_take_the_place_of_generated_ones_and_of_no_others(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    generate_key_file(str(path))
+    assert write_key_file(str(path), [KEY])
+    path.write_text(f"{NEXT}\n")
+    with pytest.raises(KeyFileError, match=r"was not written from servers_api_keys, and its keys would be lost"):
+        write_key_file(str(path), [KEY])
+    assert path.read_text() == f"{NEXT}\n"
+    path.unlink()
+    path.symlink_to("/etc/passwd")
+    with pytest.raises(KeyFileError, match=r"was not written from"):
+        write_key_file(str(path), [KEY])
+
+
+@pytest.mark.parametrize("key", ["short", "", "#" + "k" * 16, "k" * 16 + " ", "k" * 16 + "\n" + "k" * 16, "ä" * 16])
+def test_keys_that_no_client_can_send_are_refused_without_being_named(tmp_path: Path, key: str) -> None:
+    with pytest.raises(KeyFileError, match=r"number 2, that is shorter than 16") as error:
+        write_key_file(str(tmp_path / "keys"), [KEY, key])
+    assert not (tmp_path / "keys").exists() and KEY not in str(error.value)
+
+
+def test_keys_without_a_file_name_the_variable() -> None:
+    with pytest.raises(KeyFileError, match=r"servers_api_key_file is empty: set it to auto or to an absolute path"):
+        write_key_file("empty", [KEY])
