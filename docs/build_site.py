@@ -36,6 +36,7 @@ CONTENTS = {
         "redis",
         "export",
         "backup",
+        "import",
         "supply-chain",
         "containers-quadlet",
         "upgrade",

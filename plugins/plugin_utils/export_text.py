@@ -21,15 +21,15 @@ _OTHER = re.compile(
 )
 
 
-def to_text(path: str, content: Any) -> str:
-    """The text of a file: that itself, JSON, or YAML, where a list has several documents."""
+def to_text(path: str, content: Any, header: str = MANAGED) -> str:
+    """The text of a file: that itself, JSON, or YAML with a comment first, where a list has several documents."""
     if isinstance(content, str):
         return content
     if path.endswith(".json"):
         return json.dumps(content, indent=1) + "\n"
     documents = content if isinstance(content, list) else [content]
     options: dict[str, Any] = {"sort_keys": False, "width": 120, "allow_unicode": True, "default_flow_style": False}
-    return MANAGED + "---\n".join(yaml.dump(one, Dumper=_Dumper, **options) for one in documents)
+    return header + "---\n".join(yaml.dump(one, Dumper=_Dumper, **options) for one in documents)
 
 
 class _Dumper(yaml.SafeDumper):

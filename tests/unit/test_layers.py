@@ -27,6 +27,7 @@ LAYERS = (
     "_distribution",
     "_export",
     "_archive",
+    "_import",
     "_output",
     "_arguments",
 )

@@ -53,7 +53,7 @@ def valid_parameters(parameters: Mapping[str, Any], flags: Flags) -> tuple[dict[
 
 def _canonical(parameters: Mapping[str, Any], known: Mapping[str, Flag]) -> tuple[dict[str, Any], list[FlagError]]:
     """Return the parameters that this binary knows, under its canonical names, and what is wrong with the others."""
-    index = _index(known)
+    index = index_flags(known)
     result: dict[str, Any] = {}
     errors: list[FlagError] = []
     for key, given in parameters.items():
@@ -118,7 +118,7 @@ def has_flag(name: str, flags: Flags) -> bool:
     """Return whether this binary accepts a parameter of this name; false without flags."""
     if not flags:
         return False
-    found = _index(flags_from_fact(flags)).get(name)
+    found = index_flags(flags_from_fact(flags)).get(name)
     return found is not None and not found[0].removed
 
 
@@ -127,7 +127,7 @@ def _managed_error(key: str) -> ManagedFlagError | None:
     return ManagedFlagError(key, reason) if reason else None
 
 
-def _index(flags: Mapping[str, Flag]) -> dict[str, tuple[Flag, bool]]:
+def index_flags(flags: Mapping[str, Flag]) -> dict[str, tuple[Flag, bool]]:
     """Return every accepted name of a flag, and whether it means the opposite."""
     index: dict[str, tuple[Flag, bool]] = {}
     for flag in flags.values():

@@ -91,6 +91,7 @@ def test_modules_and_action_plugins_are_short(path: Path) -> None:
         "approved_plan",
         "check_variables",
         "export",
+        "import_servers",
         "playbook_begin",
         "playbook_finish",
         "profile",
