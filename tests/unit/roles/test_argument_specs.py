@@ -157,4 +157,5 @@ def test_playbooks_all_check_the_variables_of_their_roles(path: Path) -> None:
         text += (path.parent / name).read_text()
     for role, tasks in re.findall(r"_role:\n\s+name: magi\.llama\.(\w+)\n(?:\s+tasks_from: (\w+)\.yml)?", text):
         text += text_of(ROOT / "roles" / role, tasks or "main")
-    assert "magi.llama.check_variables:" in text
+    # One that has no role has no variables of roles.
+    assert "magi.llama.check_variables:" in text or "_role:" not in text
