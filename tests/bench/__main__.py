@@ -18,7 +18,7 @@ from pathlib import Path
 from bench.measure import ROOT, BenchError, Row, say, table, write_json
 from support import reaper
 
-PARTS = ("headers", "runs", "fleet", "threads", "gateway", "changes")
+PARTS = ("headers", "runs", "fleet", "threads", "gateway", "changes", "distribute")
 
 
 def main() -> int:
