@@ -39,6 +39,7 @@ CONTENTS = {
         "import",
         "supply-chain",
         "containers-quadlet",
+        "watchdog",
         "upgrade",
         "security",
         "troubleshooting",

@@ -56,6 +56,13 @@ options:
     description: Accept root as O(user) with O(validate_launch).
     type: bool
     default: false
+  watchdog:
+    description: >-
+      What the watchdog is to do about servers that hang. If it is not V(off), a service manager without timers is an
+      error.
+    type: str
+    choices: ["off", report, restart]
+    default: "off"
   validate_launch:
     description:
       - Whether the run will launch servers. If so, it is an error if the connecting user cannot use the service
@@ -169,6 +176,9 @@ ansible_facts:
           type: bool
         user_namespaces:
           description: Whether servers under systemd may have a user namespace of their own.
+          type: bool
+        watchdog:
+          description: Whether the host has a watchdog (M(magi.llama.watchdog)).
           type: bool
         stray_variables:
           description: Names of variables that systemd sets for every service, and that llama-server would obey.

@@ -205,6 +205,12 @@ status:
           description: The last lines of its log, of servers that O(log_of) names.
           type: list
           elements: str
+        watchdog:
+          description: >-
+            What the host's watchdog has seen of it last, where there is one; C(state) (V(answers), V(busy),
+            V(suspected), V(hung), V(restarted) or V(skipped)), C(detail), C(since) when, C(restarts) within an hour and
+            C(last_restart).
+          type: dict
         stuck_stop:
           description: >-
             How its last stop ended, if one SIGTERM did not end it; C(signal) (V(second SIGTERM) or V(SIGKILL)) and

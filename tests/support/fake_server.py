@@ -66,7 +66,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.server.hangs:
             self.server.released.wait(60)
         time.sleep(self.server.seconds)
-        self._answer({"port": self.server.port, "usage": {"total_tokens": 10}})
+        self._answer({"port": self.server.port, "content": "x", "usage": {"total_tokens": 10}})
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":

@@ -22,6 +22,7 @@ LAYERS = (
     "_services",
     "_health",
     "_deployment",
+    "_watchdog",
     "_gateway",
     "_monitoring",
     "_distribution",

@@ -53,7 +53,7 @@ _HOST = Fields(
         "stray_variables": [str],
         "user_ids": [int],
     },
-    {"venv_missing": bool},
+    {"venv_missing": bool, "watchdog": bool},
 )
 _RUNTIME = Fields(
     {
@@ -196,6 +196,7 @@ ANSWERS: dict[str, Fields] = {
         {"how": _HOW, "models": Map(int, NAME), "url": str},
         {"not_ready": [str], "serving": [str], "exists": bool, "is_reached": bool, "ready": Map(Map(int), NAME)},
     ),
+    "watchdog": Fields({"written": [str], "removed": [str]}),
     "teardown": Fields(
         {"stopped": [str], "removed": [str]}, {"ended": Map(str), "user_kept_for": [str], "kept": Map([str])}
     ),

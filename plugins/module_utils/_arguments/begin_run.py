@@ -9,6 +9,7 @@ from __future__ import annotations
 from .._core.arguments import Arguments
 from . import backup, host_facts
 from .run_lock import FILLED_IN, WAITING
+from .watchdog import MODES
 
 ARGUMENTS = Arguments(
     {
@@ -17,6 +18,7 @@ ARGUMENTS = Arguments(
         "api_keys": {"type": "list", "elements": "str", "default": [], "no_log": True},
         "user_groups": {"type": "list", "elements": "str", "default": []},
         "allow_root": {"type": "bool", "default": False},
+        "watchdog": {"type": "str", "choices": list(MODES), "default": "off"},
         "validate_launch": {"type": "bool", "default": False},
         **WAITING,
         # The options of the module backup, for its places on the host and its folder on the controller.

@@ -17,6 +17,7 @@ from .._health.observations import for_status, started_configs
 from .._health.pending import config_digests, restart_pending
 from .._health.probe import probe_all
 from .._health.status import status_json
+from .._health.watched import watched_for_status
 from .._services.base import ServiceDriver
 from .._services.table import driver_for
 from .config_drift import config_drift
@@ -62,6 +63,9 @@ def host_status(state_dir: str, tool: Tool, *, names: Sequence[str] = (), deep: 
     held = held_bytes(tool) if any(server.get("memory", {}).get("vram_bytes") for server in servers) else None
     sleeping = [name for name, status in statuses.items() if status.state == "sleeping"]
     status = status_json(servers, statuses, probes, found, seen, pending, held, record["profile"])
+    watched = watched_for_status(state_dir)
+    for entry in status["servers"]:
+        entry.update({"watchdog": watched[entry["name"]]} if entry["name"] in watched else {})
     differs = drift(servers, pids, _only(names, found), _only(names, configs), sleeping)
     return HostStatus(record, servers, driver, status, differs)
 

@@ -22,8 +22,10 @@ from .._core.processes import all_processes, command_of
 from .._core.run_lock import lock_path
 from .._health.observations import ObservedError, observed_path, ready_revisions
 from .._health.observations import old_path as old_observations
+from .._health.watched import watched_path
 from .._launch.api_keys import generated_path, is_generated
 from .._launch.config_files import stale_files
+from .._launch.units import WATCHDOG_PROGRAM
 from .._models.registry_file import is_registry, partial_path
 from .._runtime.prefix_manifest import new_prefix, previous_prefix, read_manifest, staged_prefix
 from .._runtime.probe import is_cache
@@ -56,6 +58,7 @@ def owned_paths(
     """
     configs = stale_files(managed_files(state_dir), [])
     paths = [*configs, deployment_path(state_dir), observed_path(state_dir)]
+    paths += [watched_path(state_dir), os.path.join(state_dir, WATCHDOG_PROGRAM)]
     # Any key file but a generated one belongs to the user.
     paths.append(generated_path(state_dir))
     checks = {generated_path(state_dir): is_generated}

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .._core.argv import flag_value
+from .._core.errors import MagiError
 from .._core.processes import Process, connections, processes
 from .._core.values import MAX_PORT
 from .probe import PROBE_TIMEOUT, PROBES_AT_ONCE, Server, ask_server, foreign_listeners
@@ -137,14 +138,26 @@ def requests_at(servers: Sequence[Server], pids: Mapping[str, int | None]) -> di
     return looks
 
 
+class NoAnswerError(MagiError):
+    """Raised for a server that does not answer in time."""
+
+
 def _requests(server: Server) -> int | str:
     """How many requests a server says that it has; otherwise why it does not say so."""
+    try:
+        return said_requests(server, PROBE_TIMEOUT)
+    except NoAnswerError as error:
+        return str(error)
+
+
+def said_requests(server: Server, timeout: float) -> int | str:
+    """How many requests a server says that it has; otherwise why its answers do not say so. Raises NoAnswerError."""
     whys = []
     for path, count in (("/slots", _busy_slots), ("/metrics", _in_metrics)):
         try:
-            code, text = ask_server(server, "GET", path, PROBE_TIMEOUT)
+            code, text = ask_server(server, "GET", path, timeout)
         except (OSError, http.client.HTTPException, ValueError) as error:
-            return f"{path} did not answer ({type(error).__name__})"
+            raise NoAnswerError(f"{path} did not answer ({type(error).__name__})") from error
         if code == LOADING:
             return 0
         number = count(text) if code == 200 else None

@@ -65,9 +65,17 @@ class Probe:
     tokens_per_second: float | None = None
 
 
-def probe(server: Server, pid: int | None, *, deep: bool = False, timeout: float = PROBE_TIMEOUT) -> Probe:
+def probe(
+    server: Server,
+    pid: int | None,
+    *,
+    deep: bool = False,
+    timeout: float = PROBE_TIMEOUT,
+    deep_timeout: float = DEEP_TIMEOUT,
+) -> Probe:
     """Probe one server; pid is the expected process."""
-    return probe_all([server], {server["name"]: pid}, deep=deep, timeout=timeout)[str(server["name"])]
+    name = str(server["name"])
+    return probe_all([server], {name: pid}, deep=deep, timeout=timeout, deep_timeout=deep_timeout)[name]
 
 
 def probe_all(

@@ -17,6 +17,7 @@ from .breakdown import MEMORY
 from .endpoint import ENDPOINT, endpoint
 from .observations import STUCK_STOP
 from .probe import Probe, Server
+from .watched import FOUND
 
 _SERVER = Fields(
     {
@@ -43,6 +44,7 @@ _SERVER = Fields(
         "memory": MEMORY,
         "tokens_per_second": (*NUMBER, NULL),
         "stuck_stop": STUCK_STOP,
+        "watchdog": FOUND,
         "log": [str],
         **ENDPOINT,
         # What only the controller knows.

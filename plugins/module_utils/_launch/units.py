@@ -16,6 +16,7 @@ from .._core.argv import PATH_FLAGS, WRITE_FLAGS, flag_value, flag_values
 from .._core.links import is_below
 from .._core.places import listening_place
 from .._core.stopping import first_wait_seconds
+from .._core.text import printable
 from .._core.values import is_loopback, parse_bool
 from .hidden import CREDENTIALS, HOME, HOMES, TMP
 from .quoting import systemd_binds, systemd_paths
@@ -24,6 +25,10 @@ UNIT_FOLDER = "/etc/systemd/system"
 UNIT_PREFIX = "magi-llama-"
 # Loads the driver's module that CUDA itself loads through a setuid program, which the servers' sandbox forbids.
 GPU_UNIT = "magi-llama.gpu.service"
+# Like the GPU's unit, no name of a server's. Both have the line watchdog_marker().
+WATCHDOG_SERVICE, WATCHDOG_TIMER = "magi-llama.watchdog.service", "magi-llama.watchdog.timer"
+# In the state directory.
+WATCHDOG_PROGRAM = "watchdog.pyz"
 # Below /var/cache: not the folder of the runtime's cache, which root alone may write.
 GPU_CACHE = "magi-llama-gpu"
 TARGET = "magi-llama.target"
@@ -50,6 +55,11 @@ while [ $n -lt {tenths} ]; do sleep 0.1; kill -0 "$MAINPID" 2>/dev/null || exit 
 PLACEMENT_FLAGS = ("--numa", "--cpu-mask", "--cpu-range", "--cpu-strict", "--prio", "--poll")
 # llama-server has a thread for each core twice and one for each connection; this only bounds a runaway.
 TASKS_MAX = 4096
+
+
+def watchdog_marker(state_dir: str) -> str:
+    """The line by which a unit of the watchdog is known as that of a state directory."""
+    return f"# Ansible managed (magi.llama): the watchdog of {printable(state_dir)}\n"
 
 
 def unit_name(server: str) -> str:

@@ -229,7 +229,21 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
             for server in status["servers"]
             if "stuck_stop" in server
         ),
+        *(f"{server['name']}: {text}" for server in status["servers"] for text in _watchdog_texts(server)),
     ]
+
+
+def _watchdog_texts(server: Mapping[str, Any]) -> list[str]:
+    """What the watchdog has to say of a server that does not simply answer, or that it has restarted."""
+    found = server.get("watchdog") or {}
+    texts = []
+    if found.get("state") in ("suspected", "hung"):
+        texts.append(f"watchdog: {found['state']} since {found['since']}: {found['detail']}")
+    if found.get("last_restart"):
+        count = found["restarts"]
+        within = f", {count} restart{'s' * (count != 1)} within an hour" if count else ""
+        texts.append(f"watchdog: last restarted it at {found['last_restart']}{within}")
+    return texts
 
 
 def log_lines(log: Mapping[str, Any]) -> list[str]:

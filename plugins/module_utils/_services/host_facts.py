@@ -32,6 +32,13 @@ def host_facts(given: Mapping[str, Any], find_program: Callable[[str], str | Non
     manager = choose_manager(given["service_manager"])
     # Report a refusal here, before anything is changed.
     manager.check(state_dir)
+    watchdog = given.get("watchdog", "off")
+    if watchdog != "off" and not manager.has_timers:
+        timed = " or ".join(one.name for one in all_managers() if one.has_timers)
+        raise HostError(
+            f"servers_watchdog is {watchdog}, and {manager.name}, which runs the servers of this host, has no timers. "
+            f"Set servers_watchdog to off for this host, or servers_service_manager to {timed}."
+        )
     found: dict[str, Any] = {}
     for one in all_managers():
         candidates = [given.get(f"{one.program}_path"), find_program(one.program)] if one.program else []

@@ -37,6 +37,8 @@ class ServiceManager(ABC):
     needs_root = False
     # Whether it starts the servers again after a reboot of the host.
     starts_at_boot = True
+    # Whether it starts programs from time to time, as the watchdog needs.
+    has_timers = False
     # Whether its launch configs give a server groups of its own, besides those of the user.
     sets_groups = False
     # Whether its launch configs hide homes and temporary folders, except for what the plan finds that a server needs.

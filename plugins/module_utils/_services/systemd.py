@@ -27,8 +27,11 @@ from .._launch.units import (
     TARGET,
     UNIT_FOLDER,
     UNIT_PREFIX,
+    WATCHDOG_SERVICE,
+    WATCHDOG_TIMER,
     credential_path,
     unit_name,
+    watchdog_marker,
 )
 from .manager import OnDemandError, ServiceManager
 
@@ -58,6 +61,7 @@ class Systemd(ServiceManager):
     template = "systemd.service.j2"
     common_template = "magi-llama.target.j2"
     needs_root = True
+    has_timers = True
     sets_groups = True
     hides_folders = True
     # How the names of the servers' launch configs end, and the target above their units.
@@ -156,6 +160,7 @@ class Systemd(ServiceManager):
         driver = SystemdDriver()
         return {
             "systemd": True,
+            "watchdog": os.path.lexists(os.path.join(UNIT_FOLDER, WATCHDOG_TIMER)),
             "systemd_version": driver.version(),
             "stray_variables": driver.stray_variables(),
             "user_namespaces": has_user_namespaces(),
@@ -200,12 +205,12 @@ class Systemd(ServiceManager):
         if not os.access(UNIT_FOLDER, os.W_OK):
             # All of it is root's.
             return []
-        caches = _gpu_caches(names)
-        halves = [*leftovers(UNIT_FOLDER), *(path for path in caches if os.path.isdir(path))]
+        mine = [*(path for path in _gpu_caches(names) if os.path.isdir(path)), *_watchdog_units(state_dir)]
+        halves = [*leftovers(UNIT_FOLDER), *mine]
         if stale_files([self._of_any_deployment()], configs):
             # Another state directory on this host has units, and another run may be writing one right now.
             marker = self.managed(state_dir).marker
-            return [path for path in halves if path in caches or marker in current_text(path)]
+            return [path for path in halves if path in mine or marker in current_text(path)]
         # The target is removed with the last unit.
         links = [_wants(), self.common_config_path(state_dir)]
         links += [path for path in (os.path.join(UNIT_FOLDER, GPU_UNIT),) if os.path.lexists(path)]
@@ -231,6 +236,8 @@ class Systemd(ServiceManager):
 
     def end(self, state_dir: str, paths: Sequence[str], timeout: float) -> list[Stopped]:
         driver = self.driver(state_dir)
+        if {*_watchdog_units(state_dir)} & {*paths}:
+            driver.end_watchdog()
         stopped = list(driver.stop(self.server_names(state_dir), timeout).values())
         if self.common_config_path(state_dir) in paths:
             driver.stop_target()
@@ -243,6 +250,14 @@ class Systemd(ServiceManager):
 def _wants() -> str:
     """The folder of links to the servers that start at boot."""
     return os.path.join(UNIT_FOLDER, f"{TARGET}.wants")
+
+
+def _watchdog_units(state_dir: str) -> list[str]:
+    """The units of this state directory's watchdog, and the link that starts it at boot."""
+    paths = [os.path.join(UNIT_FOLDER, name) for name in (WATCHDOG_TIMER, WATCHDOG_SERVICE)]
+    found = [path for path in paths if watchdog_marker(state_dir) in current_text(path)]
+    link = os.path.join(UNIT_FOLDER, "timers.target.wants", WATCHDOG_TIMER)
+    return [*found, link] if found and os.path.islink(link) else found
 
 
 def _gpu_caches(names: Iterable[str]) -> list[str]:

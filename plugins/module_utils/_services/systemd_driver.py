@@ -16,7 +16,15 @@ from typing import Protocol
 from .._core.commands import SECONDS, CommandTimeoutError, Completed, run_command
 from .._core.processes import STRAY_VARIABLE
 from .._launch.on_demand import socket_unit, wake_names
-from .._launch.units import STILL_RUNS, TARGET, UNIT_FOLDER, UNIT_PREFIX, unit_name
+from .._launch.units import (
+    STILL_RUNS,
+    TARGET,
+    UNIT_FOLDER,
+    UNIT_PREFIX,
+    WATCHDOG_SERVICE,
+    WATCHDOG_TIMER,
+    unit_name,
+)
 from .base import (
     SECOND_SIGTERM,
     STOP_MARGIN,
@@ -214,6 +222,11 @@ class SystemdDriver:
         self.forget(names)
         with contextlib.suppress(OSError):
             os.rmdir(folder)
+
+    def end_watchdog(self) -> None:
+        """Stop what looks at the servers, before they and its units are removed."""
+        self._checked(["systemctl", "disable", "--now", "--quiet", WATCHDOG_TIMER])
+        self._checked(["systemctl", "stop", WATCHDOG_SERVICE])
 
     def stop_target(self) -> None:
         self._checked(["systemctl", "stop", self.target])

@@ -1,0 +1,221 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The watchdog's program, with servers that answer, hang, have requests, or are not its business."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import Run, acquire, holder, release
+from ansible_collections.magi.llama.plugins.module_utils._deployment.state_files import state_files
+from ansible_collections.magi.llama.plugins.module_utils._health.observations import for_status
+from ansible_collections.magi.llama.plugins.module_utils._health.watched import (
+    read_watched,
+    watched_for_status,
+    watched_path,
+)
+from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import write_all
+from ansible_collections.magi.llama.plugins.module_utils._services.base import ServiceStatus, Stopped, at_once
+from ansible_collections.magi.llama.plugins.module_utils._watchdog import program
+from ansible_collections.magi.llama.plugins.module_utils._watchdog.decide import Policy
+from ansible_collections.magi.llama.plugins.module_utils._watchdog.pack import packed
+from support.fake_server import FakeServer
+from support.schemas import schema
+
+RESTART = Policy("restart", 3)
+RUN = Run("c/1/1", "controller", "someone", 1, "site.yml")
+
+
+class Driver:
+    """Servers whose process is this one, which a restart makes answer again."""
+
+    def __init__(self, fakes: dict[str, FakeServer]) -> None:
+        self.fakes = fakes
+        self.states = dict.fromkeys(fakes, "running")
+        self.calls: list[tuple[str, str, bool]] = []
+        self.state_dir = ""
+
+    def status(self, names: Sequence[str]) -> dict[str, ServiceStatus]:
+        return {name: ServiceStatus(name, self.states[name], os.getpid()) for name in names}
+
+    def stop(self, names: Sequence[str], timeout: float) -> dict[str, Stopped]:
+        self._note("stop", names)
+        return {name: Stopped(name, os.getpid(), "SIGKILL", timeout) for name in names}
+
+    def start(self, names: Sequence[str], on_started: Callable[[str], None] = at_once) -> dict[str, str]:
+        self._note("start", names)
+        for name in names:
+            self.fakes[name].hangs = False
+        return {}
+
+    def _note(self, call: str, names: Sequence[str]) -> None:
+        self.calls += [(call, name, holder(self.state_dir) is not None) for name in names]
+
+
+class Host:
+    """A state directory with servers a and b, and the watchdog."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = str(folder)
+        self.fakes = {name: FakeServer(name) for name in "ab"}
+        self.driver = Driver(self.fakes)
+        self.driver.state_dir = self.folder
+        self.more: dict[str, dict[str, Any]] = {}
+        monkeypatch.setattr(program, "driver_for", lambda _record, _state_dir: self.driver)
+        self.write()
+
+    def write(self, intended: dict[str, str] | None = None) -> None:
+        servers = [
+            {
+                **{"name": name, "model_id": name, "host": "127.0.0.1", "port": fake.port, "argv": ["/x"]},
+                **{"stop_timeout": 3, **self.more.get(name, {})},
+            }
+            for name, fake in self.fakes.items()
+        ]
+        record = {"profile": "p", "service_manager": "systemd", "start": None, "servers": servers}
+        write_all(state_files(self.folder, record, intended=intended)[0])
+
+    def look(self, policy: Policy = RESTART, timeout: float = 0.5) -> list[str]:
+        return program.look(self.folder, policy, timeout)
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    found = Host(tmp_path, monkeypatch)
+    with found.fakes["a"], found.fakes["b"]:
+        yield found
+
+
+def test_server_that_hangs_while_healthy_is_restarted_under_the_lock(host: Host) -> None:
+    assert host.look() == []
+    host.fakes["a"].hangs = True
+    (line,) = host.look()
+    assert line.startswith("a: /health is 200, but /completion gave no answer within 0.5 s; it counts as hung if")
+    assert host.driver.calls == []
+    lines = host.look()
+    assert lines[0].startswith("a: it hangs: /health is 200") and "a: restarted, pid" in lines[1]
+    assert "ended by SIGKILL in 3.0 s (stuck stop)" in lines[1]
+    assert host.driver.calls == [("stop", "a", True), ("start", "a", True)]
+    assert holder(host.folder) is None
+    assert host.look() == ["a: it answers again"]
+    assert for_status(host.folder)["a"]["stuck_stop"] == {"signal": "SIGKILL", "seconds": 3.0}
+
+
+def test_status_has_what_the_watchdog_saw(host: Host) -> None:
+    host.fakes["a"].hangs = True
+    for _look in range(2):
+        host.look()
+    found = watched_for_status(host.folder)
+    assert (found["a"]["state"], found["a"]["restarts"], found["b"]["state"]) == ("restarted", 1, "answers")
+    assert found["a"]["last_restart"] and found["b"]["last_restart"] is None
+    described = schema("status")["$defs"]["server"]["properties"]["watchdog"]["properties"]
+    assert set(described) == set(found["a"]) and found["a"]["state"] in described["state"]["enum"]
+    Path(watched_path(host.folder)).write_text('{"a": {}}')
+    assert read_watched(host.folder) == {}
+
+
+def test_report_restarts_nothing(host: Host) -> None:
+    host.fakes["a"].hangs = True
+    lines = [line for _look in range(3) for line in host.look(Policy("report", 3))]
+    assert len(lines) == 2 and "it is left as it is" in lines[1]
+    assert host.driver.calls == []
+
+
+def test_nothing_is_done_while_a_run_has_the_host(host: Host) -> None:
+    host.fakes["a"].hangs = True
+    host.look()
+    assert acquire(host.folder, RUN) is None
+    assert host.look() == [] and host.look() == []
+    assert host.driver.calls == []
+    release(host.folder, RUN.id)
+    assert len(host.look()) == 2
+
+
+def test_run_that_begins_during_the_look_is_not_disturbed(host: Host) -> None:
+    host.fakes["a"].hangs = True
+    host.look()
+    timer = threading.Timer(0.3, lambda: acquire(host.folder, RUN))
+    timer.start()
+    assert host.look() == []
+    timer.join()
+    assert host.driver.calls == []
+
+
+@pytest.mark.parametrize("state", ["starting", "stopping", "stopped", "sleeping", "restarting", "failed"])
+def test_server_that_does_not_run_is_left_alone(host: Host, state: str) -> None:
+    host.fakes["a"].hangs = True
+    host.driver.states["a"] = state
+    assert [line for _look in range(3) for line in host.look()] == []
+    assert host.fakes["a"].seen == []
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"on_demand": {"port": 1, "pinned": False, "idle_stop": None, "python": "/p", "proxy": "/p"}},
+        {"stands_in_for": "b"},
+    ],
+    ids=["on demand", "stand-in"],
+)
+def test_server_on_demand_or_in_a_change_is_not_probed(host: Host, more: dict[str, Any]) -> None:
+    host.more["a"] = more
+    host.write()
+    host.look()
+    assert host.fakes["a"].seen == [] and host.fakes["b"].seen != []
+
+
+def test_server_that_was_stopped_on_purpose_is_not_probed(host: Host) -> None:
+    host.write({"a": "stopped", "b": "started"})
+    host.look()
+    assert host.fakes["a"].seen == [] and host.fakes["b"].seen != []
+
+
+def test_server_with_requests_is_not_probed(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program, "said_requests", lambda _server, _timeout: 1)
+    host.look()
+    assert not [path for path, *_rest in host.fakes["a"].seen if path == "/completion"]
+    assert read_watched(host.folder)["a"]["state"] == "busy"
+
+
+def test_requests_that_came_in_during_the_probe_excuse_it(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([0, 2])
+    monkeypatch.setattr(program, "said_requests", lambda _server, _timeout: next(answers))
+    host.driver.states["b"] = "stopped"
+    host.fakes["a"].seconds = 9
+    assert host.look() == [] and read_watched(host.folder)["a"]["state"] == "busy"
+
+
+def test_process_of_another_program_on_the_port_gets_nothing(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen(["sleep", "60"]) as other:
+        statuses = {name: ServiceStatus(name, "running", other.pid) for name in "ab"}
+        monkeypatch.setattr(host.driver, "status", lambda _names: statuses)
+        assert host.look() == []
+        other.kill()
+    assert host.fakes["a"].seen == [] and read_watched(host.folder)["a"]["state"] == "skipped"
+
+
+@pytest.mark.parametrize("python", [sys.executable])
+def test_packed_program_runs_without_the_collection(tmp_path: Path, python: str) -> None:
+    path = tmp_path / "watchdog.pyz"
+    path.write_bytes(packed())
+    assert path.read_bytes() == packed()
+    with zipfile.ZipFile(path) as archive:
+        texts = {name: archive.read(name).decode() for name in archive.namelist()}
+    assert not [name for name, text in texts.items() if "ansible.module_utils" in text or "import ansible" in text]
+    state = tmp_path / "state"
+    state.mkdir()
+    command = [python, "-I", str(path), str(state), "restart", "1", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    (state / "deployment.json").write_text("{")
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
+    assert done.returncode == 1 and done.stdout.startswith("the watchdog did not look: ") and not done.stderr
