@@ -18,7 +18,7 @@ from ansible.errors import AnsibleActionFail
 # Variables of the roles and playbooks, and those of Ansible from which paths on the controller are made.
 INPUT = re.compile(
     r"(_{0,2}(servers|registry|runtime|rollout|rollback|verify|gateway|console|redis|export|backup|models)|__llama|__playbook)_\w+"
-    r"|apply|at|format|target|profile|rollout|servers|output|output_file|output_log|fail_on"
+    r"|apply|at|format|target|profile|rollout|servers|lines|since|output|output_file|output_log|fail_on"
     r"|inventory_dir|inventory_file"
 )
 
