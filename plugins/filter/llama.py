@@ -16,6 +16,7 @@ from ansible_collections.magi.llama.plugins.module_utils._models import checksum
 from ansible_collections.magi.llama.plugins.module_utils._monitoring import targets
 from ansible_collections.magi.llama.plugins.module_utils._monitoring.program import exporter_program
 from ansible_collections.magi.llama.plugins.module_utils._plan import turns
+from ansible_collections.magi.llama.plugins.module_utils._watchdog.file import watchdog_program
 from ansible_collections.magi.llama.plugins.plugin_utils.inventory_places import existing_manifest, next_to_inventory
 from ansible_collections.magi.llama.plugins.plugin_utils.playbooks import as_called
 from ansible_collections.magi.llama.plugins.plugin_utils.yaml_files import load_manifest
@@ -26,6 +27,7 @@ FUNCTIONS = (
     exporter_program,
     load_manifest,
     next_to_inventory,
+    watchdog_program,
     checksums.merge_manifests,
     fleet.gateway_servers,
     fleet.model_hosts,

@@ -12,7 +12,7 @@ short_description: Have a host look at its own servers, and restart those that h
 version_added: 0.2.0
 description:
   - Sets up a timer of systemd whose program probes every idle server of a state directory with a few tokens, or
-    removes it.
+    removes it. The program, C(watchdog.py) in the state directory, is what the filter C(watchdog_program) returns.
   - A server that gives no answer twice in a row hangs. It is reported in the journal and in the status, or restarted.
   - The program does nothing while a run has the host, and leaves servers alone that load, have requests, are stopped or
     start on demand.
@@ -21,7 +21,7 @@ extends_documentation_fragment:
   - magi.llama.attributes
 options:
   state_dir:
-    description: The servers' state directory, which gets the program.
+    description: The servers' state directory, which has the program.
     type: path
     required: true
   mode:
@@ -82,7 +82,7 @@ from ansible_collections.magi.llama.plugins.module_utils._arguments.watchdog imp
 from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import renew
-from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import File, current_text
+from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import current_text
 from ansible_collections.magi.llama.plugins.module_utils._services.systemd_driver import run_in_english
 from ansible_collections.magi.llama.plugins.module_utils._watchdog.install import (
     OFF,
@@ -90,11 +90,9 @@ from ansible_collections.magi.llama.plugins.module_utils._watchdog.install impor
     apply,
     changes,
     find_python,
-    program_path,
     require_ours,
     units,
 )
-from ansible_collections.magi.llama.plugins.module_utils._watchdog.pack import packed
 
 
 def main() -> None:
@@ -105,17 +103,15 @@ def run(module: Module) -> dict:
     given = module.params
     state_dir = plain_path(given["state_dir"])
     require_ours(state_dir)
-    texts = []
+    wanted = []
     if given["mode"] != OFF:
         settings = Settings(given["mode"], given["interval"], given["timeout"], given["restarts_per_hour"])
-        texts = units(state_dir, settings, find_python())
-    program = [File(program_path(state_dir), packed())] if texts else []
-    write, remove = changes(state_dir, [*program, *texts])
+        wanted = units(state_dir, settings, find_python())
+    write, remove = changes(state_dir, wanted)
     if (write or remove) and not module.check_mode:
         renew(state_dir, given["run_id"])
         apply(write, remove, run_in_english)
-    # The program is not text.
-    shown = {file.path: file.content.decode() for file in write if file in texts}
+    shown = {file.path: file.content.decode() for file in write}
     shown.update({path: "" for path in remove if path.endswith((".timer", ".service"))})
     return {
         "changed": bool(write or remove),

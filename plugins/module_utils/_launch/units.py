@@ -28,7 +28,7 @@ GPU_UNIT = "magi-llama.gpu.service"
 # Like the GPU's unit, no name of a server's. Both have the line watchdog_marker().
 WATCHDOG_SERVICE, WATCHDOG_TIMER = "magi-llama.watchdog.service", "magi-llama.watchdog.timer"
 # In the state directory.
-WATCHDOG_PROGRAM = "watchdog.pyz"
+WATCHDOG_PROGRAM = "watchdog.py"
 # Below /var/cache: not the folder of the runtime's cache, which root alone may write.
 GPU_CACHE = "magi-llama-gpu"
 TARGET = "magi-llama.target"
