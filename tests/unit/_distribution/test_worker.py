@@ -1,0 +1,110 @@
+# Copyright (c) the magi.llama contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The process of a run: it outlives the call that starts it, takes pieces from the connection, and is ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.magi.llama.plugins.module_utils._distribution.job import Job
+from ansible_collections.magi.llama.plugins.module_utils._distribution.worker import (
+    FOLDER,
+    WorkerError,
+    deliver,
+    holder_of,
+    look_at,
+    own_addresses,
+    stop_worker,
+)
+
+SECONDS = 20.0
+
+
+def start(job: Job) -> None:
+    """Start the process as a module does, in a program of its own that then ends."""
+    code = f"""
+        from ansible_collections.magi.llama.plugins.module_utils._distribution.job import Job, JobFile, JobPeer
+        from ansible_collections.magi.llama.plugins.module_utils._distribution.pieces import Pieces
+        from ansible_collections.magi.llama.plugins.module_utils._distribution.worker import start_worker
+        start_worker({job!r})
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, env=_environment(), timeout=SECONDS)
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+
+@pytest.fixture
+def job(fleet: Any) -> Any:
+    made = fleet.job("a", ["a"])
+    yield made
+    stop_worker(made.folder)
+
+
+def inbox(fleet: Any, job: Job, tmp_path: Path, data: bytes | None = None) -> None:
+    """Deliver all pieces, as if they had come through the connection."""
+    batch = tmp_path / "batch"
+    batch.write_bytes(fleet.data if data is None else data)
+    deliver(job.folder, str(batch), [[0, n, fleet.pieces.length(n)] for n in range(len(fleet.pieces.digests))])
+
+
+def test_pieces_through_the_connection_make_the_file(fleet: Any, job: Job, tmp_path: Path) -> None:
+    start(job)
+    assert look_at(job.folder, job.run, 0.0)["complete"] is False
+    inbox(fleet, job, tmp_path)
+    status = look_at(job.folder, job.run, SECONDS)
+    assert (status["complete"], status["controller"]) == (True, len(fleet.data))
+    assert fleet.path("a").read_bytes() == fleet.data
+    assert stop_worker(job.folder, job.run)
+    assert not (Path(job.folder) / FOLDER).exists()
+
+
+def test_piece_that_changed_on_the_way_is_an_error(fleet: Any, job: Job, tmp_path: Path) -> None:
+    start(job)
+    inbox(fleet, job, tmp_path, b"\0" * len(fleet.data))
+    assert "has changed on the controller" in look_at(job.folder, job.run, SECONDS)["error"]
+
+
+def test_killed_process_is_reported_and_replaced(job: Job) -> None:
+    start(job)
+    lock = str(Path(job.folder) / FOLDER / "lock")
+    pid = holder_of(lock)
+    assert pid
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(WorkerError, match=r"has ended.*\.part files: run again"):
+        look_at(job.folder, job.run, SECONDS)
+    start(job)
+    assert holder_of(lock) not in (None, pid)
+
+
+def test_later_run_ends_the_earlier(fleet: Any, job: Job) -> None:
+    start(job)
+    later = Job(**{**vars(job), "run": "run-2"})
+    start(later)
+    with pytest.raises(WorkerError, match="Another run distributes models"):
+        look_at(job.folder, job.run, SECONDS)
+    # The end of the earlier run leaves the process of the later one alone.
+    assert not stop_worker(job.folder, job.run)
+    assert look_at(job.folder, later.run, 0.0)["run"] == "run-2"
+
+
+@pytest.mark.parametrize(
+    ("host", "addresses"),
+    [
+        ("127.0.0.1", ["127.0.0.1"]),
+        ("192.0.2.7", ["192.0.2.7", "0.0.0.0"]),
+        ("2001:db8::7", ["2001:db8::7", "::"]),
+        ("name.invalid", ["0.0.0.0"]),
+    ],
+)
+def test_host_listens_where_it_is_reached(host: str, addresses: list[str]) -> None:
+    assert own_addresses(host) == addresses
