@@ -19,6 +19,7 @@ from ansible_collections.magi.llama.plugins.plugin_utils.inventory_places import
     existing_manifest,
     next_to_inventory,
 )
+from ansible_collections.magi.llama.plugins.plugin_utils.show import show
 from ansible_collections.magi.llama.plugins.plugin_utils.yaml_files import load_manifest
 
 
@@ -50,6 +51,9 @@ class ActionModule(HostAction):
         plan = (answer.get("ansible_facts") or {}).get("llama_plan")
         if plan and not answer.get("failed"):
             event(task_vars, "plan", {"plan": plan})
+        rehearsal = answer.get("rehearsal") or {}
+        lines = [*rehearsal.get("lines", ()), *(f"cannot be used: {text}" for text in rehearsal.get("problems", ()))]
+        show(task_vars, [f"candidate: {line}" for line in lines])
         return {**result, **answer}
 
     def _in_manifest(self, task_vars: dict[str, Any]) -> set[str]:

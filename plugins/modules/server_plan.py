@@ -128,6 +128,12 @@ options:
       - A change restarts the servers.
     type: dict
     default: {}
+  candidate:
+    description:
+      - Another llama-server on the host, as the path of the program or of a folder that has it, to compare with.
+      - It is run for its version and flags only.
+    type: path
+    version_added: 0.2.0
   stray_variables:
     description: Names of variables set for every service of the host that llama-server would use; they cause a warning.
     type: list
@@ -172,6 +178,12 @@ deployed:
   returned: success
   type: dict
   sample: {"/var/lib/magi-llama/deployment.json": "9f86d081884c7d65…"}
+rehearsal:
+  description: >-
+    What the candidate changes (C(lines)), and why it cannot run the profile (C(problems)), such as flags that it lacks.
+  returned: with O(candidate)
+  type: dict
+  sample: {"lines": ["closes CVE-2026-21869"], "problems": []}
 ansible_facts:
   description: The fact C(llama_plan).
   returned: success
@@ -242,13 +254,16 @@ ansible_facts:
           elements: str
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from ansible_collections.magi.llama.plugins.module_utils._arguments.server_plan import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
 from ansible_collections.magi.llama.plugins.module_utils._core.commands import User, ids_of, output_of, run_command
 from ansible_collections.magi.llama.plugins.module_utils._core.cores import usable_cores
 from ansible_collections.magi.llama.plugins.module_utils._core.device_groups import device_groups
+from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._core.gpu_processes import TOOL_FOLDERS
 from ansible_collections.magi.llama.plugins.module_utils._core.processes import (
@@ -317,8 +332,8 @@ def run(module: Module) -> dict:
     running = processes(given["state_dir"])
     gpus, warnings = _gpus(module, running, record)
     host = _host(given, settings, record, running, gpus)
-    known = given["known_elsewhere"], given["known_from_manifest"]
-    plan = make_plan(registry, given["profile"], given["runtime"], settings, host, *known)
+    plan_with = partial(_make_plan, given, registry, settings, host)
+    plan = plan_with(given["runtime"])
     user = given["restart_triggers"].get("user")
     ids = ids_of(user, given["restart_triggers"].get("user_groups") or [])
     if user:
@@ -343,6 +358,7 @@ def run(module: Module) -> dict:
     for warning in plan["warnings"]:
         module.warn(warning)
     return {
+        **(_rehearse(given, plan, plan_with) if given["candidate"] else {}),
         "changed": has_changes(plan, off),
         "msg": "\n".join(plan_lines(plan)),
         "drift": drift(plan, off),
@@ -350,6 +366,26 @@ def run(module: Module) -> dict:
         "ansible_facts": {"llama_plan": plan},
         "diff": plan_diff(running, plan),
     }
+
+
+def _make_plan(given: dict, registry: dict, settings: Settings, host: Host, runtime: dict) -> dict:
+    known = given["known_elsewhere"], given["known_from_manifest"]
+    return make_plan(registry, given["profile"], runtime, settings, host, *known)
+
+
+def _rehearse(given: dict, plan: dict, plan_with: Callable) -> dict:
+    """Compare the llama-server that is planned with another on the host."""
+    # A module compiles at every call what it imports.
+    from ansible_collections.magi.llama.plugins.module_utils._plan.rehearsal import find_candidate, rehearse
+    from ansible_collections.magi.llama.plugins.module_utils._runtime.probe import probe
+
+    try:
+        path = find_candidate(given["candidate"])
+        user = given["restart_triggers"].get("user")
+        candidate = probe(path, partial(run_command, user=ids_of(user)), write_cache=False)
+    except MagiError as error:
+        return {"rehearsal": {"lines": [], "problems": [str(error)]}}
+    return {"rehearsal": rehearse(given["profile"], given["runtime"], candidate, plan, plan_with)}
 
 
 def _on_demand(given: dict, manager: ServiceManager) -> dict:

@@ -168,7 +168,9 @@ ANSWERS: dict[str, Fields] = {
             "stopped": bool,
         },
     ),
-    "server_plan": Fields({"drift": Map(str), "deployed": Map(str)}),
+    "server_plan": Fields(
+        {"drift": Map(str), "deployed": Map(str)}, {"rehearsal": Fields({"lines": [str], "problems": [str]})}
+    ),
     "launch_configs": Fields({"written": [str], "removed": [str]}),
     "rollback": Fields({"restored": [str], "written": [str], "removed": [str]}),
     "server_state": Fields({"servers": [_CHANGED_SERVER]}, {"deployed": [NAME], "waves": WAVES, "start_seconds": int}),

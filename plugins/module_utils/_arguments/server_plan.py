@@ -34,6 +34,7 @@ ARGUMENTS = Arguments(
         "numa_mask": {"type": "str", "default": ""},
         "restart": {"type": "str", "choices": ["auto", "never"], "default": "never"},
         "restart_triggers": {"type": "dict", "default": {}},
+        "candidate": {"type": "path"},
         "stray_variables": {"type": "list", "elements": "str", "default": []},
         **OPTIONS,
     },

@@ -157,13 +157,18 @@ def gpu_backends(program: str) -> list[str]:
     return sorted(texts)
 
 
+def known_holes(build: int) -> list[tuple[str, int]]:
+    """The known remote vulnerabilities of an upstream build, each with the build that fixes it."""
+    return [(name, floor) for name, floor in CVE_FLOORS if build < floor]
+
+
 def build_warnings(path: str, version: Version, flavour: str) -> list[str]:
     """Return a warning about known remote vulnerabilities. Only upstream's build numbers can be compared."""
     if flavour != "llama.cpp":
         return []
     if version.build is None:
         return [f"{path} does not report its build number, so it cannot be checked for known vulnerabilities."]
-    open_holes = [(name, floor) for name, floor in CVE_FLOORS if version.build < floor]
+    open_holes = known_holes(version.build)
     if not open_holes:
         return []
     names = ", ".join(f"{name} (fixed in build {floor})" for name, floor in open_holes)
