@@ -14,6 +14,7 @@ from typing import Any
 from .._core.links import is_below
 from .._core.values import is_loopback
 from .._models.names import slug
+from .._runtime.special_flags import MANAGED_FLAGS
 from .settings import ImportFault, Server
 
 # The role's own range.
@@ -37,6 +38,8 @@ def proposal_of(servers: Sequence[Server], source: str) -> Proposal:
         model = _model_id(one)
         if model:
             by_model.setdefault(model, []).append(one)
+            if one.alias not in ("", model):
+                left_out.append(f"{one.name}: alias: {MANAGED_FLAGS['alias']}; gateway_aliases has other names.")
         else:
             left_out.append(f"{one.name}: it names no model file, so it has no entry in the profile.")
     if not by_model:

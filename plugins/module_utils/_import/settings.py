@@ -21,6 +21,8 @@ from .._runtime.special_flags import DOWNLOAD_REASON, MANAGED_FLAGS, ON_OFF_FLAG
 from .known_flags import BUILD, OPPOSITES, known_flags
 
 ENVIRONMENT = "LLAMA_ARG_"
+# What the plan sets itself.
+NO_HOME = "/nonexistent"
 # Of the programs that start llama-server by its name.
 _PROGRAM = re.compile(r"(.*/)?llama-server(\.exe)?")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,17})")
@@ -36,11 +38,12 @@ class ImportFault(MagiError):
 class Server:
     """A server as found. model is the path of its file, empty if there is none; left_out are sentences' ends.
 
-    host, port and key_file are what it listens on and with, if it says so.
+    alias, host, port and key_file are what it answers to, listens on and takes keys from, if it says so.
     """
 
     name: str
     model: str = ""
+    alias: str = ""
     host: str = ""
     port: int | None = None
     key_file: str = ""
@@ -55,6 +58,8 @@ class Server:
             self.left_out.append(f"{key}: {_unknown(named)}")
         elif flag.name == "model" and value:
             self.model = value
+        elif flag.name == "alias" and value:
+            self.alias = value
         elif flag.name == "host" and value:
             self.host = value
         elif flag.name == "port" and value and value.isdecimal():
@@ -76,7 +81,7 @@ class Server:
         """Take a variable over: those of llama-server are settings, the plan sets its own others."""
         if name.startswith(ENVIRONMENT):
             self.add(name[len(ENVIRONMENT) :].lower(), value)
-        elif not name.startswith("MAGI_"):
+        elif not name.startswith("MAGI_") and (name, value) != ("XDG_CONFIG_HOME", NO_HOME):
             self.left_out.append(f"the variable {name}: servers have no variables of their own.")
 
     def _add_switch(self, key: str, flag: Flag, value: str | None, is_opposite: bool) -> None:
