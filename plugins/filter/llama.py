@@ -10,6 +10,7 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
+from ansible_collections.magi.llama.plugins.module_utils._deployment.remaining import remaining_models
 from ansible_collections.magi.llama.plugins.module_utils._gateway import fleet
 from ansible_collections.magi.llama.plugins.module_utils._launch import on_demand, quadlet, quoting, units
 from ansible_collections.magi.llama.plugins.module_utils._models import checksums
@@ -27,6 +28,7 @@ FUNCTIONS = (
     exporter_program,
     load_manifest,
     next_to_inventory,
+    remaining_models,
     watchdog_program,
     checksums.merge_manifests,
     fleet.gateway_servers,
