@@ -14,7 +14,7 @@ def remaining_models(statuses: Mapping[str, Mapping[str, Any]], leaving: Collect
     """Return where the models of the hosts that leave still run, and those that no other host has ready.
 
     statuses are status documents by host; a host without one serves nothing. The result is {"stays": {model: [host]},
-    "gone": [model], "text": both for people}.
+    "gone": [model], "text": both, human-readable}.
     """
     deployed = {one["model_id"] for host in leaving for one in statuses.get(host, {}).get("servers", ())}
     stays: dict[str, list[str]] = {model: [] for model in sorted(deployed)}
