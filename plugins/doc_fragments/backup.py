@@ -9,10 +9,6 @@ from __future__ import annotations
 class ModuleDocFragment:
     DOCUMENTATION = r"""
 options:
-  state_dir:
-    description: The servers' state directory.
-    type: path
-    required: true
   registry_path:
     description: The registry file on the host.
     type: path

@@ -19,6 +19,15 @@ author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:
   - magi.llama.attributes
   - magi.llama.backup
+options:
+  state_dir:
+    description: The servers' state directory. Either this or O(console_database) is required.
+    type: path
+  console_database:
+    description:
+      - The console's database instead, which is copied while the console may use it. Its archives are
+        C(DIR/HOST/console/TIME.tar.zst).
+    type: path
 attributes:
   check_mode:
     support: full
@@ -53,7 +62,7 @@ removed:
   elements: str
 """
 
-from ansible_collections.magi.llama.plugins.module_utils._archive.state import places, read_state, to_answer
+from ansible_collections.magi.llama.plugins.module_utils._archive.state import DATABASE, places, read_state, to_answer
 from ansible_collections.magi.llama.plugins.module_utils._arguments.backup import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
@@ -65,9 +74,12 @@ def main() -> None:
 
 def run(module: Module) -> dict:
     given = module.params
-    keys = given["api_key_file"] if given["keys"] else None
-    files = read_state(places(plain_path(given["state_dir"]), given["registry_path"], keys))
-    return {"changed": False, "state": to_answer(files, given["known"])}
+    if given["console_database"]:
+        paths = {DATABASE: given["console_database"]}
+    else:
+        keys = given["api_key_file"] if given["keys"] else None
+        paths = places(plain_path(given["state_dir"]), given["registry_path"], keys)
+    return {"changed": False, "state": to_answer(read_state(paths), given["known"])}
 
 
 if __name__ == "__main__":

@@ -21,6 +21,10 @@ extends_documentation_fragment:
   - magi.llama.attributes
   - magi.llama.backup
 options:
+  state_dir:
+    description: The servers' state directory.
+    type: path
+    required: true
   at:
     description: Time of the archive, such as V(20261128T021500Z), or V(latest).
     type: str

@@ -36,6 +36,8 @@ from ansible_collections.magi.llama.plugins.plugin_utils.playbooks import as_cal
 from ansible_collections.magi.llama.plugins.plugin_utils.show import WARNING, show
 
 FOLDER = "backups"
+# In a host's folder.
+CONSOLE = "console"
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,9 @@ class HostBackups:
             self.folder = backups.host_folder(root, self.host)
         except StateError as error:
             raise AnsibleActionFail(as_called(visible_text(str(error)))) from error
+        self._of_console = bool(arguments.get("console_database"))
+        if self._of_console:
+            self.folder = os.path.join(self.folder, CONSOLE)
         self.newest = backups.newest(self.folder)
 
     def keep(self, state: Mapping[str, Any], *, is_check: bool) -> Result:
@@ -143,7 +148,9 @@ class HostBackups:
             ) from error
 
     def _warn_of_lost_state(self) -> None:
-        if self.newest.time:
+        if self._of_console:
+            self._warn(f"{self.host} has no database of a console: nothing was backed up.")
+        elif self.newest.time:
             fix = as_called("restore.yml -e at=latest brings its ports back")
             self._warn(f"{self.host} has no state, but a backup of {self.newest.time} exists: {fix}.")
 

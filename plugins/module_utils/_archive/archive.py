@@ -22,13 +22,15 @@ from .._deployment.record import DEPLOYMENT
 from .._launch.api_keys import parse_keys
 from .._models.registry_file import REGISTRY as REGISTRY_DOCUMENT
 from . import zstd
-from .state import KEYS, MAX_BYTES, RECORD, REGISTRY, StateError, StateFile
+from .state import DATABASE, KEYS, MAX_BYTES, RECORD, REGISTRY, StateError, StateFile
 
 MANIFEST = "manifest.json"
 # API keys are stored in no other form.
 ENCRYPTED_KEYS = "api-keys.vault"
 # ansible-vault writes two digits of hexadecimal for one of hexadecimal, and newlines.
 MAX_MEMBER_BYTES = {RECORD: MAX_BYTES[RECORD], REGISTRY: MAX_BYTES[REGISTRY], ENCRYPTED_KEYS: 5 * MAX_BYTES[KEYS]}
+MAX_MEMBER_BYTES[DATABASE] = MAX_BYTES[DATABASE]
+DATABASE_HEADER = b"SQLite format 3\0"
 MAX_MANIFEST_BYTES = 64 << 10
 MAX_ARCHIVE_BYTES = sum(MAX_MEMBER_BYTES.values()) + (1 << 20)
 BACKUP = Document(
@@ -72,7 +74,10 @@ def faults(files: Sequence[StateFile]) -> list[str]:
     found = []
     for file in files:
         try:
-            if file.name == KEYS:
+            if file.name == DATABASE:
+                if not file.content.startswith(DATABASE_HEADER):
+                    found.append(f"{file.name} is not a database of SQLite")
+            elif file.name == KEYS:
                 keys = parse_keys(file.content)
                 if not keys.usable or keys.faulty_lines:
                     found.append(f"{file.name} has no usable key, or a line that no client can send")
@@ -121,7 +126,7 @@ def read(data: bytes) -> Archive:
     for name, content in members.items():
         if hashlib.sha256(content).hexdigest() != recorded[name]["sha256"]:
             raise ArchiveError(f"its file {name} was changed: the manifest has another SHA-256")
-    if RECORD not in members:
+    if not members.keys() & {RECORD, DATABASE}:
         raise ArchiveError(f"it has no {RECORD}")
     return Archive(manifest["host"], manifest["taken_at"], members)
 
@@ -152,7 +157,7 @@ def state_files(archive: Archive, keys: bytes | None) -> list[StateFile]:
     """Return the state that an archive has; keys are decrypted, None to leave them alone. Raises StateError."""
     files = [StateFile(name, content) for name, content in archive.files.items() if name != ENCRYPTED_KEYS]
     files += [StateFile(KEYS, keys)] if keys is not None else []
-    wrong = faults(files)
+    wrong = faults(files) if RECORD in archive.files else [f"it has no {RECORD}, so it is not one of a host's state"]
     if wrong:
-        raise StateError("; ".join(wrong))
+        raise StateError(f"The backup of {archive.taken_at} is not used: {'; '.join(wrong)}. Nothing was changed.")
     return files

@@ -14,10 +14,13 @@ import binascii
 import hashlib
 import os
 import re
+import tempfile
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from .._core.documents import Fields
 from .._core.errors import MagiError
@@ -30,8 +33,10 @@ from .._launch.api_keys import key_file
 RECORD = "deployment.json"
 REGISTRY = "registry.json"
 KEYS = "api-keys"
+# The console's, on its host: a backup of its own.
+DATABASE = "console.db"
 # By name: how large a file may be. No other name is read, taken from a host, stored or written.
-MAX_BYTES = {RECORD: 16 << 20, REGISTRY: 64 << 20, KEYS: MAX_KEY_BYTES}
+MAX_BYTES = {RECORD: 16 << 20, REGISTRY: 64 << 20, KEYS: MAX_KEY_BYTES, DATABASE: 128 << 20}
 MODES = {RECORD: 0o644, REGISTRY: 0o644, KEYS: 0o600}
 
 NAME = re.compile("|".join(map(re.escape, MAX_BYTES)))
@@ -62,16 +67,16 @@ def places(state_dir: str, registry_path: str | None, api_key_file: str | None) 
 def read_state(paths: Mapping[str, str]) -> list[StateFile]:
     """Return the files that exist; none on a host on which nothing was deployed. Raises StateError."""
     files = [StateFile(name, content) for name, path in paths.items() if (content := _read(name, path)) is not None]
-    return files if any(file.name == RECORD for file in files) else []
+    return files if any(file.name in (RECORD, DATABASE) for file in files) else []
 
 
 def _read(name: str, path: str) -> bytes | None:
-    if name != REGISTRY:
-        # Root takes the registry from a scan's own path, which may be a user's; it is only read.
+    if name in (RECORD, KEYS):
+        # The others may be a user's: they are only read, and no other file can take their place in an archive.
         require_trusted(path)
     if not os.path.lexists(path):
         return None
-    content = read_regular(path, MAX_BYTES[name] + 1)
+    content = _database(path) if name == DATABASE else read_regular(path, MAX_BYTES[name] + 1)
     if content is None and name == REGISTRY:
         # A scan writes it again.
         return None
@@ -86,6 +91,25 @@ def _read(name: str, path: str) -> bytes | None:
             "backup_before_changes to false to continue without a backup."
         )
     return content
+
+
+def _database(path: str) -> bytes | None:
+    """A consistent copy of a database that a console may be writing to; None for what is not a regular file."""
+    try:
+        import sqlite3
+    except ImportError as error:
+        raise StateError(f"{path} cannot be backed up: python3 on this host has no module sqlite3.") from error
+    if os.path.islink(path) or not os.path.isfile(path):
+        return None
+    try:
+        with tempfile.TemporaryDirectory(prefix="magi-llama-") as folder:
+            copy = os.path.join(folder, DATABASE)
+            source = sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True)
+            with closing(source), closing(sqlite3.connect(copy)) as target:
+                source.backup(target)
+            return read_regular(copy, MAX_BYTES[DATABASE] + 1)
+    except (sqlite3.Error, OSError) as error:
+        raise StateError(f"{path} cannot be backed up: {error}.") from error
 
 
 def digest_of(files: Sequence[StateFile]) -> str:

@@ -13,7 +13,6 @@ from .._core.arguments import Arguments
 
 # On the host.
 PLACES: dict[str, Any] = {
-    "state_dir": {"type": "path", "required": True},
     "registry_path": {"type": "path"},
     "api_key_file": {"type": "path", "no_log": False},
 }
@@ -35,4 +34,11 @@ KEEPING: dict[str, Any] = {
 # The digest of the state that the newest backup has.
 FILLED_IN: dict[str, Any] = {"known": {"type": "str"}}
 
-ARGUMENTS = Arguments({**PLACES, **KEEPING}, filled_in=FILLED_IN)
+ARGUMENTS = Arguments(
+    {"state_dir": {"type": "path"}, **PLACES, **KEEPING, "console_database": {"type": "path"}},
+    filled_in=FILLED_IN,
+    rules={
+        "required_one_of": [("state_dir", "console_database")],
+        "mutually_exclusive": [("state_dir", "console_database")],
+    },
+)

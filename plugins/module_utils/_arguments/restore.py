@@ -10,7 +10,12 @@ from .._core.arguments import Arguments
 from . import backup
 
 ARGUMENTS = Arguments(
-    {**backup.ARGUMENTS.options, "at": {"type": "str", "required": True}},
+    {
+        "state_dir": {"type": "path", "required": True},
+        **backup.PLACES,
+        **backup.KEEPING,
+        "at": {"type": "str", "required": True},
+    },
     filled_in={
         "run_id": {"type": "str", "required": True},
         "files": {"type": "list", "elements": "dict", "required": True, "no_log": True},

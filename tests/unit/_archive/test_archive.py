@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import io
 import os
+import sqlite3
 import tarfile
+from contextlib import closing
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -220,3 +222,33 @@ def test_restored_files_are_those_that_differ(host: dict[str, str], tmp_path: Pa
     assert restore.changes(files, host) == []
     with pytest.raises(StateError, match="Set servers_api_key_file"):
         restore.changes(files, {name: path for name, path in host.items() if name != "api-keys"})
+
+
+def test_database_of_a_running_console_is_copied(tmp_path: Path) -> None:
+    path = tmp_path / "console.db"
+    with closing(sqlite3.connect(path)) as console:
+        console.executescript("pragma journal_mode = wal; create table jobs (id text); insert into jobs values ('a');")
+        files = state.read_state({state.DATABASE: str(path)})
+        # As long as nothing is written the copy is the same.
+        assert state.digest_of(files) == state.digest_of(state.read_state({state.DATABASE: str(path)}))
+        console.executescript("insert into jobs values ('b');")
+        assert state.digest_of(files) != state.digest_of(state.read_state({state.DATABASE: str(path)}))
+    assert archive.faults(files) == []
+    stored_path = stored(tmp_path, {file.name: file.content for file in files})
+    (tmp_path / "copy.db").write_bytes(folder.load(stored_path, "h").files["console.db"])
+    with closing(sqlite3.connect(tmp_path / "copy.db")) as copy:
+        assert copy.execute("select id from jobs").fetchall() == [("a",)]
+    with pytest.raises(StateError, match=r"has no deployment.json"):
+        archive.state_files(folder.load(stored_path, "h"), None)
+
+
+def test_what_is_no_database_is_named(tmp_path: Path) -> None:
+    assert state.read_state({state.DATABASE: str(tmp_path / "console.db")}) == []
+    (tmp_path / "console.db").write_bytes(b"x" * 5000)
+    with pytest.raises(StateError, match=r"console.db cannot be backed up: file is not a database"):
+        state.read_state({state.DATABASE: str(tmp_path / "console.db")})
+    assert archive.faults([StateFile("console.db", b"x")]) == ["console.db is not a database of SQLite"]
+    os.unlink(tmp_path / "console.db")
+    os.symlink("/etc/passwd", tmp_path / "console.db")
+    with pytest.raises(StateError, match="not a regular file"):
+        state.read_state({state.DATABASE: str(tmp_path / "console.db")})

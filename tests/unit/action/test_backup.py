@@ -184,3 +184,11 @@ def test_restore_refuses_a_truncated_archive_by_name(call):
     Path(path).write_bytes(Path(path).read_bytes()[:-9])
     with pytest.raises(AnsibleActionFail, match=f"{path} is not used: it is truncated or was changed"):
         call("restore", [], at="latest")
+
+
+def test_database_of_the_console_has_a_folder_of_its_own(run_action, call, tmp_path):
+    call("backup", [sent(RECORD)])
+    answer = sent(StateFile("console.db", b"SQLite format 3\0"))
+    run = run_action("backup", {"console_database": "/c/console.db"}, answers=[answer], inventory_dir=str(tmp_path))
+    assert run.result["path"].startswith(f"{tmp_path}/backups/h/console/")
+    assert len(folder.times(str(tmp_path / "backups/h"))) == 1

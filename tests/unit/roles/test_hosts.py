@@ -31,10 +31,11 @@ def plays(folder: Path, playbook: str, *arguments: str, models: str = "models") 
 
 @pytest.mark.parametrize("playbook", PLAYBOOKS)
 def test_host_that_is_only_a_gateway_gets_no_servers(tmp_path: Path, playbook: str) -> None:
-    found = plays(tmp_path, playbook)
+    # The play of backup.yml for the console has no host here.
+    found = [hosts for hosts in plays(tmp_path, playbook) if hosts]
     assert found and all(sorted(hosts) == ["a", "b"] for hosts in found)
     # Without a group models, no gateway does.
-    found = plays(tmp_path, playbook, models="gpu")
+    found = [hosts for hosts in plays(tmp_path, playbook, models="gpu") if hosts]
     assert found and all(hosts == ["a"] for hosts in found)
 
 
