@@ -108,6 +108,7 @@ def _run(arguments: list[str], text: str = "") -> subprocess.CompletedProcess[st
             errors="replace",
             timeout=SECONDS,
             start_new_session=True,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise AnsibleActionFail(f"{program} did not work: {error}.") from error
