@@ -119,6 +119,10 @@ page: console/page/node_modules/.ready ## Build the page of the console; the bui
 	else echo "Debian's prometheus is missing, so tests of rules, alerts and dashboards are skipped"; fi
 	@mkdir -p $(@D) && touch $@
 
+.PHONY: dashboards
+dashboards: $(VENV)/.ready ## Write the dashboards of Grafana; the written files are committed
+	@$(BIN)/python tools/dashboards.py
+
 # Every view, at three widths and in both themes.
 .PHONY: screenshots
 screenshots: $(VENV)/.ready console/page/node_modules/.ready ## Screenshots of the console's page in .cache/docs/screenshots

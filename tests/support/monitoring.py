@@ -11,6 +11,7 @@ import pytest
 from support.runs import ROOT
 
 RULES = ROOT / "roles/monitoring/files/magi-llama.rules.yml"
+DASHBOARDS = ROOT / "roles/monitoring/files/grafana"
 
 
 def program(name: str) -> str:

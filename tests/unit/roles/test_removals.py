@@ -15,9 +15,9 @@ import yaml
 from support.runs import ROOT
 
 # The file by which a role knows that a folder is its own.
-MARKS = ("magi-llama-redis.conf", "magi-llama-prometheus.yml", "__console_mark")
+MARKS = ("magi-llama-redis.conf", "magi-llama-monitoring.mark", "__console_mark")
 # Of names that are this collection's alone.
-OWN = re.compile(r"/(?:etc|usr/local/lib)/[\w./-]*magi-llama[\w./@-]*")
+OWN = re.compile(r"/(?:etc|usr/local/(?:lib|share))/[\w./-]*magi-llama[\w./@-]*")
 # What is said after a folder's name is in it.
 BELOW = re.compile(r"\}\}/[\w.]|\}\}/\{\{")
 COMMANDS = ("ansible.builtin.command", "ansible.builtin.shell", "command", "shell")
