@@ -110,7 +110,6 @@ def watched() -> Iterator[Watched]:
         (bed.inventory / "profiles/pair.yml").write_text(json.dumps(profile))
         try:
             bed.run("site")
-            bed.run("verify")
             server = make_server(str(bed.state), "127.0.0.1", 0)
             done = threading.Event()
             threads = [threading.Thread(target=server.serve_forever), threading.Thread(target=work, args=(bed, done))]
