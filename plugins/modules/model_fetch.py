@@ -215,6 +215,7 @@ from ansible_collections.magi.llama.plugins.module_utils._core.errors import Mag
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._distribution.host_files import inspect_files
 from ansible_collections.magi.llama.plugins.module_utils._distribution.job import parse_job
+from ansible_collections.magi.llama.plugins.module_utils._distribution.owner import as_owner_of
 from ansible_collections.magi.llama.plugins.module_utils._distribution.pieces import pieces_of
 from ansible_collections.magi.llama.plugins.module_utils._distribution.wanted import check_name
 from ansible_collections.magi.llama.plugins.module_utils._distribution.worker import (
@@ -234,9 +235,21 @@ def run(module: Module) -> dict:
     steps = {"inspected": _inspect, "listed": _list, "started": _start, "fetched": _look, "stopped": _stop}
     module.params["dest"] = plain_path(module.params["dest"])
     try:
-        return {"changed": False, **steps[module.params["state"]](module.params)}
+        # The connecting user's files.
+        batches = [(_taken(batch["path"]), batch["pieces"]) for batch in module.params["arrived"]]
+        with as_owner_of(module.params["dest"]):
+            return {"changed": False, **steps[module.params["state"]]({**module.params, "arrived": batches})}
     except OSError as error:
         raise MagiError(f"{error.filename or module.params['dest']}: {error.strerror or error}") from error
+
+
+def _taken(path: str) -> bytes:
+    with open(path, "rb") as stream:
+        data = stream.read()
+    # Its folder is removed at the end.
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+    return data
 
 
 def _inspect(given: dict) -> dict:
@@ -261,11 +274,8 @@ def _start(given: dict) -> dict:
 
 
 def _look(given: dict) -> dict:
-    for batch in given["arrived"]:
-        deliver(given["dest"], batch["path"], batch["pieces"])
-        # The connecting user's; it removes its folder at the end.
-        with contextlib.suppress(OSError):
-            os.unlink(batch["path"])
+    for data, pieces in given["arrived"]:
+        deliver(given["dest"], data, pieces)
     status = look_at(given["dest"], given["run_id"], given["slice"])
     return {"status": {key: value for key, value in status.items() if key != "run"}, "msg": "looked"}
 

@@ -27,7 +27,7 @@ def inspect_files(folder: str, files: Iterable[Mapping[str, Any]]) -> list[dict[
             f"models_dest: there is no folder {folder} on this host. Create it for the user who owns the models, or "
             "set models_dest to the folder that has them."
         )
-    if not os.access(folder, os.W_OK | os.X_OK):
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
         raise PartError(f"models_dest: {folder} cannot be written by this user. Use become, or set models_dest.")
     return [_inspect(folder, file) for file in files]
 

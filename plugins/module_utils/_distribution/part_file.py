@@ -13,6 +13,7 @@ import stat
 import threading
 
 from .._core.errors import MagiError
+from .._core.ownership import require_trusted
 from .pieces import Pieces, write_pieces
 
 SUFFIX = ".part"
@@ -57,6 +58,7 @@ class PartFile:
     def open_part(self) -> None:
         """Open FILE.part, or create it, and find out which pieces it has. Raises OSError, PartError."""
         make_parents(self._folder, self.name)
+        require_trusted(os.path.dirname(self.path))
         self._descriptor = os.open(
             self.path + SUFFIX, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600
         )

@@ -27,6 +27,7 @@ from .._core.files import json_of, read_regular, write_atomic
 from .._core.text import visible_text
 from .._core.values import is_loopback
 from .job import Job
+from .owner import keep_rights
 from .part_file import require_space, written_bytes
 from .peer_server import bitmap_of
 from .pieces import PIECE_BYTES
@@ -89,6 +90,7 @@ def _become_daemon(job: Job, held: int, log: str) -> None:
         os.setsid()
         if os.fork() == 0:
             os.pwrite(held, f"{os.getpid()}\n".encode(), 0)
+            keep_rights()
             _detach(held, log)
             run_job(job)
         status = 0
@@ -180,16 +182,19 @@ def _take_inbox(job: Job, swarm: Swarm) -> None:
             return
 
 
-def deliver(folder: str, path: str, pieces: Iterable[Sequence[int]]) -> None:
-    """Give the process the pieces in a file, each a file's number, its own and its length. Raises OSError."""
+def deliver(folder: str, data: bytes, pieces: Iterable[Sequence[int]]) -> None:
+    """Give the process pieces, one after the other in data, each a file's number, its own and its length.
+
+    Raises OSError.
+    """
     inbox = os.path.join(folder, FOLDER, "inbox")
-    with open(path, "rb") as stream:
-        for file, number, length in pieces:
-            data = stream.read(min(length, PIECE_BYTES[0][1]))
-            temporary = os.path.join(inbox, f".{file}-{number}")
-            with open(temporary, "wb") as kept:
-                kept.write(data)
-            os.replace(temporary, os.path.join(inbox, f"{file}-{number}"))
+    at = 0
+    for file, number, length in pieces:
+        temporary = os.path.join(inbox, f".{file}-{number}")
+        with open(temporary, "wb") as kept:
+            kept.write(data[at : at + length])
+        os.replace(temporary, os.path.join(inbox, f"{file}-{number}"))
+        at += length
 
 
 def look_at(folder: str, run: str, seconds: float) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.magi.llama.plugins.module_utils._core.ownership import OwnershipError
 from ansible_collections.magi.llama.plugins.module_utils._distribution.job import Job
+from ansible_collections.magi.llama.plugins.module_utils._distribution.owner import as_owner_of, keep_rights
 from ansible_collections.magi.llama.plugins.module_utils._distribution.worker import (
     FOLDER,
     WorkerError,
@@ -50,17 +52,16 @@ def job(fleet: Any) -> Any:
     stop_worker(made.folder)
 
 
-def inbox(fleet: Any, job: Job, tmp_path: Path, data: bytes | None = None) -> None:
+def inbox(fleet: Any, job: Job, data: bytes | None = None) -> None:
     """Deliver all pieces, as if they had come through the connection."""
-    batch = tmp_path / "batch"
-    batch.write_bytes(fleet.data if data is None else data)
-    deliver(job.folder, str(batch), [[0, n, fleet.pieces.length(n)] for n in range(len(fleet.pieces.digests))])
+    pieces = [[0, n, fleet.pieces.length(n)] for n in range(len(fleet.pieces.digests))]
+    deliver(job.folder, fleet.data if data is None else data, pieces)
 
 
-def test_pieces_through_the_connection_make_the_file(fleet: Any, job: Job, tmp_path: Path) -> None:
+def test_pieces_through_the_connection_make_the_file(fleet: Any, job: Job) -> None:
     start(job)
     assert look_at(job.folder, job.run, 0.0)["complete"] is False
-    inbox(fleet, job, tmp_path)
+    inbox(fleet, job)
     status = look_at(job.folder, job.run, SECONDS)
     assert (status["complete"], status["controller"]) == (True, len(fleet.data))
     assert fleet.path("a").read_bytes() == fleet.data
@@ -68,9 +69,9 @@ def test_pieces_through_the_connection_make_the_file(fleet: Any, job: Job, tmp_p
     assert not (Path(job.folder) / FOLDER).exists()
 
 
-def test_piece_that_changed_on_the_way_is_an_error(fleet: Any, job: Job, tmp_path: Path) -> None:
+def test_piece_that_changed_on_the_way_is_an_error(fleet: Any, job: Job) -> None:
     start(job)
-    inbox(fleet, job, tmp_path, b"\0" * len(fleet.data))
+    inbox(fleet, job, b"\0" * len(fleet.data))
     assert "has changed on the controller" in look_at(job.folder, job.run, SECONDS)["error"]
 
 
@@ -108,3 +109,23 @@ def test_later_run_ends_the_earlier(fleet: Any, job: Job) -> None:
 )
 def test_host_listens_where_it_is_reached(host: str, addresses: list[str]) -> None:
     assert own_addresses(host) == addresses
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has other users' rights")
+def test_root_works_as_the_owner_of_the_folder(tmp_path: Path) -> None:
+    os.chown(tmp_path, 1, 2)
+    before = (os.getgroups(), os.getegid())
+    with as_owner_of(str(tmp_path)):
+        assert (os.geteuid(), os.getegid(), os.getgroups()) == (1, 2, [])
+        if os.fork() == 0:
+            keep_rights()
+            os._exit(os.getresuid() != (1, 1, 1) or os.getresgid() != (2, 2, 2))
+        assert os.wait()[1] == 0
+    assert (os.geteuid(), os.getgroups(), os.getegid()) == (0, *before)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root is asked")
+def test_root_does_not_write_where_others_could_lead_it_elsewhere(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    with pytest.raises(OwnershipError, match="is writable for its group and others"), as_owner_of(str(tmp_path)):
+        pass
