@@ -13,7 +13,7 @@ ARGUMENTS = Arguments(
         "state_dir": {"type": "path", "required": True},
         "path": {"type": "path"},
         "timeout": {"type": "float", "default": 60.0},
-        "min_tokens_per_second": {"type": "float"},
+        "min_tokens_per_second": {"type": "float", "no_log": False},
         "max_slowdown": {"type": "float"},
         "only_measure": {"type": "bool", "default": False},
     },
