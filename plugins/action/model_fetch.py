@@ -75,7 +75,7 @@ class ActionModule(HostAction):
         return self.ask(MODULE, fill_in(options, run_id=run, **filled_in), task_vars)
 
     def _inspect(self, given: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
-        files, without = wanted_files(given)
+        files, without = wanted_files(given, task_vars.get("inventory_dir") or "")
         for name in ("rate_up", "rate_down"):
             rate_of(f"models_{name}", given[name])
         answer = self._called(given, task_vars, files=files)

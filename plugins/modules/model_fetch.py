@@ -50,6 +50,12 @@ options:
     description: The manifest on the controller, which says which files there are, and their SHA-256.
     type: str
     default: ""
+  manifest_public_key:
+    description:
+      - Public key of minisign, or the path of its file on the controller. A manifest without a valid signature is then
+        refused, and files that it does not have are not copied.
+    type: str
+    default: ""
   source:
     description:
       - A folder on the controller, whose pieces come through Ansible's connection, or the address of an HTTP or HTTPS

@@ -71,11 +71,18 @@ def files_in(folder: str) -> dict[str, int]:
     return found
 
 
-def known_files(manifest_file: str, source: str) -> dict[str, dict[str, Any]]:
-    """By name, size and sha256 (or None) of the files of the manifest and of the controller's folder."""
-    listed = check_manifest(load_manifest(manifest_file)) if manifest_file else {}
+def known_files(manifest_file: str, public_key: str, source: str) -> dict[str, dict[str, Any]]:
+    """By name, size and sha256 (or None) of the files of the manifest and of the controller's folder.
+
+    With a public key of minisign the manifest has to be signed, and only its files are known.
+    """
+    if public_key and not manifest_file:
+        raise AnsibleActionFail(
+            "registry_manifest_public_key is set, and there is no manifest: write and sign it with manifest.yml."
+        )
+    listed = check_manifest(load_manifest(manifest_file, None, public_key)) if manifest_file else {}
     known = {name: {"size": entry.get("size"), "sha256": entry["sha256"]} for name, entry in listed.items()}
-    for name, size in (files_in(source) if source and not is_mirror(source) else {}).items():
+    for name, size in (files_in(source) if source and not is_mirror(source) and not public_key else {}).items():
         known.setdefault(name, {"size": size, "sha256": None})
     if not known:
         raise AnsibleActionFail(
@@ -94,9 +101,13 @@ def _is_usable(name: str) -> bool:
     return True
 
 
-def wanted_files(given: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The files for the host to inspect, and the entries of the profile that name none of them."""
-    known = known_files(given["manifest_file"], given["source"])
+def wanted_files(given: Mapping[str, Any], folder: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """The files for the host to inspect, and the entries of the profile that name none of them.
+
+    folder is that of the inventory, to which the path of a manifest is relative.
+    """
+    manifest_file = given["manifest_file"] and os.path.join(folder, given["manifest_file"])
+    known = known_files(manifest_file, given["manifest_public_key"], given["source"])
     without: list[str] = []
     if given["models"]:
         names = chosen_by_name(given["models"], known)

@@ -17,6 +17,7 @@ ARGUMENTS = Arguments(
         "models": {"type": "list", "elements": "str", "default": []},
         "profile": {"type": "dict"},
         "manifest_file": {"type": "str", "default": ""},
+        "manifest_public_key": {"type": "str", "default": "", "no_log": False},
         "source": {"type": "str", "default": ""},
         "address": {"type": "str"},
         "port_range_start": {"type": "int", "default": 8190},

@@ -86,6 +86,17 @@ def test_without_manifest_and_folder_no_file_is_known(run_action: Any) -> None:
         run_action("model_fetch", {"state": "inspected", "dest": "/models", "models": ["a"]})
 
 
+def test_with_a_public_key_only_a_signed_manifest_counts(run_action: Any, source: Path, manifest: Path) -> None:
+    arguments = {"state": "inspected", "dest": "/models", "models": [NAME], "source": str(source)}
+    key = {"manifest_public_key": "RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3"}
+    with pytest.raises(AnsibleActionFail, match=r"there is no manifest: write and sign it with manifest\.yml"):
+        run_action("model_fetch", {**arguments, **key})
+    with pytest.raises(AnsibleActionFail, match=r"models\.lock\.yml\.minisig does not exist"):
+        run_action(
+            "model_fetch", {**arguments, **key, "manifest_file": manifest.name}, inventory_dir=str(manifest.parent)
+        )
+
+
 def found(states: dict[str, str], sha256: str | None = None, size: int = 7000) -> dict[str, Any]:
     hostvars = {}
     for host, state in states.items():
