@@ -125,8 +125,14 @@ class ActionModule(HostAction):
         """The transfers of the run, and this host's job; None where it has no part in them."""
         wanted, addresses = run_of(task_vars)
         listed, token = listed_of(task_vars)
-        wanted = [transfer for transfer in wanted if transfer.name in listed]
         me = task_vars["inventory_hostname"]
+        lost = [transfer.name for transfer in wanted if transfer.name not in listed and me in transfer.gets]
+        if lost:
+            raise AnsibleActionFail(
+                f"The pieces of {', '.join(lost[:10])} were not listed, as the host that has them has failed. "
+                "Nothing was copied."
+            )
+        wanted = [transfer for transfer in wanted if transfer.name in listed]
         if not any(me in (*transfer.gets, *transfer.has) for transfer in wanted):
             return wanted, None
         return wanted, {

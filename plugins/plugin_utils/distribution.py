@@ -119,9 +119,12 @@ def wanted_files(given: Mapping[str, Any], folder: str) -> tuple[list[dict[str, 
 
 
 def run_of(task_vars: Mapping[str, Any]) -> tuple[list[Transfer], dict[str, str]]:
-    """The transfers of the run, and the address of each of its hosts. Raises MagiError."""
+    """The transfers of the run, and the address of each of its hosts. Raises MagiError.
+
+    A host that has failed since is among them: the numbers of files are the same in each step.
+    """
     found, addresses = {}, {}
-    for host in task_vars["ansible_play_hosts"]:
+    for host in task_vars["ansible_play_hosts_all"]:
         variables = task_vars["hostvars"][host]
         answer = variables.get(FOUND)
         if isinstance(answer, Mapping) and "files" in answer:
@@ -134,7 +137,7 @@ def listed_of(task_vars: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """What the hosts of the run have listed, by file, and the token. Raises MagiError for a file of no list."""
     listed: dict[str, Any] = {}
     token = ""
-    for host in task_vars["ansible_play_hosts"]:
+    for host in task_vars["ansible_play_hosts_all"]:
         answer = task_vars["hostvars"][host].get(LISTED)
         if isinstance(answer, Mapping) and "listed" in answer:
             listed.update(answer["listed"])

@@ -102,7 +102,9 @@ def found(states: dict[str, str], sha256: str | None = None, size: int = 7000) -
     for host, state in states.items():
         file = {"name": NAME, "size": size, "sha256": sha256, "wanted": True, "state": state}
         hostvars[host] = {"__models_found": {"files": [file], "address": host}}
-    return {"hostvars": hostvars, "ansible_play_hosts": list(states), "inventory_hostname": next(iter(states))}
+    hosts = list(states)
+    play = {"ansible_play_hosts": hosts, "ansible_play_hosts_all": hosts}
+    return {"hostvars": hostvars, **play, "inventory_hostname": hosts[0]}
 
 
 def listed(run_action: Any, task_vars: dict[str, Any], answers: list[Any], **options: Any) -> Any:
@@ -166,8 +168,8 @@ def test_host_that_sent_garbage_and_one_not_reached_are_named(run_action: Any, s
     ended = status(complete=True, source=7000, dropped={"c": "piece 0 is wrong"}, unreached={"d": "timed out"})
     run = fetched(run_action, started(source, {"a": "missing", "b": "present"}), status(), ended)
     assert run.lines[1:] == [
-        "      warning  c was dropped: piece 0 is wrong",
-        "      warning  not reached: d (timed out). Open models_port_range_start to models_port_range_end between the "
+        "a |       warning  c was dropped: piece 0 is wrong",
+        "a |       warning  not reached: d (timed out). Open models_port_range_start to models_port_range_end between the "
         "hosts for the time of the run.",
     ]
     assert run.result["changed"]
@@ -180,6 +182,20 @@ def test_stall_and_error_of_the_host_fail_it(run_action: Any, source: Path) -> N
         fetched(run_action, task_vars, status(idle_seconds=301.0, unreached={"b": "refused"}))
     with pytest.raises(AnsibleActionFail, match="No space left on device"):
         fetched(run_action, task_vars, status(error="[Errno 28] No space left on device."))
+
+
+def test_host_that_has_failed_since_changes_nothing_for_the_others(run_action: Any, source: Path) -> None:
+    task_vars = started(source, {"a": "present", "b": "missing"})
+    # It was the one to list the pieces, and to make the token.
+    task_vars.update(ansible_play_hosts=["b"], inventory_hostname="b")
+    run = fetched(run_action, task_vars, status(complete=True, source=7000))
+    assert run.result["changed"]
+
+
+def test_file_that_was_not_listed_is_an_error(run_action: Any, source: Path) -> None:
+    task_vars = {**found({"a": "missing", "b": "present"}, "0" * 64), "ansible_play_hosts": ["a"]}
+    with pytest.raises(AnsibleActionFail, match="were not listed, as the host that has them has failed"):
+        run_action("model_fetch", {"state": "started", "dest": "/models"}, **task_vars)
 
 
 def test_host_without_a_part_is_left_alone(run_action: Any, source: Path) -> None:
