@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ansible.errors import AnsibleActionFail
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import FILLED_IN
+from ansible_collections.magi.llama.plugins.plugin_utils.host_results import failure
+from ansible_collections.magi.llama.plugins.plugin_utils.playbooks import COLLECTION
 
 PROMPTS = "- {name: capital, prompt: Capital of France?, expect: {contains: Paris}}\n"
 PROBLEM = {"prompt": "capital", "property": "contains", "detail": '"Paris" is missing; the answer is "Rome"'}
@@ -64,3 +67,10 @@ def test_prompts_for_no_model_of_the_host_are_said(run_action: Any, arguments: d
 def test_missing_file_is_named_before_the_host_is_asked(run_action: Any, arguments: dict[str, Any]) -> None:
     with pytest.raises(AnsibleActionFail, match="there is no file"):
         run_action("golden_prompts", {**arguments, "path": "/nowhere/p.yml"})
+
+
+def test_host_that_is_lost_while_it_is_asked_counts_as_unreachable() -> None:
+    """verify.yml ignores unreachable hosts until its last task, which looks at what tasks have registered."""
+    [task] = yaml.safe_load((COLLECTION / "playbooks/tasks/golden_prompts.yml").read_text())
+    lost = {task["register"]: {"unreachable": True, "msg": "gone"}}
+    assert failure(lost) == {"task": None, "error": "gone", "unreachable": True}
