@@ -17,7 +17,7 @@ from ansible import context
 COLLECTION = Path(__file__).resolve().parents[2]
 # In the texts of modules: a host does not know how the run was called. A path or a longer name is not meant.
 NAMED = re.compile(
-    r"(?<![\w./-])(backup|console|distribute|export|gateway|import|logs|manifest|monitoring|plan|redis|restart"
+    r"(?<![\w./-])(backup|console|decommission|distribute|export|gateway|import|logs|manifest|monitoring|plan|redis|restart"
     r"|restore|rollback|rollout|scan|site|start|status|stop|teardown|verify)\.yml(?![\w/-])"
 )
 # Keys of answers whose values are sentences; all others are data.
