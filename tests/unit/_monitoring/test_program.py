@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.magi.llama.plugins.module_utils._monitoring.program import exporter_program
+from support.pythons import find_pythons
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,9 @@ def port(state_dir: Path) -> Iterator[int]:
         probe.bind(("127.0.0.1", 0))
         number = probe.getsockname()[1]
     # Isolated, so that nothing of the collection is found but what the program has.
-    with subprocess.Popen([sys.executable, "-I", program, state_dir, "127.0.0.1", str(number)]) as process:
+    # By the oldest Python that hosts may have, where it is here.
+    python = find_pythons(["3.9"]).get("3.9", Path(sys.executable))
+    with subprocess.Popen([python, "-I", program, state_dir, "127.0.0.1", str(number)]) as process:
         deadline = time.monotonic() + 30
         while True:
             try:
