@@ -36,7 +36,7 @@ def compress(data: bytes) -> bytes:
         return bytes(library.compress(data))
     program = shutil.which("zstd")
     if program is not None:
-        done = subprocess.run(
+        done = subprocess.run(  # pylint: disable=ansible-bad-function
             [program, "-q", "-c"], input=data, capture_output=True, timeout=TIMEOUT_SECONDS, check=False
         )
         if done.returncode == 0:
@@ -124,7 +124,7 @@ def _with_program(frame: bytes, limit: int) -> bytes:
     with tempfile.TemporaryFile() as source:
         source.write(frame)
         source.seek(0)
-        with subprocess.Popen(
+        with subprocess.Popen(  # pylint: disable=ansible-bad-function
             [program, "-d", "-q", "-c"], stdin=source, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         ) as process:
             # Not more than that: a small file may hold very much.

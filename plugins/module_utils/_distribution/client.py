@@ -73,7 +73,7 @@ def fetch_range(url: str, start: int, length: int) -> bytes:
     )
     found = bytearray()
     try:
-        with urllib.request.urlopen(asked, timeout=30.0) as answer:
+        with urllib.request.build_opener().open(asked, timeout=30.0) as answer:
             if answer.status != 206:
                 raise MirrorError(f"{url}: the mirror does not know Range, so no part of a file can be had from it.")
             while block := answer.read(min(_BLOCK, length + 1 - len(found))):
@@ -92,7 +92,7 @@ def fetch_range(url: str, start: int, length: int) -> bytes:
 def fetch_small(url: str, limit: int) -> bytes:
     """A small file from a mirror. Raises MirrorError, or one of FAILURES."""
     try:
-        with urllib.request.urlopen(url, timeout=30.0) as answer:
+        with urllib.request.build_opener().open(url, timeout=30.0) as answer:
             body: bytes = answer.read(limit + 1)
     except urllib.error.HTTPError as error:
         error.close()

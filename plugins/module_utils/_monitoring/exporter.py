@@ -80,7 +80,7 @@ class Exporter:
     def _report(self, error: str) -> None:
         """Print an error once, and not for each request."""
         if error and error != self._error:
-            print(f"The servers could not be looked at: {error}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"The servers could not be looked at: {error}\n")
         self._error = error
 
 
@@ -192,13 +192,13 @@ def make_server(state_dir: str, host: str, port: int) -> ThreadingHTTPServer:
 def main(arguments: Sequence[str]) -> int:
     """Serve the metrics of the servers of a state directory: STATE_DIR HOST PORT."""
     if len(arguments) != 3 or not arguments[2].isdecimal():
-        print("usage: STATE_DIR HOST PORT", file=sys.stderr)
+        sys.stderr.write("usage: STATE_DIR HOST PORT\n")
         return 2
     state_dir, host, port = arguments
     try:
         server = make_server(state_dir, host, int(port))
     except OSError as error:
-        print(f"{host}:{port} cannot be listened at: {error.strerror}", file=sys.stderr)
+        sys.stderr.write(f"{host}:{port} cannot be listened at: {error.strerror}\n")
         return 1
     with server:
         server.serve_forever()

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -81,4 +82,5 @@ def _escaped(text: str, *, quote: bool = False) -> str:
 
 
 def _number(value: float) -> str:
-    return str(int(value)) if value == value and abs(value) < 2**53 and value == int(value) else repr(float(value))
+    is_whole = math.isfinite(value) and abs(value) < 2**53 and value == int(value)
+    return str(int(value)) if is_whole else repr(float(value))

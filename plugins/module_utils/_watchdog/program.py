@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,10 +40,9 @@ def main(words: Sequence[str]) -> int:
     try:
         lines = look(state_dir, Policy(mode, int(per_hour)), float(timeout))
     except (MagiError, OSError) as error:
-        print(visible_line(f"the watchdog did not look: {error}"), flush=True)
+        sys.stdout.write(visible_line(f"the watchdog did not look: {error}") + "\n")
         return 1
-    for line in lines:
-        print(visible_line(line), flush=True)
+    sys.stdout.writelines(visible_line(line) + "\n" for line in lines)
     return 0
 
 
