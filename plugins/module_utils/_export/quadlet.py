@@ -4,7 +4,7 @@
 # Note that this module_util is PRIVATE to the collection: it can change in any release. Do not use it from elsewhere.
 """Quadlet files for each host: its servers, and a gateway to them, as containers that systemd starts through podman.
 
-The service manager "container" of a host writes files of its own. These are for hosts that run without the collection.
+The service manager for containers writes files of its own. These are for hosts that run without the collection.
 """
 
 from __future__ import annotations
