@@ -11,6 +11,8 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ansible.errors import AnsibleActionFail
 from ansible_collections.magi.llama.plugins.module_utils._core.text import visible_line
@@ -53,13 +55,48 @@ def sign(path: str, secret_key: str, password: str | None = None) -> bytes:
             return file.read()
 
 
-def verify(path: str, public_key: str, variable: str = PUBLIC_KEY) -> None:
+@contextmanager
+def verified_copy(path: str, public_key: str, variable: str = PUBLIC_KEY) -> Iterator[str]:
+    """A private copy of the file at path, which has a valid signature. Raises AnsibleActionFail as verify does.
+
+    Read the copy alone: who may write to the folder of the original can change it while and after it is verified.
+    """
+    _refuse_missing(path, variable)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = os.path.join(folder, os.path.basename(path))
+        for original, copied in ((path, copy), (signature_path(path), signature_path(copy))):
+            try:
+                shutil.copyfile(original, copied)
+            except OSError as error:
+                reason = error.strerror or str(error)
+                raise AnsibleActionFail(
+                    f"{original} cannot be read: {reason}. {variable} wants a signed manifest: mend the file."
+                ) from error
+        verify(copy, public_key, variable, shown=path)
+        yield copy
+
+
+def verify(path: str, public_key: str, variable: str = PUBLIC_KEY, *, shown: str = "") -> None:
     """Raise AnsibleActionFail, which names file, key and fix, unless the file has a valid signature next to it.
 
-    public_key is the key itself, or the path of its file.
+    public_key is the key itself, or the path of its file. shown is the file's name in messages, by default its path.
     """
-    signed = signature_path(path)
-    for needed in (path, signed):
+    _refuse_missing(path, variable)
+    done = _run(["-V", *_public_key(public_key, variable), "-m", path, "-x", signature_path(path)])
+    if done.returncode:
+        shown = shown or path
+        reason = _reason(done).replace(path, shown)
+        raise AnsibleActionFail(
+            as_called(
+                f"{shown} was changed since it was signed, or not signed with the key of {variable}: {reason} "
+                "Nothing was checked against it. Bring back the signed file, or look at what differs and sign it "
+                "again with manifest.yml -e sign_with=KEY."
+            )
+        )
+
+
+def _refuse_missing(path: str, variable: str) -> None:
+    for needed in (path, signature_path(path)):
         if not os.path.isfile(needed):
             raise AnsibleActionFail(
                 as_called(
@@ -67,15 +104,6 @@ def verify(path: str, public_key: str, variable: str = PUBLIC_KEY) -> None:
                     "manifest.yml -e sign_with=KEY, or bring back both files."
                 )
             )
-    done = _run(["-V", *_public_key(public_key, variable), "-m", path, "-x", signed])
-    if done.returncode:
-        raise AnsibleActionFail(
-            as_called(
-                f"{path} was changed since it was signed, or not signed with the key of {variable}: {_reason(done)} "
-                "Nothing was checked against it. Bring back the signed file, or look at what differs and sign it "
-                "again with manifest.yml -e sign_with=KEY."
-            )
-        )
 
 
 def _public_key(public_key: str, variable: str) -> list[str]:

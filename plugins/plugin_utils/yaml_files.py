@@ -17,7 +17,7 @@ import yaml
 from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.parsing.dataloader import DataLoader
 from ansible_collections.magi.llama.plugins.plugin_utils.playbooks import as_called
-from ansible_collections.magi.llama.plugins.plugin_utils.signatures import verify
+from ansible_collections.magi.llama.plugins.plugin_utils.signatures import verified_copy
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # Numbers of YAML 1.1 that are not those of their digits: 010 is 8, and 1:30 is 90.
@@ -115,11 +115,17 @@ def _plain_numbers(root: yaml.Node | None) -> Iterator[tuple[str, yaml.ScalarNod
 def load_manifest(path: str, loader: DataLoader | None = None, public_key: str = "") -> dict[str, Any]:
     """The manifest at path; empty for an empty path. Raises AnsibleActionFail where it is not one.
 
-    With a public key of minisign, also where its signature is missing or not valid.
+    With a public key of minisign, also where its signature is missing or not valid; what is read is what was verified.
     """
     if path and public_key:
-        verify(path, public_key)
-    manifest = load_yaml(loader or DataLoader(), path, "manifest") if path else {}
+        with verified_copy(path, public_key) as copy:
+            try:
+                manifest = load_yaml(loader or DataLoader(), copy, "manifest")
+            except AnsibleActionFail as error:
+                # The file is the one that the reader knows, and not its copy.
+                raise AnsibleActionFail(str(error).replace(copy, path)) from None
+    else:
+        manifest = load_yaml(loader or DataLoader(), path, "manifest") if path else {}
     if not isinstance(manifest, dict):
         advice = as_called("Write it with manifest.yml.")
         raise AnsibleActionFail(f"{path} is not a manifest: it contains no mapping. {advice}")

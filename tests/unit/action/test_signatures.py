@@ -56,6 +56,32 @@ def test_signed_manifest_is_read_with_the_key_or_its_file(manifest: Path, keys: 
         assert load_manifest(str(manifest), public_key=key) == {"schema_version": 1, "files": {}}
 
 
+def test_what_is_read_is_what_was_signed(manifest: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = signatures._run
+
+    def changed_afterwards(arguments: list[str], text: str = "") -> subprocess.CompletedProcess[str]:
+        done = run(arguments, text)
+        manifest.write_text(TEXT.replace("{}", "{a.gguf: {}}"))
+        return done
+
+    monkeypatch.setattr(signatures, "_run", changed_afterwards)
+    assert load_manifest(str(manifest), public_key=keys.public) == {"schema_version": 1, "files": {}}
+    # The next one reads what is there now.
+    with pytest.raises(AnsibleActionFail, match="was changed since it was signed"):
+        load_manifest(str(manifest), public_key=keys.public)
+
+
+def test_signed_manifest_that_is_no_yaml_is_named_by_its_own_path(manifest: Path, keys: Keys) -> None:
+    manifest.write_text("files: [\n")
+    Path(f"{manifest}.minisig").write_bytes(signatures.sign(str(manifest), keys.secret))
+    with pytest.raises(AnsibleActionFail) as refused:
+        load_manifest(str(manifest), public_key=keys.public)
+    text = str(refused.value)
+    assert text.startswith(f"manifest ({manifest}, line ") and text.count("models.lock.yml") == text.count(
+        str(manifest)
+    )
+
+
 def test_same_manifest_and_key_give_the_same_signature(manifest: Path, keys: Keys) -> None:
     assert signatures.sign(str(manifest), keys.secret) == Path(f"{manifest}.minisig").read_bytes()
 
