@@ -68,9 +68,9 @@ def verified_copy(path: str, public_key: str, variable: str = PUBLIC_KEY) -> Ite
             try:
                 shutil.copyfile(original, copied)
             except OSError as error:
-                reason = error.strerror or str(error)
                 raise AnsibleActionFail(
-                    f"{original} cannot be read: {reason}. {variable} wants a signed manifest: mend the file."
+                    f"{original} cannot be read, and {variable} wants a signed manifest: {error.strerror or error}. "
+                    "Let the user who runs the playbook read it."
                 ) from error
         verify(copy, public_key, variable, shown=path)
         yield copy
