@@ -21,6 +21,12 @@ BACKEND = "MAGI_console"
 # The console waits so long for a run, and answers then that it continues.
 WAIT_SECONDS = 300
 MAX_TOKEN_BYTES = 4096
+# Headers of a client's request that the console would believe: credentials, where the request comes from, and the key of
+# a request that was asked before, which operators do not share as they do the gateway's token.
+NOT_FOR_THE_CONSOLE = (
+    *("Authorization", "Cookie", "X-Api-Key", "X-Model", "Idempotency-Key", "Origin", "Forwarded"),
+    *("X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Port", "X-Forwarded-Proto"),
+)
 _TOKEN = re.compile(r"[\x21-\x7e]{8,512}")
 _WHY = "@WHY@"
 
@@ -103,7 +109,7 @@ def console_lines(settings: Settings) -> list[str]:
         f"backend {BACKEND} from MAGI_common",
         "  timeout connect 5s",
         f"  timeout server {WAIT_SECONDS + 30}s",
-        *(f"  http-request del-header {name}" for name in ("X-Model", "X-Api-Key", "Authorization", "Cookie")),
+        *(f"  http-request del-header {name}" for name in NOT_FOR_THE_CONSOLE),
         f'  http-request set-header Authorization "Bearer %[{secret}]"',
         "  http-response return status 200 content-type application/json string '{\"success\": true}' "
         "if { status 200:202 }",

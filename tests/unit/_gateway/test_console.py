@@ -18,7 +18,12 @@ from typing import Any
 
 import pytest
 from ansible_collections.magi.llama.plugins.module_utils._gateway.clients import Client
-from ansible_collections.magi.llama.plugins.module_utils._gateway.console import BACKEND, console_address, read_token
+from ansible_collections.magi.llama.plugins.module_utils._gateway.console import (
+    BACKEND,
+    NOT_FOR_THE_CONSOLE,
+    console_address,
+    read_token,
+)
 from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import Backend, GatewayError
 from ansible_collections.magi.llama.plugins.module_utils._gateway.settings import Settings
 from support.fake_server import FakeServer
@@ -107,6 +112,21 @@ def test_console_does_what_no_server_can(parts: Any, verb: str, model: str, path
     # The client's own credentials stay at the gateway.
     assert headers["authorization"] == f"Bearer {TOKEN}"
     assert "cookie" not in headers and KEYS["op"] not in str(headers)
+
+
+@needs_haproxy
+def test_headers_of_a_client_that_the_console_would_believe_stay_at_the_gateway(parts: Any) -> None:
+    gateway, console, _asleep = parts
+    console.seen.clear()
+    console.status, console.body = 200, {"model_id": "on", "servers": []}
+    assert {"Idempotency-Key", "Origin", "Forwarded", "X-Forwarded-For", "X-Forwarded-Proto"} < {*NOT_FOR_THE_CONSOLE}
+    # The client's key is one of them.
+    sent = {name: "on" for name in NOT_FOR_THE_CONSOLE if name not in ("Authorization", "X-Api-Key")}
+    with gateway.client(KEYS["op"]) as asking:
+        assert asking.post("/models/unload", json={"model": "on"}, headers=sent).json() == {"success": True}
+        assert asking.post("/models/unload", json={"model": "on"}, headers={"X-Other": "on"}).status_code == 200
+    (_path, headers), (_path, others) = console.seen
+    assert not {name.lower() for name in sent} & headers.keys() and others["x-other"] == "on"
 
 
 @needs_haproxy
