@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from .._core.exchange import authority
 from .._core.values import is_loopback
 from .fleet import GatewayError
+from .server_lines import ADDRESSES
 from .settings import Settings
 from .words import FOLDER, SHOWN, error_json, http_error, literal
 
@@ -21,8 +22,8 @@ BACKEND = "MAGI_console"
 # The console waits so long for a run, and answers then that it continues.
 WAIT_SECONDS = 300
 MAX_TOKEN_BYTES = 4096
-# Headers of a client's request that the console would believe: credentials, where the request comes from, and the key of
-# a request that was asked before, which operators do not share as they do the gateway's token.
+# Headers of a client's request that the console would believe: credentials, where it comes from, and the key of a
+# request that was asked before, which is one operator's and not of all that share the gateway's token.
 NOT_FOR_THE_CONSOLE = (
     *("Authorization", "Cookie", "X-Api-Key", "X-Model", "Idempotency-Key", "Origin", "Forwarded"),
     *("X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Port", "X-Forwarded-Proto"),
@@ -123,5 +124,5 @@ def console_lines(settings: Settings) -> list[str]:
         ),
         http_error(503, away, "server_error", "console_unreachable", retry="10"),
         http_error(504, slow, "server_error", "console_timeout"),
-        f"  server console {authority(host, port)}{tls}",
+        f"  server console {authority(host, port)} {' '.join(ADDRESSES)}{tls}",
     ]
