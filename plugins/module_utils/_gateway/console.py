@@ -108,6 +108,8 @@ def console_lines(settings: Settings) -> list[str]:
     why = f"The console: %[var(txn.why),{SHOWN}]"
     return [
         f"backend {BACKEND} from MAGI_common",
+        # It has no checks, so nothing would end a state of an earlier process: new servers begin as stopped there.
+        "  load-server-state-from-file none",
         "  timeout connect 5s",
         f"  timeout server {WAIT_SECONDS + 30}s",
         *(f"  http-request del-header {name}" for name in NOT_FOR_THE_CONSOLE),

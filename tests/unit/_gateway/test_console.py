@@ -25,6 +25,7 @@ from ansible_collections.magi.llama.plugins.module_utils._gateway.console import
     read_token,
 )
 from ansible_collections.magi.llama.plugins.module_utils._gateway.fleet import Backend, GatewayError
+from ansible_collections.magi.llama.plugins.module_utils._gateway.server_lines import states_for
 from ansible_collections.magi.llama.plugins.module_utils._gateway.settings import Settings
 from support.fake_server import FakeServer
 from support.running_gateway import HAPROXY, TOKEN, Running, free_port, rendered, running, server
@@ -165,6 +166,22 @@ def test_others_do_not_reach_the_console(parts: Any) -> None:
     with gateway.client(KEYS["op"]) as asking:
         assert asking.get("/api/v1/jobs").status_code == 404
     assert console.seen == []
+
+
+@needs_haproxy
+def test_console_that_comes_to_a_running_gateway_is_used(tmp_path: Path) -> None:
+    with FakeServer("on") as always, FakeConsole() as console:
+        backends = [Backend("on", "On", "Q4", "model", (server(always.port),))]
+        clients = [Client("op", hashlib.sha256(KEYS["op"].encode()).hexdigest(), operator=True)]
+        with running(tmp_path, backends, clients) as gateway:
+            ports = [int(url.rpartition(":")[2]) for url in (gateway.url, gateway.metrics)]
+            files = rendered(backends, clients, port=ports[0], metrics_port=ports[1], console_url=console.url)
+            # As a run does it: the states of servers go to the next process.
+            states = states_for(files["haproxy.cfg"], gateway.admin.ask("show servers state"))
+            (tmp_path / "servers.state").write_text(states)
+            gateway.write(files)
+            gateway.reload()
+            assert ask(gateway, "unload", "on").json() == {"success": True}
 
 
 @needs_haproxy
