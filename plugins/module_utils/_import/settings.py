@@ -28,6 +28,8 @@ _PROGRAM = re.compile(r"(.*/)?llama-server(\.exe)?")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _DECIMAL = re.compile(r"-?[0-9]+\.[0-9]+")
 _VARIABLE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
+# --api-key=VALUE on a command line, and in a file a line with another separator than the format has.
+_BEHIND_NAME = re.compile(r"[=:\s]")
 
 
 class ImportFault(MagiError):
@@ -53,8 +55,13 @@ class Server:
     def add(self, key: str, value: str | None) -> None:
         """Take one setting over, by a flag's long or short name without dashes; value is None for a flag alone."""
         flag, is_opposite = find_flag(key)
+        glued, key = key, shown(key)
         named = key.replace("-", "_")
-        if flag is None:
+        if flag is None and key != glued and find_flag(key)[0]:
+            self.left_out.append(
+                f"{key}: its value has to come after a space on a command line, and after = in a file."
+            )
+        elif flag is None:
             self.left_out.append(f"{key}: {_unknown(named)}")
         elif flag.name == "model" and value:
             self.model = value
@@ -82,7 +89,7 @@ class Server:
         if name.startswith(ENVIRONMENT):
             self.add(name[len(ENVIRONMENT) :].lower(), value)
         elif not name.startswith("MAGI_") and (name, value) != ("XDG_CONFIG_HOME", NO_HOME):
-            self.left_out.append(f"the variable {name}: servers have no variables of their own.")
+            self.left_out.append(f"the variable {shown(name)}: servers have no variables of their own.")
 
     def _add_switch(self, key: str, flag: Flag, value: str | None, is_opposite: bool) -> None:
         states = {None: True, "true": True, "on": True, "1": True, "false": False, "off": False, "0": False}
@@ -113,6 +120,11 @@ def find_flag(key: str) -> tuple[Flag | None, bool]:
     """The flag of a name without dashes, and whether the name means its opposite; None for an unknown one."""
     index = _index()
     return index.get(key) or index.get(key.replace("-", "_")) or (None, False)
+
+
+def shown(word: str) -> str:
+    """The part of a word that messages may have: its name. What is behind it can be a key or a password."""
+    return _BEHIND_NAME.split(word, maxsplit=1)[0]
 
 
 def managed_reason(*names: str) -> str | None:
@@ -152,23 +164,33 @@ def parse_command(name: str, text: str) -> Server:
         )
     server = Server(name)
     first = starts[0] if starts else -1
-    for word in words[: max(first, 0)]:
-        if variable := _VARIABLE.fullmatch(word):
-            server.add_environment(variable[1], variable[2])
-        elif word not in ("env", "exec", "sudo", "nohup"):
-            server.left_out.append(f"{word}: it comes before llama-server.")
+    _add_before(server, words[: max(first, 0)])
     _add_words(server, words[first + 1 :])
     return server
 
 
+def _add_before(server: Server, words: Sequence[str]) -> None:
+    """Variables, and another program that starts llama-server, of which only names are known."""
+    for before, word in zip(("", *words), words, strict=False):
+        if variable := _VARIABLE.fullmatch(word):
+            server.add_environment(variable[1], variable[2])
+        elif _is_flag(before) and "=" not in before and not _is_flag(word):
+            # It can be the value of a flag of the other program: --password VALUE.
+            continue
+        elif word not in ("env", "exec", "sudo", "nohup"):
+            server.left_out.append(f"{shown(word)}: it comes before llama-server.")
+
+
 def _add_words(server: Server, words: Sequence[str]) -> None:
-    place = 0
+    place, last = 0, "llama-server"
     while place < len(words):
         word = words[place]
         place += 1
         if not _is_flag(word):
-            server.left_out.append(f"{word}: it belongs to no flag.")
+            # It can be a part of a value that has lost its quotes.
+            server.left_out.append(f"a word after {last}: it belongs to no flag.")
             continue
+        last = shown(word)
         flag, _is_opposite = find_flag(word.lstrip("-"))
         values: list[str] = []
         # Of an unknown one all that follows: it is not known how many words it takes.

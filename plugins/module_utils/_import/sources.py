@@ -91,6 +91,10 @@ def models_preset(text: str) -> list[Server]:
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     try:
         parser.read_string(f"[{_TOP}]\n{text}")
+    except configparser.ParsingError as error:
+        # Its own text has the lines, in which there can be keys. Line 1 is not the file's.
+        numbers = [number for number, _line in getattr(error, "errors", ())] or [getattr(error, "lineno", 1)]
+        raise ImportFault(f"It is not an INI file, see its line {numbers[0] - 1}. Nothing was written.") from None
     except configparser.Error as error:
         raise ImportFault(f"It is not an INI file: {' '.join(str(error).split())}. Nothing was written.") from None
     common = dict(parser[ALL]) if parser.has_section(ALL) else {}

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,47 @@ def test_command_line_becomes_an_entry_and_says_what_is_left_out() -> None:
     assert reasons.keys() == {"api-key", "mlock", "ctx-sise", "hf", "the variable CUDA_VISIBLE_DEVICES"}
     assert "servers_api_key_file" in reasons["api-key"] and "s3cret" not in str(made)
     assert "nearest: load_mode" in reasons["mlock"] and "nearest: ctx_size" in reasons["ctx-sise"]
+
+
+@pytest.mark.parametrize(
+    ("line", "reasons"),
+    [
+        ("docker run --env=LLAMA_API_KEY=s3cret llama-server -m /m/a.gguf", ["docker", "run", "--env"]),
+        ("docker run -e LLAMA_API_KEY=s3cret llama-server -m /m/a.gguf", ["docker", "run", "-e", "the variable"]),
+        ("start key:s3cret --password s3cret llama-server -m /m/a.gguf", ["start", "key", "--password"]),
+        (
+            "llama-server -m /m/a.gguf --api-key=s3cret --no-such=s3cret --no-flag s3cret",
+            ["api-key", "no-such", "no-flag"],
+        ),
+        ("llama-server -m /m/a.gguf --api-key my s3cret", ["a word after --api-key", "api-key"]),
+        ("llama-server s3cret -m /m/a.gguf", ["a word after llama-server"]),
+    ],
+)
+def test_values_of_words_that_are_left_out_are_not_shown(line: str, reasons: list[str]) -> None:
+    made = proposal([parse_command("pasted", line)])
+    assert "s3cret" not in str(made) and len(made.left_out) == len(reasons)
+    for text, reason in zip(sorted(made.left_out), sorted(reasons), strict=True):
+        assert re.match(rf"pasted: {reason}[ :]", text), made.left_out
+
+
+def test_value_behind_an_equals_sign_is_as_llama_server_takes_it() -> None:
+    made = proposal([parse_command("pasted", "llama-server -m /m/a.gguf --ctx-size=4096")])
+    assert made.left_out == [
+        "pasted: ctx-size: its value has to come after a space on a command line, and after = in a file."
+    ]
+    assert made.profile["enabled_models"] == ["a"]
+
+
+def test_values_in_files_are_not_shown() -> None:
+    """Also where a file has them in another way than its format."""
+    made = proposal(models_preset("[a]\nmodel = /m/a.gguf\napi-key s3cret\nno-such: s3cret\n"))
+    assert "s3cret" not in str(made) and len(made.left_out) == 2
+    swapped = {"cmd": "llama-server -m /m/a.gguf", "env": [{"LLAMA_API_KEY": "s3cret"}, "LLAMA_API_KEY: s3cret"]}
+    made = proposal(llama_swap({"models": {"a": swapped}}))
+    assert "s3cret" not in str(made) and len(made.left_out) == 2
+    with pytest.raises(ImportFault, match=r"It is not an INI file, see its line 2\. Nothing was written") as refused:
+        models_preset("[a]\n= s3cret\n")
+    assert "s3cret" not in str(refused.value)
 
 
 def test_imported_parameters_render_to_the_flags_that_they_were_read_from() -> None:
