@@ -9,7 +9,8 @@ from pathlib import Path
 
 from magi_llama_console.fleet.capacity import capacity
 from magi_llama_console.fleet.facts import Gpu, Host, Memory, Server
-from magi_llama_console.fleet.models import merged, read_manifest, rejected
+from magi_llama_console.fleet.inventory import parse
+from magi_llama_console.fleet.models import manifest_of, merged, read_manifest, rejected
 
 BIG = {"id": "big", "kind": "model", "tier": "Q4", "size_bytes": 900, "path": "/m/big.gguf", "license": "mit"}
 SMALL = {"id": "small", "kind": "model", "tier": "Q2", "size_bytes": 100, "path": "/m/small.gguf"}
@@ -37,6 +38,18 @@ def test_manifest_is_read_next_to_the_inventory_and_a_broken_one_is_none(tmp_pat
     assert read_manifest(tmp_path) == read_manifest(tmp_path / "hosts.yml") == {"a.gguf": {"sha256": "f00"}}
     (tmp_path / "models.lock.yml").write_text("files: [")
     assert read_manifest(tmp_path) == {}
+
+
+def test_manifest_that_has_to_be_signed_is_left_to_the_scans_that_verify_it(tmp_path: Path) -> None:
+    (tmp_path / "models.lock.yml").write_text("schema_version: 1\nfiles:\n  big.gguf: {sha256: forged}\n")
+
+    def found(**variables: str) -> dict[str, dict[str, str]]:
+        listing = {"models": {"hosts": ["a", "b"]}, "_meta": {"hostvars": {"a": {}, "b": variables}}}
+        return manifest_of(parse(listing), tmp_path)
+
+    assert found() == found(registry_manifest_public_key="") == {"big.gguf": {"sha256": "forged"}}
+    for key in ("RWSZMPqNMFVTObI8WwRqlr8CNej7M+Y44QkMB6nnk+b4rkyv4MGSBQjs", "{{ of_the_fleet }}"):
+        assert found(registry_manifest_public_key=key) == {}
 
 
 def test_estimate_of_a_plan_comes_before_the_size_of_the_file() -> None:

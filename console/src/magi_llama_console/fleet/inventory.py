@@ -40,6 +40,8 @@ class InventoryHost:
     groups: tuple[str, ...] = ()
     states_dir: str | None = None
     profile: str | None = None
+    # Whether its scans take a manifest with a valid signature only.
+    wants_signature: bool = False
 
     @property
     def proxy_name(self) -> str:
@@ -103,6 +105,7 @@ def _host(name: str, members: Mapping[str, Sequence[str]], variables: Mapping[st
         groups,
         _text(variables.get("servers_state_dir")),
         _text(variables.get("servers_profile")) or _text(variables.get("profile")),
+        bool(variables.get("registry_manifest_public_key")),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from .facts import Host
+from .inventory import Inventory
 
 MANIFEST = "models.lock.yml"
 HIDDEN = ".magi-llama"
@@ -54,8 +55,16 @@ def _provenance(model: Mapping[str, Any], manifest: Mapping[str, Mapping[str, An
     return {**found, **{str(key): value for key, value in entry.items() if isinstance(value, (str, int, float))}}
 
 
+def manifest_of(inventory: Inventory, path: Path) -> dict[str, dict[str, Any]]:
+    """The manifest's files by name, for the inventory at path; empty where it has to be signed.
+
+    Scans verify the signature, and what they have found in the files then is all that is known for certain.
+    """
+    return {} if any(host.wants_signature for host in inventory.hosts.values()) else read_manifest(path)
+
+
 def read_manifest(inventory: Path) -> dict[str, dict[str, Any]]:
-    """The manifest's files by name; empty without one, or where it cannot be read."""
+    """The manifest's files by name; empty without one, or where it cannot be read. Its signature is not looked at."""
     folder = inventory if inventory.is_dir() else inventory.parent
     for path in (folder / HIDDEN / MANIFEST, folder / MANIFEST):
         try:

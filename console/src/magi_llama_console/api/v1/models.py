@@ -26,7 +26,7 @@ Name = Annotated[str | None, Query(max_length=253)]
 async def list_models(console: ConsoleDep, _: Reader, host: Name = None) -> shapes.Models:
     """Every model by id with the hosts that have it, and the files that a scan has rejected."""
     hosts = await hosts_of(console, host)
-    manifest = await asyncio.to_thread(models.read_manifest, console.settings.inventory)
+    manifest = await asyncio.to_thread(models.manifest_of, console.fleet.inventory, console.settings.inventory)
     return shapes.Models(
         models=[shapes.Model(**one) for one in models.merged(hosts, manifest)],
         rejected=[shapes.Rejected(**one) for one in models.rejected(hosts)],
