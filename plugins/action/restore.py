@@ -32,11 +32,17 @@ class ActionModule(HostAction):
         state = answer.pop("state", None)
         if state is None or answer.get("failed"):
             return {**result, **answer}
+        kept = False
         if state["digest"]:
-            backups.keep(state, is_check=self._task.check_mode)
+            # Where the host then fails, the chosen one is needed again.
+            kept = backups.keep(state, is_check=self._task.check_mode, spare=archive.taken_at).is_new
         filled = fill_in(self._task.args, files=packed(files), run_id=this_run(task_vars["inventory_hostname"])["id"])
         answer = self.ask("restore", filled, task_vars)
-        if not answer.get("failed"):
+        if answer.get("failed") and kept and not self._task.check_mode:
+            answer["msg"] = (
+                f"{answer.get('msg', '')} Try again with at={archive.taken_at}: latest is the present state."
+            )
+        elif not answer.get("failed"):
             what = f"{len(answer['written'])} files" if answer["written"] else "nothing to change"
             show(task_vars, [f"      state of {archive.taken_at}: {what}"])
             if given["keys"] and ENCRYPTED_KEYS not in archive.files:

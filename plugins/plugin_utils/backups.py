@@ -72,8 +72,11 @@ class HostBackups:
             self.folder = os.path.join(self.folder, CONSOLE)
         self.newest = backups.newest(self.folder)
 
-    def keep(self, state: Mapping[str, Any], *, is_check: bool) -> Result:
-        """Write a backup of the state that a host has answered unless the newest one has it."""
+    def keep(self, state: Mapping[str, Any], *, is_check: bool, spare: str = "") -> Result:
+        """Write a backup of the state that a host has answered unless the newest one has it.
+
+        spare is the time of a backup that is not removed for it.
+        """
         if self.newest.fault:
             self._warn(self.newest.fault)
         newest = os.path.join(self.folder, self.newest.time + backups.SUFFIX) if self.newest.time else ""
@@ -96,7 +99,7 @@ class HostBackups:
             return Result(newest, False)
         if is_check:
             return Result(os.path.join(self.folder, "…"), True)
-        return self._write(files, state["digest"])
+        return self._write(files, state["digest"], spare)
 
     def load(self, at: str, *, with_keys: bool) -> tuple[Archive, list[StateFile]]:
         """Return the backup of a time, and the state in it. Raises AnsibleActionFail."""
@@ -107,7 +110,7 @@ class HostBackups:
         except StateError as error:
             raise AnsibleActionFail(as_called(visible_text(str(error)))) from error
 
-    def _write(self, files: Sequence[StateFile], state: str) -> Result:
+    def _write(self, files: Sequence[StateFile], state: str, spare: str) -> Result:
         content = {
             ENCRYPTED_KEYS if file.name == KEYS else file.name: self._encrypted(file.content)
             if file.name == KEYS
@@ -116,7 +119,7 @@ class HostBackups:
         }
         try:
             path = backups.store(self.folder, content, self.host, state, datetime.now(timezone.utc))
-            return Result(path, True, backups.prune(self.folder, self._keep))
+            return Result(path, True, backups.prune(self.folder, self._keep, spare))
         except OSError as error:
             text = f"The backup of {self.host} cannot be written to {self.folder}: {error.strerror}."
             fix = "Set backup_dir to a folder that you can write to, or backup_before_changes to false."

@@ -142,10 +142,13 @@ def store(folder: str, files: dict[str, bytes], host: str, state: str, now: date
     return path
 
 
-def prune(folder: str, keep: Keep) -> list[str]:
-    """Remove the backups that are not kept any more, and return their times. Raises OSError."""
+def prune(folder: str, keep: Keep, spare: str = "") -> list[str]:
+    """Remove the backups that are not kept any more, and return their times. Raises OSError.
+
+    spare is the time of one that stays in any case: it is being restored.
+    """
     parsed = [datetime.strptime(time, TIME) for time in _valid(times(folder))]
-    gone = [f"{time:{TIME}}" for time in expired(parsed, keep)]
+    gone = [time for time in (f"{time:{TIME}}" for time in expired(parsed, keep)) if time != spare]
     for time in gone:
         for suffix in (SUFFIX, SUFFIX + CHECKSUM):
             try:

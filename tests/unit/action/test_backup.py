@@ -173,6 +173,19 @@ def test_restore_keeps_the_present_state_and_sends_the_chosen_one(call, tmp_path
     assert newest(tmp_path) == state.digest_of([now])
 
 
+def test_restore_removes_no_backup_that_it_restores(call, tmp_path):
+    chosen = call("backup", [sent(RECORD)]).result["path"]
+    now = StateFile(RECORD.name, RECORD.content.replace(b'"p"', b'"q"'))
+    failed = {"failed": True, "msg": "The disk is full."}
+    keep = {"last": 1, "daily": 0, "weekly": 0, "monthly": 0}
+    at = os.path.basename(chosen).removesuffix(folder.SUFFIX)
+    run = call("restore", [sent(now), failed], at="latest", keep=keep)
+    assert run.result["msg"] == f"The disk is full. Try again with at={at}: latest is the present state."
+    assert newest(tmp_path) == state.digest_of([now])
+    run = call("restore", [sent(now, known=newest(tmp_path)), {"changed": True, "written": []}], at=at, keep=keep)
+    assert state.unpacked(run.calls[1][1][FILLED_IN]["files"]) == [RECORD]
+
+
 @pytest.mark.parametrize("at", ["latest", "20260101T000000Z"])
 def test_restore_without_such_a_backup_asks_no_host(call, at):
     with pytest.raises(AnsibleActionFail, match="There is no backup in"):
