@@ -18,6 +18,12 @@ ARGUMENTS = Arguments(
     },
     filled_in={
         "run_id": {"type": "str", "required": True},
-        "files": {"type": "list", "elements": "dict", "required": True, "no_log": True},
+        "files": {
+            "type": "list",
+            "elements": "dict",
+            "required": True,
+            # Not for the whole list: no_log hides every part of it wherever it occurs in the result.
+            "options": {"name": {"type": "str"}, "data": {"type": "str", "no_log": True}},
+        },
     },
 )

@@ -33,6 +33,12 @@ class Module(AnsibleModule):  # type: ignore[misc]
             )
         self.params.update(checked.validated_parameters)
 
+    def _return_formatted(self, kwargs: dict[str, Any]) -> None:
+        # Ansible would add all of params, and hides what is no_log in the users' options only.
+        given = {name: value for name, value in self.params.items() if name in self.argument_spec}
+        kwargs.setdefault("invocation", {"module_args": given})
+        super()._return_formatted(kwargs)
+
     def _load_params(self) -> None:
         super()._load_params()
         self._filled_in = self.params.pop(FILLED_IN, None) or {}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,15 @@ import pytest
 import yaml
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.magi.llama.plugins.doc_fragments import backup, downtime, lock
+from ansible_collections.magi.llama.plugins.module_utils._archive.state import RECORD, StateFile, packed
 from ansible_collections.magi.llama.plugins.module_utils._arguments.answers import ANSWERS, FACTS
-from ansible_collections.magi.llama.plugins.module_utils._core.arguments import Arguments, fill_in, on_controller
-from ansible_collections.magi.llama.plugins.modules import run_lock, server_state
+from ansible_collections.magi.llama.plugins.module_utils._core.arguments import (
+    FILLED_IN,
+    Arguments,
+    fill_in,
+    on_controller,
+)
+from ansible_collections.magi.llama.plugins.modules import restore, run_lock, server_state
 
 PLUGINS = Path(__file__).parents[3] / "plugins"
 MODULES = sorted(path.stem for path in (PLUGINS / "modules").glob("*.py"))
@@ -144,3 +151,14 @@ def test_internal_arguments_are_validated(tmp_path: Path, capsys: pytest.Capture
     assert "call the module from a playbook" in failure(capsys, run_lock, state_dir=str(tmp_path))
     wrong = {"run": "no mapping"}
     assert "call the module from a playbook" in failure(capsys, run_lock, state_dir=str(tmp_path), _filled_in=wrong)
+
+
+@pytest.mark.parametrize("count", [1, 2], ids=["succeeds", "fails"])
+def test_internal_arguments_are_not_in_the_answer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], count: int
+) -> None:
+    files = packed([StateFile(RECORD, b"{}")] * count)
+    given = {"state_dir": str(tmp_path), "at": "latest", FILLED_IN: {"run_id": "mine", "files": files}}
+    answer = json.loads(failure(capsys, restore, _ansible_inject_invocation=True, _ansible_check_mode=True, **given))
+    assert answer.get("failed", False) is (count == 2)
+    assert set(answer["invocation"]["module_args"]) == set(arguments_of("restore").options)
