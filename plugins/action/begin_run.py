@@ -33,4 +33,8 @@ class ActionModule(HostAction):
         if backups is not None and state is not None and not answer.get("failed"):
             # Under the lock, and an error here ends the run before anything is changed.
             backups.keep(state, is_check=self._task.check_mode)
+            if "files" in state and answer.get("changed"):
+                # The key file has waited for the backup.
+                arguments = {name: value for name, value in self._task.args.items() if name != "backup"}
+                answer = acquire_with_wait(self, MODULE, arguments, task_vars, checked["wait"], checked["take_over"])
         return {**result, **answer}

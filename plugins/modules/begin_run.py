@@ -74,7 +74,8 @@ options:
   backup:
     description:
       - Options of M(magi.llama.backup) as a dictionary, but for O(state_dir). With them the host's state is kept on the
-        controller before anything is changed, in the same call.
+        controller before anything is changed, in the same call. Only where there is a new backup and other keys are to
+        be written to O(api_key_file), a second call writes them.
     type: dict
 attributes:
   check_mode:
@@ -239,14 +240,16 @@ def run(module: Module) -> dict:
     if given["backup"] is not None and other is None:
         answer["state"] = _state(given["backup"], given["state_dir"], None if module.check_mode else given["known"])
     if has_own_keys and other is None:
-        answer["changed"], facts["api_key_stamp"] = _own_keys(keys, given["api_keys"], module.check_mode)
+        # A call without backup writes them, once the controller has kept the state with the present ones.
+        is_dry = module.check_mode or "files" in answer.get("state", {})
+        answer["changed"], facts["api_key_stamp"] = _own_keys(keys, given["api_keys"], is_dry)
     return answer
 
 
-def _own_keys(path: str, keys: list[str], is_check: bool) -> tuple[bool, str]:
-    """Write or generate the keys; whether the file changes, and its stamp, which a check that changes it has not."""
-    changed = write_key_file(path, keys, dry_run=is_check) if keys else generate_key_file(path, dry_run=is_check)
-    return changed, "" if changed and is_check else check_key_file(path, None).stamp
+def _own_keys(path: str, keys: list[str], is_dry: bool) -> tuple[bool, str]:
+    """Write or generate the keys; whether the file changes, and its stamp, empty where it would change."""
+    changed = write_key_file(path, keys, dry_run=is_dry) if keys else generate_key_file(path, dry_run=is_dry)
+    return changed, "" if changed and is_dry else check_key_file(path, None).stamp
 
 
 def _state(backup: dict, state_dir: str, known: str | None) -> dict:

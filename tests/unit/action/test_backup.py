@@ -156,6 +156,27 @@ def test_run_keeps_a_backup_under_its_lock_and_in_the_same_call(call, tmp_path):
         call("begin_run", [{**answer, "state": {"digest": "0" * 64, "files": state.packed([RECORD])}}], **arguments)
 
 
+def test_run_writes_keys_once_the_backup_is_kept(call, tmp_path, monkeypatch):
+    """A second call: where the backup fails, the host still has its keys."""
+    facts = {"holder": None, "ansible_facts": {"llama_host": HOST}}
+    arguments = {"user": "llama", "validate_launch": True, "api_key_file": "auto", "backup": {}}
+    written = {"changed": True, "holder": None, "ansible_facts": {"llama_host": {**HOST, "api_key_stamp": "1.2.3"}}}
+    run = call("begin_run", [{**facts, **sent(RECORD), "changed": True}, written], **arguments)
+    [(_first, asked), (_second, again)] = run.calls
+    assert asked["backup"] and "backup" not in again and again["api_key_file"] == "auto"
+    assert again[FILLED_IN]["run"] == asked[FILLED_IN]["run"]
+    assert run.result["changed"] and run.result["ansible_facts"] == written["ansible_facts"]
+    # Nothing new to keep: the first call has written them.
+    call("begin_run", [{**facts, **sent(RECORD, known=newest(tmp_path)), "changed": True}], **arguments)
+
+    def store(*_arguments: Any) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(folder, "store", store)
+    with pytest.raises(AnsibleActionFail, match="Nothing was changed on the host"):
+        call("begin_run", [{**facts, **sent(RECORD), "changed": True}], **arguments)
+
+
 def test_run_in_check_mode_says_only_what_is_lost(call, tmp_path):
     call("backup", [sent(RECORD)])
     answer = {"changed": False, "state": LOST, "holder": None, "ansible_facts": {"llama_host": HOST}}
