@@ -24,7 +24,7 @@ class ActionModule(HostAction):
         state = answer.pop("state", None)
         if state is None or answer.get("failed"):
             return {**result, **answer}
-        done = backups.keep(state, is_check=self._task.check_mode)
+        done = backups.keep(state, is_check=self._task.check_mode, is_asked=True)
         if done.path:
             what = "new" if done.is_new else "unchanged"
             show(task_vars, [f"      {what}: {done.path}", *(f"      removed: {time}" for time in done.removed)])

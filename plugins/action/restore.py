@@ -35,7 +35,8 @@ class ActionModule(HostAction):
         kept = False
         if state["digest"]:
             # Where the host then fails, the chosen one is needed again.
-            kept = backups.keep(state, is_check=self._task.check_mode, spare=archive.taken_at).is_new
+            spare = archive.taken_at
+            kept = backups.keep(state, is_check=self._task.check_mode, is_needed=True, spare=spare).is_new
         filled = fill_in(self._task.args, files=packed(files), run_id=this_run(task_vars["inventory_hostname"])["id"])
         answer = self.ask("restore", filled, task_vars)
         if answer.get("failed") and kept and not self._task.check_mode:

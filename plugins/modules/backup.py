@@ -14,7 +14,8 @@ description:
   - Writes the state of a host that cannot be computed again, the deployment and the registry, to an archive on the
     controller, unless the newest one has that state already.
   - Archives are C(DIR/HOST/TIME.tar.zst), readable by their owner only, each with a checksum file next to it.
-  - A host on which nothing is deployed has no state.
+  - A host on which nothing is deployed has no state. One whose state is damaged, or cannot be written to the archive,
+    is an error.
 author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:
   - magi.llama.attributes

@@ -72,10 +72,20 @@ class HostBackups:
             self.folder = os.path.join(self.folder, CONSOLE)
         self.newest = backups.newest(self.folder)
 
-    def keep(self, state: Mapping[str, Any], *, is_check: bool, spare: str = "") -> Result:
+    def keep(
+        self,
+        state: Mapping[str, Any],
+        *,
+        is_check: bool,
+        is_asked: bool = False,
+        is_needed: bool = False,
+        spare: str = "",
+    ) -> Result:
         """Write a backup of the state that a host has answered unless the newest one has it.
 
-        spare is the time of a backup that is not removed for it.
+        A state that is damaged is not kept, which is an error where a backup is what was asked for. That the default
+        folder cannot be written to is one there too, and where the backup is needed; else both are warnings. spare is
+        the time of a backup that is not removed for it. Raises AnsibleActionFail.
         """
         if self.newest.fault:
             self._warn(self.newest.fault)
@@ -95,11 +105,19 @@ class HostBackups:
         if wrong:
             # Such a state is not worth a backup, and a run may be what repairs it.
             last = f"The last backup is {self.newest.time}" if self.newest.time else "There is no backup"
-            self._warn(f"No backup was made of {self.host}: {'; '.join(wrong)}. {last}.")
+            text = f"No backup was made of {self.host}: {'; '.join(wrong)}. {last}."
+            if is_asked:
+                raise AnsibleActionFail(visible_text(text))
+            self._warn(text)
             return Result(newest, False)
         if is_check:
             return Result(os.path.join(self.folder, "…"), True)
-        return self._write(files, state["digest"], spare)
+        try:
+            path = self._write(files, state["digest"])
+            return Result(path, True, backups.prune(self.folder, self._keep, spare))
+        except OSError as error:
+            self._refuse_folder(error, is_asked or is_needed)
+            return Result("", False)
 
     def load(self, at: str, *, with_keys: bool) -> tuple[Archive, list[StateFile]]:
         """Return the backup of a time, and the state in it. Raises AnsibleActionFail."""
@@ -110,24 +128,25 @@ class HostBackups:
         except StateError as error:
             raise AnsibleActionFail(as_called(visible_text(str(error)))) from error
 
-    def _write(self, files: Sequence[StateFile], state: str, spare: str) -> Result:
+    def _write(self, files: Sequence[StateFile], state: str) -> str:
         content = {
             ENCRYPTED_KEYS if file.name == KEYS else file.name: self._encrypted(file.content)
             if file.name == KEYS
             else file.content
             for file in files
         }
-        try:
-            path = backups.store(self.folder, content, self.host, state, datetime.now(timezone.utc))
-            return Result(path, True, backups.prune(self.folder, self._keep, spare))
-        except OSError as error:
-            text = f"The backup of {self.host} cannot be written to {self.folder}: {error.strerror}."
-            fix = "Set backup_dir to a folder that you can write to, or backup_before_changes to false."
-            if not self._is_named and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-                # The inventory may be someone else's, and no one has chosen a folder.
-                self._warn(f"{text} {fix}")
-                return Result("", False)
-            raise AnsibleActionFail(f"{text} Nothing was changed on the host. {fix}") from error
+        return backups.store(self.folder, content, self.host, state, datetime.now(timezone.utc))
+
+    def _refuse_folder(self, error: OSError, is_needed: bool) -> None:
+        """Raise AnsibleActionFail for a folder that cannot be written to; a run goes ahead without a default one."""
+        text = f"The backup of {self.host} cannot be written to {self.folder}: {error.strerror}."
+        other = ", from where restore.yml reads them too" if is_needed else ", or backup_before_changes to false"
+        fix = as_called(f"Set backup_dir to a folder that you can write to{other}.")
+        if not is_needed and not self._is_named and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            # The inventory may be someone else's, and no one has chosen a folder.
+            self._warn(f"{text} {fix}")
+            return
+        raise AnsibleActionFail(f"{text} Nothing was changed on the host. {fix}") from error
 
     def _vault(self) -> VaultLib:
         vault = VaultLib(self._loader._vault.secrets)

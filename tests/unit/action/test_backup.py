@@ -27,6 +27,7 @@ RECORD = StateFile(
 )
 KEYS = StateFile("api-keys", b"secret-of-the-servers\n")
 LOST: dict[str, Any] = {"digest": ""}
+BEGUN = {"holder": None, "ansible_facts": {"llama_host": HOST}}
 
 
 def sent(*files: StateFile, known: str = "") -> dict[str, Any]:
@@ -94,9 +95,20 @@ def test_answers_that_are_not_a_state_are_refused(call, tmp_path, answer, error)
 
 
 def test_damaged_state_is_named_and_not_kept(call, tmp_path):
-    run = call("backup", [sent(StateFile("deployment.json", b"{"))])
-    assert not run.result["changed"] and not (tmp_path / "backups").exists()
+    damaged = sent(StateFile("deployment.json", b"{"))
+    for check in (False, True):
+        with pytest.raises(
+            AnsibleActionFail, match=r"No backup was made of h: deployment.json is damaged .* no backup"
+        ):
+            call("backup", [damaged], check=check)
+    assert not (tmp_path / "backups").exists()
+    # A run or a restore may be what repairs it.
+    run = call("begin_run", [{**damaged, **BEGUN}], user="llama", backup={})
     assert any("No backup was made of h: deployment.json is damaged" in line for line in run.lines)
+    call("backup", [sent(RECORD)])
+    run = call("restore", [damaged, {"changed": True, "written": ["/s/deployment.json"]}], at="latest")
+    assert any("No backup was made of h: deployment.json is damaged" in line for line in run.lines)
+    assert run.result["changed"]
 
 
 def test_lost_state_is_named_where_there_is_a_backup(call):
@@ -106,17 +118,26 @@ def test_lost_state_is_named_where_there_is_a_backup(call):
     assert "h has no state, but a backup of 2" in line and "at=latest brings its ports back" in line
 
 
-def test_folder_that_cannot_be_written_is_an_error_where_it_was_chosen(call, tmp_path, monkeypatch):
+def test_folder_that_cannot_be_written_is_an_error_where_it_was_chosen_or_needed(call, tmp_path, monkeypatch):
+    call("backup", [sent(RECORD)])
+
     def store(*_arguments: Any) -> str:
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(folder, "store", store)
-    with pytest.raises(
-        AnsibleActionFail, match=r"Read-only file system. Nothing was changed on the host. Set backup_dir"
-    ):
-        call("backup", [sent(RECORD)], dir=str(tmp_path / "own"))
-    run = call("backup", [sent(RECORD)])
-    assert not run.result["changed"] and any("Set backup_dir" in line for line in run.lines)
+    now = sent(StateFile(RECORD.name, RECORD.content.replace(b'"p"', b'"q"')))
+    error = (
+        r"Read-only file system. Nothing was changed on the host. Set backup_dir to a folder that you can write to, "
+    )
+    for own in ({}, {"dir": str(tmp_path / "own")}):
+        with pytest.raises(AnsibleActionFail, match=f"{error}from where .*restore"):
+            call("backup", [now], **own)
+    with pytest.raises(AnsibleActionFail, match=f"{error}from where .*restore"):
+        call("restore", [now], at="latest")
+    with pytest.raises(AnsibleActionFail, match=f"{error}or backup_before_changes to false"):
+        call("begin_run", [{**now, **BEGUN}], user="llama", backup={"dir": str(tmp_path / "own")})
+    run = call("begin_run", [{**now, **BEGUN}], user="llama", backup={})
+    assert any("Set backup_dir" in line and "Nothing was changed" not in line for line in run.lines)
 
 
 def test_keys_are_encrypted_and_restored(call, password, tmp_path):
@@ -146,7 +167,7 @@ def test_keys_of_another_password_are_refused(call, password, monkeypatch):
 
 
 def test_run_keeps_a_backup_under_its_lock_and_in_the_same_call(call, tmp_path):
-    answer = {**sent(RECORD), "holder": None, "ansible_facts": {"llama_host": HOST}}
+    answer = {**sent(RECORD), **BEGUN}
     arguments = {"user": "llama", "backup": {"registry_path": "/r"}}
     run = call("begin_run", [answer], **arguments)
     [(called, asked)] = run.calls
@@ -158,28 +179,27 @@ def test_run_keeps_a_backup_under_its_lock_and_in_the_same_call(call, tmp_path):
 
 def test_run_writes_keys_once_the_backup_is_kept(call, tmp_path, monkeypatch):
     """A second call: where the backup fails, the host still has its keys."""
-    facts = {"holder": None, "ansible_facts": {"llama_host": HOST}}
     arguments = {"user": "llama", "validate_launch": True, "api_key_file": "auto", "backup": {}}
     written = {"changed": True, "holder": None, "ansible_facts": {"llama_host": {**HOST, "api_key_stamp": "1.2.3"}}}
-    run = call("begin_run", [{**facts, **sent(RECORD), "changed": True}, written], **arguments)
+    run = call("begin_run", [{**BEGUN, **sent(RECORD), "changed": True}, written], **arguments)
     [(_first, asked), (_second, again)] = run.calls
     assert asked["backup"] and "backup" not in again and again["api_key_file"] == "auto"
     assert again[FILLED_IN]["run"] == asked[FILLED_IN]["run"]
     assert run.result["changed"] and run.result["ansible_facts"] == written["ansible_facts"]
     # Nothing new to keep: the first call has written them.
-    call("begin_run", [{**facts, **sent(RECORD, known=newest(tmp_path)), "changed": True}], **arguments)
+    call("begin_run", [{**BEGUN, **sent(RECORD, known=newest(tmp_path)), "changed": True}], **arguments)
 
     def store(*_arguments: Any) -> str:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(folder, "store", store)
     with pytest.raises(AnsibleActionFail, match="Nothing was changed on the host"):
-        call("begin_run", [{**facts, **sent(RECORD), "changed": True}], **arguments)
+        call("begin_run", [{**BEGUN, **sent(RECORD), "changed": True}], **arguments)
 
 
 def test_run_in_check_mode_says_only_what_is_lost(call, tmp_path):
     call("backup", [sent(RECORD)])
-    answer = {"changed": False, "state": LOST, "holder": None, "ansible_facts": {"llama_host": HOST}}
+    answer = {"changed": False, "state": LOST, **BEGUN}
     run = call("begin_run", [answer], check=True, user="llama", backup={})
     assert any("h has no state" in line for line in run.lines)
 
