@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 
 from .._core.ownership import require_trusted
@@ -31,9 +32,12 @@ def changes(files: Sequence[StateFile], paths: Mapping[str, str]) -> list[File]:
         require_trusted(path)
         before = file_at(path)
         if before is None or before.content != file.content:
-            # A key file may be readable for a group.
-            mode = before.mode & 0o640 if before is not None and file.name == KEYS else MODES[file.name]
-            found.append(File(path, file.content, mode))
+            if before is not None and file.name == KEYS:
+                # A key file may be readable for a group.
+                status = os.stat(path)
+                found.append(File(path, file.content, before.mode & 0o640, (status.st_uid, status.st_gid)))
+            else:
+                found.append(File(path, file.content, MODES[file.name]))
     return found
 
 

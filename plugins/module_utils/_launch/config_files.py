@@ -11,7 +11,7 @@ import fnmatch
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .._core.errors import MagiError
 from .._core.files import Temporary, discard, make_folders, remove_leftovers, sync_folder, write_temporary
@@ -23,11 +23,12 @@ class LaunchConfigError(MagiError):
 
 @dataclass(frozen=True)
 class File:
-    """A file as it should be."""
+    """A file as it should be. owner is (uid, gid), by default the caller's; it does not make files differ."""
 
     path: str
     content: bytes
     mode: int = 0o644
+    owner: tuple[int, int] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def write_all(files: Sequence[File], remove: Sequence[str] = ()) -> None:
             remove_leftovers(folder)
         for file in files:
             path = file.path
-            staged.append((write_temporary(path, file.content, file.mode), file))
+            staged.append((write_temporary(path, file.content, file.mode, file.owner), file))
         for temporary, file in staged:
             path = file.path
             os.replace(temporary.path, path)

@@ -224,6 +224,18 @@ def test_restored_files_are_those_that_differ(host: dict[str, str], tmp_path: Pa
         restore.changes(files, {name: path for name, path in host.items() if name != "api-keys"})
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another group")
+def test_restored_key_file_keeps_its_group(host: dict[str, str]) -> None:
+    files = state.read_state(host)
+    Path(host["api-keys"]).write_text("other\n")
+    os.chown(host["api-keys"], 0, 4711)
+    os.chmod(host["api-keys"], 0o640)
+    write_all(restore.changes(files, host))
+    status = os.stat(host["api-keys"])
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (0, 4711, 0o640)
+    assert Path(host["api-keys"]).read_bytes() == b"secret\n"
+
+
 def test_database_of_a_running_console_is_copied(tmp_path: Path) -> None:
     path = tmp_path / "console.db"
     with closing(sqlite3.connect(path)) as console:
