@@ -59,7 +59,7 @@ def times(folder: str) -> list[str]:
         names = os.listdir(folder)
     except OSError:
         return []
-    return sorted(name.removesuffix(SUFFIX) for name in names if FILE.fullmatch(name))
+    return sorted(_valid([name.removesuffix(SUFFIX) for name in names if FILE.fullmatch(name)]))
 
 
 def newest(folder: str) -> Newest:
@@ -122,7 +122,10 @@ def _refused(path: str, why: str) -> str:
 
 
 def store(folder: str, files: dict[str, bytes], host: str, state: str, now: datetime) -> str:
-    """Write a backup and return its path. Folders are 0700 and files 0600. Raises OSError."""
+    """Write a backup and return its path. Folders are 0700 and files 0600. Raises OSError.
+
+    Its time is now, or, where the clock has gone back, a second after that of the last one: the newest is the latest.
+    """
     mask = os.umask(0o077)
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
@@ -130,9 +133,8 @@ def store(folder: str, files: dict[str, bytes], host: str, state: str, now: date
         os.umask(mask)
     remove_leftovers(folder)
     time = now.astimezone(timezone.utc).replace(microsecond=0)
-    # Two runs in a second are two backups.
-    while os.path.lexists(os.path.join(folder, f"{time:{TIME}}{SUFFIX}")):
-        time += timedelta(seconds=1)
+    # Two runs in a second are two backups, too.
+    time = max([time, *(_parsed(last) + timedelta(seconds=1) for last in times(folder)[-1:])])
     path = os.path.join(folder, f"{time:{TIME}}{SUFFIX}")
     data = archive.build(files, host, time, state)
     text = f"# state {state}\n{hashlib.sha256(data).hexdigest()}  {os.path.basename(path)}\n"
@@ -147,7 +149,7 @@ def prune(folder: str, keep: Keep, spare: str = "") -> list[str]:
 
     spare is the time of one that stays in any case: it is being restored.
     """
-    parsed = [datetime.strptime(time, TIME) for time in _valid(times(folder))]
+    parsed = [_parsed(time) for time in times(folder)]
     gone = [time for time in (f"{time:{TIME}}" for time in expired(parsed, keep)) if time != spare]
     for time in gone:
         for suffix in (SUFFIX, SUFFIX + CHECKSUM):
@@ -158,12 +160,17 @@ def prune(folder: str, keep: Keep, spare: str = "") -> list[str]:
     return gone
 
 
+def _parsed(time: str) -> datetime:
+    """The moment of a backup's name. Raises ValueError."""
+    return datetime.strptime(time, TIME).replace(tzinfo=timezone.utc)
+
+
 def _valid(found: Sequence[str]) -> list[str]:
     """Those that are times: 20261399T000000Z is someone's own file."""
     valid = []
     for time in found:
         try:
-            datetime.strptime(time, TIME)
+            _parsed(time)
         except ValueError:
             continue
         valid.append(time)

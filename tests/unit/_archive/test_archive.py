@@ -10,7 +10,7 @@ import os
 import sqlite3
 import tarfile
 from contextlib import closing
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -177,6 +177,18 @@ def test_backup_is_chosen_by_time(tmp_path: Path) -> None:
     assert folder.chosen(place, "20261128T021500Z") == folder.chosen(place, "2026-11-28T02:15:00Z") == first
     with pytest.raises(StateError, match="one of: 20261128T021500Z, 20261128T021501Z"):
         folder.chosen(place, "../other/20261128T021500Z")
+
+
+def test_newest_backup_is_the_latest_where_the_clock_has_gone_back(tmp_path: Path) -> None:
+    place = str(tmp_path / "h")
+    first = stored(tmp_path)
+    os.link(first, f"{place}/20269999T000000Z.tar.zst")
+    second = folder.store(place, {"deployment.json": RECORD}, "h", DIGEST, NOW - timedelta(days=3))
+    assert second.endswith("/20261128T021501Z.tar.zst")
+    assert folder.times(place) == ["20261128T021500Z", "20261128T021501Z"]
+    assert folder.newest(place).time == "20261128T021501Z" and folder.chosen(place, "latest") == second
+    assert folder.load(second, "h").taken_at == "20261128T021501Z"
+    assert folder.prune(place, Keep(1, 0, 0, 0)) == ["20261128T021500Z"]
 
 
 def test_pruning_removes_archives_with_their_checksums(tmp_path: Path) -> None:
