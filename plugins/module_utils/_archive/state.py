@@ -15,8 +15,9 @@ import hashlib
 import os
 import re
 import tempfile
+import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,10 @@ KEYS = "api-keys"
 DATABASE = "console.db"
 # By name: how large a file may be. No other name is read, taken from a host, stored or written.
 MAX_BYTES = {RECORD: 16 << 20, REGISTRY: 64 << 20, KEYS: MAX_KEY_BYTES, DATABASE: 128 << 20}
+# How long a database may be locked by another process.
+BACKUP_SECONDS = 60
+# In the module sqlite3 since Python 3.11.
+SQLITE_DONE = 101
 MODES = {RECORD: 0o644, REGISTRY: 0o644, KEYS: 0o600}
 
 NAME = re.compile("|".join(map(re.escape, MAX_BYTES)))
@@ -104,12 +109,27 @@ def _database(path: str) -> bytes | None:
     try:
         with tempfile.TemporaryDirectory(prefix="magi-llama-") as folder:
             copy = os.path.join(folder, DATABASE)
-            source = sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True)
+            # backup itself tries again, four times a second and without end.
+            source = sqlite3.connect(f"file:{quote(path)}?mode=ro", timeout=0, uri=True)
             with closing(source), closing(sqlite3.connect(copy)) as target:
-                source.backup(target)
+                source.backup(target, progress=_end_of_waiting(path))
             return read_regular(copy, MAX_BYTES[DATABASE] + 1)
     except (sqlite3.Error, OSError) as error:
         raise StateError(f"{path} cannot be backed up: {error}.") from error
+
+
+def _end_of_waiting(path: str) -> Callable[[int, int, int], None]:
+    """What a copy calls after each try; raises StateError where a database is locked for too long."""
+    until = time.monotonic() + BACKUP_SECONDS
+
+    def tried(code: int, _remaining: int, _total: int) -> None:
+        if code != SQLITE_DONE and time.monotonic() > until:
+            raise StateError(
+                f"{path} cannot be backed up: another process has locked it for {BACKUP_SECONDS} s. End what has it "
+                "open besides the console, and run again."
+            )
+
+    return tried
 
 
 def digest_of(files: Sequence[StateFile]) -> str:

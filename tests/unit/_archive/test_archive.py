@@ -266,6 +266,20 @@ def test_database_of_a_running_console_is_copied(tmp_path: Path) -> None:
         archive.state_files(folder.load(stored_path, "h"), None)
 
 
+def test_database_that_another_process_locks_is_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "console.db"
+    monkeypatch.setattr(state, "BACKUP_SECONDS", 0)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.executescript("create table jobs (id text); begin exclusive;")
+        with pytest.raises(StateError, match=r"console.db cannot be backed up: another process has locked it for 0 s"):
+            state.read_state({state.DATABASE: str(path)})
+        other.execute("rollback")
+    # What is not locked is copied, however long that takes.
+    assert state.read_state({state.DATABASE: str(path)})
+
+
 def test_what_is_no_database_is_named(tmp_path: Path) -> None:
     assert state.read_state({state.DATABASE: str(tmp_path / "console.db")}) == []
     (tmp_path / "console.db").write_bytes(b"x" * 5000)
