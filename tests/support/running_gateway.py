@@ -73,10 +73,10 @@ class Running:
             (self.config / name).write_text(text)
 
     def reload(self) -> None:
-        before = self.admin.wait_for_worker(None, 10)
+        before = self.admin.wait_for_worker(None, 60)
         assert before, self.log.read_text()
         os.kill(self.process.pid, signal.SIGUSR2)
-        assert self.admin.wait_for_worker(before, 10), self.log.read_text()
+        assert self.admin.wait_for_worker(before, 60), self.log.read_text()
 
     def client(self, key: str | None = None, **more: Any) -> httpx.Client:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -94,7 +94,7 @@ class Running:
         rows = [dict(zip(columns, line.split(","), strict=False)) for line in lines[1:] if line]
         return {row["svname"]: row["status"].split()[0] for row in rows}
 
-    def wait_until(self, wanted: Mapping[str, str], seconds: float = 10) -> float:
+    def wait_until(self, wanted: Mapping[str, str], seconds: float = 60) -> float:
         """Wait for these states of servers; returns how many seconds that took."""
         start = time.monotonic()
         while not wanted.items() <= self.states().items():
@@ -121,7 +121,7 @@ def running(
     # The socket's path must be short.
     gateway = Running(folder, files, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics}")
     try:
-        assert gateway.admin.wait_for_worker(None, 10), gateway.log.read_text()
+        assert gateway.admin.wait_for_worker(None, 60), gateway.log.read_text()
         gateway.wait_until({one.name: "UP" for backend in backends for one in backend.servers})
         yield gateway
     finally:
