@@ -65,8 +65,10 @@ class Exporter:
         ok = Family("magi_llama_collection_ok", "gauge", "Whether the servers could be looked at.")
         try:
             families = host_metrics(self._state_dir, time.time())
-        except (MagiError, OSError) as error:
-            self._report(clean_text(str(error)))
+        except Exception as error:
+            # One of the exporter itself is no reason to answer nothing: an alert reads that it cannot look.
+            is_known = isinstance(error, (MagiError, OSError))
+            self._report(clean_text(str(error) if is_known else f"{type(error).__name__}: {error}"))
             ok.add({}, 0)
             last = Family("magi_llama_collection_timestamp_seconds", "gauge", "When the servers were last looked at.")
             if self._collected is not None:

@@ -19,8 +19,11 @@ MAX_SAMPLES = 500
 MAX_HELP = 200
 
 _HEAD = re.compile(r"# (HELP|TYPE) (llamacpp:[a-zA-Z0-9_]{1,80}) (.*)")
-_SAMPLE = re.compile(r"(llamacpp:[a-zA-Z0-9_]{1,80})(?:\{([^{}]{0,200})\})? ([-+]?[0-9][-+0-9.eE]{0,30}|NaN|[-+]Inf)")
-_LABEL = re.compile(r'([a-z_]{1,30})="([A-Za-z0-9_.-]{0,30})"')
+# What float reads, and no longer: a number that is none would end the metrics of all servers of the host.
+_NUMBER = r"[-+]?[0-9]{1,30}(?:\.[0-9]{1,30})?(?:[eE][-+]?[0-9]{1,3})?|NaN|[-+]Inf"
+_SAMPLE = re.compile(rf"(llamacpp:[a-zA-Z0-9_]{{1,80}})(?:\{{([^{{}}]{{0,200}})\}})? ({_NUMBER})")
+# Names that begin with two underscores are Prometheus' own: __name__ would be a second name of the metric.
+_LABEL = re.compile(r'(?:^|,) ?((?!__)[a-z_]{1,30})="([A-Za-z0-9_.-]{0,30})"')
 
 Labels = Mapping[str, str]
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,13 +15,14 @@ import pytest
 from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import Held, Run
 from ansible_collections.magi.llama.plugins.module_utils._deployment.host_status import HostStatus
 from ansible_collections.magi.llama.plugins.module_utils._health.probe import Probe
+from ansible_collections.magi.llama.plugins.module_utils._monitoring import exporter
 from ansible_collections.magi.llama.plugins.module_utils._monitoring.collect import (
     STATES,
     host_families,
     model_disks,
     status_families,
 )
-from ansible_collections.magi.llama.plugins.module_utils._monitoring.exporter import server_families
+from ansible_collections.magi.llama.plugins.module_utils._monitoring.exporter import Exporter, server_families
 from ansible_collections.magi.llama.plugins.module_utils._monitoring.exposition import (
     Family,
     exposition,
@@ -158,6 +160,28 @@ def test_text_that_is_not_a_metric_of_llama_server_is_left_out() -> None:
     )
 
 
+@pytest.mark.parametrize("number", ["1.2.3", "1-2", "1e", "1e+", "1.", "--1", "+", "0x1", "1_0", "Infinity", "1e1000"])
+def test_number_that_is_none_is_left_out(number: str) -> None:
+    families: dict[str, Family] = {}
+    merge_metrics(families, f"llamacpp:a {number}\nllamacpp:b 2\n", {"server": "a"})
+    assert values(list(families.values())) == {"llamacpp:b": [2]}
+
+
+@pytest.mark.parametrize(
+    ("number", "value"), [("-1.5", -1.5), ("2.5e+06", 2.5e6), ("1E-3", 1e-3), ("+Inf", math.inf), ("NaN", math.nan)]
+)
+def test_number_is_read(number: str, value: float) -> None:
+    families: dict[str, Family] = {}
+    merge_metrics(families, f"llamacpp:a {number}\n", {"server": "a"})
+    assert families["llamacpp:a"].samples == [({"server": "a"}, pytest.approx(value, nan_ok=True))]
+
+
+def test_label_of_prometheus_itself_is_left_out() -> None:
+    families: dict[str, Family] = {}
+    merge_metrics(families, 'llamacpp:a{__name__="up",x="1",__y="2", z_="3"} 2\n', {"server": "a"})
+    assert families["llamacpp:a"].samples == [({"x": "1", "z_": "3", "server": "a"}, 2.0)]
+
+
 def test_labels_of_a_server_replace_those_that_it_answers() -> None:
     families: dict[str, Family] = {}
     merge_metrics(families, 'llamacpp:a{server="other",position="0"} 2\n', {"server": "a"})
@@ -185,6 +209,17 @@ def test_server_that_does_not_answer_has_no_metrics_and_says_so() -> None:
         "magi_llama_server_metrics_up": [0]
     }
     assert values(server_families(status(), lambda _s: (200, RECORDED.encode())))["llamacpp:n_decode_total"] == [20]
+
+
+def test_error_of_the_exporter_itself_is_reported_and_answered(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_state_dir: str, _now: float) -> list[Family]:
+        raise KeyError("tier")
+
+    monkeypatch.setattr(exporter, "host_metrics", fail)
+    assert "magi_llama_collection_ok 0\n" in Exporter("/state").metrics()
+    assert capsys.readouterr().err == "The servers could not be looked at: KeyError: 'tier'\n"
 
 
 @needs_prometheus
