@@ -9,6 +9,7 @@ Servers stay on loopback, and their API keys on the host: the exporter asks each
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import shutil
 import socket
@@ -151,13 +152,24 @@ class _Server(ThreadingHTTPServer):
             self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
+        # The time-out of a socket is for each of its operations: a client could send a byte a minute for ever.
+        deadline = threading.Timer(CONNECTION_SECONDS, _end, [request])
+        deadline.daemon = True
         try:
+            deadline.start()
             super().process_request_thread(request, client_address)
         finally:
+            deadline.cancel()
             self.free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away is not worth a traceback."""
+
+
+def _end(connection: socket.socket) -> None:
+    # It may have ended meanwhile.
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -9,11 +9,14 @@ import http.client
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ansible_collections.magi.llama.plugins.module_utils._monitoring import exporter
+from ansible_collections.magi.llama.plugins.module_utils._monitoring.exporter import make_server
 from ansible_collections.magi.llama.plugins.module_utils._monitoring.program import exporter_program
 from support.pythons import find_pythons
 
@@ -76,3 +79,33 @@ def test_record_that_cannot_be_read_is_a_metric(port: int, state_dir: Path) -> N
     # The time of the last look remains, so that an alert sees its age.
     assert "magi_llama_collection_timestamp_seconds " in found
     assert "magi_llama_servers" not in found
+
+
+def test_connection_has_one_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that sends a byte now and then would keep its place for ever, as no read of it takes long."""
+    monkeypatch.setattr(exporter, "CONNECTION_SECONDS", 0.3)
+    monkeypatch.setattr(exporter, "CONNECTIONS", 1)
+    with make_server(str(tmp_path), "127.0.0.1", 0) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            with socket.create_connection(server.server_address[:2], timeout=0.05) as client:
+                assert trickles_until_closed(client)
+            assert get(server.server_address[1], "/health") == (200, "ok\n")
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def trickles_until_closed(client: socket.socket) -> bool:
+    """Send a request byte by byte without an end; returns whether the other side closed it."""
+    for _byte in range(200):
+        try:
+            client.sendall(b"G")
+            if client.recv(1024) == b"":
+                return True
+        except socket.timeout:
+            continue
+        except OSError:
+            return True
+    return False
