@@ -14,8 +14,8 @@ description:
   - Sets up a timer of systemd whose program probes every idle server of a state directory with a few tokens, or
     removes it. The program, C(watchdog.py) in the state directory, is what the filter C(watchdog_program) returns.
   - A server that gives no answer twice in a row hangs. It is reported in the journal and in the status, or restarted.
-  - The program does nothing while a run has the host, and leaves servers alone that load, have requests, are stopped or
-    start on demand.
+  - The program does nothing while a run has the host, and leaves servers alone that load, have requests, are stopped,
+    start on demand or sleep when they are idle.
 author: The magi.llama developers (@magi-llama)
 extends_documentation_fragment:
   - magi.llama.attributes

@@ -24,6 +24,7 @@ from .probe import PROBE_TIMEOUT, PROBES_AT_ONCE, Server, ask_server, foreign_li
 QUIET_LOOKS = 2
 LOOK_SECONDS = 0.3
 LOADING = 503
+SLEEP_FLAG = "--sleep-idle-seconds"
 _GAUGES = ("processing", "deferred")
 _METRIC = re.compile(rf"^llamacpp:requests_({'|'.join(_GAUGES)}) ([0-9]{{1,9}})$".encode(), re.MULTILINE)
 
@@ -165,6 +166,12 @@ def said_requests(server: Server, timeout: float) -> int | str:
             return number
         whys.append(f"{path} answered {code}" if code != 200 else f"{path} does not say it")
     return " and ".join(whys)
+
+
+def sleeps_when_idle(server: Server) -> bool:
+    """Whether it frees its memory after a time without requests; any but those for its health and properties wake it."""
+    seconds = flag_value(server["argv"], SLEEP_FLAG)
+    return seconds is not None and not seconds.startswith("-")
 
 
 def _busy_slots(text: bytes) -> int | None:

@@ -23,7 +23,7 @@ from .._core.processes import connections
 from .._core.run_lock import Run, acquire, holder, keep_renewed, release
 from .._core.text import visible_line
 from .._deployment.record import read_intended, read_record
-from .._health.idle import NoAnswerError, said_requests
+from .._health.idle import NoAnswerError, said_requests, sleeps_when_idle
 from .._health.observations import note_started_configs, note_stops
 from .._health.pending import config_digests
 from .._health.probe import PROBES_AT_ONCE, Server, foreign_listeners, probe
@@ -82,7 +82,9 @@ def watched_servers(
     meant = [
         server
         for server in record
-        if intended.get(str(server["name"])) == "started" and not {"on_demand", "stands_in_for"} & server.keys()
+        if intended.get(str(server["name"])) == "started"
+        and not {"on_demand", "stands_in_for"} & server.keys()
+        and not sleeps_when_idle(server)
     ]
     statuses = driver.status([str(server["name"]) for server in meant])
     pids = {name: one.pid for name, one in statuses.items() if one.state == "running" and one.pid is not None}

@@ -172,6 +172,14 @@ def test_server_on_demand_or_in_a_change_is_not_probed(host: Host, more: dict[st
     assert host.fakes["a"].seen == [] and host.fakes["b"].seen != []
 
 
+@pytest.mark.parametrize(("seconds", "is_asked"), [("300", False), ("0", False), ("-1", True)])
+def test_server_that_sleeps_when_idle_is_not_woken(host: Host, seconds: str, is_asked: bool) -> None:
+    host.more["a"] = {"argv": ["/x", "--sleep-idle-seconds", seconds]}
+    host.write()
+    host.look()
+    assert (host.fakes["a"].seen != []) == is_asked and host.fakes["b"].seen != []
+
+
 def test_server_that_was_stopped_on_purpose_is_not_probed(host: Host) -> None:
     host.write({"a": "stopped", "b": "started"})
     host.look()
