@@ -169,7 +169,7 @@ def said_requests(server: Server, timeout: float) -> int | str:
 
 
 def sleeps_when_idle(server: Server) -> bool:
-    """Whether it frees its memory after a time without requests; any but those for its health and properties wake it."""
+    """Whether it frees its memory after a time without requests; all but those for health and properties wake it."""
     seconds = flag_value(server["argv"], SLEEP_FLAG)
     return seconds is not None and not seconds.startswith("-")
 

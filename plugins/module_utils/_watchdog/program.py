@@ -33,6 +33,9 @@ from .._services.table import driver_for
 from .._services.transitions import Result, result_lines
 from .decide import Decision, Policy, Seen, Verdict, decide, restarted
 
+# Cores that a server uses while it works on a batch. One that waits for a GPU that hangs uses none.
+COMPUTING = 0.5
+
 
 def main(words: Sequence[str]) -> int:
     """Look once, and print what is new. Returns the exit code."""
@@ -106,7 +109,7 @@ def verdicts_of(servers: Sequence[Server], pids: Mapping[str, int], timeout: flo
 
 
 def _verdict(server: Server, pid: int, timeout: float) -> Verdict:
-    if _is_busy(server, timeout):
+    if _is_busy(server, pid, timeout):
         return Verdict("busy")
     answer = probe(server, pid, deep=True, timeout=timeout, deep_timeout=timeout)
     if answer.state == "ready":
@@ -114,19 +117,42 @@ def _verdict(server: Server, pid: int, timeout: float) -> Verdict:
     if answer.state != "hung":
         return Verdict("skipped", f"{answer.state}: {answer.detail}" if answer.detail else answer.state)
     # Requests that came in meanwhile were served first.
-    return Verdict("busy") if _is_busy(server, timeout) else Verdict("hung", answer.detail)
+    return Verdict("busy") if _is_busy(server, pid, timeout) else Verdict("hung", answer.detail)
 
 
-def _is_busy(server: Server, timeout: float) -> bool:
-    """Whether a server has requests. One that does not answer in time says nothing: it is idle, or hangs with them."""
+def _is_busy(server: Server, pid: int, timeout: float) -> bool:
+    """Whether a server has requests.
+
+    One that does not answer in time hangs, or works on a batch, which takes minutes on a CPU: it is busy if a client
+    waits and its process computes.
+    """
+    before, began = _cpu_seconds(pid), time.monotonic()
     try:
         said = said_requests(server, timeout)
     except NoAnswerError:
-        return False
-    if isinstance(said, int):
-        return said > 0
+        # A refusal comes at once, when nothing can be said of what it computes.
+        waited = max(timeout, time.monotonic() - began)
+        return _has_clients(server) and _cpu_seconds(pid) - before >= COMPUTING * waited
+    return said > 0 if isinstance(said, int) else _has_clients(server)
+
+
+def _has_clients(server: Server) -> bool:
     port = listening_place(server)[1]
     return connections([port])[port] > 0
+
+
+def _cpu_seconds(pid: int) -> float:
+    """CPU time that a process and its children have used, in seconds; 0 if it has ended."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stream:
+            # The name, in parentheses, may contain any character. utime and stime.
+            ticks = sum(map(int, stream.read().rpartition(")")[2].split()[11:13]))
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as stream:
+            children = [int(word) for word in stream.read().split()]
+    except (OSError, ValueError):
+        return 0.0
+    # A script that wraps llama-server has it as a child.
+    return ticks / os.sysconf("SC_CLK_TCK") + sum(map(_cpu_seconds, children))
 
 
 def _carry_out(state_dir: str, name: str, decision: Decision, driver: ServiceDriver) -> tuple[Seen, list[str]]:

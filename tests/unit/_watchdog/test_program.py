@@ -5,10 +5,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -199,6 +203,48 @@ def test_requests_that_came_in_during_the_probe_excuse_it(host: Host, monkeypatc
     host.driver.states["b"] = "stopped"
     host.fakes["a"].seconds = 9
     assert host.look() == [] and read_watched(host.folder)["a"]["state"] == "busy"
+
+
+def test_server_that_computes_for_a_client_is_busy(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch may take minutes on a CPU, and llama-server answers nothing but /health meanwhile."""
+    monkeypatch.setattr(program, "_cpu_seconds", lambda _pid: time.monotonic())
+    host.fakes["a"].hangs = True
+    with socket.create_connection(("127.0.0.1", host.fakes["a"].port)):
+        assert [line for _look in range(3) for line in host.look()] == []
+    assert host.driver.calls == [] and read_watched(host.folder)["a"]["state"] == "busy"
+
+
+@pytest.mark.parametrize(
+    ("cores", "clients"), [(0.0, 1), (0.4, 1), (4.0, 0)], ids=["no CPU", "little CPU", "no client"]
+)
+def test_server_that_does_nothing_for_a_client_hangs(
+    host: Host, monkeypatch: pytest.MonkeyPatch, cores: float, clients: int
+) -> None:
+    monkeypatch.setattr(program, "_cpu_seconds", lambda _pid: cores * time.monotonic())
+    host.fakes["a"].hangs = True
+    with contextlib.ExitStack() as stack:
+        for _client in range(clients):
+            stack.enter_context(socket.create_connection(("127.0.0.1", host.fakes["a"].port)))
+        lines = [line for _look in range(2) for line in host.look()]
+    assert "a: it hangs: " in lines[1] and ("start", "a", True) in host.driver.calls
+
+
+def test_cpu_time_is_that_of_a_process_and_its_children() -> None:
+    command = [
+        sys.executable,
+        "-c",
+        "import os, time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ninput()",
+    ]
+    quoted = " ".join(map(shlex.quote, command))
+    # The shell stays, as there is something after the program.
+    with subprocess.Popen(["sh", "-c", f"{quoted}; :"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdout.readline()
+        assert program._cpu_seconds(process.pid) >= 0.29
+        process.stdin.write(b"\n")
+        process.stdin.close()
+        process.wait()
+        assert program._cpu_seconds(process.pid) == 0
 
 
 def test_process_of_another_program_on_the_port_gets_nothing(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
