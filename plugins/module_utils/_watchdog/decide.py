@@ -91,10 +91,14 @@ def decide(before: Seen | None, pid: int, verdict: Verdict, now: float, policy: 
     return Decision(seen, text=f"it hangs: {seen.detail}" if has_changed or past.detail != seen.detail else None)
 
 
+def tried(seen: Seen, now: float) -> Seen:
+    """What is known of a server that the watchdog is about to restart: it hangs, and that counts as a restart."""
+    return replace(seen, restarts=(*seen.restarts, now), last_restart=now)
+
+
 def restarted(seen: Seen, pid: int, now: float) -> Seen:
     """What is known of a server that the watchdog has restarted."""
-    restarts = (*seen.restarts, now)
-    return replace(seen, pid=pid, state="restarted", since=now, failures=0, restarts=restarts, last_restart=now)
+    return replace(tried(seen, now), pid=pid, state="restarted", since=now, failures=0)
 
 
 def _refusal(recent: Sequence[float], now: float, policy: Policy) -> str | None:

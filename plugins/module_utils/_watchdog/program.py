@@ -13,7 +13,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from .._core.boot import boot_id
@@ -31,7 +31,7 @@ from .._health.watched import read_watched, write_watched
 from .._services.base import STUCK, ServiceDriver
 from .._services.table import driver_for
 from .._services.transitions import Result, result_lines
-from .decide import Decision, Policy, Seen, Verdict, decide, restarted
+from .decide import Policy, Seen, Verdict, decide, restarted, tried
 
 # Cores that a server uses while it works on a batch. One that waits for a GPU that hangs uses none.
 COMPUTING = 0.5
@@ -41,21 +41,22 @@ def main(words: Sequence[str]) -> int:
     """Look once, and print what is new. Returns the exit code."""
     state_dir, mode, timeout, per_hour = words
     try:
-        lines = look(state_dir, Policy(mode, int(per_hour)), float(timeout))
+        lines, is_whole = look(state_dir, Policy(mode, int(per_hour)), float(timeout))
     except (MagiError, OSError) as error:
         sys.stdout.write(visible_line(f"the watchdog did not look: {error}") + "\n")
         return 1
     sys.stdout.writelines(visible_line(line) + "\n" for line in lines)
-    return 0
+    return 0 if is_whole else 1
 
 
-def look(state_dir: str, policy: Policy, timeout: float) -> list[str]:
-    """Look at every server that is to run, and restart those that hang, as far as the policy allows; returns lines.
+def look(state_dir: str, policy: Policy, timeout: float) -> tuple[list[str], bool]:
+    """Look at every server that is to run, and restart those that hang, as far as the policy allows.
 
-    Nothing is done while a run has the host: it drains, starts and stops servers itself. Raises MagiError, OSError.
+    Returns lines, and whether all was done: an error with one server leaves the others their turn. Nothing is done while
+    a run has the host: it drains, starts and stops servers itself. Raises MagiError, OSError before anything is done.
     """
     if holder(state_dir) is not None:
-        return []
+        return [], True
     record = read_record(state_dir)
     driver = driver_for(record, state_dir)
     servers, pids = watched_servers(record["servers"], read_intended(state_dir), driver)
@@ -63,19 +64,36 @@ def look(state_dir: str, policy: Policy, timeout: float) -> list[str]:
     verdicts = verdicts_of(servers, pids, timeout)
     if holder(state_dir) is not None:
         # It has begun meanwhile, and may have stopped what did not answer.
-        return []
-    lines, seen = [], {}
+        return [], True
+    # A server that is stopped for a while keeps the restarts that it had.
+    seen = {name: known[name] for name in known if name in {str(one["name"]) for one in record["servers"]}}
+
+    def note(name: str, now: Seen) -> None:
+        seen[name] = now.as_dict()
+        write_watched(state_dir, seen)
+
+    lines, is_whole = [], True
     for name, verdict in verdicts.items():
         before = Seen.load(known[name]) if name in known else None
         decision = decide(before, pids[name], verdict, time.time(), policy)
         lines += [f"{name}: {decision.text}"] if decision.text else []
-        after, done = _carry_out(state_dir, name, decision, driver)
-        lines += done
-        seen[name] = after.as_dict()
-    # A server that is stopped for a while keeps the restarts that it had.
-    kept = {name: known[name] for name in known if name in {str(one["name"]) for one in record["servers"]}}
-    write_watched(state_dir, {**kept, **seen})
-    return lines
+        seen[name] = decision.seen.as_dict()
+        if decision.restarts:
+            try:
+                after, done = _restart(state_dir, name, decision.seen, driver, note)
+            except (MagiError, OSError) as error:
+                # What was tried has been noted.
+                lines.append(f"{name}: restarting it failed: {error}")
+                is_whole = False
+            else:
+                seen[name] = after.as_dict()
+                lines += done
+    try:
+        write_watched(state_dir, seen)
+    except OSError as error:
+        lines.append(f"what was seen of the servers could not be noted: {error}")
+        is_whole = False
+    return lines, is_whole
 
 
 def watched_servers(
@@ -155,32 +173,39 @@ def _cpu_seconds(pid: int) -> float:
     return ticks / os.sysconf("SC_CLK_TCK") + sum(map(_cpu_seconds, children))
 
 
-def _carry_out(state_dir: str, name: str, decision: Decision, driver: ServiceDriver) -> tuple[Seen, list[str]]:
-    """Restart the server if that was decided; returns what is known of it then, and lines."""
-    if not decision.restarts:
-        return decision.seen, []
+def _restart(
+    state_dir: str, name: str, seen: Seen, driver: ServiceDriver, note: Callable[[str, Seen], None]
+) -> tuple[Seen, list[str]]:
+    """Restart a server under the run lock; returns what is known of it then, and lines. Raises MagiError, OSError.
+
+    note is called before anything is done: a restart that fails, or is killed, counts as well, or nothing would limit
+    them.
+    """
     run = _this_run()
     other = acquire(state_dir, run)
     if other is not None:
-        return decision.seen, [f"{name}: not restarted, as another run is changing this host: {other.run}"]
+        return seen, [f"{name}: not restarted, as another run is changing this host: {other.run}"]
     try:
         with keep_renewed(state_dir, run.id):
-            result = restart(state_dir, name, decision.seen.pid, driver)
+            result = restart(state_dir, name, seen.pid, driver, lambda: note(name, tried(seen, time.time())))
     finally:
         release(state_dir, run.id)
     if result is None:
-        return decision.seen, [f"{name}: not restarted, as it has changed meanwhile"]
-    after = restarted(decision.seen, result.pid_after or 0, time.time())
-    return after, result_lines([result])
+        return seen, [f"{name}: not restarted, as it has changed meanwhile"]
+    return restarted(seen, result.pid_after or 0, time.time()), result_lines([result])
 
 
-def restart(state_dir: str, name: str, pid: int, driver: ServiceDriver) -> Result | None:
-    """Stop the server's process and start it again, under the run lock; None where it is another one by now."""
+def restart(state_dir: str, name: str, pid: int, driver: ServiceDriver, begin: Callable[[], None]) -> Result | None:
+    """Stop the server's process and start it again, under the run lock; None where it is another one by now.
+
+    begin is called before it is stopped.
+    """
     record = read_record(state_dir)
     server = next((one for one in record["servers"] if one["name"] == name), None)
     is_meant = read_intended(state_dir).get(name) == "started"
     if server is None or not is_meant or driver.status([name])[name].pid != pid:
         return None
+    begin()
     # SIGTERM, SIGTERM again, SIGKILL.
     stopped = driver.stop([name], float(server["stop_timeout"]))[name]
     errors = driver.start([name])

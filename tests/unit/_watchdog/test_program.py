@@ -27,7 +27,12 @@ from ansible_collections.magi.llama.plugins.module_utils._health.watched import 
     watched_path,
 )
 from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import write_all
-from ansible_collections.magi.llama.plugins.module_utils._services.base import ServiceStatus, Stopped, at_once
+from ansible_collections.magi.llama.plugins.module_utils._services.base import (
+    ServiceError,
+    ServiceStatus,
+    Stopped,
+    at_once,
+)
 from ansible_collections.magi.llama.plugins.module_utils._watchdog import program
 from ansible_collections.magi.llama.plugins.module_utils._watchdog.decide import Policy
 from ansible_collections.magi.llama.plugins.module_utils._watchdog.file import watchdog_program
@@ -46,12 +51,15 @@ class Driver:
         self.states = dict.fromkeys(fakes, "running")
         self.calls: list[tuple[str, str, bool]] = []
         self.state_dir = ""
+        self.failing = ""
 
     def status(self, names: Sequence[str]) -> dict[str, ServiceStatus]:
         return {name: ServiceStatus(name, self.states[name], os.getpid()) for name in names}
 
     def stop(self, names: Sequence[str], timeout: float) -> dict[str, Stopped]:
         self._note("stop", names)
+        if self.failing in names:
+            raise ServiceError("no bus")
         return {name: Stopped(name, os.getpid(), "SIGKILL", timeout) for name in names}
 
     def start(self, names: Sequence[str], on_started: Callable[[str], None] = at_once) -> dict[str, str]:
@@ -88,7 +96,7 @@ class Host:
         write_all(state_files(self.folder, record, intended=intended)[0])
 
     def look(self, policy: Policy = RESTART, timeout: float = 0.5) -> list[str]:
-        return program.look(self.folder, policy, timeout)
+        return program.look(self.folder, policy, timeout)[0]
 
 
 @pytest.fixture
@@ -124,6 +132,49 @@ def test_status_has_what_the_watchdog_saw(host: Host) -> None:
     assert set(described) == set(found["a"]) and found["a"]["state"] in described["state"]["enum"]
     Path(watched_path(host.folder)).write_text('{"a": {}}')
     assert read_watched(host.folder) == {}
+
+
+@pytest.mark.parametrize("step", ["stop", "note"])
+def test_restart_that_fails_counts_and_does_not_stop_the_others(
+    host: Host, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], step: str
+) -> None:
+    def note(_state_dir: str, pids: dict[str, int], _digests: object) -> None:
+        if "a" in pids:
+            raise OSError("no space")
+
+    if step == "stop":
+        host.driver.failing = "a"
+    else:
+        monkeypatch.setattr(program, "note_started_configs", note)
+    for fake in host.fakes.values():
+        fake.hangs = True
+    host.look()
+    assert program.main([host.folder, "restart", "0.5", "1"]) == 1
+    said = capsys.readouterr().out
+    assert f"a: restarting it failed: {'no bus' if step == 'stop' else 'no space'}\n" in said
+    assert "b: restarted, pid " in said and holder(host.folder) is None
+    seen = read_watched(host.folder)
+    assert [(seen[name]["state"], len(seen[name]["restarts"])) for name in "ab"] == [("hung", 1), ("restarted", 1)]
+    # So the limit holds for it.
+    host.fakes["a"].hangs = True
+    calls = len(host.driver.calls)
+    assert "all that servers_watchdog_restarts allows" in host.look(Policy("restart", 1))[0]
+    assert len(host.driver.calls) == calls
+
+
+def test_server_is_not_restarted_where_that_cannot_be_counted(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_state_dir: str, _seen: object) -> None:
+        raise OSError("no space")
+
+    host.fakes["a"].hangs = True
+    host.look()
+    monkeypatch.setattr(program, "write_watched", fail)
+    lines = host.look()
+    assert lines[1:] == [
+        "a: restarting it failed: no space",
+        "what was seen of the servers could not be noted: no space",
+    ]
+    assert host.driver.calls == []
 
 
 def test_report_restarts_nothing(host: Host) -> None:
