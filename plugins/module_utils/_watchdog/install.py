@@ -49,6 +49,7 @@ def unit_paths(folder: str = UNIT_FOLDER) -> list[str]:
 
 def units(state_dir: str, settings: Settings, python: str, folder: str = UNIT_FOLDER) -> list[File]:
     """The timer, and what it starts."""
+    # A look asks servers side by side, and stops and starts those that hang one by one. What takes an hour hangs itself.
     words = [python, "-I", program_path(state_dir), state_dir, settings.mode]
     command = systemd_argv([*words, f"{settings.timeout:g}", str(settings.restarts_per_hour)])
     service = f"""{watchdog_marker(state_dir)}
@@ -58,6 +59,7 @@ Description=Look at the llama-servers, and restart those that hang
 [Service]
 Type=oneshot
 ExecStart={command}
+TimeoutStartSec=1h
 SyslogIdentifier=magi-llama-watchdog
 NoNewPrivileges=yes
 PrivateDevices=yes

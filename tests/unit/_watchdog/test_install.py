@@ -29,6 +29,8 @@ def test_units_run_the_program_of_their_state_directory(tmp_path: Path) -> None:
     assert Path(timer.path).name == "magi-llama.watchdog.timer" and b"OnUnitInactiveSec=60\n" in timer.content
     words = " ".join(service.content.decode().partition("ExecStart=")[2].replace("\\\n", "").split())
     assert words.startswith('/usr/bin/python3 -I "/srv/my state/watchdog.py" "/srv/my state" restart 2.5 3')
+    # systemd bounds no oneshot by itself, and the timer waits for the last one.
+    assert b"\nTimeoutStartSec=1h\n" in service.content
 
 
 def test_unit_of_another_deployment_is_not_replaced(tmp_path: Path) -> None:
