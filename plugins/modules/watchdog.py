@@ -12,7 +12,8 @@ short_description: Have a host look at its own servers, and restart those that h
 version_added: 0.2.0
 description:
   - Sets up a timer of systemd whose program probes every idle server of a state directory with a few tokens, or
-    removes it. The program, C(watchdog.py) in the state directory, is what the filter C(watchdog_program) returns.
+    removes it. A timer that was stopped or disabled is switched on again. The program, C(watchdog.py) in the state
+    directory, is what the filter C(watchdog_program) returns.
   - A server that gives no answer twice in a row hangs. It is reported in the journal and in the status, or restarted.
   - The program does nothing while a run has the host, and leaves servers alone that load, have requests, are stopped,
     start on demand or sleep when they are idle.
@@ -83,6 +84,7 @@ from ansible_collections.magi.llama.plugins.module_utils._core.basic import Modu
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
 from ansible_collections.magi.llama.plugins.module_utils._core.run_lock import renew
 from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import current_text
+from ansible_collections.magi.llama.plugins.module_utils._launch.units import WATCHDOG_TIMER
 from ansible_collections.magi.llama.plugins.module_utils._services.systemd_driver import run_in_english
 from ansible_collections.magi.llama.plugins.module_utils._watchdog.install import (
     OFF,
@@ -91,6 +93,7 @@ from ansible_collections.magi.llama.plugins.module_utils._watchdog.install impor
     changes,
     find_python,
     require_ours,
+    timer_runs,
     units,
 )
 
@@ -108,16 +111,19 @@ def run(module: Module) -> dict:
         settings = Settings(given["mode"], given["interval"], given["timeout"], given["restarts_per_hour"])
         wanted = units(state_dir, settings, find_python())
     write, remove = changes(state_dir, wanted)
-    if (write or remove) and not module.check_mode:
+    is_off = bool(wanted) and not write and not timer_runs(run_in_english)
+    if (write or remove or is_off) and not module.check_mode:
         renew(state_dir, given["run_id"])
         apply(write, remove, run_in_english)
     shown = {file.path: file.content.decode() for file in write}
     shown.update({path: "" for path in remove if path.endswith((".timer", ".service"))})
+    timer = {"before": "off\n", "after": "on\n", "before_header": WATCHDOG_TIMER, "after_header": WATCHDOG_TIMER}
     return {
-        "changed": bool(write or remove),
+        "changed": bool(write or remove or is_off),
         "written": [file.path for file in write],
         "removed": remove,
-        "diff": [
+        "diff": [timer] * is_off
+        + [
             {"before": current_text(path), "after": text, "before_header": path, "after_header": path}
             for path, text in shown.items()
         ],

@@ -49,7 +49,7 @@ def unit_paths(folder: str = UNIT_FOLDER) -> list[str]:
 
 def units(state_dir: str, settings: Settings, python: str, folder: str = UNIT_FOLDER) -> list[File]:
     """The timer, and what it starts."""
-    # A look asks servers side by side, and stops and starts those that hang one by one. What takes an hour hangs itself.
+    # A look asks servers side by side, and restarts those that hang one by one. What takes an hour hangs itself.
     words = [python, "-I", program_path(state_dir), state_dir, settings.mode]
     command = systemd_argv([*words, f"{settings.timeout:g}", str(settings.restarts_per_hour)])
     service = f"""{watchdog_marker(state_dir)}
@@ -106,6 +106,18 @@ def changes(state_dir: str, wanted: Sequence[File]) -> tuple[list[File], list[st
         return files_to_write(wanted), []
     paths = [*unit_paths(), program_path(state_dir), watched_path(state_dir)]
     return [], [path for path in paths if os.path.lexists(path)]
+
+
+def timer_runs(run: Callable[[Sequence[str]], Completed]) -> bool:
+    """Whether the timer is enabled and active, with what its files say.
+
+    It is not where a run was killed after it had written the files, or where someone has switched it off.
+    """
+    properties = "--property=UnitFileState,ActiveState,NeedDaemonReload"
+    text = run(["systemctl", "show", properties, WATCHDOG_TIMER, WATCHDOG_SERVICE]).stdout
+    # A block for each unit.
+    timer = text.partition("\n\n")[0].splitlines()
+    return {"UnitFileState=enabled", "ActiveState=active"} <= set(timer) and "NeedDaemonReload=yes" not in text
 
 
 def apply(write: Sequence[File], remove: Sequence[str], run: Callable[[Sequence[str]], Completed]) -> None:

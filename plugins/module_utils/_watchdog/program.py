@@ -52,8 +52,9 @@ def main(words: Sequence[str]) -> int:
 def look(state_dir: str, policy: Policy, timeout: float) -> tuple[list[str], bool]:
     """Look at every server that is to run, and restart those that hang, as far as the policy allows.
 
-    Returns lines, and whether all was done: an error with one server leaves the others their turn. Nothing is done while
-    a run has the host: it drains, starts and stops servers itself. Raises MagiError, OSError before anything is done.
+    Returns lines, and whether all was done: an error with one server leaves the others their turn. Nothing is done
+    while a run has the host: it drains, starts and stops servers itself. Raises MagiError, OSError before anything is
+    done.
     """
     if holder(state_dir) is not None:
         return [], True

@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.magi.llama.plugins.module_utils._core.arguments import FILLED_IN
 from ansible_collections.magi.llama.plugins.module_utils._core.commands import Completed
 from ansible_collections.magi.llama.plugins.module_utils._launch.config_files import write_all
 from ansible_collections.magi.llama.plugins.module_utils._output.report import status_lines
@@ -20,6 +23,7 @@ from ansible_collections.magi.llama.plugins.module_utils._watchdog.install impor
     require_ours,
     units,
 )
+from ansible_collections.magi.llama.plugins.modules import watchdog
 
 SETTINGS = Settings("restart", 60, 2.5, 3)
 
@@ -59,6 +63,51 @@ def test_timer_runs_with_the_new_settings_or_is_gone(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(WatchdogError, match="systemctl daemon-reload failed: no bus"):
         apply(files, [], lambda _command: Completed(1, "", "no bus\n"))
+
+
+ON = "UnitFileState=enabled\nActiveState=active\nNeedDaemonReload=no\n"
+SERVICE = "\nUnitFileState=static\nActiveState=inactive\nNeedDaemonReload=no\n"
+
+
+@pytest.mark.parametrize(
+    ("shown", "runs"),
+    [
+        (ON + SERVICE, True),
+        (ON.replace("enabled", "disabled") + SERVICE, False),
+        (ON.replace("active", "inactive") + SERVICE, False),
+        (ON + SERVICE.replace("Reload=no", "Reload=yes"), False),
+        ("", False),
+    ],
+    ids=["on", "disabled", "stopped", "not loaded again", "unknown"],
+)
+@pytest.mark.parametrize("check", [False, True])
+def test_timer_that_is_off_is_switched_on(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    *,
+    shown: str,
+    runs: bool,
+    check: bool,
+) -> None:
+    """Its files are as they are to be: a run was killed after it had written them, or someone has disabled it."""
+    calls: list[str] = []
+
+    def run(command: Sequence[str]) -> Completed:
+        calls.append(command[1])
+        return Completed(0, shown if command[1] == "show" else "", "")
+
+    files = units("/srv/a", SETTINGS, "/usr/bin/python3", str(tmp_path))
+    write_all(files)
+    monkeypatch.setattr(watchdog, "units", lambda *_given: files)
+    monkeypatch.setattr(watchdog, "run_in_english", run)
+    monkeypatch.setattr(watchdog, "renew", lambda *_given: None)
+    given = {"state_dir": "/srv/a", "mode": "restart", "_ansible_check_mode": check, FILLED_IN: {}}
+    with patch_module_args(given), pytest.raises(SystemExit):
+        watchdog.main()
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["changed"], answer["written"], bool(answer["diff"])) == (not runs, [], not runs)
+    assert calls == ["show", *([] if runs or check else ["daemon-reload", "enable", "restart"])]
 
 
 def test_manager_without_timers_is_refused_by_name(tmp_path: Path) -> None:
