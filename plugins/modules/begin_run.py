@@ -175,6 +175,11 @@ ansible_facts:
             Whether the service manager reads the API key file for the servers, so that root alone must be able to read
             it; false without such a file.
           type: bool
+        python:
+          description: Path of the host's own Python, which is in no virtual environment; V(null) if it has none.
+          returned: if PID 1 is systemd
+          type: str
+          sample: /usr/bin/python3
         user_namespaces:
           description: Whether servers under systemd may have a user namespace of their own.
           type: bool

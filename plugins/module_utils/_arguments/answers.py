@@ -53,7 +53,7 @@ _HOST = Fields(
         "stray_variables": [str],
         "user_ids": [int],
     },
-    {"venv_missing": bool, "watchdog": bool},
+    {"venv_missing": bool, "watchdog": bool, "python": Maybe(ABSOLUTE_PATH)},
 )
 _RUNTIME = Fields(
     {

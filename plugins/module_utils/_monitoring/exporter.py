@@ -67,7 +67,7 @@ class Exporter:
         try:
             families = host_metrics(self._state_dir, time.time())
         except Exception as error:
-            # One of the exporter itself is no reason to answer nothing: an alert reads that it cannot look.
+            # One of the exporter itself as well must leave it answering: an alert reads that it cannot look.
             is_known = isinstance(error, (MagiError, OSError))
             self._report(clean_text(str(error) if is_known else f"{type(error).__name__}: {error}"))
             ok.add({}, 0)

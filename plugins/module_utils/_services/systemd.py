@@ -125,7 +125,7 @@ class Systemd(ServiceManager):
                 f"systemd {version or 'of an unknown version'} cannot start servers on demand: it needs "
                 f"{PROXY_VERSION} or newer."
             )
-        found = [next(filter(os.path.exists, places), None) for places in (PYTHONS, PROXIES)]
+        found = [host_python(), next(filter(os.path.exists, PROXIES), None)]
         if None in found:
             missing = PYTHONS[0] if found[0] is None else PROXIES[0]
             raise OnDemandError(f"{missing} is missing on this host, and starts on demand need it.")
@@ -164,6 +164,7 @@ class Systemd(ServiceManager):
             "systemd_version": driver.version(),
             "stray_variables": driver.stray_variables(),
             "user_namespaces": has_user_namespaces(),
+            "python": host_python(),
         }
 
     def foreign_units(self) -> list[str]:
@@ -263,6 +264,11 @@ def _watchdog_units(state_dir: str) -> list[str]:
 def _gpu_caches(names: Iterable[str]) -> list[str]:
     """The folders that systemd makes for what a GPU's driver keeps for servers."""
     return [os.path.join(CACHES, GPU_CACHE, name) for name in names]
+
+
+def host_python() -> str | None:
+    """The Python of the host for what runs all the time, which no virtual environment takes away; None without one."""
+    return next(filter(os.path.exists, PYTHONS), None)
 
 
 def has_user_namespaces(limit: str = "/proc/sys/user/max_user_namespaces") -> bool:

@@ -18,7 +18,7 @@ from .._health.watched import watched_path
 from .._launch.config_files import File, current_text, files_to_write, write_all
 from .._launch.quoting import systemd_argv
 from .._launch.units import UNIT_FOLDER, WATCHDOG_PROGRAM, WATCHDOG_SERVICE, WATCHDOG_TIMER, watchdog_marker
-from .._services.systemd import PYTHONS
+from .._services.systemd import PYTHONS, host_python
 
 OFF = "off"
 
@@ -83,11 +83,11 @@ WantedBy=timers.target
 
 
 def find_python() -> str:
-    """Return the Python of the host, which no virtual environment takes away. Raises WatchdogError."""
-    for path in PYTHONS:
-        if os.path.exists(path):
-            return path
-    raise WatchdogError(f"{PYTHONS[0]} is missing on this host: install python3, or set servers_watchdog to off.")
+    """Return the Python of the host. Raises WatchdogError."""
+    python = host_python()
+    if python is None:
+        raise WatchdogError(f"{PYTHONS[0]} is missing on this host: install python3, or set servers_watchdog to off.")
+    return python
 
 
 def require_ours(state_dir: str, folder: str = UNIT_FOLDER) -> None:

@@ -11,7 +11,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
+from ansible_collections.magi.llama.plugins.module_utils._services import systemd
 from support.runs import ROOT
 
 from .test_results import Fleet
@@ -31,7 +33,7 @@ CASES: list[tuple[str, list[dict[str, Any]], str]] = [
         "/etc/prometheus/prometheus.yml. Set monitoring_prometheus_port to a free port, or stop that service. journalctl -u "
         "magi-llama-prometheus on this host has the error of the one that was to run there.",
     ),
-    (PROMETHEUS, [{"status": 404}, {}], "of this host, which is no Prometheus. Set"),
+    (PROMETHEUS, [{"status": 404}, {}], "of this host, which is not a Prometheus. Set"),
     (ALERTMANAGER, [{}, {"json": ROUTES}], ""),
     (
         ALERTMANAGER,
@@ -40,7 +42,7 @@ CASES: list[tuple[str, list[dict[str, Any]], str]] = [
         "configuration. Set monitoring_alertmanager_port to a free port, or stop that service. journalctl -u "
         "magi-llama-alertmanager on this host has the error of the one that was to run there.",
     ),
-    (ALERTMANAGER, [{}, {"status": -1, "msg": "refused"}], "of this host, which is no Alertmanager. Set"),
+    (ALERTMANAGER, [{}, {"status": -1, "msg": "refused"}], "of this host, which is not an Alertmanager. Set"),
 ]
 
 
@@ -58,6 +60,18 @@ def test_services_of_packages_never_run() -> None:
     assert names[at + 1] == "Stop the services of the packages that were installed just now"
     stopped = found[at + 1]["ansible.builtin.systemd_service"]
     assert (stopped["state"], stopped["enabled"]) == ("stopped", False)
+
+
+def test_exporter_runs_by_the_python_of_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Python that Ansible uses may be one of a virtual environment, which goes away, or which a user may write."""
+    texts = [path.read_text() for path in (ROOT / "roles/monitoring").rglob("*.*") if path.is_file()]
+    assert not [text for text in texts if re.search(r"ansible_facts\W+python\b|ansible_python", text)]
+    [unit] = [task for task in tasks("exporter.yml") if task["name"] == "Write its unit"]
+    assert unit["vars"]["__argv"][0] == "{{ ansible_facts['llama_host'].python }}"
+    monkeypatch.setattr(systemd, "PYTHONS", (str(tmp_path / "python3"), str(tmp_path / "platform-python")))
+    assert systemd.host_python() is None
+    (tmp_path / "platform-python").touch()
+    assert systemd.host_python() == str(tmp_path / "platform-python")
 
 
 def test_another_service_on_a_port_is_an_error() -> None:
