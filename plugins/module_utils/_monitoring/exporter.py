@@ -28,6 +28,7 @@ from .._core.run_lock import holder
 from .._core.text import clean_text
 from .._deployment.host_status import HostStatus, host_status
 from .._deployment.record import read_intended
+from .._health.idle import sleeps_when_idle
 from .._health.probe import ask_server
 from .collect import SERVER, host_families, server_labels, status_families
 from .exposition import Family, exposition, merge_metrics
@@ -97,10 +98,12 @@ def host_metrics(state_dir: str, now: float) -> list[Family]:
 def server_families(found: HostStatus, ask: Ask) -> list[Family]:
     """What ready servers answer at /metrics, each sample with its server's labels.
 
-    A server that sleeps, or whose port another process has, is not asked.
+    A server that sleeps, or whose port another process has, is not asked; nor is one that sleeps when it is idle, which
+    that would wake or keep awake.
     """
     states = {entry["name"]: entry["state"] for entry in found.status["servers"]}
-    asked = [one for one in found.servers if states.get(one["name"]) == "ready" and "--metrics" in one["argv"]]
+    ready = [one for one in found.servers if states.get(one["name"]) == "ready"]
+    asked = [one for one in ready if "--metrics" in one["argv"] and not sleeps_when_idle(one)]
     answered = Family(f"{SERVER}_metrics_up", "gauge", "Whether its own metrics could be read, of ready servers.")
     families: dict[str, Family] = {}
     with ThreadPoolExecutor(max_workers=SERVERS_AT_ONCE) as pool:

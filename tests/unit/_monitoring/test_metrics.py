@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import subprocess
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -198,6 +199,14 @@ def test_only_ready_servers_are_asked(state: str) -> None:
     asked: list[str] = []
     server_families(status(state=state), lambda server: (asked.append(server["name"]), (200, b""))[1])
     assert asked == []
+
+
+@pytest.mark.parametrize(("seconds", "count"), [("300", 0), ("-1", 1)])
+def test_server_that_sleeps_when_idle_is_not_woken(seconds: str, count: int) -> None:
+    asked: list[str] = []
+    server = {**SERVER, "argv": ["llama-server", "--metrics", "--sleep-idle-seconds", seconds]}
+    server_families(replace(status(), servers=[server]), lambda server: (asked.append(server["name"]), (200, b""))[1])
+    assert len(asked) == count
 
 
 def test_server_that_does_not_answer_has_no_metrics_and_says_so() -> None:
