@@ -111,12 +111,13 @@ def run(module: Module) -> dict:
         settings = Settings(given["mode"], given["interval"], given["timeout"], given["restarts_per_hour"])
         wanted = units(state_dir, settings, find_python())
     write, remove = changes(state_dir, wanted)
+    shown = {file.path: file.content.decode() for file in write}
+    shown.update({path: "" for path in remove if path.endswith((".timer", ".service"))})
+    before = {path: current_text(path) for path in shown}
     is_off = bool(wanted) and not write and not timer_runs(run_in_english)
     if (write or remove or is_off) and not module.check_mode:
         renew(state_dir, given["run_id"])
         apply(write, remove, run_in_english)
-    shown = {file.path: file.content.decode() for file in write}
-    shown.update({path: "" for path in remove if path.endswith((".timer", ".service"))})
     timer = {"before": "off\n", "after": "on\n", "before_header": WATCHDOG_TIMER, "after_header": WATCHDOG_TIMER}
     return {
         "changed": bool(write or remove or is_off),
@@ -124,7 +125,7 @@ def run(module: Module) -> dict:
         "removed": remove,
         "diff": [timer] * is_off
         + [
-            {"before": current_text(path), "after": text, "before_header": path, "after_header": path}
+            {"before": before[path], "after": text, "before_header": path, "after_header": path}
             for path, text in shown.items()
         ],
     }

@@ -110,6 +110,21 @@ def test_timer_that_is_off_is_switched_on(
     assert calls == ["show", *([] if runs or check else ["daemon-reload", "enable", "restart"])]
 
 
+def test_diff_is_from_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = units("/srv/a", SETTINGS, "/usr/bin/python3", str(tmp_path))
+    monkeypatch.setattr(watchdog, "units", lambda *_given: files)
+    monkeypatch.setattr(watchdog, "run_in_english", lambda _command: Completed(0, "", ""))
+    monkeypatch.setattr(watchdog, "renew", lambda *_given: None)
+    given = {"state_dir": "/srv/a", "mode": "restart", FILLED_IN: {}}
+    with patch_module_args(given), pytest.raises(SystemExit):
+        watchdog.main()
+    shown = json.loads(capsys.readouterr().out)["diff"]
+    assert [one["before"] for one in shown] == ["", ""]
+    assert [one["after"].encode() for one in shown] == [file.content for file in files]
+
+
 def test_manager_without_timers_is_refused_by_name(tmp_path: Path) -> None:
     given = {"state_dir": str(tmp_path), "service_manager": "supervisor", "user": "root", "watchdog": "restart"}
     with pytest.raises(HostError, match=r"servers_watchdog is restart, and supervisor, .* to systemd or container"):
