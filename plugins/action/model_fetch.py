@@ -19,6 +19,7 @@ from ansible_collections.magi.llama.plugins.module_utils._core.text import forma
 from ansible_collections.magi.llama.plugins.module_utils._distribution.pieces import parse_pieces
 from ansible_collections.magi.llama.plugins.module_utils._distribution.run_plan import (
     CONTROLLER,
+    HOST,
     Transfer,
     check_listed,
     job_files,
@@ -28,6 +29,7 @@ from ansible_collections.magi.llama.plugins.module_utils._plan.profile import pa
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
 from ansible_collections.magi.llama.plugins.plugin_utils.distribution import (
     STARTED,
+    has_answered,
     is_mirror,
     listed_of,
     rate_of,
@@ -79,8 +81,9 @@ class ActionModule(HostAction):
         for name in ("rate_up", "rate_down"):
             rate_of(f"models_{name}", given[name])
         answer = self._called(given, task_vars, files=files)
-        if answer.get("failed") or answer.get("unreachable") or "files" not in answer:
-            return answer
+        if not has_answered(answer) or "files" not in answer:
+            # What it has said of files is its own word.
+            return {key: value for key, value in answer.items() if key != "files"}
         # A host says what it has of the files, and nothing else about them.
         states = {file["name"]: file["state"] for file in answer["files"]}
         found = [{**file, "state": states.get(file["name"], "missing")} for file in files]
@@ -112,13 +115,14 @@ class ActionModule(HostAction):
             for transfer in own:
                 show(task_vars, [f"      reading  {transfer.name} for the checksums of its pieces"])
             answer = self._called(given, task_vars, files=[{"name": transfer.name} for transfer in own])
-            if answer.get("failed") or answer.get("unreachable"):
-                return answer
+            if not has_answered(answer):
+                # What it has listed was not compared with the manifest.
+                return {key: value for key, value in answer.items() if key != "listed"}
             for transfer in own:
-                entry = answer["listed"][transfer.name]
-                pieces = parse_pieces(entry["pieces"], f"{me}: {transfer.name}")
+                entry = answer.get("listed", {}).get(transfer.name, {})
+                pieces = parse_pieces(entry.get("pieces"), f"{me}: {transfer.name}")
                 check_listed(transfer, pieces.sha256, pieces.size, me)
-                listed[transfer.name] = entry
+                listed[transfer.name] = {"pieces": pieces.as_dict(), "from": HOST, "mirror": ""}
         return result
 
     def _job(self, given: dict[str, Any], task_vars: dict[str, Any]) -> tuple[list[Transfer], dict[str, Any] | None]:

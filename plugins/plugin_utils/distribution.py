@@ -10,7 +10,7 @@ import json
 import os
 import stat
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from ansible.errors import AnsibleActionFail
 from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
@@ -118,6 +118,12 @@ def wanted_files(given: Mapping[str, Any], folder: str) -> tuple[list[dict[str, 
     return [{"name": name, **entry, "wanted": name in names} for name, entry in known.items()], without
 
 
+def has_answered(answer: Any) -> TypeGuard[Mapping[str, Any]]:
+    """Whether a step has succeeded on a host. A failed answer is the host's own word: nothing has compared it."""
+    ends = ("failed", "unreachable", "skipped")
+    return isinstance(answer, Mapping) and not any(answer.get(key) for key in ends)
+
+
 def run_of(task_vars: Mapping[str, Any]) -> tuple[list[Transfer], dict[str, str]]:
     """The transfers of the run, and the address of each of its hosts. Raises MagiError.
 
@@ -127,7 +133,7 @@ def run_of(task_vars: Mapping[str, Any]) -> tuple[list[Transfer], dict[str, str]
     for host in task_vars["ansible_play_hosts_all"]:
         variables = task_vars["hostvars"][host]
         answer = variables.get(FOUND)
-        if isinstance(answer, Mapping) and "files" in answer:
+        if has_answered(answer) and "files" in answer:
             found[host] = answer["files"]
             addresses[host] = str(answer["address"])
     return transfers(found), addresses
@@ -139,7 +145,7 @@ def listed_of(task_vars: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     token = ""
     for host in task_vars["ansible_play_hosts_all"]:
         answer = task_vars["hostvars"][host].get(LISTED)
-        if isinstance(answer, Mapping) and "listed" in answer:
+        if has_answered(answer) and "listed" in answer:
             listed.update(answer["listed"])
             token = token or str(answer.get("token") or "")
     return listed, token

@@ -138,7 +138,7 @@ class Fleet:
                     "hosts": gets,
                     "mirror": "",
                     # As from the controller, whose checksums are trusted.
-                    "compare_whole": False,
+                    "sha256": "",
                 }
             ],
             "peers": [

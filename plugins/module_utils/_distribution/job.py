@@ -19,7 +19,8 @@ class JobFile:
     """A file of the run.
 
     role is get, give or none, as seen from this host; hosts are those that get it. mirror is the address of the file
-    at a mirror. compare_whole says that its pieces' checksums came from another host, or from a mirror.
+    at a mirror. sha256 is what the whole file is compared with, as its pieces' checksums came from elsewhere; empty
+    where they are enough.
     """
 
     name: str
@@ -27,7 +28,7 @@ class JobFile:
     role: str
     hosts: tuple[str, ...]
     mirror: str = ""
-    compare_whole: bool = False
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def parse_job(value: Mapping[str, Any]) -> Job:
             file["role"],
             tuple(file["hosts"]),
             file.get("mirror", ""),
-            bool(file.get("compare_whole")),
+            file.get("sha256", ""),
         )
         for file in value["files"]
     )

@@ -113,15 +113,15 @@ class PartFile:
             self.have.add(number)
         return True
 
-    def finish(self, compare_whole: bool) -> None:
+    def finish(self, sha256: str) -> None:
         """Give the file its name, and owner and permissions of the models folder. Raises OSError, PartError.
 
-        compare_whole reads all of it again for its sha256: for pieces whose checksums came from another host.
+        With a sha256 all of it is read again and compared: for pieces whose checksums came from another host.
         """
-        if compare_whole and self._sha256() != self.pieces.sha256:
+        if sha256 and self._sha256() != sha256:
             os.unlink(self.path + SUFFIX)
             raise PartError(
-                f"{self.path} is not what the manifest says (sha256 {self.pieces.sha256[:12]}…), although each piece "
+                f"{self.path} is not what the manifest says (sha256 {sha256[:12]}…), although each piece "
                 "is what the source has announced: the source has another file. It was removed. Check the source."
             )
         status = os.stat(self._folder)

@@ -12,7 +12,7 @@ from typing import Any
 
 from .._core.errors import MagiError
 
-CONTROLLER, MIRROR = "controller", "mirror"
+CONTROLLER, HOST, MIRROR = "controller", "host", "mirror"
 
 # By host: what inspect_files has answered, each file also with "wanted".
 Found = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -104,10 +104,15 @@ def job_files(wanted: Sequence[Transfer], listed: Mapping[str, Mapping[str, Any]
                 "role": role,
                 "hosts": list(transfer.gets),
                 "mirror": source.get("mirror", ""),
-                "compare_whole": source["from"] != CONTROLLER,
+                "sha256": _compared_with(transfer, source),
             }
         )
     return files
+
+
+def _compared_with(transfer: Transfer, source: Mapping[str, Any]) -> str:
+    """The sha256 that the whole file is compared with: the manifest's, never one that a host has listed."""
+    return transfer.sha256 or "" if source["from"] != CONTROLLER else ""
 
 
 def job_peers(wanted: Sequence[Transfer], addresses: Mapping[str, str], me: str) -> list[dict[str, Any]]:

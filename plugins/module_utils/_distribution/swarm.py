@@ -237,7 +237,7 @@ class Swarm:
                 if part is None or part.is_done or part.missing():
                     continue
                 try:
-                    part.finish(self._job.files[need.file].compare_whole)
+                    part.finish(self._job.files[need.file].sha256)
                 except (MagiError, OSError) as error:
                     self.error = str(error)
                     return

@@ -54,8 +54,8 @@ class Fleet:
         role = "get" if me in gets else "give"
         file = {
             "mirror": "",
-            "compare_whole": False,
-            **{key: more.pop(key) for key in ("mirror", "compare_whole") if key in more},
+            "sha256": "",
+            **{key: more.pop(key) for key in ("mirror", "sha256") if key in more},
         }
         ports = checkout.ports("distribution")
         return Job(

@@ -14,6 +14,8 @@ from ansible.errors import AnsibleActionFail
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import FILLED_IN
 from ansible_collections.magi.llama.plugins.module_utils._distribution.pieces import compute_pieces
 
+from ansible_collections.magi.llama.plugins.plugin_utils.distribution import listed_of, run_of
+
 NAME = "model-Q4_K_M.gguf"
 
 
@@ -125,6 +127,40 @@ def test_host_with_the_file_lists_it_and_has_to_have_that_of_the_manifest(run_ac
     assert run.result["listed"][NAME]["from"] == "host"
     with pytest.raises(AnsibleActionFail, match="a has another model-Q4_K_M\\.gguf than the manifest"):
         listed(run_action, found({"a": "present", "b": "missing"}, "0" * 64), [answer])
+
+
+def test_list_of_a_failed_host_is_not_used(run_action: Any, source: Path) -> None:
+    pieces = compute_pieces(str(source / NAME))
+    evil = {"listed": {NAME: {"pieces": pieces.as_dict(), "from": "host", "mirror": ""}}, "failed": True, "msg": "disk"}
+    task_vars = found({"a": "present", "b": "missing"}, "0" * 64)
+    run = listed(run_action, task_vars, [evil])
+    assert (run.result["failed"], "listed" in run.result) == (True, False)
+    # Ansible registers what a host has answered, in whichever way it has failed.
+    for end in ("failed", "unreachable", "skipped"):
+        task_vars["hostvars"]["a"]["__models_listed"] = {**evil, "failed": False, end: True}
+        assert listed_of(task_vars)[0] == {}
+
+
+def test_files_of_a_failed_host_are_not_used(run_action: Any, manifest: Path) -> None:
+    task_vars = found({"a": "missing", "b": "present"})
+    evil = {"name": NAME, "size": 1, "sha256": "0" * 64, "wanted": True, "state": "present"}
+    answer = {"failed": True, "msg": "disk", "files": [evil]}
+    arguments = {"state": "inspected", "dest": "/models", "models": [NAME], "manifest_file": str(manifest)}
+    assert "files" not in run_action("model_fetch", arguments, answers=[answer]).result
+    task_vars["hostvars"]["c"] = {"__models_found": answer}
+    task_vars["ansible_play_hosts_all"] = ["c", "a", "b"]
+    [transfer], addresses = run_of(task_vars)
+    assert (transfer.has, transfer.sha256, addresses) == (("b",), None, {"a": "a", "b": "b"})
+
+
+def test_whole_file_is_compared_with_the_manifest_not_with_the_list(run_action: Any, source: Path) -> None:
+    task_vars = started(source, {"b": "missing", "a": "present"})
+    entry = task_vars["hostvars"]["b"]["__models_listed"]["listed"][NAME]
+    manifest = entry["pieces"]["sha256"]
+    entry["pieces"] = {**entry["pieces"], "sha256": "0" * 64}
+    run = run_action("model_fetch", {"state": "started", "dest": "/models"}, answers=[{}], **task_vars)
+    [(_module, arguments)] = run.calls
+    assert json.loads(arguments[FILLED_IN]["job"])["files"][0]["sha256"] == manifest
 
 
 @pytest.mark.parametrize(
