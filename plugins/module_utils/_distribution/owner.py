@@ -39,6 +39,17 @@ def as_owner_of(folder: str) -> Iterator[None]:
         os.setgroups(groups)
 
 
+@contextlib.contextmanager
+def only_as_owner() -> Iterator[None]:
+    """Give up root's real uid too, meanwhile: with it a process could still send signals to those of root."""
+    user = os.getuid()
+    os.setresuid(os.geteuid(), -1, -1)
+    try:
+        yield
+    finally:
+        os.setresuid(user, -1, -1)
+
+
 def keep_rights() -> None:
     """Give up for good what as_owner_of has given up; for a process that ends with these rights."""
     user, group = os.geteuid(), os.getegid()

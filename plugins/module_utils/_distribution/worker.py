@@ -22,12 +22,13 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from .._core.boot import pid_scope
 from .._core.errors import MagiError
 from .._core.files import json_of, read_regular, write_atomic
 from .._core.text import visible_text
 from .._core.values import is_loopback
 from .job import Job
-from .owner import keep_rights
+from .owner import keep_rights, only_as_owner
 from .part_file import require_space, written_bytes
 from .peer_server import bitmap_of
 from .pieces import PIECE_BYTES
@@ -89,8 +90,8 @@ def _become_daemon(job: Job, held: int, log: str) -> None:
     try:
         os.setsid()
         if os.fork() == 0:
-            os.pwrite(held, f"{os.getpid()}\n".encode(), 0)
             keep_rights()
+            os.pwrite(held, f"{os.getpid()} {pid_scope()}\n".encode(), 0)
             _detach(held, log)
             run_job(job)
         status = 0
@@ -223,7 +224,7 @@ def look_at(folder: str, run: str, seconds: float) -> dict[str, Any]:
 
 
 def holder_of(lock: str) -> int | None:
-    """The process that holds a lock file; None if no one does."""
+    """The process that holds a lock file, 0 for one of another user or machine; None if no one does."""
     try:
         descriptor = os.open(lock, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
@@ -231,8 +232,11 @@ def holder_of(lock: str) -> int | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
-        content = os.pread(descriptor, 20, 0).strip()
-        return int(content) if content.isdigit() else 0
+        # Who may write to the models folder, here or on another machine, could name any process.
+        if os.fstat(descriptor).st_uid != os.geteuid():
+            return 0
+        pid, _space, scope = os.pread(descriptor, 200, 0).decode("ascii", "replace").strip().partition(" ")
+        return int(pid) if pid.isdecimal() and scope == pid_scope() else 0
     finally:
         os.close(descriptor)
     return None
@@ -248,11 +252,16 @@ def stop_worker(folder: str, run: str | None = None) -> bool:
     while (pid := holder_of(lock)) is not None:
         found = True
         if pid and sent < 2:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, PermissionError), only_as_owner():
                 os.kill(pid, signal.SIGTERM if sent == 0 else signal.SIGKILL)
             sent += 1
         if time.monotonic() > until:
-            raise WorkerError(f"The process {pid} that fetches models to {folder} does not end: end it by hand.")
+            if pid:
+                raise WorkerError(f"The process {pid} that fetches models to {folder} does not end: end it by hand.")
+            raise WorkerError(
+                f"The process of another machine or user that fetches models to {folder} does not end. Hosts that "
+                "share a models folder need one run on one of them: --limit it to that host, or wait for its end."
+            )
         time.sleep(0.1)
     own = os.path.join(folder, FOLDER)
     if os.path.isdir(own) and not os.path.islink(own):

@@ -5,16 +5,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.magi.llama.plugins.module_utils._core.boot import pid_scope
 from ansible_collections.magi.llama.plugins.module_utils._core.ownership import OwnershipError
+from ansible_collections.magi.llama.plugins.module_utils._distribution import worker
 from ansible_collections.magi.llama.plugins.module_utils._distribution.job import Job
 from ansible_collections.magi.llama.plugins.module_utils._distribution.owner import as_owner_of, keep_rights
 from ansible_collections.magi.llama.plugins.module_utils._distribution.worker import (
@@ -96,6 +101,65 @@ def test_later_run_ends_the_earlier(fleet: Any, job: Job) -> None:
     # The end of the earlier run leaves the process of the later one alone.
     assert not stop_worker(job.folder, job.run)
     assert look_at(job.folder, later.run, 0.0)["run"] == "run-2"
+
+
+@pytest.fixture
+def bystander() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has no part in any run."""
+    process = subprocess.Popen(["sleep", "60"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def models() -> Iterator[Path]:
+    """A folder that other users reach, which is not so of those of pytest."""
+    with tempfile.TemporaryDirectory(prefix="magi-llama-models-") as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
+def held_lock(folder: Path, text: str, owner: int | None = None) -> int:
+    """A lock as another program could have it, with this text. The descriptor has to stay open."""
+    (folder / FOLDER).mkdir()
+    descriptor = os.open(folder / FOLDER / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    os.write(descriptor, text.encode())
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    if owner is not None:
+        for path in (folder, folder / FOLDER, folder / FOLDER / "lock"):
+            os.chown(path, owner, owner)
+    return descriptor
+
+
+@pytest.mark.parametrize("scope", ["", " another-machine.1"])
+def test_process_of_another_machine_is_not_ended(
+    tmp_path: Path, bystander: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, scope: str
+) -> None:
+    monkeypatch.setattr(worker, "STOP_SECONDS", 0.3)
+    descriptor = held_lock(tmp_path, f"{bystander.pid}{scope}\n")
+    try:
+        with pytest.raises(WorkerError, match="of another machine or user .* need one run on one of them"):
+            stop_worker(str(tmp_path))
+    finally:
+        os.close(descriptor)
+    assert bystander.poll() is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has other users' rights")
+def test_root_ends_no_process_that_the_owner_could_not_end(
+    models: Path, bystander: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "STOP_SECONDS", 0.3)
+    descriptor = held_lock(models, f"{bystander.pid} {pid_scope()}\n", owner=1)
+    try:
+        with as_owner_of(str(models)), pytest.raises(WorkerError, match=f"The process {bystander.pid} .* by hand"):
+            stop_worker(str(models))
+        # A lock that another user has made.
+        assert holder_of(str(models / FOLDER / "lock")) == 0
+    finally:
+        os.close(descriptor)
+    assert (bystander.poll(), os.getresuid()) == (None, (0, 0, 0))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ import pytest
 from ansible.errors import AnsibleActionFail
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import FILLED_IN
 from ansible_collections.magi.llama.plugins.module_utils._distribution.pieces import compute_pieces
-
 from ansible_collections.magi.llama.plugins.plugin_utils.distribution import listed_of, run_of
 
 NAME = "model-Q4_K_M.gguf"
