@@ -40,6 +40,7 @@ STATUS_SECONDS = 0.25
 LEASE_SECONDS = 900.0
 STOP_SECONDS = 5.0
 LOG_BYTES = 4000
+_NEW = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class WorkerError(MagiError):
@@ -70,11 +71,10 @@ def start_worker(job: Job) -> None:
     gets = [file for file in job.files if file.role == "get"]
     needed = sum(max(0, file.pieces.size - written_bytes(os.path.join(job.folder, file.name))) for file in gets)
     require_space(job.folder, needed, job.reserve_bytes)
-    own = os.path.join(job.folder, FOLDER)
-    os.makedirs(os.path.join(own, "inbox"), mode=0o700)
+    make_own_folder(job.folder)
     lock, status, _polled, log = _paths(job.folder)
     write_atomic(status, json.dumps({"run": job.run, "complete": False, "error": ""}).encode(), 0o600)
-    held = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    held = os.open(lock, os.O_RDWR | _NEW, 0o600)
     fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     child = os.fork()
     if child == 0:
@@ -82,6 +82,19 @@ def start_worker(job: Job) -> None:
     os.waitpid(child, 0)
     # The lock is the process's, which has this open file too.
     os.close(held)
+
+
+def make_own_folder(folder: str) -> None:
+    """Make the run's folder in the models folder. Raises WorkerError where another user has put something there."""
+    own = os.path.join(folder, FOLDER)
+    if os.path.lexists(own):
+        raise WorkerError(
+            f"{own} cannot be removed by this user, or is a link: nothing is written there. Look who has made it, and "
+            f"remove it; only users who run this may write to {folder}."
+        )
+    # Unlike with makedirs, one that appears now is an error.
+    os.mkdir(own, 0o700)
+    os.mkdir(os.path.join(own, "inbox"), 0o700)
 
 
 def _become_daemon(job: Job, held: int, log: str) -> None:
@@ -102,7 +115,7 @@ def _become_daemon(job: Job, held: int, log: str) -> None:
 def _detach(held: int, log: str) -> None:
     """Let go of everything of the module call: a connection waits until its output is closed."""
     null = os.open(os.devnull, os.O_RDWR)
-    written = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    written = os.open(log, os.O_WRONLY | _NEW, 0o600)
     os.dup2(null, 0)
     os.dup2(null, 1)
     os.dup2(written, 2)
@@ -149,10 +162,16 @@ def _bitmaps(swarm: Swarm) -> dict[str, str]:
 
 def _write_status(path: str, status: dict[str, Any]) -> None:
     with contextlib.suppress(OSError):
-        temporary = path + ".new"
-        with open(temporary, "w", encoding="utf-8") as stream:
-            json.dump(status, stream)
-        os.replace(temporary, path)
+        _write_new(path, path + ".new", json.dumps(status).encode())
+
+
+def _write_new(path: str, temporary: str, data: bytes) -> None:
+    """Write a file through a temporary one, which must not be a link to something else. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(temporary)
+    with os.fdopen(os.open(temporary, os.O_WRONLY | _NEW, 0o600), "wb") as stream:
+        stream.write(data)
+    os.replace(temporary, path)
 
 
 def _changed_at(path: str) -> int:
@@ -191,10 +210,8 @@ def deliver(folder: str, data: bytes, pieces: Iterable[Sequence[int]]) -> None:
     inbox = os.path.join(folder, FOLDER, "inbox")
     at = 0
     for file, number, length in pieces:
-        temporary = os.path.join(inbox, f".{file}-{number}")
-        with open(temporary, "wb") as kept:
-            kept.write(data[at : at + length])
-        os.replace(temporary, os.path.join(inbox, f"{file}-{number}"))
+        name = f"{file}-{number}"
+        _write_new(os.path.join(inbox, name), os.path.join(inbox, f".{name}"), data[at : at + length])
         at += length
 
 
@@ -216,11 +233,19 @@ def look_at(folder: str, run: str, seconds: float) -> dict[str, Any]:
                 f"The process that fetches models to {folder} has ended{': ' + tail if tail else ''}. What it has is "
                 "kept in .part files: run again."
             )
-        with contextlib.suppress(OSError), open(polled, "w", encoding="ascii"):
-            os.utime(polled)
+        _touch(polled)
         if time.monotonic() >= until:
             return status
         time.sleep(0.1)
+
+
+def _touch(path: str) -> None:
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+        try:
+            os.utime(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def holder_of(lock: str) -> int | None:

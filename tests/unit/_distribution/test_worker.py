@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -132,6 +133,36 @@ def held_lock(folder: Path, text: str, owner: int | None = None) -> int:
     return descriptor
 
 
+def test_folder_that_someone_else_has_put_there_is_not_used(job: Job, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    own = Path(job.folder) / FOLDER
+    own.symlink_to(target)
+    with pytest.raises(WorkerError, match=r"\.magi-llama-fetch cannot be removed by this user, or is a link"):
+        worker.start_worker(job)
+    assert list(target.iterdir()) == []
+    own.unlink()
+
+
+def test_files_of_a_run_are_its_users_alone_and_lead_nowhere_else(job: Job, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    mask = os.umask(0)
+    try:
+        worker.make_own_folder(job.folder)
+        own = Path(job.folder) / FOLDER
+        for link in ("status.json.new", "inbox/.0-0", "polled"):
+            (own / link).symlink_to(target)
+        worker._write_status(str(own / "status.json"), {"run": job.run})
+        deliver(job.folder, b"piece", [[0, 0, 5]])
+        worker._touch(str(own / "polled"))
+    finally:
+        os.umask(mask)
+    assert not target.exists()
+    assert (own / "inbox/0-0").read_bytes() == b"piece"
+    modes = {path: stat.S_IMODE((own / path).stat().st_mode) for path in (".", "inbox", "inbox/0-0", "status.json")}
+    assert modes == {".": 0o700, "inbox": 0o700, "inbox/0-0": 0o600, "status.json": 0o600}
+
+
 @pytest.mark.parametrize("scope", ["", " another-machine.1"])
 def test_process_of_another_machine_is_not_ended(
     tmp_path: Path, bystander: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, scope: str
@@ -139,7 +170,7 @@ def test_process_of_another_machine_is_not_ended(
     monkeypatch.setattr(worker, "STOP_SECONDS", 0.3)
     descriptor = held_lock(tmp_path, f"{bystander.pid}{scope}\n")
     try:
-        with pytest.raises(WorkerError, match="of another machine or user .* need one run on one of them"):
+        with pytest.raises(WorkerError, match=r"of another machine or user .* need one run on one of them"):
             stop_worker(str(tmp_path))
     finally:
         os.close(descriptor)
@@ -153,7 +184,7 @@ def test_root_ends_no_process_that_the_owner_could_not_end(
     monkeypatch.setattr(worker, "STOP_SECONDS", 0.3)
     descriptor = held_lock(models, f"{bystander.pid} {pid_scope()}\n", owner=1)
     try:
-        with as_owner_of(str(models)), pytest.raises(WorkerError, match=f"The process {bystander.pid} .* by hand"):
+        with as_owner_of(str(models)), pytest.raises(WorkerError, match=rf"The process {bystander.pid} .* by hand"):
             stop_worker(str(models))
         # A lock that another user has made.
         assert holder_of(str(models / FOLDER / "lock")) == 0
