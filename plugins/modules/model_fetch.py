@@ -219,6 +219,7 @@ from ansible_collections.magi.llama.plugins.module_utils._arguments.model_fetch 
 from ansible_collections.magi.llama.plugins.module_utils._core.basic import Module, run_module
 from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
 from ansible_collections.magi.llama.plugins.module_utils._core.files import plain_path
+from ansible_collections.magi.llama.plugins.module_utils._core.ownership import is_trusted
 from ansible_collections.magi.llama.plugins.module_utils._distribution.host_files import inspect_files
 from ansible_collections.magi.llama.plugins.module_utils._distribution.job import parse_job
 from ansible_collections.magi.llama.plugins.module_utils._distribution.owner import as_owner_of
@@ -267,7 +268,9 @@ def _inspect(given: dict) -> dict:
 def _list(given: dict) -> dict:
     listed = {}
     for file in given["files"]:
-        pieces = pieces_of(os.path.join(given["dest"], check_name(file["name"])))
+        path = os.path.join(given["dest"], check_name(file["name"]))
+        # In a folder of another user root could be led elsewhere.
+        pieces = pieces_of(path, keep=is_trusted(os.path.dirname(path)))
         listed[file["name"]] = {"pieces": pieces.as_dict(), "from": "host", "mirror": ""}
     return {"listed": listed, "msg": f"{len(listed)} files listed"}
 

@@ -158,10 +158,15 @@ def read_at(descriptor: int, start: int, length: int) -> bytes:
 
 
 def make_parents(folder: str, name: str) -> None:
-    """Make the folders of a file below the models folder, like it. Raises OSError, PartError where one is a link."""
+    """Make the folders of a file below the models folder, like it.
+
+    Raises OSError, PartError where one is a link, OwnershipError where another user could replace one meanwhile.
+    """
     status = os.stat(folder)
     at = folder
     for part in name.split("/")[:-1]:
+        # Before anything is made in it: what is made there could be a link by the time its owner is set.
+        require_trusted(at)
         at = os.path.join(at, part)
         try:
             os.mkdir(at, 0o700)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -133,14 +134,13 @@ def write_pieces(path: str, pieces: Pieces) -> None:
     write_atomic(path + SUFFIX, content + b"\n", status.st_mode & 0o666, owner)
 
 
-def pieces_of(path: str) -> Pieces:
+def pieces_of(path: str, keep: bool = True) -> Pieces:
     """The pieces of a file: those that are known, or else read now and kept where the folder can be written."""
     pieces = known_pieces(path)
     if pieces is None:
         pieces = compute_pieces(path)
-        try:
-            write_pieces(path, pieces)
-        except OSError:
-            # They are read again next time.
-            return pieces
+        # What is not kept is read again next time.
+        with contextlib.suppress(OSError):
+            if keep:
+                write_pieces(path, pieces)
     return pieces

@@ -23,6 +23,7 @@ from ansible_collections.magi.llama.plugins.module_utils._core.ownership import 
 from ansible_collections.magi.llama.plugins.module_utils._distribution import worker
 from ansible_collections.magi.llama.plugins.module_utils._distribution.job import Job
 from ansible_collections.magi.llama.plugins.module_utils._distribution.owner import as_owner_of, keep_rights
+from ansible_collections.magi.llama.plugins.module_utils._distribution.part_file import make_parents
 from ansible_collections.magi.llama.plugins.module_utils._distribution.worker import (
     FOLDER,
     WorkerError,
@@ -217,6 +218,17 @@ def test_root_works_as_the_owner_of_the_folder(tmp_path: Path) -> None:
             os._exit(os.getresuid() != (1, 1, 1) or os.getresgid() != (2, 2, 2))
         assert os.wait()[1] == 0
     assert (os.geteuid(), os.getgroups(), os.getegid()) == (0, *before)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root is asked")
+def test_root_makes_no_folder_in_one_of_another_user(models: Path) -> None:
+    (models / "alice").mkdir()
+    os.chown(models / "alice", 1, 1)
+    with pytest.raises(OwnershipError, match=r"/alice belongs to .*root does not use it"):
+        make_parents(str(models), "alice/new/model.gguf")
+    assert list((models / "alice").iterdir()) == []
+    make_parents(str(models), "own/new/model.gguf")
+    assert (models / "own/new").is_dir()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root is asked")
