@@ -29,6 +29,7 @@ from ansible_collections.magi.llama.plugins.module_utils._plan.profile import pa
 from ansible_collections.magi.llama.plugins.plugin_utils.arguments import check_arguments
 from ansible_collections.magi.llama.plugins.plugin_utils.distribution import (
     STARTED,
+    Silence,
     has_answered,
     is_mirror,
     listed_of,
@@ -164,6 +165,7 @@ class ActionModule(HostAction):
             return {}
         pusher = self._pusher(given, task_vars, wanted, job)
         began = shown = time.monotonic()
+        silence = Silence(given["stall_seconds"])
         arrived: list[dict[str, Any]] = []
         while True:
             seconds = PUSH_SLICE_SECONDS if pusher is not None and pusher.is_busy else SLICE_SECONDS
@@ -173,7 +175,11 @@ class ActionModule(HostAction):
             status = answer["status"]
             if status["complete"]:
                 return self._ended(status, time.monotonic() - began, task_vars)
-            error = status["error"] or _hopeless(status, time.monotonic() - began, given, pusher is not None)
+            error = (
+                status["error"]
+                or _hopeless(status, time.monotonic() - began, given, pusher is not None)
+                or silence.error(status)
+            )
             if error:
                 raise AnsibleActionFail(
                     f"{error}{_named(status)} What has been copied is kept in .part files: run again."
@@ -247,12 +253,13 @@ def _named(status: dict[str, Any]) -> str:
 
 def _hopeless(status: dict[str, Any], seconds: float, given: dict[str, Any], is_source: bool) -> str:
     """Why there is nothing to wait for; empty while there is."""
-    if "idle_seconds" not in status:
+    if "quiet_seconds" not in status:
         return ""
-    if status["idle_seconds"] > given["stall_seconds"]:
+    # While a complete file is read for its sha256 no piece comes.
+    if status["quiet_seconds"] > given["stall_seconds"]:
         return f"No piece has come for {given['stall_seconds']} s (models_stall_seconds)."
     has_other = is_source or is_mirror(given["source"]) or status["hosts_reached"]
-    if not has_other and min(seconds, status["idle_seconds"]) > ALONE_SECONDS:
+    if not has_other and min(seconds, status["quiet_seconds"]) > ALONE_SECONDS:
         return (
             "This host reaches no other host of the run, and the files are on hosts only: with models_source set to a "
             "folder on the controller they come through Ansible's connection."

@@ -202,6 +202,12 @@ status:
     idle_seconds:
       description: Seconds since the last new piece.
       type: float
+    quiet_seconds:
+      description: Seconds since the last new piece, and since a complete file was last read for its SHA-256.
+      type: float
+    beat:
+      description: A number that changes while the process works.
+      type: int
     pieces:
       description: By number of a file, the pieces that are there, as a bitmap in hexadecimal digits.
       type: dict

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any, TypeGuard
 
 from ansible.errors import AnsibleActionFail
@@ -45,6 +46,8 @@ from ansible_collections.magi.llama.plugins.module_utils._plan.profile import pa
 from ansible_collections.magi.llama.plugins.plugin_utils.yaml_files import load_manifest
 
 LEAST_RATE = 1_000_000
+# The process writes its status four times a second, and a busy disk may take a while.
+LEAST_SILENCE = 60.0
 # Registered by the role's tasks.
 FOUND, LISTED, STARTED = "__models_found", "__models_listed", "__models_started"
 
@@ -122,6 +125,27 @@ def has_answered(answer: Any) -> TypeGuard[Mapping[str, Any]]:
     """Whether a step has succeeded on a host. A failed answer is the host's own word: nothing has compared it."""
     ends = ("failed", "unreachable", "skipped")
     return isinstance(answer, Mapping) and not any(answer.get(key) for key in ends)
+
+
+class Silence:
+    """Notices a host whose process does not write its status any more, which is not the same as having no piece."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds, self._clock = max(seconds, LEAST_SILENCE), clock
+        self._last: Mapping[str, Any] = {}
+        self._changed_at = clock()
+
+    def error(self, status: Mapping[str, Any]) -> str:
+        """Why there is nothing to wait for; empty while the status changes."""
+        now = self._clock()
+        if status != self._last:
+            self._last, self._changed_at = status, now
+        silent = now - self._changed_at
+        return (
+            f"The host's process has reported nothing new for {silent:.0f} s: its disk is full or hangs."
+            if silent > self._seconds
+            else ""
+        )
 
 
 def run_of(task_vars: Mapping[str, Any]) -> tuple[list[Transfer], dict[str, str]]:

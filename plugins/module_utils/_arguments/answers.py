@@ -126,11 +126,12 @@ _ASKED = Fields(
 _FETCHING = Fields(
     {"complete": bool, "error": str},
     {
-        **dict.fromkeys(("wanted", "have", "resumed", "source", "hosts", "controller", "sent", "port"), int),
+        **dict.fromkeys(("wanted", "have", "resumed", "source", "hosts", "controller", "sent", "port", "beat"), int),
         "hosts_reached": int,
         "dropped": Map(str),
         "unreached": Map(str),
         "idle_seconds": NUMBER,
+        "quiet_seconds": NUMBER,
         "pieces": Map(re.compile("[0-9a-f]*")),
     },
 )

@@ -11,6 +11,7 @@ import hashlib
 import os
 import stat
 import threading
+from collections.abc import Callable
 
 from .._core.errors import MagiError
 from .._core.ownership import require_trusted
@@ -55,8 +56,11 @@ class PartFile:
         self.have = set(range(len(self.pieces.digests)))
         return True
 
-    def open_part(self) -> None:
-        """Open FILE.part, or create it, and find out which pieces it has. Raises OSError, PartError."""
+    def open_part(self, alive: Callable[[], object] = lambda: None) -> None:
+        """Open FILE.part, or create it, and find out which pieces it has. Raises OSError, PartError.
+
+        alive is called after each piece that is read.
+        """
         make_parents(self._folder, self.name)
         require_trusted(os.path.dirname(self.path))
         self._descriptor = os.open(
@@ -72,6 +76,7 @@ class PartFile:
             if self._has_data(number) and self.pieces.is_piece(number, self._read(number)):
                 self.have.add(number)
                 self.resumed_bytes += self.pieces.length(number)
+            alive()
 
     def _has_data(self, number: int) -> bool:
         """Whether anything was written to the place of a piece: what was never written need not be read."""
@@ -113,12 +118,13 @@ class PartFile:
             self.have.add(number)
         return True
 
-    def finish(self, sha256: str) -> None:
+    def finish(self, sha256: str, alive: Callable[[], object] = lambda: None) -> None:
         """Give the file its name, and owner and permissions of the models folder. Raises OSError, PartError.
 
         With a sha256 all of it is read again and compared: for pieces whose checksums came from another host.
+        alive is called after each block of it.
         """
-        if sha256 and self._sha256() != sha256:
+        if sha256 and self._sha256(alive) != sha256:
             os.unlink(self.path + SUFFIX)
             raise PartError(
                 f"{self.path} is not what the manifest says (sha256 {sha256[:12]}…), although each piece "
@@ -134,11 +140,12 @@ class PartFile:
         write_pieces(self.path, self.pieces)
         self.is_done = True
 
-    def _sha256(self) -> str:
+    def _sha256(self, alive: Callable[[], object]) -> str:
         digest, at = hashlib.sha256(), 0
         while block := os.pread(self._descriptor, _BLOCK, at):
             digest.update(block)
             at += len(block)
+            alive()
         return digest.hexdigest()
 
     def close(self) -> None:

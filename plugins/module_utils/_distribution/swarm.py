@@ -34,9 +34,14 @@ class _NoPortError(ConnectionError):
 
 
 class Swarm:
-    """Runs a job in threads. wait() returns once every file is there, or an error has ended it."""
+    """Runs a job in threads. wait() returns once every file is there, or an error has ended it.
 
-    def __init__(self, job: Job, clock: Callable[[], float] = time.monotonic) -> None:
+    While it is made it reads what an earlier run has copied, and calls opening after each piece.
+    """
+
+    def __init__(
+        self, job: Job, clock: Callable[[], float] = time.monotonic, opening: Callable[[], object] = lambda: None
+    ) -> None:
         self._job, self._clock = job, clock
         self.error = ""
         self.counts = {"source": 0, "hosts": 0, "controller": 0}
@@ -46,8 +51,8 @@ class Swarm:
         self._board = Board(job.me, clock())
         self._down = RateLimit(job.rate_down)
         self._mirror_failures = 0
-        self._last_progress = clock()
-        self.files = self._open()
+        self.files = self._open(opening)
+        self._last_piece = self._last_read = clock()
         for peer in job.peers:
             self._board.peers[peer.name] = Peer(peer.name, peer.host, seeds=peer.seeds)
         for number, (file, part) in enumerate(zip(job.files, self.files)):
@@ -55,7 +60,7 @@ class Swarm:
                 self._board.needs.append(Need(number, part.missing, file.hosts, file.mirror))
         self.server = PieceServer(job.me, self.files, job.token, RateLimit(job.rate_up), job.addresses, job.ports)
 
-    def _open(self) -> list[PartFile | None]:
+    def _open(self, opening: Callable[[], object]) -> list[PartFile | None]:
         """Open the files; FILE.part is created only where all of them fit. Raises MagiError, OSError."""
         parts: list[PartFile | None] = []
         needed = 0
@@ -69,7 +74,7 @@ class Swarm:
         require_space(self._job.folder, needed, self._job.reserve_bytes)
         for part in parts:
             if part is not None and not part.is_done:
-                part.open_part()
+                part.open_part(opening)
         return parts
 
     def start(self) -> None:
@@ -94,7 +99,14 @@ class Swarm:
 
     def idle_seconds(self) -> float:
         """Seconds since the last new piece."""
-        return self._clock() - self._last_progress
+        return self._clock() - self._last_piece
+
+    def quiet_seconds(self) -> float:
+        """Seconds since the last new piece, and since a complete file was last read for its sha256."""
+        return self._clock() - max(self._last_piece, self._last_read)
+
+    def _note_read(self) -> None:
+        self._last_read = self._clock()
 
     def wait(self, seconds: float) -> bool:
         """Wait until every file is there; False after the time, or after an error."""
@@ -226,7 +238,7 @@ class Swarm:
             return False
         with self._lock:
             self.counts[origin] += len(data)
-            self._last_progress = self._clock()
+            self._last_piece = self._clock()
         return True
 
     def _finish(self) -> None:
@@ -237,11 +249,11 @@ class Swarm:
                 if part is None or part.is_done or part.missing():
                     continue
                 try:
-                    part.finish(self._job.files[need.file].sha256)
+                    part.finish(self._job.files[need.file].sha256, self._note_read)
                 except (MagiError, OSError) as error:
                     self.error = str(error)
                     return
-                self._last_progress = self._clock()
+                self._last_piece = self._clock()
             self._ended.wait(IDLE_SECONDS)
 
     def status(self) -> dict[str, Any]:
@@ -262,4 +274,5 @@ class Swarm:
             "dropped": dict(self.garbage),
             "unreached": {peer.name: peer.error for peer in peers if not peer.was_reached and peer.error},
             "idle_seconds": round(self.idle_seconds(), 1),
+            "quiet_seconds": round(self.quiet_seconds(), 1),
         }

@@ -19,7 +19,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .._core.boot import pid_scope
@@ -35,11 +35,12 @@ from .pieces import PIECE_BYTES
 from .swarm import Swarm
 
 FOLDER = ".magi-llama-fetch"
-STATUS_SECONDS = 0.25
+STATUS_SECONDS, OPENING_SECONDS = 0.25, 1.0
 # Without a sign of the controller, and without a piece got or handed out: the run was killed.
 LEASE_SECONDS = 900.0
 STOP_SECONDS = 5.0
 LOG_BYTES = 4000
+END_CHARACTERS = 500
 _NEW = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -132,10 +133,19 @@ def _detach(held: int, log: str) -> None:
 def run_job(job: Job) -> None:
     """Do a job, keeping its status, until the process is ended or the run is gone. It is the caller's last act."""
     _lock, path, polled, _log = _paths(job.folder)
+    begun = {"run": job.run, "complete": False, "error": ""}
+    written_at = time.monotonic()
+
+    def opening() -> None:
+        nonlocal written_at
+        if time.monotonic() - written_at > OPENING_SECONDS:
+            written_at = time.monotonic()
+            _write_status(path, begun)
+
     try:
-        swarm = Swarm(job)
+        swarm = Swarm(job, opening=opening)
     except (MagiError, OSError) as error:
-        _write_status(path, {"run": job.run, "complete": False, "error": str(error)})
+        _write_status(path, {**begun, "error": str(error)})
         return
     swarm.start()
     seen: tuple[int, ...] = ()
@@ -161,8 +171,26 @@ def _bitmaps(swarm: Swarm) -> dict[str, str]:
 
 
 def _write_status(path: str, status: dict[str, Any]) -> None:
-    with contextlib.suppress(OSError):
+    """Write the status, with a beat, which says that this process does something. On a full disk only its end."""
+    status = {**status, "beat": int(time.monotonic())}
+    try:
         _write_new(path, path + ".new", json.dumps(status).encode())
+    except OSError:
+        if status["error"] or status["complete"]:
+            _write_end(path, status)
+
+
+def _write_end(path: str, status: Mapping[str, Any]) -> None:
+    """Write a short status over the one that is there, which has a block of the disk."""
+    short = {**status, "error": status["error"][:END_CHARACTERS], "pieces": {}, "dropped": {}, "unreached": {}}
+    content = json.dumps(short).encode()
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if os.pwrite(descriptor, content, 0) == len(content):
+                os.ftruncate(descriptor, len(content))
+        finally:
+            os.close(descriptor)
 
 
 def _write_new(path: str, temporary: str, data: bytes) -> None:
@@ -220,12 +248,13 @@ def look_at(folder: str, run: str, seconds: float) -> dict[str, Any]:
     lock, path, polled, log = _paths(folder)
     until = time.monotonic() + seconds
     while True:
-        status = json_of(path)
+        # It is empty while it is written over.
+        status = {"complete": False, "error": "", **json_of(path)}
         if status.get("run") not in (None, run):
             raise WorkerError(
                 f"Another run distributes models to {folder} now, and has ended this one. Run again after it."
             )
-        if status.get("complete") or status.get("error"):
+        if status["complete"] or status["error"]:
             return status
         if holder_of(lock) is None:
             tail = visible_text((read_regular(log, 1 << 20) or b"").decode("utf-8", "replace")[-LOG_BYTES:])

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import stat
+import time
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,22 @@ def test_source_with_another_file_is_found_out(fleet: Any) -> None:
     assert not hosts["a"].wait(30)
     assert "is not what the manifest says" in hosts["a"].status()["error"]
     assert not fleet.path("a").exists()
+
+
+def test_reading_a_complete_file_is_not_quiet(fleet: Any) -> None:
+    part = fleet.path("a").with_name(fleet.path("a").name + ".part")
+    part.parent.mkdir(parents=True)
+    part.write_bytes(fleet.data)
+    now = [0.0]
+    host = Swarm(fleet.job("a", ["a"], sha256=fleet.pieces.sha256), clock=lambda: now[0])
+    fleet.swarms.append(host)
+    read: list[float] = []
+    note = host._note_read
+    host._note_read = lambda: (now.__setitem__(0, 400.0), note(), read.append(host.quiet_seconds()))  # type: ignore
+    host.start()
+    while not host.is_complete:
+        time.sleep(0.01)
+    assert read == [0.0]
 
 
 def test_link_in_place_of_part_is_refused(fleet: Any, tmp_path: Path) -> None:

@@ -164,6 +164,39 @@ def test_files_of_a_run_are_its_users_alone_and_lead_nowhere_else(job: Job, tmp_
     assert modes == {".": 0o700, "inbox": 0o700, "inbox/0-0": 0o600, "status.json": 0o600}
 
 
+def test_error_is_reported_from_a_full_disk(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker.make_own_folder(job.folder)
+    path = Path(job.folder) / FOLDER / "status.json"
+    begun = {"run": job.run, "complete": False, "error": "", "pieces": {"0": "f" * 1000}}
+    worker._write_status(str(path), begun)
+    before = path.read_bytes()
+
+    def full(*_arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(worker, "_write_new", full)
+    worker._write_status(str(path), begun)
+    assert path.read_bytes() == before
+    worker._write_status(str(path), {**begun, "error": "No space left on device"})
+    status = look_at(job.folder, job.run, 0.0)
+    assert (status["error"], status["pieces"]) == ("No space left on device", {})
+
+
+def test_process_reports_while_it_reads_what_an_earlier_run_has_copied(
+    fleet: Any, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = fleet.path("a").with_name(fleet.path("a").name + ".part")
+    part.parent.mkdir(parents=True)
+    part.write_bytes(fleet.data)
+    worker.make_own_folder(job.folder)
+    monkeypatch.setattr(worker, "OPENING_SECONDS", -1.0)
+    monkeypatch.setattr(worker, "LEASE_SECONDS", 0.0)
+    written: list[dict[str, Any]] = []
+    monkeypatch.setattr(worker, "_write_status", lambda _path, status: written.append(status))
+    worker.run_job(job)
+    assert written == [{"run": job.run, "complete": False, "error": ""}] * len(fleet.pieces.digests)
+
+
 @pytest.mark.parametrize("scope", ["", " another-machine.1"])
 def test_process_of_another_machine_is_not_ended(
     tmp_path: Path, bystander: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, scope: str

@@ -13,7 +13,8 @@ import pytest
 from ansible.errors import AnsibleActionFail
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import FILLED_IN
 from ansible_collections.magi.llama.plugins.module_utils._distribution.pieces import compute_pieces
-from ansible_collections.magi.llama.plugins.plugin_utils.distribution import listed_of, run_of
+from ansible_collections.magi.llama.plugins.plugin_utils import distribution
+from ansible_collections.magi.llama.plugins.plugin_utils.distribution import Silence, listed_of, run_of
 
 NAME = "model-Q4_K_M.gguf"
 
@@ -181,7 +182,7 @@ def status(**more: Any) -> dict[str, Any]:
     counts = dict.fromkeys(("wanted", "have", "resumed", "source", "hosts", "controller", "sent", "port"), 0)
     return {
         **{"complete": False, "error": "", **counts, "hosts_reached": 1, "dropped": {}, "unreached": {}},
-        **{"idle_seconds": 0.0, "pieces": {}, **more},
+        **{"idle_seconds": 0.0, "quiet_seconds": 0.0, "beat": 1, "pieces": {}, **more},
     }
 
 
@@ -214,9 +215,34 @@ def test_host_that_sent_garbage_and_one_not_reached_are_named(run_action: Any, s
 def test_stall_and_error_of_the_host_fail_it(run_action: Any, source: Path) -> None:
     task_vars = started(source, {"a": "missing", "b": "present"})
     with pytest.raises(AnsibleActionFail, match=r"No piece has come for 300 s .*Not reached: b \(refused\)"):
-        fetched(run_action, task_vars, status(idle_seconds=301.0, unreached={"b": "refused"}))
+        fetched(run_action, task_vars, status(quiet_seconds=301.0, unreached={"b": "refused"}))
     with pytest.raises(AnsibleActionFail, match="No space left on device"):
         fetched(run_action, task_vars, status(error="[Errno 28] No space left on device."))
+
+
+def test_complete_file_that_is_read_for_its_checksum_is_no_stall(run_action: Any, source: Path) -> None:
+    task_vars = started(source, {"a": "missing", "b": "present"})
+    reading = status(idle_seconds=4000.0, quiet_seconds=0.1, hosts_reached=0)
+    assert fetched(run_action, task_vars, reading, status(complete=True, source=7000)).result["changed"]
+
+
+def test_status_that_stands_still_fails_the_host(
+    run_action: Any, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    silence = Silence(300, lambda: now[0])
+    for now[0], beat, is_error in [(0.0, 1, False), (299.0, 1, False), (310.0, 2, False), (620.0, 2, True)]:
+        assert bool(silence.error(status(beat=beat))) == is_error
+    monkeypatch.setattr(distribution, "LEAST_SILENCE", -1.0)
+    # The process reads what an earlier run has copied, from a disk that hangs.
+    begun = {"complete": False, "error": "", "beat": 1}
+    with pytest.raises(AnsibleActionFail, match=r"nothing new for 0 s: its disk is full or hangs\. .*run again"):
+        run_action(
+            "model_fetch",
+            {"state": "fetched", "dest": "/models", "stall_seconds": -1},
+            answers=[{"status": begun}],
+            **started(source, {"a": "missing", "b": "present"}),
+        )
 
 
 def test_host_that_has_failed_since_changes_nothing_for_the_others(run_action: Any, source: Path) -> None:
