@@ -109,9 +109,8 @@ class ActionModule(HostAction):
         if self._is_check or not wanted:
             return {"listed": {}}
         own, listed = to_list(wanted, given["source"], me, is_first)
-        result: dict[str, Any] = {"listed": listed, "_ansible_no_log": True}
-        if is_first:
-            result["token"] = secrets.token_hex(32)
+        # The run's token is that of the first host whose list succeeds.
+        result: dict[str, Any] = {"listed": listed, "token": secrets.token_hex(32), "_ansible_no_log": True}
         if own:
             for transfer in own:
                 show(task_vars, [f"      reading  {transfer.name} for the checksums of its pieces"])
@@ -140,6 +139,8 @@ class ActionModule(HostAction):
         wanted = [transfer for transfer in wanted if transfer.name in listed]
         if not any(me in (*transfer.gets, *transfer.has) for transfer in wanted):
             return wanted, None
+        if not token:
+            raise AnsibleActionFail("No host of the run has made its token, as each failed to list pieces. Run again.")
         return wanted, {
             "run": this_run(me)["id"],
             "token": token,

@@ -164,7 +164,7 @@ def run_of(task_vars: Mapping[str, Any]) -> tuple[list[Transfer], dict[str, str]
 
 
 def listed_of(task_vars: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """What the hosts of the run have listed, by file, and the token. Raises MagiError for a file of no list."""
+    """What the hosts of the run have listed, by file, and the token, empty where no host has succeeded."""
     listed: dict[str, Any] = {}
     token = ""
     for host in task_vars["ansible_play_hosts_all"]:

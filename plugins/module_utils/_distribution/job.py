@@ -10,8 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .._core.errors import MagiError
 from .pieces import Pieces, parse_pieces
 from .wanted import check_name
+
+
+class JobError(MagiError):
+    """A job that must not begin."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,12 @@ class Job:
 
 
 def parse_job(value: Mapping[str, Any]) -> Job:
-    """The job in a mapping from the controller. Raises MagiError for a name or a list of pieces that is not one."""
+    """The job in a mapping from the controller.
+
+    Raises MagiError for a name or a list of pieces that is not one, and without a token: everyone could get the files.
+    """
+    if not value["token"]:
+        raise JobError("The run has no token, without which every client could get its files. Run again.")
     files = tuple(
         JobFile(
             check_name(file["name"]),

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from ansible.errors import AnsibleActionFail
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import FILLED_IN
+from ansible_collections.magi.llama.plugins.module_utils._distribution.job import JobError, parse_job
 from ansible_collections.magi.llama.plugins.module_utils._distribution.pieces import compute_pieces
 from ansible_collections.magi.llama.plugins.plugin_utils import distribution
 from ansible_collections.magi.llama.plugins.plugin_utils.distribution import Silence, listed_of, run_of
@@ -161,6 +162,25 @@ def test_whole_file_is_compared_with_the_manifest_not_with_the_list(run_action: 
     run = run_action("model_fetch", {"state": "started", "dest": "/models"}, answers=[{}], **task_vars)
     [(_module, arguments)] = run.calls
     assert json.loads(arguments[FILLED_IN]["job"])["files"][0]["sha256"] == manifest
+
+
+def test_token_is_that_of_the_first_host_whose_list_succeeded(run_action: Any, source: Path) -> None:
+    task_vars = started(source, {"a": "present", "b": "missing", "c": "present"})
+    entry = task_vars["hostvars"]["a"].pop("__models_listed")["listed"]
+    task_vars["hostvars"]["a"]["__models_listed"] = {"failed": True, "msg": "a disk", "token": "of a failed host"}
+    task_vars.update(inventory_hostname="b", ansible_play_hosts=["b", "c"])
+    task_vars["hostvars"]["b"]["__models_listed"] = listed(run_action, task_vars, [], source=str(source)).result
+    task_vars["hostvars"]["c"]["__models_listed"] = {"listed": entry, "token": "c"}
+    token = task_vars["hostvars"]["b"]["__models_listed"]["token"]
+    run = run_action("model_fetch", {"state": "started", "dest": "/models"}, answers=[{}], **task_vars)
+    [(_module, arguments)] = run.calls
+    job = arguments[FILLED_IN]["job"]
+    assert (len(token), json.loads(job)["token"]) == (64, token)
+    with pytest.raises(JobError, match="has no token"):
+        parse_job({**json.loads(job), "addresses": [], "token": ""})
+    del task_vars["hostvars"]["b"]["__models_listed"]["token"], task_vars["hostvars"]["c"]["__models_listed"]["token"]
+    with pytest.raises(AnsibleActionFail, match="No host of the run has made its token"):
+        run_action("model_fetch", {"state": "started", "dest": "/models"}, **task_vars)
 
 
 @pytest.mark.parametrize(
