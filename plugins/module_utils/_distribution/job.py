@@ -24,8 +24,8 @@ class JobFile:
     """A file of the run.
 
     role is get, give or none, as seen from this host; hosts are those that get it. mirror is the address of the file
-    at a mirror. sha256 is what the whole file is compared with, as its pieces' checksums came from elsewhere; empty
-    where they are enough.
+    at a mirror. sha256 is the manifest's, with which the whole file is compared, as its pieces' checksums may be
+    another's; empty for a file that is only on the controller.
     """
 
     name: str

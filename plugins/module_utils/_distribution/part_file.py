@@ -121,14 +121,15 @@ class PartFile:
     def finish(self, sha256: str, alive: Callable[[], object] = lambda: None) -> None:
         """Give the file its name, and owner and permissions of the models folder. Raises OSError, PartError.
 
-        With a sha256 all of it is read again and compared: for pieces whose checksums came from another host.
+        With a sha256 all of it is read again and compared: the checksums of pieces may be of another file.
         alive is called after each block of it.
         """
         if sha256 and self._sha256(alive) != sha256:
             os.unlink(self.path + SUFFIX)
             raise PartError(
                 f"{self.path} is not what the manifest says (sha256 {sha256[:12]}…), although each piece "
-                "is what the source has announced: the source has another file. It was removed. Check the source."
+                "is what the source has announced: the source has another file. It was removed. Check the source, and remove "
+                f"{os.path.basename(self.path)}.pieces there."
             )
         status = os.stat(self._folder)
         if os.geteuid() == 0:

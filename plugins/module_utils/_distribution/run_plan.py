@@ -104,15 +104,11 @@ def job_files(wanted: Sequence[Transfer], listed: Mapping[str, Mapping[str, Any]
                 "role": role,
                 "hosts": list(transfer.gets),
                 "mirror": source.get("mirror", ""),
-                "sha256": _compared_with(transfer, source),
+                # The manifest's, never one that a host or a FILE.pieces has: these may be another's work.
+                "sha256": transfer.sha256 or "",
             }
         )
     return files
-
-
-def _compared_with(transfer: Transfer, source: Mapping[str, Any]) -> str:
-    """The sha256 that the whole file is compared with: the manifest's, never one that a host has listed."""
-    return transfer.sha256 or "" if source["from"] != CONTROLLER else ""
 
 
 def job_peers(wanted: Sequence[Transfer], addresses: Mapping[str, str], me: str) -> list[dict[str, Any]]:

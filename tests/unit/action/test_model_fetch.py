@@ -154,11 +154,12 @@ def test_files_of_a_failed_host_are_not_used(run_action: Any, manifest: Path) ->
     assert (transfer.has, transfer.sha256, addresses) == (("b",), None, {"a": "a", "b": "b"})
 
 
-def test_whole_file_is_compared_with_the_manifest_not_with_the_list(run_action: Any, source: Path) -> None:
+@pytest.mark.parametrize("lister", ["host", "mirror", "controller"])
+def test_whole_file_is_compared_with_the_manifest_not_with_the_list(run_action: Any, source: Path, lister: str) -> None:
     task_vars = started(source, {"b": "missing", "a": "present"})
     entry = task_vars["hostvars"]["b"]["__models_listed"]["listed"][NAME]
     manifest = entry["pieces"]["sha256"]
-    entry["pieces"] = {**entry["pieces"], "sha256": "0" * 64}
+    entry.update(pieces={**entry["pieces"], "sha256": "0" * 64}, **{"from": lister})
     run = run_action("model_fetch", {"state": "started", "dest": "/models"}, answers=[{}], **task_vars)
     [(_module, arguments)] = run.calls
     assert json.loads(arguments[FILLED_IN]["job"])["files"][0]["sha256"] == manifest
