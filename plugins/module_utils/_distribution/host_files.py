@@ -40,7 +40,8 @@ def _inspect(folder: str, file: Mapping[str, Any]) -> dict[str, Any]:
     try:
         status = os.stat(path)
     except OSError:
-        return {**found, "state": "missing"}
+        # A link may lead to a disk that is away now.
+        return {**found, "state": "differs" if os.path.lexists(path) else "missing"}
     is_same = stat.S_ISREG(status.st_mode) and size in (None, status.st_size)
     pieces = known_pieces(path) if is_same else None
     is_same = is_same and (pieces is None or sha256 in (None, pieces.sha256))

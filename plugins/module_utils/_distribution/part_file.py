@@ -61,6 +61,7 @@ class PartFile:
 
         alive is called after each piece that is read.
         """
+        self._require_free_name()
         make_parents(self._folder, self.name)
         require_trusted(os.path.dirname(self.path))
         self._descriptor = os.open(
@@ -128,18 +129,27 @@ class PartFile:
             os.unlink(self.path + SUFFIX)
             raise PartError(
                 f"{self.path} is not what the manifest says (sha256 {sha256[:12]}…), although each piece "
-                "is what the source has announced: the source has another file. It was removed. Check the source, and remove "
-                f"{os.path.basename(self.path)}.pieces there."
+                "is what the source has announced: the source has another file. It was removed. Check the source, and "
+                f"remove {os.path.basename(self.path)}.pieces there."
             )
         status = os.stat(self._folder)
         if os.geteuid() == 0:
             os.fchown(self._descriptor, status.st_uid, status.st_gid)
         os.fchmod(self._descriptor, status.st_mode & 0o666 | 0o400)
         os.fsync(self._descriptor)
+        self._require_free_name()
         os.rename(self.path + SUFFIX, self.path)
         # This also syncs the folder.
         write_pieces(self.path, self.pieces)
         self.is_done = True
+
+    def _require_free_name(self) -> None:
+        """Raise PartError where something has the file's name: a file of another size, or a link that leads nowhere."""
+        if os.path.lexists(self.path):
+            raise PartError(
+                f"{self.path} was put there since the run began. It is not written over: a server may use it. Remove "
+                f"it, and run again: what has been copied is in {os.path.basename(self.path)}{SUFFIX}."
+            )
 
     def _sha256(self, alive: Callable[[], object]) -> str:
         digest, at = hashlib.sha256(), 0

@@ -157,6 +157,26 @@ def test_reading_a_complete_file_is_not_quiet(fleet: Any) -> None:
     assert read == [0.0]
 
 
+@pytest.mark.parametrize("is_link", [False, True])
+def test_file_that_appears_meanwhile_is_not_written_over(fleet: Any, tmp_path: Path, is_link: bool) -> None:
+    host = fleet.start(fleet.job("a", ["a"]))
+    path = fleet.path("a")
+    if is_link:
+        path.symlink_to(tmp_path / "away")
+    else:
+        path.write_bytes(b"precious")
+    pieces = fleet.pieces
+    for number in range(len(pieces.digests)):
+        start = number * pieces.piece_bytes
+        host.keep(0, number, fleet.data[start : start + pieces.length(number)], "controller")
+    assert not host.wait(5)
+    assert "was put there since the run began. It is not written over" in host.error
+    assert path.is_symlink() if is_link else path.read_bytes() == b"precious"
+    # The next run finds it before it copies anything.
+    with pytest.raises(PartError, match="was put there"):
+        Swarm(fleet.job("a", ["a"]))
+
+
 def test_link_in_place_of_part_is_refused(fleet: Any, tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.write_bytes(b"precious")

@@ -105,10 +105,11 @@ def test_host_says_which_files_are_there(tmp_path: Path) -> None:
     (tmp_path / "short.gguf").write_bytes(b"123")
     (tmp_path / "other.gguf").write_bytes(b"67890")
     pieces_of(str(tmp_path / "other.gguf"))
-    names = ("same", "short", "other", "gone")
+    (tmp_path / "away.gguf").symlink_to(tmp_path / "disk/away.gguf")
+    names = ("same", "short", "other", "gone", "away")
     files = [{"name": f"{name}.gguf", "size": 5, "sha256": "0" * 64, "wanted": True} for name in names]
     states = [file["state"] for file in inspect_files(str(tmp_path), files)]
-    assert states == ["present", "differs", "differs", "missing"]
+    assert states == ["present", "differs", "differs", "missing", "differs"]
     with pytest.raises(PartError, match="models_dest: there is no folder"):
         inspect_files(str(tmp_path / "none"), files)
 
