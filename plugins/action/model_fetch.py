@@ -15,7 +15,7 @@ from ansible.errors import AnsibleActionFail
 from ansible_collections.magi.llama.plugins.module_utils._arguments.model_fetch import ARGUMENTS
 from ansible_collections.magi.llama.plugins.module_utils._core.arguments import fill_in
 from ansible_collections.magi.llama.plugins.module_utils._core.errors import MagiError
-from ansible_collections.magi.llama.plugins.module_utils._core.text import format_bytes
+from ansible_collections.magi.llama.plugins.module_utils._core.text import format_bytes, visible_line, visible_text
 from ansible_collections.magi.llama.plugins.module_utils._distribution.pieces import parse_pieces
 from ansible_collections.magi.llama.plugins.module_utils._distribution.run_plan import (
     CONTROLLER,
@@ -182,8 +182,9 @@ class ActionModule(HostAction):
                 or silence.error(status)
             )
             if error:
+                # Ansible prints it as it is, and the host can write anything there.
                 raise AnsibleActionFail(
-                    f"{error}{_named(status)} What has been copied is kept in .part files: run again."
+                    f"{visible_text(error)}{_named(status)} What has been copied is kept in .part files: run again."
                 )
             if time.monotonic() - shown >= SHOWN_SECONDS and "have" in status:
                 shown = time.monotonic()
@@ -241,13 +242,16 @@ def _has_started(task_vars: dict[str, Any]) -> bool:
 
 
 def _listed(errors: dict[str, str]) -> str:
-    shown = [f"{host} ({error})" for host, error in list(errors.items())[:5]]
+    shown = [f"{visible_line(host)} ({visible_line(error)})" for host, error in list(errors.items())[:5]]
     return ", ".join(shown) + (f" and {len(errors) - 5} more" if len(errors) > 5 else "")
 
 
 def _named(status: dict[str, Any]) -> str:
     """The hosts that were of no use, as the end of an error."""
-    dropped = "".join(f" {host} was dropped: {why}." for host, why in (status.get("dropped") or {}).items())
+    dropped = "".join(
+        f" {visible_line(host)} was dropped: {visible_line(why)}."
+        for host, why in (status.get("dropped") or {}).items()
+    )
     unreached = status.get("unreached")
     return dropped + (f" Not reached: {_listed(unreached)}. {OPEN}" if unreached else "")
 

@@ -241,6 +241,15 @@ def test_stall_and_error_of_the_host_fail_it(run_action: Any, source: Path) -> N
         fetched(run_action, task_vars, status(error="[Errno 28] No space left on device."))
 
 
+def test_error_of_a_host_changes_nothing_on_the_terminal(run_action: Any, source: Path) -> None:
+    task_vars = started(source, {"a": "missing", "b": "present"})
+    escape = "\x1b]0;title\x07"
+    with pytest.raises(AnsibleActionFail) as failed:
+        fetched(run_action, task_vars, status(error=escape, dropped={escape: escape}, unreached={escape: escape}))
+    assert "\x1b" not in str(failed.value)
+    assert str(failed.value).count(r"\x1b]0;title") == 5
+
+
 def test_complete_file_that_is_read_for_its_checksum_is_no_stall(run_action: Any, source: Path) -> None:
     task_vars = started(source, {"a": "missing", "b": "present"})
     reading = status(idle_seconds=4000.0, quiet_seconds=0.1, hosts_reached=0)
