@@ -5,12 +5,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
+import socketserver
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from ansible_collections.magi.llama.plugins.module_utils._distribution import client
 from ansible_collections.magi.llama.plugins.module_utils._distribution.client import (
     MirrorError,
     fetch_range,
@@ -95,6 +99,39 @@ def test_mirror_that_is_overloaded_is_asked_again(mirror: Mirror) -> None:
 def test_small_file_has_a_limit(mirror: Mirror) -> None:
     with pytest.raises(MirrorError, match="longer than 10 bytes"):
         fetch_small(mirror.url, 10)
+
+
+class Drip(socketserver.BaseRequestHandler):
+    """Never ends: it sends a byte well within the time that a single one may take, of the headers or of the content."""
+
+    begin = b""
+    sent = b"0"
+
+    def handle(self) -> None:
+        with contextlib.suppress(OSError):
+            self.request.recv(4096)
+            self.request.sendall(self.begin)
+            for _count in range(100):
+                self.request.sendall(self.sent)
+                time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    "begin", [b"HTTP/1.1 ", b"HTTP/1.1 206 Partial Content\r\nX: ", b"HTTP/1.1 206 Partial Content\r\n\r\n"]
+)
+def test_mirror_that_drips_is_given_up(begin: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "PIECE_SECONDS", 0.3)
+    monkeypatch.setattr(client, "SMALL_SECONDS", 0.3)
+    handler = type("Handler", (Drip,), {"begin": begin})
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/a.gguf"
+        with pytest.raises(TimeoutError):
+            fetch_range(url, 0, 1000)
+        with pytest.raises(TimeoutError):
+            fetch_small(url, 1000)
+        server.shutdown()
 
 
 def test_names_are_quoted() -> None:
