@@ -37,13 +37,14 @@ from ansible_collections.magi.llama.plugins.module_utils._distribution.worker im
 SECONDS = 20.0
 
 
-def start(job: Job) -> None:
-    """Start the process as a module does, in a program of its own that then ends."""
+def start(job: Job, rights: str = "") -> None:
+    """Start the process as a module does, in a program of its own that then ends. rights is a with statement."""
     code = f"""
         from ansible_collections.magi.llama.plugins.module_utils._distribution.job import Job, JobFile, JobPeer
+        from ansible_collections.magi.llama.plugins.module_utils._distribution.owner import as_owner_of
         from ansible_collections.magi.llama.plugins.module_utils._distribution.pieces import Pieces
         from ansible_collections.magi.llama.plugins.module_utils._distribution.worker import start_worker
-        start_worker({job!r})
+        {rights}start_worker({job!r})
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, env=_environment(), timeout=SECONDS)
 
@@ -120,6 +121,18 @@ def models() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="magi-llama-models-") as folder:
         os.chmod(folder, 0o755)
         yield Path(folder)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has other users' rights")
+def test_process_of_root_is_the_owners_and_is_ended_with_the_owners_rights(fleet: Any, models: Path) -> None:
+    job = Job(**{**vars(fleet.job("a", ["a"])), "folder": str(models)})
+    os.chown(models, 1, 1)
+    start(job, f"with as_owner_of({str(models)!r}): ")
+    with as_owner_of(str(models)):
+        pid = holder_of(str(models / FOLDER / "lock"))
+    assert "Uid:\t1\t1\t1\t1\n" in Path(f"/proc/{pid}/status").read_text()
+    with as_owner_of(str(models)):
+        assert stop_worker(job.folder, job.run)
 
 
 def held_lock(folder: Path, text: str, owner: int | None = None) -> int:
