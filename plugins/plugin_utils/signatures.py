@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ansible.errors import AnsibleActionFail
+from ansible_collections.magi.llama.plugins.module_utils._core.commands import Completed, run_command
 from ansible_collections.magi.llama.plugins.module_utils._core.text import visible_line
 from ansible_collections.magi.llama.plugins.plugin_utils.playbooks import as_called
 
@@ -37,7 +37,8 @@ def sign(path: str, secret_key: str, password: str | None = None) -> bytes:
 
     password is the secret key's, None for a key without one.
     """
-    key = os.path.expanduser(secret_key)
+    # Commands are run in another folder.
+    path, key = os.path.abspath(path), os.path.abspath(os.path.expanduser(secret_key))
     if not os.path.isfile(key):
         raise AnsibleActionFail(
             f'sign_with is "{secret_key}", and this file does not exist: name the secret key of minisign, which '
@@ -46,7 +47,7 @@ def sign(path: str, secret_key: str, password: str | None = None) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         made = os.path.join(folder, "signature")
         done = _run(["-S", "-s", key, "-m", path, "-x", made, "-t", COMMENT], f"{password or ''}\n")
-        if done.returncode or not os.path.isfile(made):
+        if done.code or not os.path.isfile(made):
             raise AnsibleActionFail(
                 f"{path} could not be signed with {key}: {_reason(done)} Set sign_with to a secret key of minisign, "
                 "and sign_password to its password. The manifest has been written, and has no valid signature."
@@ -81,9 +82,10 @@ def verify(path: str, public_key: str, variable: str = PUBLIC_KEY, *, shown: str
 
     public_key is the key itself, or the path of its file. shown is the file's name in messages, by default its path.
     """
+    path = os.path.abspath(path)
     _refuse_missing(path, variable)
     done = _run(["-V", *_public_key(public_key, variable), "-m", path, "-x", signature_path(path)])
-    if done.returncode:
+    if done.code:
         shown = shown or path
         reason = _reason(done).replace(path, shown)
         raise AnsibleActionFail(
@@ -119,7 +121,7 @@ def _public_key(public_key: str, variable: str) -> list[str]:
     )
 
 
-def _run(arguments: list[str], text: str = "") -> subprocess.CompletedProcess[str]:
+def _run(arguments: list[str], text: str = "") -> Completed:
     program = shutil.which(PROGRAM)
     if program is None:
         raise AnsibleActionFail(
@@ -128,22 +130,13 @@ def _run(arguments: list[str], text: str = "") -> subprocess.CompletedProcess[st
         )
     try:
         # A session of its own has no terminal, where it would ask for the password.
-        return subprocess.run(
-            [program, *arguments],
-            input=text,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=SECONDS,
-            start_new_session=True,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
+        return run_command([program, *arguments], os.environ, SECONDS, given=text.encode())
+    except OSError as error:
         raise AnsibleActionFail(f"{program} did not work: {error}.") from error
 
 
-def _reason(done: subprocess.CompletedProcess[str]) -> str:
+def _reason(done: Completed) -> str:
     """What the program says, without its prompts, as a sentence."""
     lines = [line.removeprefix("Password: ").strip() for line in done.stderr.splitlines()]
-    text = visible_line(" ".join(line for line in lines if line)) or f"{PROGRAM} ended with {done.returncode}"
+    text = visible_line(" ".join(line for line in lines if line)) or f"{PROGRAM} ended with {done.code}"
     return f"{text.rstrip('.')}."

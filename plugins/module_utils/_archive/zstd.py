@@ -10,19 +10,27 @@ A frame of stored blocks is as valid as any, so every archive has one format and
 from __future__ import annotations
 
 import importlib
+import os
+import resource
 import shutil
+import signal
 import struct
-import subprocess
 import tempfile
-from typing import IO, Any, cast
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
+from .._core.commands import Completed, run_command
 from .._core.errors import MagiError
 
 MAGIC = b"\x28\xb5\x2f\xfd"
 # A single segment with a content size of 8 bytes, no checksum and no dictionary.
 STORED = b"\xe0"
 BLOCK_BYTES = 128 << 10
-TIMEOUT_SECONDS = 60
+TIMEOUT_SECONDS = 60.0
+PROGRAM = "zstd"
+# No archive of ours comes near it.
+MAX_FILE_BYTES = 1 << 30
 
 
 class ZstdError(MagiError):
@@ -34,13 +42,12 @@ def compress(data: bytes) -> bytes:
     library = _library()
     if library is not None:
         return bytes(library.compress(data))
-    program = shutil.which("zstd")
+    program = shutil.which(PROGRAM)
     if program is not None:
-        done = subprocess.run(  # pylint: disable=ansible-bad-function
-            [program, "-q", "-c"], input=data, capture_output=True, timeout=TIMEOUT_SECONDS, check=False
-        )
-        if done.returncode == 0:
-            return done.stdout
+        with tempfile.TemporaryDirectory() as folder:
+            done, written = _converted([program], data, folder, MAX_FILE_BYTES)
+            if done.code == 0 and written is not None:
+                return written
     return stored(data)
 
 
@@ -116,24 +123,35 @@ def _with_library(frame: bytes, limit: int) -> bytes | None:
 
 
 def _with_program(frame: bytes, limit: int) -> bytes:
-    program = shutil.which("zstd")
+    program = shutil.which(PROGRAM)
     if program is None:
         raise ZstdError(
             "reading it needs the program zstd on this controller (apt install zstd, dnf install zstd), or Python 3.14"
         )
-    with tempfile.TemporaryFile() as source:
-        source.write(frame)
-        source.seek(0)
-        with subprocess.Popen(  # pylint: disable=ansible-bad-function
-            [program, "-d", "-q", "-c"], stdin=source, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        ) as process:
-            # Not more than that: a small file may hold very much.
-            output, errors = cast(IO[bytes], process.stdout), cast(IO[bytes], process.stderr)
-            data = output.read(limit + 1)
-            if len(data) > limit:
-                process.kill()
-                return data
-            text = errors.read(4096).decode("utf-8", "replace").strip()
-        if process.returncode != 0:
-            raise ZstdError(f"it is damaged ({text.removeprefix('zstd: ')})" if text else "it is damaged")
+    with tempfile.TemporaryDirectory() as folder:
+        # Not more than that: a small file may hold very much.
+        done, data = _converted([program, "-d"], frame, folder, limit + 1)
+    if done.code == -signal.SIGXFSZ or (data is not None and len(data) > limit):
+        raise ZstdError(f"it has more than {limit >> 20} MiB")
+    if done.code != 0 or data is None:
+        text = done.stderr.strip()
+        raise ZstdError(f"it is damaged ({text.removeprefix('zstd: ')})" if text else "it is damaged")
     return data
+
+
+def _converted(command: Sequence[str], data: bytes, folder: str, limit: int) -> tuple[Completed, bytes | None]:
+    """Run zstd on a file with the data; what it has written, up to limit bytes."""
+    source, target = os.path.join(folder, "archive.zst"), os.path.join(folder, "data")
+    with open(source, "wb") as stream:
+        stream.write(data)
+    argv = [*command, "-q", "-f", source, "-o", target]
+    done = run_command(argv, os.environ, TIMEOUT_SECONDS, before_exec=partial(_limit_files, limit))
+    try:
+        with open(target, "rb") as stream:
+            return done, stream.read()
+    except FileNotFoundError:
+        return done, None
+
+
+def _limit_files(limit: int) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))

@@ -70,8 +70,9 @@ def run_command(
     *,
     user: User | None = None,
     before_exec: Callable[[], None] | None = None,
+    given: bytes = b"",
 ) -> Completed:
-    """Run argv in / with only this environment and no standard input, in a session of its own.
+    """Run argv in / with only this environment and given as its standard input, in a session of its own.
 
     before_exec is called in the child. Output that is not UTF-8 is replaced. Raises OSError if the program cannot be
     started, CommandTimeoutError if it does not end in time; it and its children are then killed.
@@ -82,7 +83,7 @@ def run_command(
         list(argv),
         env=dict(environment),
         cwd="/",
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE if given else subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
@@ -90,7 +91,7 @@ def run_command(
         **ids,  # type: ignore[call-overload]
     )
     try:
-        stdout, stderr = child.communicate(timeout=seconds)
+        stdout, stderr = child.communicate(given or None, timeout=seconds)
     except subprocess.TimeoutExpired:
         _kill(child)
         raise CommandTimeoutError(
@@ -123,6 +124,6 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
         os.killpg(child.pid, signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):
         child.wait(timeout=KILL_SECONDS)
-    for stream in (child.stdout, child.stderr):
+    for stream in (child.stdin, child.stdout, child.stderr):
         if stream is not None:
             stream.close()

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from ansible.errors import AnsibleActionFail
+from ansible_collections.magi.llama.plugins.module_utils._core.commands import Completed
 from ansible_collections.magi.llama.plugins.plugin_utils import signatures
 from ansible_collections.magi.llama.plugins.plugin_utils.yaml_files import load_manifest
 
@@ -59,7 +60,7 @@ def test_signed_manifest_is_read_with_the_key_or_its_file(manifest: Path, keys: 
 def test_what_is_read_is_what_was_signed(manifest: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
     run = signatures._run
 
-    def changed_afterwards(arguments: list[str], text: str = "") -> subprocess.CompletedProcess[str]:
+    def changed_afterwards(arguments: list[str], text: str = "") -> Completed:
         done = run(arguments, text)
         manifest.write_text(TEXT.replace("{}", "{a.gguf: {}}"))
         return done
