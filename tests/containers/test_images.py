@@ -14,6 +14,8 @@ import images
 import pytest
 from support import checkout
 
+from .conftest import build
+
 MODELS = checkout.ROOT / ".cache/models"
 MAX_BYTES = 150_000_000
 
@@ -45,7 +47,21 @@ def test_the_list_of_packages_names_llama_cpp(engine: str, server_image: str, ma
     assert ("magi.llama" in names) == (image == "magi")
 
 
-def test_server_runs_without_rights_on_a_read_only_root(engine: str, server_image: str) -> None:
+@pytest.fixture(scope="module")
+def vulkan_image(engine_variables: dict[str, str]) -> str:
+    return build(engine_variables, "llama-server-vulkan")
+
+
+def test_the_variant_for_vulkan_has_its_backend_and_drivers(engine: str, vulkan_image: str) -> None:
+    document = json.loads((checkout.ROOT / images.write_sbom(engine, "llama-server-vulkan", vulkan_image)).read_text())
+    assert {"libggml0-backend-vulkan", "mesa-vulkan-drivers"} <= {one["name"] for one in document["packages"]}
+
+
+@pytest.mark.parametrize("variant", ["server_image", "vulkan_image"])
+def test_server_runs_without_rights_on_a_read_only_root(
+    engine: str, variant: str, request: pytest.FixtureRequest
+) -> None:
+    server_image = request.getfixturevalue(variant)
     model = sorted(MODELS.glob("*.gguf"))[0].name
     command = [engine, "run", "--detach", "--network", "none", "--read-only", "--cap-drop", "ALL"]
     command += ["--security-opt", "no-new-privileges", "--tmpfs", "/tmp", "--memory", "512m", "--pids-limit", "128"]
